@@ -38,6 +38,7 @@ def base_config() -> ConfigDict:
     model.low_level_channels = 48
     model.decoder_dropout = 0.0
     model.classifier_bias = True
+    model.kernel_init = "he_normal"  # he_normal | glorot_uniform (Keras)
     model.backbone_norm_epsilon = 1e-5
     model.backbone_norm_decay = 0.9
     model.head_norm_epsilon = 1e-5

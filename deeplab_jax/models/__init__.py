@@ -1,0 +1,61 @@
+"""Flax linen modules of the network, and how a config becomes one."""
+
+import difflib
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from deeplab_jax import ops
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.atrous import scale_rates
+from deeplab_jax.models.backbones import BACKBONES
+from deeplab_jax.models.decoder import DECODERS
+from deeplab_jax.models.deeplab import PARTS, DeepLabV3Plus
+from deeplab_jax.models.layers import KERNEL_INITS
+
+__all__ = ["BACKBONES", "PARTS", "DeepLabV3Plus", "build_model"]
+
+
+def build_model(model: ConfigDict, num_classes: int, *, compute_dtype: str = "float32", **overrides) -> DeepLabV3Plus:
+    """The module that `config.model` describes. Touches no device.
+
+    Args:
+      model: the `model` group of a config.
+      num_classes: classes of the data set.
+      compute_dtype: float32, bfloat16 or float64 (for tests).
+      **overrides: attributes of `DeepLabV3Plus` that are no config fields, or another `output_stride`.
+
+    Raises:
+      UserError: a value that the network cannot be built with.
+    """
+    fields = {key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in model.items()}
+    fields |= overrides
+    _one_of("model.backbone", fields["backbone"], BACKBONES)
+    _one_of("model.decoder", fields["decoder"], DECODERS)
+    _one_of("model.padding", fields["padding"], ops.PADDINGS)
+    _one_of("model.kernel_init", fields["kernel_init"], KERNEL_INITS)
+    _one_of("model.output_stride", fields["output_stride"], (8, 16, 32))
+    _one_of("train.compute_dtype", compute_dtype, ("float32", "bfloat16", "float64"))
+    try:
+        scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])
+    except ValueError as error:
+        raise UserError(f"model.{error}; change them or model.output_stride") from None
+    units = BACKBONES[fields["backbone"]].keywords.get("blocks", (0,))[-1]
+    if fields["multi_grid"] and len(fields["multi_grid"]) != units:
+        raise UserError(
+            f"model.multi_grid has {len(fields['multi_grid'])} rates, "
+            f"but the last stage of {fields['backbone']} has {units} units"
+        )
+    for name in ("input_mean", "input_std"):
+        if len(fields[name]) != fields["in_channels"]:
+            raise UserError(
+                f"model.{name} has {len(fields[name])} values for model.in_channels={fields['in_channels']}"
+            )
+    return DeepLabV3Plus(num_classes=num_classes, dtype=jnp.dtype(compute_dtype), **fields)
+
+
+def _one_of(field: str, value, known) -> None:
+    if value not in known:
+        nearest = difflib.get_close_matches(str(value), [str(name) for name in known], n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else f"; choose from {', '.join(map(str, known))}"
+        raise UserError(f"{field} is {value!r}, which does not exist{hint}")

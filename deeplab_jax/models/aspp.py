@@ -1,0 +1,67 @@
+"""Atrous spatial pyramid pooling: parallel convolutions that see the features at several rates.
+
+DeepLabv3 (arXiv 1706.05587), section 3.3: one 1x1 convolution, one 3x3 for each rate, and image-level features, all
+with BatchNorm, concatenated and projected. A 3x3 convolution at rate r spans 2r + 1 pixels of the feature map, that is
+(2r + 1) * output_stride pixels of the picture.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from deeplab_jax.models.layers import ConvNormAct, Layers
+
+
+class ASPP(nn.Module):
+    """The pyramid. Branch order in the projection: 1x1, the rates as given, image pooling.
+
+    Attributes:
+      layers: the layer constructors.
+      channels: features of each branch and of the result.
+      rates: of the 3x3 branches, in pixels of the feature map.
+      separable: depthwise separable 3x3 branches (DeepLabv3+, section 3.1).
+      image_pooling: whether there is a branch of the features' mean.
+      dropout: share of the result's values that training drops.
+      deterministic: True switches dropout off.
+      published_order: concatenate at full size, then project, as the paper draws it. The default projects the
+        pooled branch as one pixel before it is broadcast: the same function.
+    """
+
+    layers: Layers
+    channels: int
+    rates: Sequence[int]
+    separable: bool
+    image_pooling: bool
+    dropout: float
+    deterministic: bool
+    published_order: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width features"]) -> Float[Array, "batch height width channels"]:
+        size = x.shape[1:3]
+        branches = [ConvNormAct(self.layers, self.channels, name="branch_1x1")(x)]
+        branches += [
+            ConvNormAct(
+                self.layers,
+                self.channels,
+                kernel_size=3,
+                rate=rate,
+                separable=self.separable,
+                name=f"branch_atrous{i + 1}",
+            )(x)
+            for i, rate in enumerate(self.rates)
+        ]
+        if self.image_pooling:
+            mean = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.promote_types(x.dtype, jnp.float32))
+            branches.append(ConvNormAct(self.layers, self.channels, name="branch_pooling")(mean.astype(x.dtype)))
+        if self.published_order:
+            branches = [jnp.concatenate([_broadcast(branch, size) for branch in branches], axis=-1)]
+        x = self.layers.concat_conv(self.channels, name="projection")(branches, size, _broadcast)
+        x = nn.relu(self.layers.norm(name="projection_norm")(x))
+        return nn.Dropout(self.dropout, deterministic=self.deterministic, name="dropout")(x)
+
+
+def _broadcast(x: Float[Array, "batch _ _ channels"], size: Sequence[int]) -> Float[Array, "batch h w channels"]:
+    return jnp.broadcast_to(x, (x.shape[0], *size, x.shape[-1]))

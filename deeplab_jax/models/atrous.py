@@ -1,0 +1,57 @@
+"""Atrous conversion: which units of a backbone keep their stride and which trade it for a rate.
+
+DeepLabv3 (arXiv 1706.05587), section 3.1: the network subsamples until the wanted output stride is reached; from
+there on strides become 1 and the kernels behind them are spread by what was not subsampled, so that the same
+parameters compute the same features on a denser grid.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Unit(NamedTuple):
+    """How one unit of a backbone runs: its stride, and the atrous rate of its spatial convolution."""
+
+    stride: int
+    rate: int
+
+
+def plan_units(strides: Sequence[int], output_stride: int, *, stem_stride: int) -> list[Unit]:
+    """Converts the units' published strides for an output stride.
+
+    A converted unit samples its input densely, so its own taps keep the rate reached before it; the units behind it
+    are spread by its stride as well.
+
+    Args:
+      strides: the published stride of each unit, in order.
+      output_stride: input pixels a pixel of the last unit's output.
+      stem_stride: input pixels a pixel of the first unit's input.
+
+    Raises:
+      ValueError: the strides do not pass through `output_stride`.
+    """
+    current, rate, plan = stem_stride, 1, []
+    for stride in strides:
+        if current == output_stride:
+            plan.append(Unit(stride=1, rate=rate))
+            rate *= stride
+        else:
+            plan.append(Unit(stride=stride, rate=1))
+            current *= stride
+    if current != output_stride:
+        raise ValueError(f"output stride {output_stride} cannot be reached: the network's strides lead to {current}")
+    return plan
+
+
+def scale_rates(rates: Sequence[int], stated_stride: int, output_stride: int) -> tuple[int, ...]:
+    """ASPP rates for an output stride, from those stated for another (DeepLabv3, section 3.3: doubled at stride 8).
+
+    Raises:
+      ValueError: a rate would not be a whole number of at least 1.
+    """
+    scaled = [rate * stated_stride / output_stride for rate in rates]
+    if any(rate < 1 or rate != int(rate) for rate in scaled):
+        raise ValueError(
+            f"atrous_rates {tuple(rates)}, stated for stride {stated_stride}, are not whole at stride {output_stride}"
+        )
+    return tuple(int(rate) for rate in scaled)

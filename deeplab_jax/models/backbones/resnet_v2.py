@@ -1,0 +1,89 @@
+"""ResNet v2 (arXiv 1603.05027): BatchNorm and ReLU before each convolution, in the usual and in KerasCV's layout."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from deeplab_jax.models.atrous import plan_units
+from deeplab_jax.models.layers import Layers
+
+_EXPANSION = 4
+
+
+class BottleneckV2(nn.Module):
+    """Pre-activation, then 1x1, strided or atrous 3x3, 1x1 to four times the features, added to the shortcut."""
+
+    layers: Layers
+    features: int
+    stride: int
+    rate: int
+    project_shortcut: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch out_h out_w expanded"]:
+        conv, norm = self.layers.conv, self.layers.norm
+        expanded = _EXPANSION * self.features
+        preactivation = nn.relu(norm(name="preactivation_norm")(x))
+        if self.project_shortcut:
+            shortcut = conv(expanded, stride=self.stride, use_bias=True, name="shortcut_conv")(preactivation)
+        else:
+            shortcut = x[:, :: self.stride, :: self.stride]
+        residual = nn.relu(norm(name="norm1")(conv(self.features, name="conv1")(preactivation)))
+        residual = conv(self.features, kernel_size=3, stride=self.stride, rate=self.rate, name="conv2")(residual)
+        residual = nn.relu(norm(name="norm2")(residual))
+        residual = conv(expanded, use_bias=True, name="conv3")(residual)
+        return shortcut + residual
+
+
+class ResNetV2(nn.Module):
+    """ResNet v2 with atrous conversion; both variants have the same parameters up to the final norm.
+
+    Attributes:
+      layers: the layer constructors.
+      blocks: units in each of the four stages.
+      variant: `standard` has the stride in the first unit of stages 2 to 4 and normalises the last sum;
+        `kerascv` (keras_cv 0.9, `resnet_v2_backbone.py`) has the stride in their last unit, which costs 2.8 times the
+        multiply-adds, and hands on the raw sum.
+      width: features of the first stage; doubles with each.
+      output_stride: 4, 8, 16 or 32.
+      multi_grid: factors of the last stage's rates, one a unit; () for ones (DeepLabv3, section 3.2.1).
+    """
+
+    layers: Layers
+    blocks: Sequence[int]
+    variant: str = "standard"
+    width: int = 64
+    output_stride: int = 32
+    multi_grid: Sequence[int] = ()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> dict[str, Float[Array, "batch _ _ _"]]:
+        x = self.layers.conv(self.width, kernel_size=7, stride=2, use_bias=True, name="stem_conv")(x)
+        x = self.layers.max_pool(x, window=3, stride=2)
+
+        positions = [(stage, block) for stage, count in enumerate(self.blocks) for block in range(count)]
+        plan = plan_units([self._stride(*position) for position in positions], self.output_stride, stem_stride=4)
+        multi_grid = tuple(self.multi_grid) or (1,) * self.blocks[-1]
+        endpoints = {}
+        for (stage, block), (stride, rate) in zip(positions, plan, strict=True):
+            if stage == 3:
+                rate *= multi_grid[block]
+            unit = BottleneckV2(
+                self.layers,
+                self.width * 2**stage,
+                stride,
+                rate,
+                project_shortcut=block == 0,
+                name=f"stage{stage + 1}_block{block + 1}",
+            )
+            x = unit(x)
+            if block == self.blocks[stage] - 1:
+                endpoints[f"stage{stage + 1}"] = x
+        if self.variant == "standard":
+            x = nn.relu(self.layers.norm(name="final_norm")(x))
+        return endpoints | {"low_level_features": endpoints["stage1"], "features": x}
+
+    def _stride(self, stage: int, block: int) -> int:
+        strided = self.blocks[stage] - 1 if self.variant == "kerascv" else 0
+        return 2 if stage > 0 and block == strided else 1

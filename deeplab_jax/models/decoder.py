@@ -1,0 +1,63 @@
+"""The decoder of DeepLabv3+ (arXiv 1802.02611, section 3.1): sharpens the encoder's output with low-level features."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from deeplab_jax.models.layers import ConvNormAct, Layers
+
+DECODERS = ("paper", "separable", "kerascv", "none")
+
+
+class Decoder(nn.Module):
+    """Low-level features, projected to few channels, joined with the enlarged encoder output and refined.
+
+    Attributes:
+      layers: the layer constructors.
+      style: `paper`: two 3x3 convolutions (table 2's best row); `separable`: the same, depthwise separable;
+        `kerascv`: one 1x1 convolution (keras_cv 0.9, `segmentation_head`).
+      channels: features of the refinement.
+      low_level_channels: features of the low-level projection (table 1's best: 48).
+      dropout: share of the result's values that training drops.
+      deterministic: True switches dropout off.
+      resize: `resize(x, (height, width))`, bilinear.
+      published_order: enlarge the encoder's output before the `kerascv` 1x1 convolution, as KerasCV does. The
+        default enlarges its projection: the same function.
+    """
+
+    layers: Layers
+    style: str
+    channels: int
+    low_level_channels: int
+    dropout: float
+    deterministic: bool
+    resize: object
+    published_order: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        encoder_output: Float[Array, "batch _ _ channels"],
+        low_level_features: Float[Array, "batch height width low"],
+    ) -> Float[Array, "batch height width channels"]:
+        size: Sequence[int] = low_level_features.shape[1:3]
+        low_level = ConvNormAct(self.layers, self.low_level_channels, name="low_level")(low_level_features)
+        if self.style == "kerascv":
+            branches = [encoder_output, low_level]  # KerasCV's order
+            if self.published_order:
+                branches = [jnp.concatenate([self.resize(branch, size) for branch in branches], axis=-1)]
+            x = self.layers.concat_conv(self.channels, name="refine1_conv")(branches, size, self.resize)
+            x = nn.relu(self.layers.norm(name="refine1_norm")(x))
+        else:
+            x = jnp.concatenate([self.resize(encoder_output, size), low_level], axis=-1)
+            for i in (1, 2):
+                x = ConvNormAct(
+                    self.layers,
+                    self.channels,
+                    kernel_size=3,
+                    separable=self.style == "separable",
+                    name=f"refine{i}",
+                )(x)
+        return nn.Dropout(self.dropout, deterministic=self.deterministic, name="dropout")(x)

@@ -1,0 +1,140 @@
+"""DeepLabv3 (arXiv 1706.05587) and DeepLabv3+ (arXiv 1802.02611)."""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from deeplab_jax import ops
+from deeplab_jax.models.aspp import ASPP
+from deeplab_jax.models.atrous import scale_rates
+from deeplab_jax.models.backbones import BACKBONES
+from deeplab_jax.models.decoder import Decoder
+from deeplab_jax.models.layers import Layers
+
+# The top-level parts of the parameters, which learning-rate multipliers and freezing name.
+PARTS = ("backbone", "aspp", "decoder", "classifier")
+
+
+class DeepLabV3Plus(nn.Module):
+    """Backbone, ASPP, decoder, classifier. `decoder="none"` is DeepLabv3.
+
+    The attributes are the fields of `config.model` (see `deeplab_jax.config.base_config`), plus:
+      num_classes: features of the classifier.
+      dtype: compute dtype of the convolutions; parameters, statistics and logits are float32.
+      formulation: of the operations, see `deeplab_jax.ops`.
+      published_order: computes in the order the originals draw: enlarge, then project or classify. The default
+        order projects and classifies first, which is the same function (both are linear, and bilinear weights add up
+        to one) at a fraction of the cost. For tests and for counting published multiply-adds.
+    """
+
+    num_classes: int
+    backbone: str
+    in_channels: int = 3
+    output_stride: int = 16
+    multi_grid: Sequence[int] = ()
+    atrous_rates: Sequence[int] = (6, 12, 18)
+    atrous_rates_stride: int = 16
+    aspp_channels: int = 256
+    aspp_separable: bool = False
+    image_pooling: bool = True
+    aspp_dropout: float = 0.0
+    decoder: str = "paper"
+    decoder_channels: int = 256
+    low_level_channels: int = 48
+    decoder_dropout: float = 0.0
+    classifier_bias: bool = True
+    kernel_init: str = "he_normal"
+    backbone_norm_epsilon: float = 1e-5
+    backbone_norm_decay: float = 0.9
+    head_norm_epsilon: float = 1e-5
+    head_norm_decay: float = 0.9
+    freeze_norm_statistics: bool = False
+    padding: str = "symmetric"
+    align_corners: bool = False
+    input_mean: Sequence[float] = (123.675, 116.28, 103.53)
+    input_std: Sequence[float] = (58.395, 57.12, 57.375)
+    dtype: jnp.dtype = jnp.float32
+    formulation: str = "auto"
+    published_order: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        images: UInt8[Array, "batch height width channels"] | Float[Array, "batch height width channels"],
+        *,
+        train: bool,
+    ) -> tuple[Float[Array, "batch height width classes"], dict[str, Float[Array, "batch _ _ _"]]]:
+        """Classifies every pixel.
+
+        Args:
+          images: RGB of range 0-255, any height and width.
+          train: BatchNorm uses and updates batch statistics and dropout is on (needs an rng named "dropout" if a
+            rate is not 0, and `mutable=["batch_stats"]`).
+
+        Returns:
+          float32 logits at the images' size, and endpoints: the backbone's stages, `features`,
+          `low_level_features`, `aspp`, `decoder` (if there is one) and `logits` at the classifier's resolution.
+        """
+        resize = functools.partial(ops.resize_bilinear, align_corners=self.align_corners)
+        size = images.shape[1:3]
+        x = self._normalise(images)
+
+        backbone = BACKBONES[self.backbone](
+            layers=self._layers(train, self.backbone_norm_epsilon, self.backbone_norm_decay),
+            output_stride=self.output_stride,
+            multi_grid=tuple(self.multi_grid),
+            name="backbone",
+        )
+        endpoints = backbone(x)
+
+        head = self._layers(train, self.head_norm_epsilon, self.head_norm_decay)
+        x = endpoints["aspp"] = ASPP(
+            layers=head,
+            channels=self.aspp_channels,
+            rates=scale_rates(self.atrous_rates, self.atrous_rates_stride, self.output_stride),
+            separable=self.aspp_separable,
+            image_pooling=self.image_pooling,
+            dropout=self.aspp_dropout,
+            deterministic=not train,
+            published_order=self.published_order,
+            name="aspp",
+        )(endpoints["features"])
+        if self.decoder != "none":
+            x = endpoints["decoder"] = Decoder(
+                layers=head,
+                style=self.decoder,
+                channels=self.decoder_channels,
+                low_level_channels=self.low_level_channels,
+                dropout=self.decoder_dropout,
+                deterministic=not train,
+                resize=resize,
+                published_order=self.published_order,
+                name="decoder",
+            )(x, endpoints["low_level_features"])
+
+        logits_dtype = jnp.promote_types(x.dtype, jnp.float32)
+        if self.published_order and self.decoder == "kerascv":
+            x = resize(x, size)
+        classifier = head.conv(self.num_classes, use_bias=self.classifier_bias, dtype=logits_dtype, name="classifier")
+        logits = endpoints["logits"] = classifier(x)
+        return resize(logits, size), endpoints
+
+    def _normalise(self, images):
+        dtype = jnp.promote_types(images.dtype, jnp.float32) if images.dtype != jnp.uint8 else jnp.float32
+        mean = jnp.asarray(self.input_mean, dtype).reshape(1, 1, 1, -1)
+        std = jnp.asarray(self.input_std, dtype).reshape(1, 1, 1, -1)
+        return ((images.astype(dtype) - mean) / std).astype(self.dtype)
+
+    def _layers(self, train: bool, norm_epsilon: float, norm_decay: float) -> Layers:
+        return Layers(
+            padding=self.padding,
+            kernel_init=self.kernel_init,
+            norm_epsilon=norm_epsilon,
+            norm_decay=norm_decay,
+            use_running_average=not train or self.freeze_norm_statistics,
+            dtype=self.dtype,
+            formulation=self.formulation,
+        )

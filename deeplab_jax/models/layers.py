@@ -1,0 +1,184 @@
+"""Convolution and normalisation layers: the only place where padding, dtype and BatchNorm options are decided."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from deeplab_jax import ops
+
+KERNEL_INITS = {
+    "he_normal": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "glorot_uniform": nn.initializers.glorot_uniform(),
+}
+
+
+class Conv(nn.Module):
+    """A dense convolution over NHWC images; parameters are float32, the result has the compute dtype."""
+
+    features: int
+    kernel_size: int = 1
+    stride: int = 1
+    rate: int = 1
+    use_bias: bool = False
+    padding: str = "symmetric"
+    kernel_init: str = "he_normal"
+    dtype: jnp.dtype = jnp.float32
+    formulation: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch out_h out_w features"]:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", KERNEL_INITS[self.kernel_init], shape, jnp.float32)
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = ops.conv2d(
+            x, kernel, stride=self.stride, rate=self.rate, padding=self.padding, formulation=self.formulation
+        )
+        if self.use_bias:
+            x = x + _bias(self, self.features)
+        return x
+
+
+class DepthwiseConv(nn.Module):
+    """A convolution of every channel with a kernel of its own."""
+
+    kernel_size: int = 3
+    stride: int = 1
+    rate: int = 1
+    padding: str = "symmetric"
+    kernel_init: str = "he_normal"
+    dtype: jnp.dtype = jnp.float32
+    formulation: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch out_h out_w channels"]:
+        # HWIO of a grouped convolution: one input channel a group. fan_out counts all groups' outputs, so the
+        # variance is set by the fan-in of the window instead.
+        init = nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
+        kernel = self.param("kernel", init, (self.kernel_size, self.kernel_size, 1, x.shape[-1]), jnp.float32)
+        return ops.depthwise_conv2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            rate=self.rate,
+            padding=self.padding,
+            formulation=self.formulation,
+        )
+
+
+class ConcatConv(nn.Module):
+    """A 1x1 convolution of a concatenation, computed as a sum of one projection a branch.
+
+    A 1x1 convolution commutes with broadcasting and with bilinear resizing (whose weights add up to one), so each
+    branch is projected at its own resolution by its rows of the common kernel and enlarged afterwards. The kernel has the
+    shape that the convolution after the concatenation has in the published model.
+    """
+
+    features: int
+    kernel_init: str = "he_normal"
+    dtype: jnp.dtype = jnp.float32
+    formulation: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self, branches: Sequence[Float[Array, "batch _ _ _"]], size: Sequence[int], resize
+    ) -> Float[Array, "batch height width features"]:
+        """Projects the branches, resizes each to `size` with `resize(x, size)`, and adds them up."""
+        channels = [branch.shape[-1] for branch in branches]
+        shape = (1, 1, sum(channels), self.features)
+        kernel = self.param("kernel", KERNEL_INITS[self.kernel_init], shape, jnp.float32).astype(self.dtype)
+        total, first = None, 0
+        for branch, count in zip(branches, channels, strict=True):
+            rows = kernel[:, :, first : first + count]
+            projected = ops.conv2d(branch.astype(self.dtype), rows, formulation=self.formulation)
+            projected = resize(projected, size)
+            total = projected if total is None else total + projected
+            first += count
+        return total
+
+
+def _bias(module: nn.Module, features: int) -> Float[Array, "1 1 1 features"]:
+    bias = module.param("bias", nn.initializers.zeros_init(), (features,), jnp.float32)
+    return bias.astype(module.dtype).reshape(1, 1, 1, features)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+    """The layer constructors that one part of the network uses, with its options bound.
+
+    `norm` is Flax's BatchNorm: under `jax.jit` over a mesh it sees the global batch, with no `axis_name`.
+    Flax's momentum is a decay: running = decay * running + (1 - decay) * batch.
+    """
+
+    padding: str
+    kernel_init: str
+    norm_epsilon: float
+    norm_decay: float
+    use_running_average: bool
+    dtype: jnp.dtype
+    formulation: str
+
+    @property
+    def conv(self):
+        """`Conv` with padding, initialiser, dtype and formulation bound."""
+        return functools.partial(
+            Conv,
+            padding=self.padding,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            formulation=self.formulation,
+        )
+
+    @property
+    def depthwise_conv(self):
+        """`DepthwiseConv` with padding, dtype and formulation bound."""
+        return functools.partial(DepthwiseConv, padding=self.padding, dtype=self.dtype, formulation=self.formulation)
+
+    @property
+    def concat_conv(self):
+        """`ConcatConv` with initialiser, dtype and formulation bound."""
+        return functools.partial(
+            ConcatConv, kernel_init=self.kernel_init, dtype=self.dtype, formulation=self.formulation
+        )
+
+    @property
+    def norm(self):
+        """BatchNorm: float32 parameters and statistics, result in the compute dtype."""
+        return functools.partial(
+            nn.BatchNorm,
+            use_running_average=self.use_running_average,
+            momentum=self.norm_decay,
+            epsilon=self.norm_epsilon,
+            dtype=self.dtype,
+        )
+
+    def max_pool(self, x, *, window: int, stride: int):
+        """Max-pooling with the part's padding and formulation."""
+        return ops.max_pool(x, window=window, stride=stride, padding=self.padding, formulation=self.formulation)
+
+
+class ConvNormAct(nn.Module):
+    """Convolution without bias, BatchNorm, ReLU; `separable` makes it depthwise (atrous) then pointwise.
+
+    The separable form has BatchNorm and ReLU after both of its convolutions, as research/deeplab's
+    `split_separable_conv2d` (DeepLabv3+, section 3.1, "atrous separable convolution").
+    """
+
+    layers: Layers
+    features: int
+    kernel_size: int = 1
+    rate: int = 1
+    separable: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
+        kernel_size, rate = self.kernel_size, self.rate
+        if self.separable:
+            x = self.layers.depthwise_conv(kernel_size=kernel_size, rate=rate, name="depthwise_conv")(x)
+            x = nn.relu(self.layers.norm(name="depthwise_norm")(x))
+            kernel_size, rate = 1, 1
+        x = self.layers.conv(self.features, kernel_size=kernel_size, rate=rate, name="conv")(x)
+        return nn.relu(self.layers.norm(name="norm")(x))

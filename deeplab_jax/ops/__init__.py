@@ -1,0 +1,22 @@
+"""Operations of the network: one public function each, which picks the formulation that is fast where it runs.
+
+Every function takes a static `formulation`: "auto" chooses by platform, inside the compiled program, and by shape;
+"plain" is the standard XLA operation, which GPUs and TPUs get in any case, and what exports and multiply-add
+counts use. All formulations of an operation compute the same function.
+"""
+
+from deeplab_jax.ops.conv import conv2d, depthwise_conv2d
+from deeplab_jax.ops.padding import PADDINGS, explicit_padding
+from deeplab_jax.ops.pool import max_pool
+from deeplab_jax.ops.resize import predict_resized, resize_bilinear, resize_to_sizes
+
+__all__ = [
+    "PADDINGS",
+    "conv2d",
+    "depthwise_conv2d",
+    "explicit_padding",
+    "max_pool",
+    "predict_resized",
+    "resize_bilinear",
+    "resize_to_sizes",
+]

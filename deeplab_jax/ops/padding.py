@@ -1,0 +1,35 @@
+"""How much a strided or atrous window pads: TensorFlow's rule and PyTorch's."""
+
+from collections.abc import Sequence
+
+PADDINGS = ("same_upper", "symmetric")
+
+
+def explicit_padding(
+    style: str, spatial: Sequence[int], window: Sequence[int], *, stride: int = 1, rate: int = 1
+) -> tuple[tuple[int, int], ...]:
+    """Pixels to pad (before, after) each spatial axis so that the output has ceil(size / stride) pixels.
+
+    Args:
+      style: `same_upper` pads the least that is needed and puts the odd pixel after (TensorFlow's SAME);
+        `symmetric` pads rate * (window - 1) // 2 on both sides whatever the size (PyTorch; slim's `conv2d_same`),
+        so that strided outputs stay centred on pixels 0, stride, 2 * stride...
+      spatial: height and width of the input.
+      window: height and width of the kernel, odd for `symmetric`.
+      stride: of the window.
+      rate: the atrous rate: distance between the window's taps.
+
+    Raises:
+      ValueError: unknown style, or an even window with `symmetric`.
+    """
+    if style not in PADDINGS:
+        raise ValueError(f"padding {style!r} is not one of {', '.join(PADDINGS)}")
+    if style == "symmetric":
+        if any(extent % 2 == 0 for extent in window):
+            raise ValueError(f"symmetric padding needs odd windows, not {tuple(window)}")
+        return tuple((rate * (extent - 1) // 2,) * 2 for extent in window)
+    padding = []
+    for size, extent in zip(spatial, window, strict=True):
+        total = max((-(-size // stride) - 1) * stride + rate * (extent - 1) + 1 - size, 0)
+        padding.append((total // 2, total - total // 2))
+    return tuple(padding)
