@@ -122,3 +122,163 @@ def base_config() -> ConfigDict:
     log.tensorboard = True
     log.gallery_images = 8  # validation masks drawn at every evaluation
     return config
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+    """The arguments behind the colon of `--config name:size=256,batch=8`, typed by their defaults.
+
+    Args:
+      arg: what `get_config` received: comma-separated `key=value`; a bool may stand without a value.
+      **defaults: every argument the config knows with its default; a value must have the default's type, where
+        None stands for a number.
+
+    Raises:
+      UserError: an unknown argument, or a value of another type.
+    """
+    values = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        key, given, text = item.partition("=")
+        if key not in defaults:
+            raise UserError(f"config argument {key!r} does not exist{suggest(key, defaults)}")
+        default = defaults[key]
+        if isinstance(default, str):
+            values[key] = text
+            continue
+        try:
+            value = ast.literal_eval(text) if given else True
+        except (SyntaxError, ValueError):
+            raise UserError(f"config argument {key}={text!r} is not a {type(default).__name__}") from None
+        wanted = (int, float) if default is None or isinstance(default, float) else type(default)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
+            raise UserError(f"config argument {key}={text!r} is not a {type(default).__name__}")
+        values[key] = type(default)(value) if default is not None else value
+    return ConfigDict(values)
+
+
+def suggest(name: str, known) -> str:
+    """The end of an error message about a name that does not exist: the nearest one, or all there are."""
+    known = [str(other) for other in known]
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else f"; choose from {', '.join(known)}"
+
+
+def find_config(name: str) -> pathlib.Path:
+    """The file of a config: a path, or the name of one that the package brings.
+
+    Raises:
+      UserError: there is no such file.
+    """
+    path = pathlib.Path(name)
+    if path.is_file():
+        return path
+    for folder in config_folders():
+        candidate = folder / f"{path.stem}.py"
+        if path.parent == pathlib.Path(".") and candidate.is_file():
+            return candidate
+    names = sorted({file.stem for folder in config_folders() for file in folder.glob("*.py")})
+    raise UserError(f"config {name!r} is no file and no config of the package{suggest(path.stem, names)}")
+
+
+def config_folders() -> list[pathlib.Path]:
+    """Where the package's configs lie: inside it when installed, next to it in a checkout."""
+    package = pathlib.Path(__file__).parent
+    return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
+
+
+def load_config(name: str, **arguments: Any) -> ConfigDict:
+    """The config of a file or name, for notebooks and tests: `load_config("kerascv_guide", size=256)`.
+
+    Raises:
+      UserError: no such config, or an argument it does not know.
+    """
+    path = find_config(name)
+    spec = importlib.util.spec_from_file_location(f"deeplab_jax_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(",".join(f"{key}={value}" for key, value in arguments.items()))
+
+
+def duration_steps(
+    group: Mapping, prefix: str = "", *, batch_size: int, num_examples: int, total_steps: int | None = None
+) -> int | None:
+    """A duration in steps, from whichever of `<prefix>steps|epochs|examples|percent` the config sets.
+
+    Epochs and examples are rounded to whole steps, at least one; percent is of `total_steps`.
+
+    Returns:
+      The steps, or None if none of the four is set.
+
+    Raises:
+      UserError: more than one is set, or one is negative.
+    """
+    given = {unit: group[key] for unit in _DURATION_UNITS if group.get(key := prefix + unit) is not None}
+    if not given:
+        return None
+    names = [prefix + unit for unit in given]
+    if len(given) > 1:
+        raise UserError(f"only one of {' and '.join(names)} can be set")
+    ((unit, value),) = given.items()
+    if value < 0:
+        raise UserError(f"{names[0]}={value} is negative")
+    if unit == "steps":
+        return int(value)
+    if unit == "percent":
+        return round(total_steps * value / 100)
+    examples = value * num_examples if unit == "epochs" else value
+    return max(1, round(examples / batch_size)) if value else 0
+
+
+def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1) -> None:
+    """Checks what can be known before any data is read and any device is used.
+
+    Args:
+      config: a whole config.
+      devices: over all processes.
+      processes: that read data.
+
+    Raises:
+      UserError: naming the field and the fix.
+    """
+    _require(config, "model.backbone", "data.name", "data.batch_size", "data.image_size", "optimizer.learning_rate")
+    batch_size = config.data.batch_size
+    shards = devices if config.mesh.data == -1 else config.mesh.data
+    if shards < 1 or shards > devices:
+        raise UserError(f"mesh.data={config.mesh.data} needs as many devices, there are {devices}; -1 takes them all")
+    for field, size in (("data.batch_size", batch_size), ("eval.batch_size", eval_batch_size(config))):
+        if size < 1 or size % shards or size % processes:
+            raise UserError(f"{field}={size} does not divide over {shards} devices; use a multiple of {shards}")
+    for field in ("data.image_size", "eval.image_size"):
+        size = config[field.split(".")[0]].image_size
+        if size is not None and (len(size) != 2 or min(size) < config.model.output_stride):
+            raise UserError(
+                f"{field}={tuple(size)} must be (height, width), each at least the output stride "
+                f"{config.model.output_stride}"
+            )
+    if config.data.resize == "scale_crop" and not 0 < config.data.scale_range[0] <= config.data.scale_range[1]:
+        raise UserError(f"data.scale_range={tuple(config.data.scale_range)} must be two rising factors above 0")
+    for field, known in {
+        "data.resize": ("squeeze", "scale_crop"),
+        "data.random_flip": ("none", "horizontal", "horizontal_and_vertical"),
+        "train.compute_dtype": ("float32", "bfloat16"),
+        "eval.protocol": ("whole", "squeeze", "guide"),
+        "eval.void": ("ignore", "background"),
+    }.items():
+        group, name = field.split(".")
+        if config[group][name] not in known:
+            raise UserError(f"{field}={config[group][name]!r} does not exist{suggest(str(config[group][name]), known)}")
+    for field in ("checkpoint.keep", "log.every_steps"):
+        group, name = field.split(".")
+        if config[group][name] < 1:
+            raise UserError(f"{field}={config[group][name]} must be at least 1")
+
+
+def eval_batch_size(config: ConfigDict) -> int:
+    """Pictures an evaluation step, over all devices."""
+    return config.data.batch_size if config.eval.batch_size is None else config.eval.batch_size
+
+
+def _require(config: ConfigDict, *fields: str) -> None:
+    for field in fields:
+        group, name = field.split(".")
+        if config[group][name] is None:
+            raise UserError(f"{field} is not set; set it in the config file or with --config.{field}=...")

@@ -59,7 +59,9 @@ class LabelSet:
         if count <= len(VOC_CLASS_NAMES):
             colors = voc_palette(count)
         else:
-            hues = [colorsys.hsv_to_rgb(i / count, 0.55 + 0.45 * (i % 2), 0.95 - 0.3 * (i % 3) / 2) for i in range(count)]
+            hues = [
+                colorsys.hsv_to_rgb(i / count, 0.55 + 0.45 * (i % 2), 0.95 - 0.3 * (i % 3) / 2) for i in range(count)
+            ]
             colors = np.round(255 * np.asarray(hues)).astype(np.uint8)
         return cls(tuple(class_names), tuple(tuple(int(v) for v in color) for color in colors))
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from deeplab_jax.models.atrous import plan_units
-from deeplab_jax.models.layers import ConvNormAct, Layers
+from deeplab_jax.models.layers import Layers
 
 _EXPANSION = 4
 

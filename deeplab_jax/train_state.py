@@ -1,0 +1,43 @@
+"""What a training run is: everything a step reads and writes."""
+
+from typing import Any
+
+import flax.struct
+import jax
+from jaxtyping import Array, Int32, Key, PyTree, UInt32
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Parameters, batch statistics and optimiser state after `step` steps over `examples_seen` examples.
+
+    `rng` is the run's base key: a step derives its own from it by `jax.random.fold_in`.
+    """
+
+    step: Int32[Array, ""]
+    examples_seen: UInt32[Array, ""]
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+    rng: Key[Array, ""] | UInt32[Array, "2"]
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `model.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @classmethod
+    def create(cls, model, optimizer, *, seed: int) -> "TrainState":
+        """The state before the first step; traceable, so that `jax.jit` can place it by shardings."""
+        init_rng, rng = jax.random.split(jax.random.PRNGKey(seed))
+        # The parameters do not depend on the picture's size: the smallest one initialises fastest.
+        images = jax.numpy.zeros((1, 64, 64, model.in_channels), jax.numpy.uint8)
+        variables = model.init(init_rng, images, train=False)
+        return cls(
+            step=jax.numpy.zeros((), jax.numpy.int32),
+            examples_seen=jax.numpy.zeros((), jax.numpy.uint32),
+            params=variables["params"],
+            batch_stats=variables["batch_stats"],
+            opt_state=optimizer.init(variables["params"]),
+            rng=rng,
+        )
