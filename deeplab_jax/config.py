@@ -7,8 +7,9 @@ the schema leaves empty are placeholders: typed, None until set, and settable fr
 import ast
 import difflib
 import importlib.util
+import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -196,6 +197,42 @@ def load_config(name: str, **arguments: Any) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(",".join(f"{key}={value}" for key, value in arguments.items()))
+
+
+def to_dict(config: ConfigDict) -> dict[str, Any]:
+    """A config as JSON can hold it; `from_dict` reads it back."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def from_dict(values: Mapping[str, Any]) -> ConfigDict:
+    """The config of a workdir: the schema with these values.
+
+    Raises:
+      UserError: a field that the schema does not have.
+    """
+    config = base_config()
+    _update(config, values, "")
+    return config
+
+
+def _update(config: ConfigDict, values: Mapping[str, Any], path: str) -> None:
+    for key, value in values.items():
+        if key not in config:
+            raise UserError(f"config field {path}{key} does not exist{suggest(key, config.keys())}")
+        if isinstance(value, Mapping):
+            _update(config[key], value, f"{path}{key}.")
+        else:
+            config[key] = tuple(value) if isinstance(value, list) else value
+
+
+def differences(config: ConfigDict, other: ConfigDict, *, groups: Sequence[str]) -> list[str]:
+    """The fields in which two configs differ, as `group.field: value here / value there`."""
+    lines = []
+    for group in groups:
+        for key, value in config[group].items():
+            if to_dict(ConfigDict({key: value})) != to_dict(ConfigDict({key: other[group][key]})):
+                lines.append(f"{group}.{key}: {value!r} / {other[group][key]!r}")
+    return lines
 
 
 def duration_steps(

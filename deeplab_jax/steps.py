@@ -8,7 +8,6 @@ import optax
 from jaxtyping import Array, Bool, Int
 
 from deeplab_jax import metrics, ops
-from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.train_state import TrainState
 
@@ -88,7 +87,7 @@ def make_eval_step(model: DeepLabV3Plus, loss_fn: Callable, *, protocol: str, vo
 
     Returns:
       `step(variables, batch)` for batches of `deeplab_jax.data.eval_batches`. It returns `loss_sum`, `loss_count`,
-      `confusion` (int32, classes by classes) and `prediction` (uint8, batch by label canvas; beyond a picture's size
+      `confusion` (int32, classes by classes), `num_images` and `prediction` (uint8, batch by label canvas; beyond a picture's size
       it means nothing).
     """
 
@@ -96,14 +95,21 @@ def make_eval_step(model: DeepLabV3Plus, loss_fn: Callable, *, protocol: str, vo
         logits, _ = model.apply(variables, batch["image"], train=False)
         labels, canvas = batch["label"], batch["label"].shape[1:3]
         if protocol == "squeeze":
-            logits = ops.resize_to_sizes(logits, batch["size"], canvas)
+            extents = jnp.broadcast_to(jnp.asarray(logits.shape[1:3], jnp.int32).reshape(1, 2), batch["size"].shape)
+            logits = ops.resize_to_sizes(logits, extents, batch["size"], canvas)
         counted = inside(batch["size"], canvas) & batch["valid"].reshape(-1, 1, 1)
-        loss_sum, loss_count = loss_fn(logits, jnp.where(counted, labels, jnp.uint8(IGNORE_LABEL)))
+        loss_sum, loss_count = loss_fn(logits, labels, where=counted)
         prediction = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
         confusion = metrics.confusion_matrix(
-            labels, prediction, num_classes=model.num_classes, void=void, valid=counted
+            labels, prediction, num_classes=model.num_classes, void=void, where=counted
         )
-        return {"loss_sum": loss_sum, "loss_count": loss_count, "confusion": confusion, "prediction": prediction}
+        return {
+            "loss_sum": loss_sum,
+            "loss_count": loss_count,
+            "confusion": confusion,
+            "num_images": jnp.sum(batch["valid"].astype(jnp.int32)),
+            "prediction": prediction,
+        }
 
     return eval_step
 

@@ -31,20 +31,30 @@ def resize_bilinear(
 
 
 def resize_to_sizes(
-    x: Float[Array, "batch height width channels"], sizes: Int[Array, "batch 2"], canvas: Sequence[int]
+    x: Float[Array, "batch height width channels"],
+    extents: Int[Array, "batch 2"],
+    sizes: Int[Array, "batch 2"],
+    canvas: Sequence[int],
 ) -> Float[Array, "batch canvas_height canvas_width channels"]:
-    """Resizes each element to a size of its own (half-pixel bilinear), at the top left of a common canvas.
+    """Resizes the top left part of each element to a size of its own (half-pixel bilinear), on a common canvas.
 
-    The sizes are data, not shapes: one compiled program serves pictures of any size up to the canvas. Pixels of
-    the canvas outside an element's size repeat its border.
+    Extents and sizes are data, not shapes: one compiled program serves pictures of any size up to the canvas.
+
+    Args:
+      x: what to resize.
+      extents: height and width of the part of each element that holds its picture; the rest is padding.
+      sizes: height and width that this part gets, at the top left of the canvas. The canvas' other pixels repeat
+        its border.
+      canvas: height and width of the result.
     """
-    rows = _half_pixel_weights(x.shape[1], sizes[:, 0], canvas[0], x.dtype)
-    columns = _half_pixel_weights(x.shape[2], sizes[:, 1], canvas[1], x.dtype)
+    rows = _half_pixel_weights(x.shape[1], extents[:, 0], sizes[:, 0], canvas[0], x.dtype)
+    columns = _half_pixel_weights(x.shape[2], extents[:, 1], sizes[:, 1], canvas[1], x.dtype)
     return jax.vmap(lambda image, row, column: _apply(image[None], row, column)[0])(x, rows, columns)
 
 
 def predict_resized(
     logits: Float[Array, "batch height width classes"],
+    extents: Int[Array, "batch 2"],
     sizes: Int[Array, "batch 2"],
     canvas: Sequence[int],
     *,
@@ -54,8 +64,8 @@ def predict_resized(
 
     Full-size logits of a large photo would take gigabytes; this never holds more than a strip of them.
     """
-    rows = _half_pixel_weights(logits.shape[1], sizes[:, 0], canvas[0], logits.dtype)
-    columns = _half_pixel_weights(logits.shape[2], sizes[:, 1], canvas[1], logits.dtype)
+    rows = _half_pixel_weights(logits.shape[1], extents[:, 0], sizes[:, 0], canvas[0], logits.dtype)
+    columns = _half_pixel_weights(logits.shape[2], extents[:, 1], sizes[:, 1], canvas[1], logits.dtype)
     strips = -(-canvas[0] // block)
     rows = jnp.pad(rows, ((0, 0), (0, strips * block - canvas[0]), (0, 0)))
 
@@ -76,20 +86,19 @@ def _apply(x, rows, columns):
     return jnp.einsum("bHwc,Ww->bHWc", x, columns, precision=precision)
 
 
-def _triangle(positions, size, dtype):
-    """Bilinear weights of `size` source pixels for sample positions in source pixels, clamped to the border."""
-    positions = jnp.clip(positions, 0, size - 1)[..., None]
+def _triangle(positions, last, size, dtype):
+    """Bilinear weights of `size` source pixels for sample positions in source pixels, clamped to [0, last]."""
+    positions = jnp.clip(positions, 0, last)[..., None]
     grid = jnp.arange(size, dtype=positions.dtype).reshape((1,) * (positions.ndim - 1) + (size,))
     return jnp.maximum(0, 1 - jnp.abs(positions - grid)).astype(dtype)
 
 
-def _half_pixel_weights(size, out_sizes, canvas, dtype):
-    out = jnp.arange(canvas, dtype=dtype)[None]
-    scale = (size / out_sizes.astype(dtype))[:, None]
-    last = (out_sizes.astype(dtype) - 1)[:, None]
-    return _triangle((jnp.minimum(out, last) + 0.5) * scale - 0.5, size, dtype)
+def _half_pixel_weights(size, extents, out_sizes, canvas, dtype):
+    extents, out_sizes = extents.astype(dtype)[:, None], out_sizes.astype(dtype)[:, None]
+    out = jnp.minimum(jnp.arange(canvas, dtype=dtype)[None], out_sizes - 1)
+    return _triangle((out + 0.5) * (extents / out_sizes) - 0.5, extents - 1, size, dtype)
 
 
 def _align_corners_weights(size, out_size, dtype):
     scale = (size - 1) / (out_size - 1) if out_size > 1 else 0.0
-    return _triangle(jnp.arange(out_size, dtype=dtype) * scale, size, dtype)
+    return _triangle(jnp.arange(out_size, dtype=dtype) * scale, size - 1, size, dtype)

@@ -1,0 +1,184 @@
+"""Checkpoints of a training run: state, data position and config, written by Orbax, restored on any devices."""
+
+import errno
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from deeplab_jax import config as config_lib
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import LabelSet
+from deeplab_jax.train_state import TrainState
+
+# A run continues only under the config that it began with; the rest of a config may change at any time.
+_FIXED_GROUPS = ("model", "data", "train", "optimizer", "loss")
+_CONFIG_FILE, _LABELS_FILE, _FOLDER = "config.json", "labels.json", "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints in a workdir. A context manager: leaving it waits for what is still being written.
+
+    `variables` (what `model.apply` takes) and `training` (the rest of the state) are separate items, so that
+    evaluation and prediction read only the first.
+    """
+
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 1):
+        self._folder = workdir.absolute() / _FOLDER
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        if kind is None:
+            with _disk_errors(self._folder):
+                self._manager.wait_until_finished()
+        self._manager.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest whole checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Writes the state in the background under its step; a checkpoint exists whole or not at all.
+
+        Raises:
+          UserError: the disk has no room, now or for the checkpoint before this one.
+        """
+        step = int(state.step)
+        if step == self.latest_step:
+            return
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
+        free = shutil.disk_usage(self._folder).free
+        if free < needed:
+            raise UserError(
+                f"no room for a checkpoint in {self._folder}: it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are "
+                "free; make room and run the same command again to continue"
+            )
+        with _disk_errors(self._folder):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardSave(state.variables),
+                    training=ocp.args.StandardSave(_training_part(state)),
+                ),
+            )
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest checkpoint, with the shapes and shardings of `like` (arrays or ShapeDtypeStructs)."""
+        restored = self._manager.restore(
+            self.latest_step,
+            args=ocp.args.Composite(
+                variables=ocp.args.StandardRestore(_abstract(like.variables)),
+                training=ocp.args.StandardRestore(_abstract(_training_part(like))),
+            ),
+        )
+        return like.replace(**restored.variables, **restored.training)
+
+    def restore_variables(self, like: Any) -> Any:
+        """Parameters and batch statistics of the newest checkpoint, with the shapes and shardings of `like`."""
+        restored = self._manager.restore(
+            self.latest_step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(_abstract(like)))
+        )
+        return restored.variables
+
+    def saved_variables(self) -> Any:
+        """Parameters and batch statistics of the newest checkpoint, whatever their shapes, on the default device."""
+        metadata = self._manager.item_metadata(self.latest_step)["variables"]
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), metadata.tree)
+        return self.restore_variables(like)
+
+
+def begin_workdir(workdir: pathlib.Path, config: ConfigDict, labels: LabelSet) -> None:
+    """Writes a run's config and classes; if the workdir holds a run already, checks that it is the same one.
+
+    Raises:
+      UserError: the folder cannot be written, or its run has another config.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be made: {error.strerror}") from None
+    path = workdir / _CONFIG_FILE
+    if path.exists():
+        lines = config_lib.differences(config, read_config(workdir), groups=_FIXED_GROUPS)
+        if lines:
+            raise UserError(
+                f"{workdir} holds a run of another config ({'; '.join(lines)}); choose another --workdir, or give the "
+                "run's own values to continue it"
+            )
+    write_json(path, config_lib.to_dict(config))
+    write_json(workdir / _LABELS_FILE, {"class_names": labels.class_names, "palette": labels.palette})
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+    """The config of the run in a workdir.
+
+    Raises:
+      UserError: the folder holds no run.
+    """
+    return config_lib.from_dict(_read_json(workdir, _CONFIG_FILE))
+
+
+def read_labels(workdir: pathlib.Path) -> LabelSet:
+    """The classes of the run in a workdir.
+
+    Raises:
+      UserError: the folder holds no run.
+    """
+    values = _read_json(workdir, _LABELS_FILE)
+    return LabelSet(tuple(values["class_names"]), tuple(tuple(color) for color in values["palette"]))
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    os.replace(temporary, path)
+
+
+def _read_json(workdir: pathlib.Path, name: str) -> Any:
+    try:
+        return json.loads((workdir / name).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{workdir} holds no run: there is no {name} in it; `deeplab-jax train` writes one") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{workdir / name} is damaged: {error}") from None
+
+
+def _training_part(state: TrainState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in ("step", "examples_seen", "opt_state", "rng")}
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+class _disk_errors:  # noqa: N801 - used as a `with` statement
+    """Turns a full disk, which Orbax and TensorStore report in several ways, into one line."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if error is None or not isinstance(error, Exception):
+            return
+        text = str(error)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if full or any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+            raise UserError(
+                f"the disk is full: no checkpoint could be written to {self._folder}; older checkpoints are whole; "
+                "make room and run the same command again to continue"
+            ) from error

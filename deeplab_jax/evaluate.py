@@ -1,0 +1,156 @@
+"""Exact, counted evaluation: every picture of a split once, integer counts, ground truth at its own size."""
+
+import math
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import Progress
+
+from deeplab_jax import checkpoint, data, losses, metrics, sharding, visualize
+from deeplab_jax import config as config_lib
+from deeplab_jax.errors import UserError
+from deeplab_jax.models import DeepLabV3Plus, build_model
+from deeplab_jax.steps import make_eval_step
+
+
+class Evaluator:
+    """Scores a network on a split; compiles once, so that a training run can call it again and again."""
+
+    def __init__(self, config: ConfigDict, model: DeepLabV3Plus, source, mesh: jax.sharding.Mesh):
+        self._config, self._source, self._mesh = config, source, mesh
+        step = make_eval_step(
+            model, losses.make_loss(config.loss), protocol=config.eval.protocol, void=config.eval.void
+        )
+        replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+        outputs = dict.fromkeys(("loss_sum", "loss_count", "confusion", "num_images"), replicated)
+        self._step = jax.jit(step, out_shardings=outputs | {"prediction": split})
+
+    def __call__(self, variables: Any, *, console: Console | None = None, gallery: int = 0) -> dict[str, Any]:
+        """Scores the whole split.
+
+        Args:
+          variables: what `model.apply` takes.
+          console: shows progress on it.
+          gallery: how many of the first pictures to return with truth and prediction.
+
+        Returns:
+          What `metrics.json` holds, and `gallery`: a list of (picture, truth, prediction) uint8 arrays.
+
+        Raises:
+          RuntimeError: the number of pictures evaluated is not the size of the split.
+        """
+        totals, pictures, previous = metrics.Totals(self._source.labels.num_classes), [], None
+        batch_size = config_lib.eval_batch_size(self._config)
+        batches = data.eval_batches(
+            self._source,
+            self._config.data,
+            self._config.eval,
+            batch_size=batch_size // jax.process_count(),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            pad_color=data.pad_color(self._config.model.input_mean),
+        )
+        with Progress(console=console, transient=True, disable=console is None) as progress:
+            task = progress.add_task("evaluate", total=math.ceil(len(self._source) / batch_size))
+            for batch in batches:
+                arrays = {name: batch[name] for name in ("image", "label", "size", "valid")}
+                report = self._step(variables, sharding.to_global(arrays, self._mesh))
+                if previous is not None:  # one step behind: the device is never left without work
+                    totals.add(previous)
+                previous = {name: report[name] for name in ("loss_sum", "loss_count", "confusion", "num_images")}
+                if len(pictures) < gallery:
+                    pictures += _pictures(batch, report["prediction"])[: gallery - len(pictures)]
+                progress.advance(task)
+        if previous is not None:
+            totals.add(previous)
+        if totals.num_images != len(self._source):
+            raise RuntimeError(
+                f"{totals.num_images} pictures were evaluated, but {self._source.split} has {len(self._source)}"
+            )
+        scores = totals.scores(self._source.labels.class_names)
+        return scores | {"num_images": totals.num_images, "gallery": pictures}
+
+
+def evaluate_workdir(
+    workdir: pathlib.Path, *, config: ConfigDict | None = None, split: str | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """Scores the newest checkpoint of a workdir and writes `metrics.json` and `gallery.png` next to it.
+
+    Args:
+      workdir: of a training run.
+      config: the run's config with other `data` and `eval` fields; default: as it was trained.
+      split: of the data set; default: `data.eval_split`.
+      console: shows progress on it.
+
+    Raises:
+      UserError: no checkpoint, data that are not there, or classes that differ from the network's.
+    """
+    config = checkpoint.read_config(workdir) if config is None else config
+    config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count())
+    labels = checkpoint.read_labels(workdir)
+    source = open_split(config, split or config.data.eval_split)
+    if source.labels.class_names != labels.class_names:
+        raise UserError(
+            f"{config.data.name} has the classes {', '.join(source.labels.class_names)}, but the network in {workdir} "
+            f"was trained on {', '.join(labels.class_names)}"
+        )
+    mesh = sharding.make_mesh(config.mesh)
+    model = build_model(config.model, labels.num_classes, compute_dtype=config.train.compute_dtype)
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        step = checkpoints.latest_step
+        if step is None:
+            raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
+        variables = checkpoints.restore_variables(abstract_variables(model, mesh))
+    scores = Evaluator(config, model, source, mesh)(variables, console=console, gallery=config.log.gallery_images)
+    save_scores(workdir, scores, source.labels, config, step)
+    return scores
+
+
+def open_split(config: ConfigDict, split: str):
+    """The source of one split of the config's data set."""
+    return data.open_source(
+        config.data.name,
+        split,
+        data_dir=config.data.data_dir,
+        num_examples=config.data.num_examples,
+        image_size=config.data.image_size,
+    )
+
+
+def abstract_variables(model: DeepLabV3Plus, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes, dtypes and shardings of a network's variables; computes nothing."""
+    images = jax.ShapeDtypeStruct((1, 64, 64, model.in_channels), np.uint8)
+    shapes = jax.eval_shape(lambda image: model.init(jax.random.PRNGKey(0), image, train=False), images)
+    place = sharding.replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
+
+
+def save_scores(workdir: pathlib.Path, scores: dict[str, Any], labels, config: ConfigDict, step: int) -> None:
+    """Writes `metrics.json` and `gallery.png`; process 0 does it for all."""
+    if jax.process_index() != 0:
+        return
+    gallery = scores.pop("gallery")
+    values = scores | {"step": step, "config": config_lib.to_dict(config)}
+    checkpoint.write_json(workdir / "metrics.json", values)
+    if gallery:
+        images, truths, predictions = zip(*gallery, strict=True)
+        visualize.plot_segmentation_mask_gallery(
+            images, truths, predictions, labels=labels, path=workdir / "gallery.png"
+        )
+
+
+def _pictures(batch: dict[str, Any], prediction: jax.Array) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Picture, truth and prediction of a batch's valid examples, each at the size it is scored at."""
+    local = np.concatenate([np.asarray(shard.data) for shard in prediction.addressable_shards])
+    pictures = []
+    for i in np.flatnonzero(batch["valid"]):
+        height, width = batch["size"][i]
+        label, image = batch["label"][i][:height, :width], batch["image"][i]
+        if batch["image"].shape[1:3] != batch["label"].shape[1:3]:  # squeezed for the network
+            image = data.resize_image(image, (height, width))
+        pictures.append((image[:height, :width], label, local[i][:height, :width]))
+    return pictures

@@ -1,0 +1,164 @@
+"""SGD with momentum, schedules, clipping and weight decay, as the papers and as Keras define them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import suggest
+from deeplab_jax.errors import UserError
+
+Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
+
+
+def make_schedule(optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0) -> Schedule:
+    """The learning rate of a step, counted from 0 before the step's update.
+
+    `cosine` is Keras' CosineDecay: lr * ((1 - a) * (1 + cos(pi * t / T)) / 2 + a), a = end / lr. `poly` is DeepLabv3's
+    (arXiv 1706.05587, section 4.1): (lr - end) * (1 - t / T)^power + end. In both, t counts from the end of the warm-up
+    and T is what remains of `total_steps`. The warm-up rises linearly from 0.
+
+    Raises:
+      UserError: no such schedule, or a warm-up as long as the training.
+    """
+    peak, end = optimizer.learning_rate, optimizer.end_learning_rate
+    remaining = total_steps - warmup_steps
+    if remaining < 1:
+        raise UserError(f"the warm-up of {warmup_steps} steps fills the whole training of {total_steps}")
+    if optimizer.schedule == "constant":
+        decay = optax.constant_schedule(peak)
+    elif optimizer.schedule == "cosine":
+        decay = optax.cosine_decay_schedule(peak, remaining, alpha=end / peak if peak else 0.0)
+    elif optimizer.schedule == "poly":
+        decay = optax.polynomial_schedule(peak, end, optimizer.poly_power, remaining)
+    else:
+        known = ("constant", "cosine", "poly")
+        raise UserError(f"optimizer.schedule={optimizer.schedule!r} does not exist{suggest(optimizer.schedule, known)}")
+    if not warmup_steps:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), decay], [warmup_steps])
+
+
+def make_optimizer(
+    optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0, *, parts: tuple[str, ...]
+) -> optax.GradientTransformation:
+    """The update rule of `config.optimizer`.
+
+    In order: coupled weight decay joins the gradient (research/deeplab has it in the loss, so it is clipped too);
+    clipping; momentum and rate; decoupled weight decay. With `momentum_rule="keras"` the buffer holds rates:
+    m = momentum * m - lr * g; w += m. With `classic` it does not: m = momentum * m + g; w -= lr * m (PyTorch, optax);
+    the two differ while the rate changes. With `weight_decay_rule="decoupled_all"` every variable shrinks by
+    lr * weight_decay * w beside its momentum, as Keras 3 does; `coupled_kernels` adds weight_decay * w to the gradients
+    of kernels only (the papers).
+
+    Args:
+      optimizer: the `optimizer` group of a config.
+      total_steps: of the training.
+      warmup_steps: of the schedule.
+      parts: top-level names of the parameters that multipliers and freezing may name.
+
+    Raises:
+      UserError: an option or a part that does not exist.
+    """
+    schedule = make_schedule(optimizer, total_steps, warmup_steps)
+    chain = []
+    if optimizer.weight_decay_rule not in ("coupled_kernels", "decoupled_all"):
+        known = ("coupled_kernels", "decoupled_all")
+        raise UserError(
+            f"optimizer.weight_decay_rule={optimizer.weight_decay_rule!r} does not exist"
+            f"{suggest(optimizer.weight_decay_rule, known)}"
+        )
+    if optimizer.weight_decay and optimizer.weight_decay_rule == "coupled_kernels":
+        chain.append(optax.add_decayed_weights(optimizer.weight_decay, mask=_is_kernel))
+    chain += _clipping(optimizer)
+    rate = optax.scale_by_learning_rate(schedule)
+    momentum = optax.trace(optimizer.momentum, nesterov=optimizer.nesterov) if optimizer.momentum else optax.identity()
+    if optimizer.momentum_rule == "keras":
+        chain += [rate, momentum]
+    elif optimizer.momentum_rule == "classic":
+        chain += [momentum, rate]
+    else:
+        known = ("classic", "keras")
+        raise UserError(
+            f"optimizer.momentum_rule={optimizer.momentum_rule!r} does not exist{suggest(optimizer.momentum_rule, known)}"
+        )
+    if optimizer.weight_decay and optimizer.weight_decay_rule == "decoupled_all":
+        chain.append(_decoupled_decay(optimizer.weight_decay, schedule))
+    return _by_part(optax.chain(*chain), optimizer, parts)
+
+
+def clip_per_variable(max_norm: float) -> optax.GradientTransformation:
+    """Keras' clipnorm: each variable's gradient becomes g * max_norm / max(norm(g), max_norm), on its own."""
+
+    def clip(gradient):
+        norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
+        return gradient * (max_norm / jnp.maximum(norm, max_norm))
+
+    return optax.stateless(lambda gradients, params=None: jax.tree.map(clip, gradients))
+
+
+def _clipping(optimizer: ConfigDict) -> list[optax.GradientTransformation]:
+    if optimizer.clip == "none":
+        return []
+    if optimizer.clip not in ("per_variable", "global"):
+        known = ("none", "per_variable", "global")
+        raise UserError(f"optimizer.clip={optimizer.clip!r} does not exist{suggest(optimizer.clip, known)}")
+    if optimizer.clip_norm is None or optimizer.clip_norm <= 0:
+        raise UserError(f"optimizer.clip={optimizer.clip!r} needs optimizer.clip_norm above 0")
+    if optimizer.clip == "per_variable":
+        return [clip_per_variable(optimizer.clip_norm)]
+    return [optax.clip_by_global_norm(optimizer.clip_norm)]
+
+
+def _is_kernel(params: PyTree) -> PyTree:
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
+class _StepCount(NamedTuple):
+    count: Int[Array, ""]
+
+
+def _decoupled_decay(weight_decay: float, schedule: Schedule) -> optax.GradientTransformation:
+    def update(updates, state, params):
+        factor = schedule(state.count) * weight_decay
+        updates = jax.tree.map(lambda update, param: update - factor * param, updates, params)
+        return updates, _StepCount(state.count + 1)
+
+    return optax.GradientTransformation(lambda params: _StepCount(jnp.zeros((), jnp.int32)), update)
+
+
+def _by_part(rule: optax.GradientTransformation, optimizer: ConfigDict, parts: tuple[str, ...]):
+    """Scales whole updates by part, and gives frozen parts none at all (and no momentum to remember).
+
+    Clipping by the global norm comes before: it sees the learning parts only.
+    """
+    multipliers = dict(optimizer.learning_rate_multipliers)
+    for field, names in (("learning_rate_multipliers", multipliers), ("frozen", optimizer.frozen)):
+        for name in names:
+            if name not in parts:
+                raise UserError(f"optimizer.{field} names {name!r}, which is no part{suggest(name, parts)}")
+    frozen = frozenset(optimizer.frozen)
+
+    def scale(updates, params=None):
+        return {
+            part: jax.tree.map(lambda update, part=part: update * multipliers[part], tree)
+            if multipliers.get(part, 1.0) != 1.0
+            else tree
+            for part, tree in updates.items()
+        }
+
+    rule = optax.chain(rule, optax.stateless(scale))
+    if not frozen:
+        return rule
+
+    def partition(params):
+        return {
+            part: jax.tree.map(lambda _, part=part: "frozen" if part in frozen else "learning", tree)
+            for part, tree in params.items()
+        }
+
+    return optax.partition({"learning": rule, "frozen": optax.set_to_zero()}, partition)

@@ -1,0 +1,129 @@
+"""The training loop."""
+
+import pathlib
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from deeplab_jax import checkpoint, data, losses, metrics, optimizer, pretrained, sharding, visualize, writers
+from deeplab_jax import config as config_lib
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate import Evaluator, open_split, save_scores
+from deeplab_jax.models import build_model
+from deeplab_jax.steps import make_train_step
+from deeplab_jax.train_state import TrainState
+
+
+def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None = None) -> dict[str, Any]:
+    """Trains a network, evaluates it, and leaves everything in `workdir`.
+
+    A workdir that has a checkpoint is continued from it, to the same end as without the interruption.
+
+    Args:
+      config: see `deeplab_jax.config.base_config`.
+      workdir: gets `config.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, `metrics.json`, `gallery.png`,
+        `curves.png` and `learning_rate.png`.
+      console: where progress is shown; None is silent.
+
+    Returns:
+      What `metrics.json` holds.
+
+    Raises:
+      UserError: something in the config, the data or the workdir is wrong.
+    """
+    # ---- What the config means, checked before any work ---------------------------------------------------------
+    config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count())
+    train_source = open_split(config, config.data.train_split)
+    eval_source = open_split(config, config.data.eval_split)
+    labels = train_source.labels
+    total_steps, warmup_steps, every = _durations(config, len(train_source))
+    model = build_model(config.model, labels.num_classes, compute_dtype=config.train.compute_dtype)
+    loss_fn = losses.make_loss(config.loss, num_classes=labels.num_classes)
+    learning_rate = optimizer.make_schedule(config.optimizer, total_steps, warmup_steps)
+    update_rule = optimizer.make_optimizer(config.optimizer, total_steps, warmup_steps)
+    checkpoint.begin_workdir(workdir, config, labels)
+
+    # ---- State: the workdir's newest checkpoint, or init_from, or random ----------------------------------------
+    mesh = sharding.make_mesh(config.mesh)
+    replicated = sharding.replicated(mesh)
+    with checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
+        create = jax.jit(
+            lambda: TrainState.create(model, update_rule, seed=config.train.seed), out_shardings=replicated
+        )
+        state = create()
+        if checkpoints.latest_step is not None:
+            state = checkpoints.restore(state)
+            _say(console, f"Continuing {workdir} from step {int(state.step)}")
+        elif config.train.init_from is not None:
+            state = _init_from(state, pathlib.Path(config.train.init_from), console)
+        first_step = int(state.step)
+        if first_step > total_steps:
+            raise UserError(f"{workdir} is at step {first_step} already, past train.steps={total_steps}")
+
+        # ---- Data: a pure function of seed and position ---------------------------------------------------------
+        batches = data.train_batches(
+            train_source,
+            config.data,
+            seed=config.train.seed,
+            examples_seen=int(state.examples_seen),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            pad_color=data.pad_color(config.model.input_mean),
+        )
+
+        # ---- The loop -------------------------------------------------------------------------------------------
+        train_step = jax.jit(
+            make_train_step(model, update_rule, loss_fn, learning_rate=learning_rate, void=config.eval.void),
+            out_shardings=(replicated, replicated),
+            donate_argnums=0,
+        )
+        evaluator = Evaluator(config, model, eval_source, mesh)
+        writer = writers.Writer(
+            workdir,
+            total_steps=total_steps,
+            batch_size=config.data.batch_size,
+            start_step=first_step,
+            tensorboard=config.log.tensorboard,
+            console=console,
+            enabled=jax.process_index() == 0,
+        )
+        totals, pending, scores = metrics.Totals(labels.num_classes), [], None
+        with writer:
+            for step in range(first_step + 1, total_steps + 1):
+                batch = next(batches)
+                images = sharding.to_global({"image": batch["image"], "label": batch["label"]}, mesh)
+                state, report = train_step(state, images)
+                pending.append((step, report))
+                if len(pending) > 1:  # read the step before, while the device works on this one
+                    _log(writer, totals, *pending.pop(0), every, labels)
+                if step in (total_steps,) or _due(step, every["eval"]) or _due(step, every["checkpoint"]):
+                    _log(writer, totals, *pending.pop(0), every, labels, last=step == total_steps)
+                if _due(step, every["eval"]) and step < total_steps:
+                    scores = evaluator(state.variables, console=console, gallery=config.log.gallery_images)
+                    writer.write_evaluation(step, scores, labels)
+                if _due(step, every["checkpoint"]) or step == total_steps:
+                    checkpoints.save(state)
+
+            # ---- The end ----------------------------------------------------------------------------------------
+            scores = evaluator(state.variables, console=console, gallery=config.log.gallery_images)
+            writer.write_evaluation(total_steps, scores, labels)
+        save_scores(workdir, scores, labels, config, total_steps)
+        if jax.process_index() == 0:
+            visualize.plot_learning_rate(learning_rate, total_steps, path=workdir / "learning_rate.png")
+            visualize.plot_curves(workdir / "metrics.jsonl", path=workdir / "curves.png")
+    return scores
+
+
+def _durations(config: ConfigDict, num_examples: int) -> tuple[int, int, dict[str, int | None]]:
+    """Steps in all, steps of warm-up, and steps between logs, evaluations and checkpoints."""
+    sizes = {"batch_size": config.data.batch_size, "num_examples": num_examples}
+    total = config_lib.duration_steps(config.train, **sizes)
+    if not total:
+        raise UserError("the length of the training is not set; set one of train.steps, train.epochs, train.examples")
+    warmup = config_lib.duration_steps(config.optimizer, "warmup_", total_steps=total, **sizes) or 0
+    every = {"log": config.log.every_steps}
+    for group in ("eval", "checkpoint"):
+        every[group] = config_lib.duration_steps(config[group], "every_", total_steps=total, **sizes)
+    return total, warmup, every
