@@ -1,0 +1,150 @@
+"""Set-up of the whole suite: the backend, run-time shape checks, and small data sets in the layouts of real ones."""
+
+import os
+import pathlib
+
+# Before anything imports jax: eight devices out of one CPU, and silent broadcasting of ranks is an error.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+from jaxtyping import install_import_hook
+
+install_import_hook("deeplab_jax", "beartype.beartype")  # every jaxtyping signature is checked in every call
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import scipy.io  # noqa: E402
+from absl import flags  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from deeplab_jax.labels import VOC  # noqa: E402
+
+if not flags.FLAGS.is_parsed():  # grain's worker processes read absl flags, which pytest does not parse
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder of real pictures and weights that large checks use; they are not part of the project."""
+    path = pathlib.Path(os.environ.get("DEEPLAB_JAX_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
+    if not path.is_dir():
+        pytest.skip(f"needs real data: no folder {path} (set DEEPLAB_JAX_SHARED)")
+    return path
+
+
+def scene(seed: int, height: int = 40, width: int = 56, num_classes: int = 21) -> tuple[np.ndarray, np.ndarray]:
+    """A smooth random RGB picture (JPEG keeps it nearly unchanged) and a label map with rectangles and void."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    label = np.zeros((height, width), np.uint8)
+    for _ in range(3):
+        top, left = rng.integers(0, height - 8), rng.integers(0, width - 8)
+        label[top : top + 12, left : left + 16] = rng.integers(1, num_classes)
+    label[:2] = 255
+    return image, label
+
+
+def write_jpeg(path: pathlib.Path, image: np.ndarray, **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, quality=95, **options)
+
+
+def write_index_png(path: pathlib.Path, label: np.ndarray) -> None:
+    """A label map as VOC stores it: a palette PNG whose indices are the ids."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(label)
+    picture.putpalette(VOC.color_table().tobytes())
+    picture.save(path)
+
+
+def make_voc(root: pathlib.Path, splits: dict[str, list[str]] | None = None, **scene_options) -> pathlib.Path:
+    """A VOC-layout folder: JPEGImages, SegmentationClass, ImageSets/Segmentation."""
+    splits = splits or {"train": ["2007_000001", "2007_000002", "2007_000003"], "val": ["2008_000001", "2008_000002"]}
+    for name, ids in splits.items():
+        listing = root / "ImageSets" / "Segmentation" / f"{name}.txt"
+        listing.parent.mkdir(parents=True, exist_ok=True)
+        listing.write_text("".join(f"{id}\n" for id in ids))
+        for id in ids:
+            image, label = scene(_seed(id), **scene_options)
+            write_jpeg(root / "JPEGImages" / f"{id}.jpg", image)
+            write_index_png(root / "SegmentationClass" / f"{id}.png", label)
+    return root
+
+
+def make_sbd(root: pathlib.Path, splits: dict[str, list[str]] | None = None, **scene_options) -> pathlib.Path:
+    """An SBD-layout folder: benchmark_RELEASE/dataset with img, cls, train.txt and val.txt; returns `root`."""
+    splits = splits or {"train": ["2008_000002", "2008_000003", "2008_000007"], "val": ["2008_000008", "2008_000009"]}
+    dataset = root / "benchmark_RELEASE" / "dataset"
+    for name, ids in splits.items():
+        dataset.mkdir(parents=True, exist_ok=True)
+        (dataset / f"{name}.txt").write_text("".join(f"{id}\n" for id in ids))
+        for id in ids:
+            image, label = scene(_seed(id), **scene_options)
+            write_jpeg(dataset / "img" / f"{id}.jpg", image)
+            write_sbd_mat(dataset / "cls" / f"{id}.mat", label)
+    return root
+
+
+def write_sbd_mat(path: pathlib.Path, label: np.ndarray) -> None:
+    """A cls file of SBD: the 1x1 struct GTcls with Segmentation, Boundaries and CategoriesPresent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    present = np.setdiff1d(np.unique(label), (0, 255)).astype(np.uint8)[:, None]
+    fields = {"Boundaries": np.zeros((20, 1), object), "Segmentation": label, "CategoriesPresent": present}
+    scipy.io.savemat(path, {"GTcls": fields}, do_compression=True)
+
+
+def make_folder(root: pathlib.Path, count: int = 6, classes: str = "ground\ncrop\nweed\n", **options) -> pathlib.Path:
+    """A person's own data: images/, masks/ of ids, classes.txt."""
+    for i in range(count):
+        image, label = scene(100 + i, num_classes=3, **options)
+        write_jpeg(root / "images" / f"field_{i:03d}.jpg", image)
+        path = root / "masks" / f"field_{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(label).save(path)
+    (root / "classes.txt").write_text(classes)
+    return root
+
+
+def make_camvid(root: pathlib.Path) -> pathlib.Path:
+    """CamVid in SegNet's split: {split}/*.jpg, {split}annot/*.png with ids 0-11, {split}.txt."""
+    for seed, split in enumerate(("train", "val", "test")):
+        ids = [f"{seed:04d}TP_{i:06d}" for i in range(2)]
+        root.mkdir(parents=True, exist_ok=True)
+        (root / f"{split}.txt").write_text("\n".join(ids))
+        for id in ids:
+            image, label = scene(_seed(id), num_classes=11)
+            write_jpeg(root / split / f"{id}.jpg", image)
+            write_index_png(root / f"{split}annot" / f"{id}.png", np.where(label == 255, 11, label).astype(np.uint8))
+    return root
+
+
+def _seed(text: str) -> int:
+    return sum((position + 1) * ord(character) for position, character in enumerate(text))
+
+
+@pytest.fixture
+def voc_folder(tmp_path):
+    """A VOC-layout folder with splits train (3 pictures) and val (2)."""
+    return make_voc(tmp_path / "voc")
+
+
+@pytest.fixture
+def sbd_folder(tmp_path):
+    """The parent of benchmark_RELEASE/dataset with splits train (3 pictures) and val (2)."""
+    return make_sbd(tmp_path / "sbd")
+
+
+@pytest.fixture
+def own_folder(tmp_path):
+    """Six pictures in images/, their masks in masks/, three names in classes.txt."""
+    return make_folder(tmp_path / "own")
+
+
+@pytest.fixture
+def camvid_folder(tmp_path):
+    """CamVid with two pictures in each of train, val and test."""
+    return make_camvid(tmp_path / "camvid")
