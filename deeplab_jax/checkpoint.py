@@ -18,6 +18,7 @@ from deeplab_jax.train_state import TrainState
 
 # A run continues only under the config that it began with; the rest of a config may change at any time.
 _FIXED_GROUPS = ("model", "data", "train", "optimizer", "loss")
+_FREE_FIELDS = ("data.data_dir", "data.workers", "data.eval_split")
 _CONFIG_FILE, _LABELS_FILE, _FOLDER = "config.json", "labels.json", "checkpoints"
 
 
@@ -110,7 +111,8 @@ def begin_workdir(workdir: pathlib.Path, config: ConfigDict, labels: LabelSet) -
         raise UserError(f"workdir {workdir} cannot be made: {error.strerror}") from None
     path = workdir / _CONFIG_FILE
     if path.exists():
-        lines = config_lib.differences(config, read_config(workdir), groups=_FIXED_GROUPS)
+        differences = config_lib.differences(config, read_config(workdir), groups=_FIXED_GROUPS)
+        lines = [line for field, line in differences.items() if field not in _FREE_FIELDS]
         if lines:
             raise UserError(
                 f"{workdir} holds a run of another config ({'; '.join(lines)}); choose another --workdir, or give the "

@@ -225,13 +225,13 @@ def _update(config: ConfigDict, values: Mapping[str, Any], path: str) -> None:
             config[key] = tuple(value) if isinstance(value, list) else value
 
 
-def differences(config: ConfigDict, other: ConfigDict, *, groups: Sequence[str]) -> list[str]:
-    """The fields in which two configs differ, as `group.field: value here / value there`."""
-    lines = []
+def differences(config: ConfigDict, other: ConfigDict, *, groups: Sequence[str]) -> dict[str, str]:
+    """The fields in which two configs differ, each with `group.field: value here / value there`."""
+    lines = {}
     for group in groups:
         for key, value in config[group].items():
             if to_dict(ConfigDict({key: value})) != to_dict(ConfigDict({key: other[group][key]})):
-                lines.append(f"{group}.{key}: {value!r} / {other[group][key]!r}")
+                lines[f"{group}.{key}"] = f"{group}.{key}: {value!r} / {other[group][key]!r}"
     return lines
 
 

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from deeplab_jax import checkpoint, data, losses, metrics, sharding, visualize
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3Plus, build_model
 from deeplab_jax.steps import make_eval_step
 
@@ -23,7 +24,10 @@ class Evaluator:
     def __init__(self, config: ConfigDict, model: DeepLabV3Plus, source, mesh: jax.sharding.Mesh):
         self._config, self._source, self._mesh = config, source, mesh
         step = make_eval_step(
-            model, losses.make_loss(config.loss), protocol=config.eval.protocol, void=config.eval.void
+            model,
+            losses.make_loss(config.loss, num_classes=model.num_classes),
+            protocol=config.eval.protocol,
+            void=config.eval.void,
         )
         replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
         outputs = dict.fromkeys(("loss_sum", "loss_count", "confusion", "num_images"), replicated)
@@ -106,8 +110,7 @@ def evaluate_workdir(
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
         variables = checkpoints.restore_variables(abstract_variables(model, mesh))
     scores = Evaluator(config, model, source, mesh)(variables, console=console, gallery=config.log.gallery_images)
-    save_scores(workdir, scores, source.labels, config, step)
-    return scores
+    return save_scores(workdir, scores, source.labels, config, step)
 
 
 def open_split(config: ConfigDict, split: str):
@@ -129,18 +132,20 @@ def abstract_variables(model: DeepLabV3Plus, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
 
 
-def save_scores(workdir: pathlib.Path, scores: dict[str, Any], labels, config: ConfigDict, step: int) -> None:
-    """Writes `metrics.json` and `gallery.png`; process 0 does it for all."""
-    if jax.process_index() != 0:
-        return
-    gallery = scores.pop("gallery")
-    values = scores | {"step": step, "config": config_lib.to_dict(config)}
-    checkpoint.write_json(workdir / "metrics.json", values)
-    if gallery:
-        images, truths, predictions = zip(*gallery, strict=True)
-        visualize.plot_segmentation_mask_gallery(
-            images, truths, predictions, labels=labels, path=workdir / "gallery.png"
-        )
+def save_scores(
+    workdir: pathlib.Path, scores: dict[str, Any], labels: LabelSet, config: ConfigDict, step: int
+) -> dict[str, Any]:
+    """Writes `metrics.json` and `gallery.png`, in process 0, and returns what the former holds."""
+    gallery = scores["gallery"]
+    values = {name: value for name, value in scores.items() if name != "gallery"}
+    values |= {"step": step, "config": config_lib.to_dict(config)}
+    if jax.process_index() == 0:
+        checkpoint.write_json(workdir / "metrics.json", values)
+        if gallery:
+            images, truths, predictions = zip(*gallery, strict=True)
+            path = workdir / "gallery.png"
+            visualize.plot_segmentation_mask_gallery(images, truths, predictions, labels=labels, path=path)
+    return values
 
 
 def _pictures(batch: dict[str, Any], prediction: jax.Array) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -11,7 +11,8 @@ from deeplab_jax import checkpoint, data, losses, metrics, optimizer, pretrained
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import Evaluator, open_split, save_scores
-from deeplab_jax.models import build_model
+from deeplab_jax.labels import LabelSet
+from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.steps import make_train_step
 from deeplab_jax.train_state import TrainState
 
@@ -23,8 +24,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
 
     Args:
       config: see `deeplab_jax.config.base_config`.
-      workdir: gets `config.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, `metrics.json`, `gallery.png`,
-        `curves.png` and `learning_rate.png`.
+      workdir: gets `config.json`, `labels.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, `metrics.json`,
+        `gallery.png`, `curves.png` and `learning_rate.png`.
       console: where progress is shown; None is silent.
 
     Returns:
@@ -33,7 +34,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
     Raises:
       UserError: something in the config, the data or the workdir is wrong.
     """
-    # ---- What the config means, checked before any work ---------------------------------------------------------
+    # ---- What the config means, checked before any work ----
     config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count())
     train_source = open_split(config, config.data.train_split)
     eval_source = open_split(config, config.data.eval_split)
@@ -42,27 +43,26 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
     model = build_model(config.model, labels.num_classes, compute_dtype=config.train.compute_dtype)
     loss_fn = losses.make_loss(config.loss, num_classes=labels.num_classes)
     learning_rate = optimizer.make_schedule(config.optimizer, total_steps, warmup_steps)
-    update_rule = optimizer.make_optimizer(config.optimizer, total_steps, warmup_steps)
+    update_rule = optimizer.make_optimizer(config.optimizer, total_steps, warmup_steps, parts=PARTS)
     checkpoint.begin_workdir(workdir, config, labels)
 
-    # ---- State: the workdir's newest checkpoint, or init_from, or random ----------------------------------------
     mesh = sharding.make_mesh(config.mesh)
     replicated = sharding.replicated(mesh)
+    is_writer = jax.process_index() == 0
     with checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
-        create = jax.jit(
+        # ---- State: the workdir's newest checkpoint, or else init_from, or else random ----
+        state = jax.jit(
             lambda: TrainState.create(model, update_rule, seed=config.train.seed), out_shardings=replicated
-        )
-        state = create()
+        )()
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state)
-            _say(console, f"Continuing {workdir} from step {int(state.step)}")
+            _say(console, f"Continuing {workdir} from step {int(state.step)} of {total_steps}")
         elif config.train.init_from is not None:
-            state = _init_from(state, pathlib.Path(config.train.init_from), console)
+            state, report = pretrained.init_from(state, pathlib.Path(config.train.init_from))
+            _say(console, report)
         first_step = int(state.step)
-        if first_step > total_steps:
-            raise UserError(f"{workdir} is at step {first_step} already, past train.steps={total_steps}")
 
-        # ---- Data: a pure function of seed and position ---------------------------------------------------------
+        # ---- Data: a pure function of seed and position ----
         batches = data.train_batches(
             train_source,
             config.data,
@@ -73,7 +73,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
             pad_color=data.pad_color(config.model.input_mean),
         )
 
-        # ---- The loop -------------------------------------------------------------------------------------------
+        # ---- The loop ----
         train_step = jax.jit(
             make_train_step(model, update_rule, loss_fn, learning_rate=learning_rate, void=config.eval.void),
             out_shardings=(replicated, replicated),
@@ -87,33 +87,71 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
             start_step=first_step,
             tensorboard=config.log.tensorboard,
             console=console,
-            enabled=jax.process_index() == 0,
+            enabled=is_writer,
         )
-        totals, pending, scores = metrics.Totals(labels.num_classes), [], None
         with writer:
+            log = _TrainLog(writer, labels)
             for step in range(first_step + 1, total_steps + 1):
                 batch = next(batches)
-                images = sharding.to_global({"image": batch["image"], "label": batch["label"]}, mesh)
-                state, report = train_step(state, images)
-                pending.append((step, report))
-                if len(pending) > 1:  # read the step before, while the device works on this one
-                    _log(writer, totals, *pending.pop(0), every, labels)
-                if step in (total_steps,) or _due(step, every["eval"]) or _due(step, every["checkpoint"]):
-                    _log(writer, totals, *pending.pop(0), every, labels, last=step == total_steps)
-                if _due(step, every["eval"]) and step < total_steps:
-                    scores = evaluator(state.variables, console=console, gallery=config.log.gallery_images)
-                    writer.write_evaluation(step, scores, labels)
-                if _due(step, every["checkpoint"]) or step == total_steps:
-                    checkpoints.save(state)
+                batch = sharding.to_global({"image": batch["image"], "label": batch["label"]}, mesh)
+                state, report = train_step(state, batch)
+                log.add(report)
+                evaluates = _due(step, every["eval"]) and step < total_steps
+                saves = _due(step, every["checkpoint"]) or step == total_steps
+                # A checkpoint ends a logging window too, so that a continued run logs the same windows.
+                if _due(step, every["log"]) or evaluates or saves:
+                    log.write(step)
+                if evaluates:
+                    with writer.pause():
+                        scores = evaluator(state.variables, console=console, gallery=config.log.gallery_images)
+                        writer.write_evaluation(step, scores, labels)
+                if saves:
+                    with writer.pause():
+                        checkpoints.save(state)
 
-            # ---- The end ----------------------------------------------------------------------------------------
-            scores = evaluator(state.variables, console=console, gallery=config.log.gallery_images)
-            writer.write_evaluation(total_steps, scores, labels)
-        save_scores(workdir, scores, labels, config, total_steps)
-        if jax.process_index() == 0:
-            visualize.plot_learning_rate(learning_rate, total_steps, path=workdir / "learning_rate.png")
-            visualize.plot_curves(workdir / "metrics.jsonl", path=workdir / "curves.png")
+            # ---- The end ----
+            with writer.pause():
+                scores = evaluator(state.variables, console=console, gallery=config.log.gallery_images)
+                writer.write_evaluation(total_steps, scores, labels)
+    scores = save_scores(workdir, scores, labels, config, total_steps)
+    if is_writer:
+        visualize.plot_learning_rate(learning_rate, total_steps, path=workdir / "learning_rate.png")
+        visualize.plot_curves(workdir / "metrics.jsonl", path=workdir / "curves.png")
     return scores
+
+
+class _TrainLog:
+    """Sums the steps' reports; reads each one step late, so that the host never waits on a step just dispatched."""
+
+    def __init__(self, writer: writers.Writer, labels: LabelSet):
+        self._writer, self._labels = writer, labels
+        self._totals = metrics.Totals(labels.num_classes)
+        self._unread = self._newest = None
+
+    def add(self, report: dict[str, jax.Array]) -> None:
+        self._read()
+        self._unread = report
+
+    def write(self, step: int) -> None:
+        """Writes the means since the last call."""
+        self._read()
+        scores = self._totals.scores(self._labels.class_names)
+        self._writer.write_train(
+            step,
+            {
+                "loss": scores["loss"],
+                "mean_iou": scores["mean_iou"],
+                "pixel_accuracy": scores["pixel_accuracy"],
+                "learning_rate": float(self._newest["learning_rate"]),
+                "gradient_norm": float(self._newest["gradient_norm"]),
+            },
+        )
+        self._totals.reset()
+
+    def _read(self) -> None:
+        if self._unread is not None:
+            self._totals.add(self._unread)
+            self._newest, self._unread = self._unread, None
 
 
 def _durations(config: ConfigDict, num_examples: int) -> tuple[int, int, dict[str, int | None]]:
@@ -127,3 +165,12 @@ def _durations(config: ConfigDict, num_examples: int) -> tuple[int, int, dict[st
     for group in ("eval", "checkpoint"):
         every[group] = config_lib.duration_steps(config[group], "every_", total_steps=total, **sizes)
     return total, warmup, every
+
+
+def _due(step: int, every: int | None) -> bool:
+    return bool(every) and step % every == 0
+
+
+def _say(console: Console | None, text: str) -> None:
+    if console is not None:
+        console.print(text, soft_wrap=True, highlight=False)

@@ -1,0 +1,232 @@
+"""The `deeplab-jax` command: parses, then hands over."""
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from rich.console import Console
+
+from deeplab_jax import __version__
+from deeplab_jax import config as config_lib
+from deeplab_jax.errors import UserError
+
+_CONFIG_HELP = """configs:
+  --config NAME_OR_FILE[:arg=value,...]   a config of the package or a file with get_config
+  --config.group.field=value              overrides one field, e.g. --config.data.batch_size=8
+"""
+
+
+class UsageError(Exception):
+    """The command line itself is wrong: exit code 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command and exits: 0 when done, 1 for a user's mistake, 2 for a wrong command line, 130 for Ctrl-C."""
+    parser = _parser()
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args, rest = parser.parse_known_args(argv)
+    console = Console(stderr=True, highlight=False)
+    try:
+        takes_config = getattr(args, "takes_config", False)
+        for item in rest if not takes_config else _not_config(rest):
+            raise UsageError(f"unknown argument {item}; see `deeplab-jax {args.command} --help`")
+        args.run(args, rest, console)
+    except UsageError as error:
+        _fail(error, 2)
+    except UserError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command continues from the newest checkpoint, if there is one", 130)
+    sys.exit(0)
+
+
+def parse_config(arguments: Sequence[str], *, base: ConfigDict | None = None) -> ConfigDict:
+    """The config of a command line.
+
+    Args:
+      arguments: `--config NAME[:args]` and `--config.group.field=value`, in either form of giving values.
+      base: used where no `--config` is given.
+
+    Raises:
+      UserError: no such config, or a value it refuses.
+      UsageError: no config at all, a field that does not exist, or a value of the wrong type.
+    """
+    arguments, name = _take_name(list(arguments))
+    values = flags.FlagValues()
+    if name is None and base is None:
+        raise UsageError("no --config is given; for instance --config quickstart")
+    try:
+        if name is None:
+            config_flags.DEFINE_config_dict("config", base, flag_values=values)
+        else:
+            file, _, argument = name.partition(":")
+            path = config_lib.find_config(file)
+            config_flags.DEFINE_config_file("config", flag_values=values)
+            arguments = [f"--config={path}:{argument}" if argument else f"--config={path}", *arguments]
+        values(["deeplab-jax", *arguments])
+        return values.config
+    except UserError:
+        raise
+    except (AttributeError, KeyError) as error:
+        raise UsageError(_unknown_field(arguments, name, base) or f"config: {error}") from None
+    except (flags.Error, TypeError, ValueError, SyntaxError) as error:
+        raise UsageError(f"config: {' '.join(str(error).split())}") from None
+
+
+def _take_name(arguments: list[str]) -> tuple[list[str], str | None]:
+    """Separates `--config NAME` or `--config=NAME` from the overrides."""
+    name, rest, items = None, [], iter(arguments)
+    for item in items:
+        if item == "--config":
+            name = next(items, None)
+            if name is None:
+                raise UsageError("--config needs a name or a file")
+        elif item.startswith("--config="):
+            name = item.removeprefix("--config=")
+        else:
+            rest.append(item)
+    return rest, name
+
+
+def _not_config(arguments: Sequence[str]) -> list[str]:
+    """The arguments that are not `--config...` with their values."""
+    strange, items = [], iter(arguments)
+    for item in items:
+        if not item.startswith("--config"):
+            strange.append(item)
+        elif "=" not in item:
+            next(items, None)
+    return strange
+
+
+def _unknown_field(arguments: Sequence[str], name: str | None, base: ConfigDict | None) -> str | None:
+    config = base if name is None else config_lib.base_config()
+    for item in arguments:
+        if item.startswith("--config."):
+            path = item.removeprefix("--config.").split("=")[0]
+            group = config
+            for i, key in enumerate(path.split(".")):
+                if key not in group:
+                    known = [".".join([*path.split(".")[:i], other]) for other in group]
+                    return f"config field {path} does not exist{config_lib.suggest(path, known)}"
+                group = group[key]
+    return None
+
+
+def _train(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    config = parse_config(rest)
+    from deeplab_jax.train import train
+
+    scores = train(config, args.workdir, console=console)
+    _report(scores, args.workdir, console)
+
+
+def _evaluate(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    from deeplab_jax import checkpoint
+    from deeplab_jax.evaluate import evaluate_workdir
+
+    config = parse_config(rest, base=checkpoint.read_config(args.workdir))
+    if args.data is not None:
+        config.data.name = args.data
+    if args.data_dir is not None:
+        config.data.data_dir = str(args.data_dir)
+    scores = evaluate_workdir(args.workdir, config=config, split=args.split, console=console)
+    if args.json is not None:
+        checkpoint.write_json(args.json, scores)
+    _report(scores, args.workdir, console)
+
+
+def _predict(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    from deeplab_jax import checkpoint
+    from deeplab_jax.predict import Predictor, predict_files
+
+    config = parse_config(rest, base=checkpoint.read_config(args.workdir))
+    written = predict_files(Predictor.from_workdir(args.workdir, config), args.inputs, args.output, console=console)
+    console.print(f"{len(written) // 2} masks and overlays in {args.output}", soft_wrap=True)
+
+
+def _summary(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    config = parse_config(rest)
+    from deeplab_jax.summary import summary_table
+
+    Console(width=None if sys.stdout.isatty() else 140).print(summary_table(config, args.classes))
+
+
+def _data_prepare(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    from deeplab_jax.data.prepare import prepare
+
+    prepare(
+        args.name,
+        source=args.source,
+        sbd_source=args.sbd_source,
+        data_dir=args.data_dir,
+        val_fraction=args.val_fraction,
+        console=console,
+    )
+
+
+def _report(scores: dict, workdir: pathlib.Path, console: Console) -> None:
+    console.print(
+        f"mean IoU {scores['mean_iou']:.4f}, pixel accuracy {scores['pixel_accuracy']:.4f}, loss {scores['loss']:.4f} "
+        f"on {scores['num_images']} pictures; see metrics.json and gallery.png in {workdir}",
+        soft_wrap=True,
+    )
+
+
+def _fail(message, code: int) -> None:
+    print(f"deeplab-jax: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="deeplab-jax", description="DeepLabv3+ semantic segmentation in JAX.")
+    parser.add_argument("--version", action="version", version=f"deeplab_jax {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(parent, name: str, run, text: str, *, takes_config: bool = False) -> argparse.ArgumentParser:
+        command = parent.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=_CONFIG_HELP if takes_config else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.set_defaults(run=run, takes_config=takes_config)
+        return command
+
+    train = add(commands, "train", _train, "Train a network, or continue the training in a workdir.", takes_config=True)
+    train.add_argument("--workdir", type=pathlib.Path, required=True, help="folder for everything the run writes")
+
+    evaluate = add(commands, "evaluate", _evaluate, "Score a trained network on a whole split.", takes_config=True)
+    evaluate.add_argument("--workdir", type=pathlib.Path, required=True, help="of the training run")
+    evaluate.add_argument("--data", help="data set; default: the run's own")
+    evaluate.add_argument("--data-dir", type=pathlib.Path, help="where data sets are prepared")
+    evaluate.add_argument("--split", help="default: the run's data.eval_split")
+    evaluate.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the scores here")
+
+    predict = add(commands, "predict", _predict, "Label pictures: a mask and an overlay for each.", takes_config=True)
+    predict.add_argument("inputs", nargs="+", type=pathlib.Path, metavar="IMAGE|FOLDER")
+    predict.add_argument("--workdir", type=pathlib.Path, required=True, help="of the training run")
+    predict.add_argument("--output", type=pathlib.Path, required=True, help="folder for the results")
+
+    summary = add(
+        commands, "summary", _summary, "Parameters and multiply-adds of a config's network.", takes_config=True
+    )
+    summary.add_argument("--classes", type=int, default=21, help="default: 21")
+
+    data = commands.add_parser("data", help="Prepare, check and look at data sets.")
+    verbs = data.add_subparsers(dest="verb", required=True, metavar="prepare|check|show")
+    prepare = add(verbs, "prepare", _data_prepare, "Write a data set's pictures and masks as ArrayRecord files.")
+    prepare.add_argument("name", metavar="NAME", help="sbd, voc2012_segmentation, camvid or folder")
+    prepare.add_argument("--source", type=pathlib.Path, help="folder or archive; default: download, where it is public")
+    prepare.add_argument("--sbd-source", type=pathlib.Path, help="for voc2012_segmentation: adds the split trainaug")
+    prepare.add_argument("--val-fraction", type=float, help="for folder without lists; default: 0.2")
+    prepare.add_argument(
+        "--data-dir", type=pathlib.Path, help=f"default: $DEEPLAB_JAX_DATA or ~{os.sep}deeplab_jax_data"
+    )
+    return parser

@@ -1,0 +1,111 @@
+"""Pictures in, masks at the pictures' own size out."""
+
+import pathlib
+from collections.abc import Iterable, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import track
+
+from deeplab_jax import checkpoint, data, sharding, visualize
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluate import abstract_variables
+from deeplab_jax.inference import PicturePredictor
+from deeplab_jax.labels import LabelSet
+from deeplab_jax.models import build_model
+
+
+class Predictor:
+    """A trained network that labels pictures.
+
+    Attributes:
+      labels: the classes it knows.
+    """
+
+    def __init__(self, predict: PicturePredictor, labels: LabelSet):
+        self._predict, self.labels = predict, labels
+
+    @classmethod
+    def from_workdir(cls, workdir: str | pathlib.Path, config: ConfigDict | None = None) -> "Predictor":
+        """The newest checkpoint of a training run, with the run's config unless another one is given.
+
+        Raises:
+          UserError: the folder holds no run or no checkpoint.
+        """
+        workdir = pathlib.Path(workdir)
+        if not workdir.is_dir():
+            raise UserError(f"workdir {workdir} does not exist; `deeplab-jax train --workdir {workdir}` makes it")
+        config = checkpoint.read_config(workdir) if config is None else config
+        labels = checkpoint.read_labels(workdir)
+        model = build_model(config.model, labels.num_classes, compute_dtype=config.train.compute_dtype)
+        mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), sharding.BATCH_AXES)
+        with checkpoint.Checkpoints(workdir) as checkpoints:
+            if checkpoints.latest_step is None:
+                raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
+            variables = checkpoints.restore_variables(abstract_variables(model, mesh))
+        return cls(PicturePredictor(model, variables, config), labels)
+
+    def __call__(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[UInt8[np.ndarray, "_ _"]]:
+        """The class id of every pixel of each RGB picture, at its own size."""
+        return [self._predict(image) for image in images]
+
+
+def predict_files(
+    predictor: Predictor, inputs: Iterable[pathlib.Path], output: pathlib.Path, *, console: Console | None = None
+) -> list[pathlib.Path]:
+    """Labels picture files: `<name>_mask.png`, a palette PNG, and `<name>_overlay.png` with a legend for each.
+
+    Args:
+      predictor: the network.
+      inputs: pictures, and folders of pictures.
+      output: the folder for the results; made if needed.
+      console: shows progress on it.
+
+    Returns:
+      The files written, masks and overlays in turn.
+
+    Raises:
+      UserError: an input is missing or no picture, or a result exists already.
+    """
+    pictures = find_pictures(inputs)
+    targets = [(output / f"{path.stem}_mask.png", output / f"{path.stem}_overlay.png") for path in pictures]
+    for path in (path for pair in targets for path in pair):
+        if path.exists():
+            raise UserError(f"{path} exists; choose another --output or remove it")
+    if len(set(targets)) < len(targets):
+        twice = next(path for path, target in zip(pictures, targets, strict=True) if targets.count(target) > 1)
+        raise UserError(f"two inputs are named {twice.stem}; predict them into different --output folders")
+    output.mkdir(parents=True, exist_ok=True)
+    written = []
+    pairs = list(zip(pictures, targets, strict=True))
+    for path, (mask_path, overlay_path) in track(pairs, "predict", console=console, disable=console is None):
+        image = data.read_picture(path)
+        (label_map,) = predictor([image])
+        visualize.save_palette_png(mask_path, label_map, predictor.labels)
+        tinted = visualize.overlay(image, label_map, predictor.labels)
+        visualize.save_image(overlay_path, visualize.add_legend(tinted, label_map, predictor.labels))
+        written += [mask_path, overlay_path]
+    return written
+
+
+def find_pictures(inputs: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """The picture files among the inputs and directly inside their folders, sorted within each folder.
+
+    Raises:
+      UserError: an input does not exist, or a folder has no picture.
+    """
+    pictures = []
+    for path in inputs:
+        if path.is_dir():
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in data.PICTURE_SUFFIXES)
+            if not found:
+                raise UserError(f"folder {path} has no pictures ({', '.join(data.PICTURE_SUFFIXES)})")
+            pictures += found
+        elif path.is_file():
+            pictures.append(path)
+        else:
+            raise UserError(f"{path} does not exist")
+    return pictures

@@ -1,0 +1,49 @@
+"""A strict merge: every parameter is taken over or accounted for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from flax import traverse_util
+from jaxtyping import PyTree
+
+from deeplab_jax.errors import UserError
+
+_SHOWN = 5
+
+
+def merge(variables: PyTree, foreign: PyTree, *, reinitialise: Sequence[str] = ()) -> tuple[Any, str]:
+    """The variables with the foreign values in their place, on the same devices.
+
+    Args:
+      variables: `params` and `batch_stats` of the network, initialised.
+      foreign: the same collections with other values.
+      reinitialise: parts that keep their initial values where the foreign shapes differ.
+
+    Returns:
+      The merged variables, and a line that counts what was taken and names what kept its initial values.
+
+    Raises:
+      UserError: a variable is missing, unused or of another shape outside these parts.
+    """
+    own = traverse_util.flatten_dict(variables, sep="/")
+    other = traverse_util.flatten_dict(foreign, sep="/")
+    merged, kept, wrong = {}, [], []
+    for path, value in own.items():
+        if path in other and other[path].shape == value.shape:
+            merged[path] = jax.device_put(other[path].astype(value.dtype), value.sharding)
+        elif path.split("/")[1] in reinitialise:
+            merged[path] = value
+            kept.append(path)
+        elif path in other:
+            wrong.append(f"{path} has shape {other[path].shape} there, {value.shape} here")
+        else:
+            wrong.append(f"{path} is missing there")
+    wrong += [f"{path} is unused here" for path in other if path not in own and path.split("/")[1] not in reinitialise]
+    if wrong:
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise UserError(f"the networks differ: {'; '.join(wrong[:_SHOWN])}{more}; make config.model the same")
+    report = f"{len(merged) - len(kept)} of {len(own)} variables taken"
+    if kept:
+        report += f"; newly initialised: {', '.join(kept)}"
+    return traverse_util.unflatten_dict(merged, sep="/"), report
