@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # takes longer to import than everything else here
     from matplotlib.figure import Figure
 
 _MAX_FIGURE_WIDTH = 16.0  # inches; a notebook shows a wider figure shrunk, with its text too small to read
-_GAP, _TEXT_HEIGHT = 0.06, 0.25  # inches between panels, and for a line of text
+_GAP, _CELL_GAP = 0.06, 0.2  # inches between the panels of a cell, and between cells
+_TEXT_HEIGHT, _LEGEND_ENTRY_WIDTH = 0.25, 1.35  # inches
 
 
 def colorize(label_map: UInt8[np.ndarray, "height width"], labels: LabelSet) -> UInt8[np.ndarray, "height width 3"]:
@@ -34,7 +35,7 @@ def overlay(
     label_map: UInt8[np.ndarray, "height width"],
     labels: LabelSet,
     *,
-    opacity: float = 0.6,
+    opacity: int | float = 0.6,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """An RGB picture tinted with its classes; void pixels are opaque, a class 0 named "background" is not tinted.
 
@@ -145,8 +146,8 @@ def plot_segmentation_mask_gallery(
     labels: LabelSet = VOC,
     rows: int | None = None,
     cols: int | None = None,
-    scale: float = 3,
-    value_range: tuple[float, float] = (0, 255),
+    scale: int | float = 3,
+    value_range: tuple[int | float, int | float] = (0, 255),
     path: pathlib.Path | None = None,
 ) -> "Figure":
     """A grid of cells, each a picture with its true and its predicted mask beside it, over a legend of the classes.
@@ -179,39 +180,16 @@ def plot_segmentation_mask_gallery(
         if masks is not None:
             panels[title] = _as_label_maps(name, masks, pictures, labels)
 
-    # Every panel fits its picture into a box of the same size, so that the grid is even whatever the sizes.
+    # A panel is `scale` inches high for the usual shape of picture; all are equally wide, so that columns line up.
     aspect = float(np.median([picture.shape[1] / picture.shape[0] for picture in pictures]))
-    cell = len(panels) * (scale * aspect + _GAP) + _GAP
     if cols is None:
-        cols = math.ceil(len(pictures) / rows) if rows else max(1, min(len(pictures), int(_MAX_FIGURE_WIDTH / cell)))
+        fitting = int((_MAX_FIGURE_WIDTH + _CELL_GAP) / (len(panels) * (scale * aspect + _GAP) + _CELL_GAP))
+        cols = math.ceil(len(pictures) / rows) if rows else max(1, min(len(pictures), fitting))
     rows = math.ceil(len(pictures) / cols) if rows is None else rows
-    shrink = min(1.0, _MAX_FIGURE_WIDTH / (cols * cell))
-    height = scale * shrink
-    width = height * aspect
-
-    maps = [label_map for title, masks in panels.items() if title != "picture" for label_map in masks[: rows * cols]]
-    present = sorted(_present(maps, labels))
-    figure_width = cols * (len(panels) * (width + _GAP) + _GAP) - _GAP
-    entries_per_line = max(1, int(figure_width / 1.35))
-    legend_lines = math.ceil(len(present) / entries_per_line)
-    titles_height = _TEXT_HEIGHT if len(panels) > 1 else 0.0
-    figure_height = titles_height + rows * (height + _GAP) - _GAP + (legend_lines * 0.22 + 0.1 if present else 0.0)
-    figure = _figure(figure_width, figure_height)
-
-    for index in range(min(len(pictures), rows * cols)):
-        row, col = divmod(index, cols)
-        for position, (title, contents) in enumerate(panels.items()):
-            left = col * (len(panels) * (width + _GAP) + _GAP) + position * (width + _GAP)
-            bottom = figure_height - titles_height - row * (height + _GAP) - height
-            box = (left / figure_width, bottom / figure_height, width / figure_width, height / figure_height)
-            axes = figure.add_axes(box)
-            axes.set_axis_off()
-            content = contents[index] if title == "picture" else colorize(contents[index], labels)
-            axes.imshow(content, interpolation="antialiased" if title == "picture" else "nearest")
-            if row == 0 and titles_height:
-                axes.text(0.5, 1.0, title, transform=axes.transAxes, ha="center", va="bottom", fontsize=10)
-    if present:
-        _draw_legend(figure, present, labels, entries_per_line)
+    panels = {title: contents[: rows * cols] for title, contents in panels.items()}
+    gaps = cols * (len(panels) - 1) * _GAP + (cols - 1) * _CELL_GAP
+    width = min(scale * aspect, (_MAX_FIGURE_WIDTH - gaps) / (cols * len(panels)))
+    figure = _draw_grid(panels, cols, width, width / aspect, labels)
     return _saved(figure, path)
 
 
@@ -260,9 +238,7 @@ def _present(label_maps: Iterable[np.ndarray], labels: LabelSet) -> dict[int, in
     counts = sum((np.bincount(label_map.ravel(), minlength=256) for label_map in label_maps), np.zeros(256, np.int64))
     for label in np.flatnonzero(counts):
         if labels.num_classes <= label < IGNORE_LABEL:
-            raise ValueError(
-                f"label {label} is none of the {labels.num_classes} classes; pass the labels it belongs to"
-            )
+            raise ValueError(f"label {label} is none of the {labels.num_classes} classes; pass the right labels")
     return {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
 
 
@@ -274,7 +250,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f}%" if share >= 0.001 else "<0.1%"
 
 
-def _as_picture(image: Any, value_range: tuple[float, float]) -> UInt8[np.ndarray, "height width 3"]:
+def _as_picture(image: Any, value_range: tuple[int | float, int | float]) -> UInt8[np.ndarray, "height width 3"]:
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
         raise ValueError(f"images must be RGB of shape (height, width, 3), not {image.shape}")
@@ -305,6 +281,41 @@ def _as_label_maps(name: str, masks: Any, pictures: list[np.ndarray], labels: La
     return label_maps
 
 
+def _draw_grid(
+    panels: dict[str, list[np.ndarray]], cols: int, width: float, max_height: float, labels: LabelSet
+) -> "Figure":
+    """Panels of one width in inches, rows as high as their highest picture (at most `max_height`), and the legend."""
+    heights = [min(max_height, width * picture.shape[0] / picture.shape[1]) for picture in panels["picture"]]
+    row_heights = [max(heights[start : start + cols]) for start in range(0, len(heights), cols)]
+    cell_width = len(panels) * (width + _GAP) - _GAP
+    figure_width = min(cols, len(heights)) * (cell_width + _CELL_GAP) - _CELL_GAP
+    label_maps = [label_map for title, maps in panels.items() if title != "picture" for label_map in maps]
+    present = sorted(_present(label_maps, labels))
+    titles_height = _TEXT_HEIGHT if label_maps else 0.0
+    entries_per_line = max(1, int(figure_width / _LEGEND_ENTRY_WIDTH))
+    legend_height = math.ceil(len(present) / entries_per_line) * _TEXT_HEIGHT
+    figure_height = titles_height + sum(row_heights) + (len(row_heights) - 1) * _GAP + legend_height
+    figure = _figure(figure_width, figure_height)
+
+    for index in range(len(heights)):
+        row, col = divmod(index, cols)
+        top = figure_height - titles_height - sum(row_heights[:row]) - row * _GAP
+        for position, (title, contents) in enumerate(panels.items()):
+            left = col * (cell_width + _CELL_GAP) + position * (width + _GAP)
+            box = (left, top - row_heights[row], width, row_heights[row])
+            axes = figure.add_axes([x / size for x, size in zip(box, 2 * (figure_width, figure_height), strict=True)])
+            axes.set_axis_off()
+            axes.set_anchor("N")
+            content = contents[index] if title == "picture" else colorize(contents[index], labels)
+            axes.imshow(content, interpolation="antialiased" if title == "picture" else "nearest")
+            if row == 0 and label_maps:
+                x, y = (left + width / 2) / figure_width, (top + 0.06) / figure_height
+                figure.text(x, y, title, ha="center", va="bottom", fontsize=10)
+    if present:
+        _draw_legend(figure, present, labels, entries_per_line)
+    return figure
+
+
 def _draw_legend(figure: "Figure", present: Sequence[int], labels: LabelSet, entries_per_line: int) -> None:
     from matplotlib.patches import Patch
 
@@ -328,6 +339,7 @@ def _labelled_axes(figure: "Figure", position: int, title: str) -> Any:
     axes = figure.add_subplot(position)
     axes.set_xlabel("step")
     axes.set_ylabel(title)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.set_layout_engine("constrained")
@@ -347,7 +359,7 @@ def _figure_class() -> type:
     return NotebookFigure
 
 
-def _figure(width: float, height: float) -> "Figure":
+def _figure(width: int | float, height: int | float) -> "Figure":
     """Inches; 100 pixels each."""
     return _figure_class()(figsize=(width, height), dpi=100, facecolor="white")
 

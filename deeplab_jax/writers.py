@@ -95,7 +95,7 @@ class Writer:
         if self._lines is not None:
             self._lines.close()
 
-    def write_train(self, step: int, scalars: dict[str, float | None]) -> None:
+    def write_train(self, step: int, scalars: dict[str, int | float | None]) -> None:
         """Reports the training up to `step`.
 
         The speed is that since the last report, pauses left out; the first report has none (null), because its time
