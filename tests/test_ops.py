@@ -1,0 +1,237 @@
+"""Every operation equals an independent reference, and every formulation of it equals the plain one."""
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deeplab_jax import ops
+
+# In float64, sums of a few hundred products of order 1 round by about 1e-14; 1e-9 leaves room and catches any real
+# difference of a formulation.
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+few = settings(max_examples=6, deadline=None, derandomize=True)
+paddings = st.sampled_from(ops.PADDINGS)
+sizes = st.tuples(st.integers(1, 13), st.integers(1, 13))
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def random(shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def assert_formulations_equal(operation, *arguments):
+    """Values and gradients with respect to every argument, for a random cotangent."""
+    shape = jax.eval_shape(lambda *xs: operation(*xs, formulation="plain"), *arguments).shape
+    cotangent = random(shape, seed=9)
+
+    def value_and_gradients(formulation, cotangent, *arguments):
+        output, pullback = jax.vjp(lambda *xs: operation(*xs, formulation=formulation), *arguments)
+        return output, *pullback(cotangent)
+
+    run = jax.jit(value_and_gradients, static_argnums=0)
+    results = [run(formulation, cotangent, *arguments) for formulation in ("auto", "plain")]
+    for fast, plain in zip(*results, strict=True):
+        assert fast.dtype == jnp.float64
+        np.testing.assert_allclose(fast, plain, **TOLERANCE)
+
+
+def reference_padding(size, window, stride, rate, padding):
+    """Pixels before and after, from the definitions of TensorFlow's SAME and of PyTorch's padding=rate*(k-1)/2."""
+    reach = rate * (window - 1)
+    if padding == "symmetric":
+        return reach // 2, reach // 2
+    outputs = (size + stride - 1) // stride
+    total = max((outputs - 1) * stride + reach + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def reference_conv(x, kernel, stride, rate, padding):
+    """A convolution as loops over output pixels and taps."""
+    kernel_height, kernel_width, _, features = kernel.shape
+    pads = [
+        reference_padding(size, window, stride, rate, padding)
+        for size, window in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+    ]
+    padded = np.pad(x, ((0, 0), *pads, (0, 0)))
+    out_height, out_width = (-(-size // stride) for size in x.shape[1:3])
+    output = np.zeros((len(x), out_height, out_width, features))
+    for row in range(out_height):
+        for column in range(out_width):
+            for i in range(kernel_height):
+                for j in range(kernel_width):
+                    pixel = padded[:, row * stride + i * rate, column * stride + j * rate]
+                    output[:, row, column] += pixel @ kernel[i, j]
+    return output
+
+
+@few
+@given(
+    size=sizes, window=st.sampled_from([1, 3, 5]), stride=st.integers(1, 3), rate=st.integers(1, 3), padding=paddings
+)
+def test_conv2d_equals_loops_over_taps(size, window, stride, rate, padding):
+    x, kernel = random((2, *size, 3)), random((window, window, 3, 4), seed=1)
+    expected = reference_conv(x, kernel, stride, rate, padding)
+    for formulation in ("auto", "plain"):
+        output = ops.conv2d(
+            jnp.asarray(x), jnp.asarray(kernel), stride=stride, rate=rate, padding=padding, formulation=formulation
+        )
+        np.testing.assert_allclose(output, expected, **TOLERANCE)
+
+
+@few
+@given(size=sizes, window=st.sampled_from([1, 3]), stride=st.integers(1, 3), rate=st.integers(1, 3), padding=paddings)
+def test_conv2d_formulations_are_equal(size, window, stride, rate, padding):
+    assert_formulations_equal(
+        lambda x, kernel, formulation: ops.conv2d(
+            x, kernel, stride=stride, rate=rate, padding=padding, formulation=formulation
+        ),
+        random((2, *size, 3)),
+        random((window, window, 3, 4), seed=1),
+    )
+
+
+@few
+@given(
+    size=sizes, window=st.sampled_from([1, 3, 5]), stride=st.integers(1, 3), rate=st.integers(1, 3), padding=paddings
+)
+def test_depthwise_conv2d_equals_a_convolution_of_each_channel(size, window, stride, rate, padding):
+    x, kernel = random((2, *size, 3)), random((window, window, 1, 3), seed=1)
+    expected = np.concatenate(
+        [reference_conv(x[..., c : c + 1], kernel[..., c : c + 1], stride, rate, padding) for c in range(3)], axis=-1
+    )
+    output = ops.depthwise_conv2d(jnp.asarray(x), jnp.asarray(kernel), stride=stride, rate=rate, padding=padding)
+    np.testing.assert_allclose(output, expected, **TOLERANCE)
+
+
+@few
+@given(size=sizes, window=st.sampled_from([1, 3]), stride=st.integers(1, 3), rate=st.integers(1, 3), padding=paddings)
+def test_depthwise_conv2d_formulations_are_equal(size, window, stride, rate, padding):
+    assert_formulations_equal(
+        lambda x, kernel, formulation: ops.depthwise_conv2d(
+            x, kernel, stride=stride, rate=rate, padding=padding, formulation=formulation
+        ),
+        random((2, *size, 3)),
+        random((window, window, 1, 3), seed=1),
+    )
+
+
+@few
+@given(size=sizes, stride=st.integers(1, 3), padding=paddings)
+def test_max_pool_equals_loops_and_its_formulations_each_other(size, stride, padding):
+    count = 2 * size[0] * size[1] * 3
+    x = np.random.default_rng(0).permutation(count).reshape(2, *size, 3) - count / 2.0  # distinct: no ties; some < 0
+    pads = [reference_padding(extent, 3, stride, 1, padding) for extent in size]
+    padded = np.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-np.inf)
+    out_size = [-(-extent // stride) for extent in size]
+    expected = np.zeros((2, *out_size, 3))
+    for row in range(out_size[0]):
+        for column in range(out_size[1]):
+            top, left = row * stride, column * stride
+            expected[:, row, column] = padded[:, top : top + 3, left : left + 3].max(axis=(1, 2))
+    output = ops.max_pool(jnp.asarray(x), window=3, stride=stride, padding=padding)
+    np.testing.assert_array_equal(output, expected)
+    assert_formulations_equal(
+        lambda x, formulation: ops.max_pool(x, window=3, stride=stride, padding=padding, formulation=formulation), x
+    )
+
+
+def test_max_pool_ignores_padding_where_all_is_negative():
+    x = jnp.full((1, 5, 5, 1), -3.0)
+    np.testing.assert_array_equal(ops.max_pool(x, window=3, stride=2), np.full((1, 3, 3, 1), -3.0))
+
+
+def test_symmetric_padding_keeps_strided_outputs_on_every_stride_th_pixel():
+    x = jnp.asarray(random((1, 9, 12, 2)))
+    kernel = jnp.asarray(random((3, 3, 2, 2), seed=1))
+    dense, strided = ops.conv2d(x, kernel), ops.conv2d(x, kernel, stride=2)
+    np.testing.assert_allclose(strided, dense[:, ::2, ::2], **TOLERANCE)
+
+
+def test_explicit_padding_refuses_what_it_cannot_do():
+    with pytest.raises(ValueError, match="'same' is not one of same_upper, symmetric"):
+        ops.explicit_padding("same", (8, 8), (3, 3))
+    with pytest.raises(ValueError, match="odd windows"):
+        ops.explicit_padding("symmetric", (8, 8), (2, 2))
+
+
+@few
+@given(size=sizes, out_size=st.tuples(st.integers(1, 29), st.integers(1, 29)))
+def test_resize_bilinear_equals_opencv(size, out_size):
+    x = random((2, *size, 3))
+    output = ops.resize_bilinear(jnp.asarray(x), out_size)
+    expected = [cv2.resize(image, out_size[::-1], interpolation=cv2.INTER_LINEAR) for image in x]
+    # OpenCV computes its interpolation weights in float32.
+    np.testing.assert_allclose(output, np.stack(expected), rtol=0, atol=1e-5)
+
+
+@few
+@given(size=sizes, out_size=st.tuples(st.integers(1, 29), st.integers(1, 29)))
+def test_resize_bilinear_with_aligned_corners_equals_interpolation_by_hand(size, out_size):
+    x = random((2, *size, 3))
+    expected = np.zeros((2, *out_size, 3))
+    for row in range(out_size[0]):
+        for column in range(out_size[1]):
+            y = row * (size[0] - 1) / max(out_size[0] - 1, 1)
+            z = column * (size[1] - 1) / max(out_size[1] - 1, 1)
+            top, left = min(int(y), size[0] - 1), min(int(z), size[1] - 1)
+            below, right = min(top + 1, size[0] - 1), min(left + 1, size[1] - 1)
+            upper = x[:, top, left] * (1 - (z - left)) + x[:, top, right] * (z - left)
+            lower = x[:, below, left] * (1 - (z - left)) + x[:, below, right] * (z - left)
+            expected[:, row, column] = upper * (1 - (y - top)) + lower * (y - top)
+    output = ops.resize_bilinear(jnp.asarray(x), out_size, align_corners=True)
+    np.testing.assert_allclose(output, expected, **TOLERANCE)
+
+
+def ragged_logits():
+    """Logits of three pictures on one canvas, and the sizes they go to; no size is a multiple of a block of 8."""
+    logits = random((3, 9, 12, 5))
+    extents = np.array([[9, 12], [5, 7], [1, 3]], np.int32)
+    sizes = np.array([[37, 45], [29, 50], [6, 11]], np.int32)
+    return logits, extents, sizes, (37, 50)
+
+
+def test_resize_to_sizes_equals_resizing_each_picture_alone():
+    logits, extents, sizes, canvas = ragged_logits()
+    output = jax.jit(ops.resize_to_sizes, static_argnums=3)(
+        jnp.asarray(logits), jnp.asarray(extents), jnp.asarray(sizes), canvas
+    )
+    assert output.shape == (3, *canvas, 5)
+    for i, ((height, width), size) in enumerate(zip(extents, sizes.tolist(), strict=True)):
+        alone = ops.resize_bilinear(jnp.asarray(logits[i : i + 1, :height, :width]), size)
+        np.testing.assert_allclose(output[i : i + 1, : size[0], : size[1]], alone, **TOLERANCE)
+
+
+def test_resize_to_sizes_repeats_the_border_on_the_rest_of_the_canvas():
+    logits, extents, sizes, canvas = map(np.asarray, ragged_logits())
+    output = np.asarray(ops.resize_to_sizes(*map(jnp.asarray, (logits, extents, sizes)), tuple(canvas.tolist())))
+    height, width = sizes[1]
+    np.testing.assert_array_equal(
+        output[1, height:, :width], np.broadcast_to(output[1, height - 1, :width], (8, 50, 5))
+    )
+
+
+@pytest.mark.parametrize("block", [8, 37, 64])
+def test_predict_resized_is_the_arg_max_of_the_resized_logits(block):
+    logits, extents, sizes, canvas = ragged_logits()
+    arguments = (jnp.asarray(logits), jnp.asarray(extents), jnp.asarray(sizes), canvas)
+    predictions = ops.predict_resized(*arguments, block=block)
+    assert predictions.dtype == jnp.uint8
+    np.testing.assert_array_equal(predictions, np.argmax(ops.resize_to_sizes(*arguments), axis=-1))
+
+
+def test_operations_keep_bfloat16():
+    x = jnp.ones((1, 5, 7, 2), jnp.bfloat16)
+    assert ops.conv2d(x, jnp.ones((1, 1, 2, 3), jnp.bfloat16)).dtype == jnp.bfloat16
+    assert ops.depthwise_conv2d(x, jnp.ones((3, 3, 1, 2), jnp.bfloat16)).dtype == jnp.bfloat16
+    assert ops.max_pool(x, window=3, stride=2).dtype == jnp.bfloat16
+    assert ops.resize_bilinear(x, (9, 9)).dtype == jnp.bfloat16
+    assert ops.resize_bilinear(x, (9, 9), align_corners=True).dtype == jnp.bfloat16
