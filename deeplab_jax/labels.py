@@ -84,3 +84,6 @@ CAMVID = LabelSet(
         (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
     ),
 )  # fmt: skip
+
+# The shapes of deeplab_jax.data.sources.synthetic.
+SYNTHETIC = LabelSet.from_names(("background", "disk", "ring", "triangle", "star", "bar"))

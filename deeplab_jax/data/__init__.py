@@ -1,0 +1,73 @@
+"""Data sets: preparing them, checking them, and streaming them to the network."""
+
+import os
+import pathlib
+
+from deeplab_jax.config import suggest
+from deeplab_jax.data.pictures import PICTURE_SUFFIXES, read_picture
+from deeplab_jax.data.pipeline import eval_batches, pad_color, train_batches
+from deeplab_jax.data.sources.synthetic import SPLIT_SIZES, SyntheticSource
+from deeplab_jax.data.transforms import pad_to, resize_image
+from deeplab_jax.errors import UserError
+
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "SOURCES",
+    "default_data_dir",
+    "eval_batches",
+    "open_source",
+    "pad_color",
+    "pad_to",
+    "read_picture",
+    "resize_image",
+    "train_batches",
+]
+
+SOURCES = ("sbd", "voc2012_segmentation", "camvid", "folder", "synthetic")
+
+
+def default_data_dir() -> pathlib.Path:
+    """Where data sets are prepared unless told otherwise: $DEEPLAB_JAX_DATA, or deeplab_jax_data in the home folder."""
+    return pathlib.Path(os.environ.get("DEEPLAB_JAX_DATA") or pathlib.Path.home() / "deeplab_jax_data")
+
+
+def open_source(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    num_examples: int | None = None,
+    image_size: tuple[int, int] | None = None,
+):
+    """One split of a data set, ready to be read by position.
+
+    Args:
+      name: one of `SOURCES`.
+      split: of the data set.
+      data_dir: where data sets are prepared; default: `default_data_dir`.
+      num_examples: of generated data sets, in `train`.
+      image_size: (height, width) of generated pictures.
+
+    Raises:
+      UserError: no such data set or split, or it is not prepared.
+    """
+    if name not in SOURCES:
+        raise UserError(f"data set {name!r} does not exist{suggest(name, SOURCES)}")
+    if name == "synthetic":
+        if split not in SPLIT_SIZES:
+            raise UserError(f"synthetic has no split {split!r}{suggest(split, SPLIT_SIZES)}")
+        return SyntheticSource(split, num_examples if split == "train" else None, image_size)
+    # TFDS takes most of a second to import: only for data sets that need it.
+    from deeplab_jax.data.builder import PreparedSource, prepared_folder
+
+    directory = pathlib.Path(data_dir) if data_dir is not None else default_data_dir()
+    folder = prepared_folder(name, directory)
+    if not folder.is_dir():
+        raise UserError(
+            f"data set {name} is not prepared in {directory}; "
+            f"run `deeplab-jax data prepare {name} --data-dir {directory}`"
+        )
+    splits = PreparedSource.splits(folder)
+    if split not in splits:
+        raise UserError(f"{name} in {directory} has no split {split!r}{suggest(split, splits)}")
+    return PreparedSource(folder, split)

@@ -1,0 +1,162 @@
+"""Reading and encoding pictures and label maps, exactly, with errors that name the file."""
+
+import io
+import pathlib
+import warnings
+
+import cv2
+import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import Image, ImageOps
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+_ORIENTATION_TAG = 0x0112
+
+
+def read_picture(path: pathlib.Path) -> UInt8[np.ndarray, "height width 3"]:
+    """A picture file as upright RGB: EXIF rotation applied, grey, palette, 16-bit and CMYK converted, alpha on white.
+
+    Raises:
+      UserError: the file is missing, truncated or no picture.
+    """
+    return np.asarray(_upright_rgb(_open(path), path))
+
+
+def encode_picture(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
+    """A picture file's bytes for storing, and its height and width.
+
+    An upright RGB JPEG or PNG keeps its bytes; anything else is stored as the PNG of `read_picture`.
+
+    Raises:
+      UserError: the file is missing, truncated or no picture.
+    """
+    image = _open(path)
+    plain = image.format in ("JPEG", "PNG") and image.mode == "RGB" and "transparency" not in image.info
+    if plain and image.getexif().get(_ORIENTATION_TAG, 1) == 1:
+        return path.read_bytes(), (image.height, image.width)
+    pixels = np.asarray(_upright_rgb(image, path))
+    return _encode_png(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)), pixels.shape[:2]
+
+
+def decode_picture(encoded: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
+    """RGB pixels of bytes that `encode_picture` made.
+
+    Raises:
+      UserError: the bytes are damaged; `name` tells whose they are.
+    """
+    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise UserError(f"the stored picture of {name} is damaged; prepare the data set again")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def read_label_map(
+    path: pathlib.Path, labels: LabelSet, *, by_color: bool = False
+) -> UInt8[np.ndarray, "height width"]:
+    """A mask file as class ids.
+
+    A palette PNG gives its indices and a grey one its values; an RGB one, or any but a palette PNG with `by_color`, is
+    looked up in the label set's colours and must match one (or the void colour) in every pixel.
+
+    Raises:
+      UserError: the file is missing, truncated, or holds a colour or an id that is none of the classes.
+    """
+    image = _open(path)
+    if image.mode in ("RGB", "RGBA") or (by_color and image.mode != "P"):
+        return _lookup_colors(np.asarray(image.convert("RGB")), labels, path)
+    if image.mode not in ("P", "L", "1", "I", "I;16"):
+        raise UserError(f"mask {path} has mode {image.mode}; save it as a grey or palette PNG of class ids")
+    ids = np.asarray(image).astype(np.int64)
+    check_ids(ids, labels, str(path))
+    return ids.astype(np.uint8)
+
+
+def check_ids(ids: Integer[np.ndarray, "height width"], labels: LabelSet, name: str) -> None:
+    """Raises a UserError naming the first id that is neither a class nor void."""
+    wrong = ids[(ids < 0) | ((ids >= labels.num_classes) & (ids != IGNORE_LABEL))]
+    if wrong.size:
+        raise UserError(
+            f"mask {name} holds label {int(wrong[0])}: it must be below {labels.num_classes}, the number of classes, "
+            f"or {IGNORE_LABEL} for void"
+        )
+
+
+def encode_label_map(label_map: UInt8[np.ndarray, "height width"]) -> bytes:
+    """A single-channel PNG whose values are the ids: exact for 0 to 255, with no palette to be expanded."""
+    return _encode_png(label_map)
+
+
+def decode_label_map(encoded: bytes, name: str) -> UInt8[np.ndarray, "height width"]:
+    """Ids of bytes that `encode_label_map` made.
+
+    Raises:
+      UserError: the bytes are damaged; `name` tells whose they are.
+    """
+    label_map = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+    if label_map is None or label_map.ndim != 2:
+        raise UserError(f"the stored mask of {name} is damaged; prepare the data set again")
+    return label_map
+
+
+def encoded_size(encoded: bytes) -> tuple[int, int]:
+    """Height and width of an encoded picture, from its header."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        return image.height, image.width
+
+
+def _open(path: pathlib.Path) -> Image.Image:
+    """The picture with its pixels read, so that a truncated file shows here."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # odd EXIF in real photos
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.load()
+                return image
+    except FileNotFoundError:
+        raise UserError(f"picture {path} does not exist") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise UserError(f"picture {path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down") from None
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each of these for damaged files
+        raise UserError(f"picture {path} cannot be read: {error}; it is truncated or no picture") from None
+
+
+def _upright_rgb(image: Image.Image, path: pathlib.Path) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255
+        values = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray((values >> 8 if values.max() > 255 else values).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    try:
+        return image.convert("RGB")
+    except ValueError:
+        raise UserError(f"picture {path} has mode {image.mode}, which cannot be made RGB") from None
+
+
+def _lookup_colors(pixels: np.ndarray, labels: LabelSet, path: pathlib.Path) -> np.ndarray:
+    to_code = np.array([65536, 256, 1])
+    known = np.array([*range(labels.num_classes), IGNORE_LABEL])
+    known_codes = labels.color_table()[known].astype(np.int64) @ to_code
+    codes = pixels.astype(np.int64) @ to_code
+    order = np.argsort(known_codes)
+    position = np.minimum(np.searchsorted(known_codes[order], codes), len(known) - 1)
+    match = known_codes[order][position] == codes
+    if not match.all():
+        color = tuple(int(value) for value in pixels[~match][0])
+        raise UserError(
+            f"mask {path} holds the colour {color}, which is no class's; add it to classes.txt as `name r g b`"
+        )
+    return known[order][position].astype(np.uint8)
+
+
+def _encode_png(pixels: np.ndarray) -> bytes:
+    done, encoded = cv2.imencode(".png", pixels)
+    if not done:
+        raise RuntimeError(f"cv2 could not encode a PNG of shape {pixels.shape}")
+    return encoded.tobytes()

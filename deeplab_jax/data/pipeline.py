@@ -1,0 +1,197 @@
+"""Grain pipelines: endless shuffled training batches, and evaluation batches that hold every example once."""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+from deeplab_jax.data import pictures, transforms
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import IGNORE_LABEL
+
+_ROUND_TO = 32  # default canvases are multiples of it, plus 1: sizes of k * stride + 1 keep atrous features aligned
+
+
+def pad_color(input_mean: Sequence[float]) -> tuple[int, ...]:
+    """The colour that normalises to about zero: what padding is filled with (DeepLabv3's mean pixel)."""
+    return tuple(round(value) for value in input_mean)
+
+
+def train_batches(
+    source,
+    data: ConfigDict,
+    *,
+    seed: int,
+    examples_seen: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    pad_color: Sequence[int] = (0, 0, 0),
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches of this process' examples.
+
+    Which example comes when, and how it is transformed, is a pure function of the seed and the position in the
+    stream: not of the number of workers or processes. So a run goes on at `examples_seen` anywhere.
+
+    Args:
+      source: of `open_source`.
+      data: the `data` group of a config.
+      seed: of shuffling and augmentation; each epoch is shuffled anew.
+      examples_seen: examples, over all processes, that the run has consumed.
+      process_index: this process.
+      process_count: of the run; each takes every process_count-th example.
+      pad_color: RGB around scaled pictures.
+
+    Yields:
+      `image` uint8 (batch, height, width, 3) and `label` uint8 (batch, height, width).
+
+    Raises:
+      UserError: a stored example is damaged.
+    """
+    transform = _Augment(data.copy_and_resolve_references(), tuple(pad_color))
+    dataset = grain.MapDataset.source(source).seed(_stream_seed(seed)).shuffle().repeat()
+    dataset = dataset.map(_decode).random_map(transform)
+    dataset = dataset[examples_seen:][process_index::process_count]
+    dataset = dataset.batch(data.batch_size // process_count, drop_remainder=True)
+    return iter(_parallel(dataset, data.workers))
+
+
+def eval_batches(
+    source,
+    data: ConfigDict,
+    evaluation: ConfigDict,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    pad_color: Sequence[int] = (0, 0, 0),
+) -> Iterator[dict[str, Any]]:
+    """Batches of this process' share of a split, in order, every example exactly once.
+
+    All processes yield the same number of batches; what is missing in the last ones is filled with black pictures of
+    void labels whose `valid` is False.
+
+    Args:
+      source: of `open_source`.
+      data: the `data` group of a config.
+      evaluation: the `eval` group of a config; its `protocol` says what is resized and what is padded.
+      batch_size: of this process.
+      process_index: this process.
+      process_count: of the run.
+      pad_color: RGB around padded pictures.
+
+    Yields:
+      `image` uint8 (batch, H, W, 3), `label` uint8 (batch, h, w) with void around each picture's own pixels, `size`
+      int32 (batch, 2): height and width of these at the top left, `valid` bool (batch,), `id` (a list).
+
+    Raises:
+      UserError: a picture is larger than `eval.image_size`, or a stored example is damaged.
+    """
+    shape = _Shape.of(source, data, evaluation, tuple(pad_color))
+    rounds = math.ceil(len(source) / (batch_size * process_count))
+    padded = rounds * batch_size * process_count
+    indices = grain.MapDataset.range(padded)[process_index::process_count]
+    dataset = indices.map(_EvalExample(source, shape)).batch(batch_size, drop_remainder=True, batch_fn=_collate)
+    return iter(_parallel(dataset, data.workers))
+
+
+def _parallel(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
+    if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which programs without absl.app do not parse
+        flags.FLAGS.mark_as_parsed()
+    if workers == 0:
+        return dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8))
+    # Workers take whole batches in turn, which changes nothing about their order.
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(options)
+
+
+def _stream_seed(seed: int) -> int:
+    # Grain derives an example's generator from seed + position: neighbouring seeds would share shifted streams.
+    return int.from_bytes(hashlib.sha256(f"train {seed}".encode()).digest()[:4], "big")
+
+
+def _decode(example: dict[str, Any]) -> dict[str, Any]:
+    """Arrays from stored bytes; generated examples are arrays already."""
+    image, label_map = example["image"], example["label"]
+    if isinstance(image, bytes):
+        image = pictures.decode_picture(image, example["id"])
+    if isinstance(label_map, bytes):
+        label_map = pictures.decode_label_map(label_map, example["id"])
+    return {"image": image, "label": label_map, "id": example["id"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Augment(grain.transforms.RandomMap):
+    data: Any
+    pad_color: tuple[int, ...]
+
+    def random_map(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        image, label_map = transforms.augment(
+            example["image"], example["label"], rng, self.data, pad_color=self.pad_color
+        )
+        return {"image": image, "label": label_map}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """What an evaluation protocol makes of a picture: the network's input size and the canvas it is scored on."""
+
+    protocol: str
+    image_size: tuple[int, int]
+    canvas: tuple[int, int]
+    pad_color: tuple[int, ...]
+
+    @classmethod
+    def of(cls, source, data: ConfigDict, evaluation: ConfigDict, pad_color: tuple[int, ...]) -> "_Shape":
+        if evaluation.protocol == "guide":
+            size = tuple(data.image_size)
+            return cls("guide", size, size, pad_color)
+        largest = source.largest_size()
+        if evaluation.protocol == "squeeze":
+            return cls("squeeze", tuple(data.image_size), largest, pad_color)
+        if evaluation.image_size is None:
+            size = tuple(math.ceil(extent / _ROUND_TO) * _ROUND_TO + 1 for extent in largest)
+        else:
+            size = tuple(evaluation.image_size)
+        return cls("whole", size, size, pad_color)
+
+
+class _EvalExample:
+    """The example at a position of the split, shaped for the protocol; black and invalid beyond its end."""
+
+    def __init__(self, source, shape: _Shape):
+        self._source, self._shape = source, shape
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        shape = self._shape
+        if index >= len(self._source):
+            image = np.zeros((*shape.image_size, 3), np.uint8)
+            label_map = np.full(shape.canvas, IGNORE_LABEL, np.uint8)
+            size = np.array(shape.canvas, np.int32)
+            return {"image": image, "label": label_map, "size": size, "valid": np.False_, "id": ""}
+        example = _decode(self._source[int(index)])
+        image, label_map = example["image"], example["label"]
+        if shape.protocol == "guide":
+            label_map = transforms.resize_label_map(label_map, shape.image_size)
+        size = np.array(label_map.shape, np.int32)
+        if shape.protocol == "whole":
+            if any(had > most for had, most in zip(label_map.shape, shape.canvas, strict=True)):
+                raise UserError(
+                    f"picture {example['id']} is {size[0]}x{size[1]} (height x width), larger than "
+                    f"eval.image_size={shape.canvas}; raise it"
+                )
+            image = transforms.pad_to(image, shape.image_size, shape.pad_color)
+        else:
+            image = transforms.resize_image(image, shape.image_size)
+        label_map = transforms.pad_to(label_map, shape.canvas, IGNORE_LABEL)
+        return {"image": image, "label": label_map, "size": size, "valid": np.True_, "id": example["id"]}
+
+
+def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    batch = {name: np.stack([example[name] for example in examples]) for name in ("image", "label", "size", "valid")}
+    return batch | {"id": [example["id"] for example in examples]}

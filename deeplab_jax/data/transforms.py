@@ -1,0 +1,105 @@
+"""Joint transforms of a picture and its label map: pictures bilinear, labels nearest, from one random draw."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+
+from deeplab_jax.labels import IGNORE_LABEL
+
+Picture = UInt8[np.ndarray, "height width 3"]
+LabelMap = UInt8[np.ndarray, "height width"]
+
+
+def resize_image(image: Picture, size: Sequence[int]) -> UInt8[np.ndarray, "out_height out_width 3"]:
+    """Half-pixel bilinear, to (height, width)."""
+    return cv2.resize(image, (int(size[1]), int(size[0])), interpolation=cv2.INTER_LINEAR)
+
+
+def resize_label_map(label_map: LabelMap, size: Sequence[int]) -> UInt8[np.ndarray, "out_height out_width"]:
+    """Nearest at half-pixel centres, the same geometry as `resize_image`, to (height, width)."""
+    return cv2.resize(label_map, (int(size[1]), int(size[0])), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def pad_to(pixels: np.ndarray, size: Sequence[int], value: Sequence[int] | int) -> np.ndarray:
+    """Extends below and to the right to at least (height, width) with one value or colour."""
+    below, right = (max(wanted - had, 0) for wanted, had in zip(size, pixels.shape, strict=False))
+    if not below and not right:
+        return pixels
+    padded = np.empty((pixels.shape[0] + below, pixels.shape[1] + right, *pixels.shape[2:]), pixels.dtype)
+    padded[...] = value
+    padded[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return padded
+
+
+def random_scale_crop(
+    image: Picture,
+    label_map: LabelMap,
+    size: Sequence[int],
+    rng: np.random.Generator,
+    *,
+    scale_range: Sequence[float],
+    scale_step: float,
+    pad_color: Sequence[int],
+) -> tuple[Picture, LabelMap]:
+    """Scales by a random factor, pads to at least `size`, cuts a random window (DeepLabv3, section 4.1).
+
+    Args:
+      image: the picture.
+      label_map: its labels.
+      size: height and width of the window.
+      rng: of this example.
+      scale_range: least and largest factor.
+      scale_step: factors are this far apart (research/deeplab: 0.25); 0 draws from the whole range.
+      pad_color: RGB around the picture; labels are void there.
+    """
+    low, high = scale_range
+    if scale_step:
+        factor = low + scale_step * rng.integers(0, round((high - low) / scale_step) + 1)
+    else:
+        factor = rng.uniform(low, high)
+    scaled = [max(1, round(extent * factor)) for extent in label_map.shape]
+    image = pad_to(resize_image(image, scaled), size, pad_color)
+    label_map = pad_to(resize_label_map(label_map, scaled), size, IGNORE_LABEL)
+    top, left = (int(rng.integers(0, had - wanted + 1)) for had, wanted in zip(label_map.shape, size, strict=True))
+    window = np.s_[top : top + size[0], left : left + size[1]]
+    return image[window], label_map[window]
+
+
+def random_flip(
+    image: Picture, label_map: LabelMap, rng: np.random.Generator, *, directions: str
+) -> tuple[Picture, LabelMap]:
+    """Mirrors with probability one half in each of the directions.
+
+    Args:
+      image: the picture.
+      label_map: its labels.
+      rng: of this example.
+      directions: `none`, `horizontal` (left and right change) or `horizontal_and_vertical`.
+    """
+    if directions != "none" and rng.random() < 0.5:
+        image, label_map = image[:, ::-1], label_map[:, ::-1]
+    if directions == "horizontal_and_vertical" and rng.random() < 0.5:
+        image, label_map = image[::-1], label_map[::-1]
+    return np.ascontiguousarray(image), np.ascontiguousarray(label_map)
+
+
+def augment(
+    image: Picture, label_map: LabelMap, rng: np.random.Generator, data: ConfigDict, *, pad_color: Sequence[int]
+) -> tuple[Picture, LabelMap]:
+    """The training transform of `config.data`: to `image_size` by squeezing or by scale and crop, then flips."""
+    if data.resize == "scale_crop":
+        image, label_map = random_scale_crop(
+            image,
+            label_map,
+            data.image_size,
+            rng,
+            scale_range=data.scale_range,
+            scale_step=data.scale_step,
+            pad_color=pad_color,
+        )
+    else:
+        image, label_map = resize_image(image, data.image_size), resize_label_map(label_map, data.image_size)
+    return random_flip(image, label_map, rng, directions=data.random_flip)
