@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import rich.console
@@ -56,7 +56,6 @@ class Writer:
         self._use_tensorboard = tensorboard
         self._console = console
         self._enabled = enabled
-        self._lines = None
         self._events = None
         self._progress = None
         self._clock = _StepClock()
@@ -68,7 +67,7 @@ class Writer:
         with _disk_errors(path):
             self._workdir.mkdir(parents=True, exist_ok=True)
             _drop_lines_after(path, self._start_step, final=self._start_step == self._total_steps)
-            self._lines = path.open("a", encoding="utf-8")
+            path.touch()  # what cannot be written should not come out after the first hundred steps
         if self._use_tensorboard:
             from tensorboardX import SummaryWriter  # imports protobuf: not for those who only predict
 
@@ -91,9 +90,8 @@ class Writer:
         if self._progress is not None:
             self._progress.stop()
         if self._events is not None:
-            self._events.close()
-        if self._lines is not None:
-            self._lines.close()
+            with _disk_errors(self._workdir / TENSORBOARD_FOLDER):
+                self._events.close()
 
     def write_train(self, step: int, scalars: dict[str, int | float | None]) -> None:
         """Reports the training up to `step`.
@@ -157,9 +155,10 @@ class Writer:
             self._progress.start()
 
     def _write_line(self, values: dict[str, Any]) -> None:
-        with _disk_errors(self._workdir / METRICS_FILE):
-            self._lines.write(json.dumps(_finite(values), allow_nan=False) + "\n")
-            self._lines.flush()  # whoever follows the file sees whole lines, also after a crash
+        path = self._workdir / METRICS_FILE
+        # Opened for each line: a crash loses nothing, and a full disk fails here rather than again when closing.
+        with _disk_errors(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(values), allow_nan=False) + "\n")
 
     def _write_scalars(self, group: str, values: dict[str, Any], step: int) -> None:
         if self._events is None:
@@ -176,14 +175,13 @@ class Writer:
 class _StepClock:
     """Steps a second between reports, without the pauses."""
 
-    def __init__(self, now: Callable[[], float] = time.perf_counter):
-        self._now = now
+    def __init__(self):
         self._last: tuple[int, float] | None = None
         self._paused = 0.0
 
     def rate(self, step: int) -> float | None:
         """Since the last call; None at the first."""
-        now, last, paused = self._now(), self._last, self._paused
+        now, last, paused = time.perf_counter(), self._last, self._paused
         self._last, self._paused = (step, now), 0.0
         if last is None or step == last[0]:
             return None
@@ -191,11 +189,11 @@ class _StepClock:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        start = self._now()
+        start = time.perf_counter()
         try:
             yield
         finally:
-            self._paused += self._now() - start
+            self._paused += time.perf_counter() - start
 
 
 def _drop_lines_after(path: pathlib.Path, step: int, *, final: bool) -> None:
