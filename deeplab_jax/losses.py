@@ -1,23 +1,19 @@
-"""Pixel-wise cross-entropies. Each returns a sum and a count, so that means stay exact across shards and batches."""
+"""Pixel losses. Each returns a sum and a count, so that means are exact over shards and micro-batches."""
 
-import difflib
-import functools
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Bool, Float, Integer
 from ml_collections import ConfigDict
 
+from deeplab_jax.config import suggest
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
-LossSum = tuple[Float[Array, ""], Float[Array, ""] | Int[Array, ""]]
-Loss = Callable[[Float[Array, "batch height width classes"], Integer[Array, "batch height width"]], LossSum]
+Loss = Callable[..., tuple[Float[Array, ""], Array]]
 
-_KERAS_EPSILON = 1e-7  # keras.config.epsilon()
+_KERAS_EPSILON = 1e-7
 
 
 def softmax_cross_entropy(
@@ -26,36 +22,31 @@ def softmax_cross_entropy(
     *,
     class_weights: tuple[float, ...] = (),
     label_smoothing: float = 0.0,
-) -> LossSum:
-    """Cross-entropy of the labelled pixels; pixels of the ignore label count neither above nor below the line.
-
-    Computed in float32 whatever narrower dtype the logits have (float64 stays float64).
+    where: Bool[Array, "batch height width"] | None = None,
+) -> tuple[Float[Array, ""], Array]:
+    """Cross-entropy summed over the labelled pixels, and how many they are.
 
     Args:
-      logits: scores before the softmax.
-      labels: class ids, or `labels.IGNORE_LABEL`. Other ids are the data pipeline's to refuse.
-      class_weights: one factor per class, or () for none. The loss is then the weighted mean, as PyTorch's
-        `CrossEntropyLoss`: each class' term of the sum has its weight, and the count is the sum of the weights of
-        the labels.
-      label_smoothing: mixes each target with the uniform distribution: (1 - s) * one_hot + s / classes.
+      logits: of any float type; the loss is computed in float32 or wider.
+      labels: class ids, `IGNORE_LABEL` for void pixels, which add nothing to either result.
+      class_weights: a factor for each class, by which both the sum and the count are weighted (as PyTorch does);
+        () for ones.
+      label_smoothing: s moves the target from 1 to 1 - s + s / classes, and from 0 to s / classes.
+      where: pixels that exist; others add nothing.
 
     Returns:
-      The sum of the losses, and what to divide it by: the number of labelled pixels (int32), or the sum of
-      their weights (float). Where nothing is labelled both are 0 and gradients are 0: divide by max(count, 1) if
-      unweighted.
+      The sum, and the count: int32, or a float of the loss' type with class weights.
     """
-    logits = _at_least_float32(logits)
-    one_hot = _one_hot(labels, logits)
-    targets = _smooth(one_hot, label_smoothing)
-    labelled = labels != IGNORE_LABEL
-    if class_weights:
-        weights = _weights(class_weights, logits)
-        targets = targets * weights
-        count = jnp.sum(one_hot * weights)  # void pixels are all zero in one_hot
-    else:
-        count = jnp.sum(labelled, dtype=jnp.int32)
-    losses = -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
-    return jnp.sum(jnp.where(labelled, losses, 0)), count
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    counted = labels != IGNORE_LABEL if where is None else (labels != IGNORE_LABEL) & where
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    target = _smooth(_one_hot(labels, logits), label_smoothing)
+    # sum(target) is 1 where a pixel is labelled: -sum(target * log_softmax) without storing log_softmax
+    pixel_losses = log_normaliser - jnp.sum(target * logits, axis=-1)
+    if not class_weights:
+        return jnp.sum(jnp.where(counted, pixel_losses, 0)), jnp.sum(counted.astype(jnp.int32))
+    weights = jnp.where(counted, _pixel_weights(labels, logits, class_weights), 0)
+    return jnp.sum(jnp.where(counted, pixel_losses, 0) * weights), jnp.sum(weights)
 
 
 def keras_categorical_cross_entropy(
@@ -64,74 +55,63 @@ def keras_categorical_cross_entropy(
     *,
     class_weights: tuple[float, ...] = (),
     label_smoothing: float = 0.0,
-) -> LossSum:
-    """Keras 3's `CategoricalCrossentropy` on a softmax output and one-hot targets, void pixels and all.
+    where: Bool[Array, "batch height width"] | None = None,
+) -> tuple[Float[Array, ""], Array]:
+    """Keras' `CategoricalCrossentropy(from_logits=False)` of the softmax, on one-hot labels whose void rows are zero.
 
-    Probabilities are normalised once more and clipped to [1e-7, 1 - 1e-7], beyond which gradients vanish. A void
-    pixel is an all-zero one-hot vector: it adds nothing to the sum (with smoothing: the uniform part of the target)
-    and still counts in the mean.
-
-    Args:
-      logits: scores before the softmax.
-      labels: class ids, or `labels.IGNORE_LABEL`.
-      class_weights: one factor per class, or () for none. As in `fit(class_weight=...)` they scale the loss of each
-        pixel, not the count, and void, whose arg-max is 0, has the weight of class 0.
-      label_smoothing: as in `softmax_cross_entropy`.
-
-    Returns:
-      The sum of the losses and the number of all pixels (int32).
+    Probabilities are clipped to [1e-7, 1 - 1e-7]; a void pixel adds nothing to the sum but is counted, so that the
+    mean is over every pixel, as in the KerasCV guide. Arguments as in `softmax_cross_entropy`.
     """
-    logits = _at_least_float32(logits)
-    one_hot = _one_hot(labels, logits)
-    probabilities = jax.nn.softmax(logits)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    probabilities = jax.nn.softmax(logits, axis=-1)
     probabilities = probabilities / jnp.sum(probabilities, axis=-1, keepdims=True)
     log_probabilities = jnp.log(jnp.clip(probabilities, _KERAS_EPSILON, 1 - _KERAS_EPSILON))
-    losses = -jnp.sum(_smooth(one_hot, label_smoothing) * log_probabilities, axis=-1)
+    # Keras smooths the void pixels' all-zero rows too.
+    target = _smooth(_one_hot(labels, logits), label_smoothing)
+    pixel_losses = -jnp.sum(target * log_probabilities, axis=-1)
+    exists = jnp.ones(labels.shape, bool) if where is None else where
     if class_weights:
-        void_as_first = jnp.where(labels == IGNORE_LABEL, 0, labels)
-        losses = losses * jnp.sum(_one_hot(void_as_first, logits) * _weights(class_weights, logits), axis=-1)
-    return jnp.sum(losses), jnp.asarray(labels.size, jnp.int32)
+        pixel_losses = pixel_losses * _pixel_weights(labels, logits, class_weights)
+    return jnp.sum(jnp.where(exists, pixel_losses, 0)), jnp.sum(exists.astype(jnp.int32))
 
 
-_LOSSES = {"softmax_cross_entropy": softmax_cross_entropy, "keras": keras_categorical_cross_entropy}
+LOSSES = {"softmax_cross_entropy": softmax_cross_entropy, "keras": keras_categorical_cross_entropy}
 
 
-def make_loss(loss: ConfigDict) -> Loss:
-    """The loss that the group `loss` of a config describes, as a function of (logits, labels) to (sum, count).
+def make_loss(loss: ConfigDict, *, num_classes: int) -> Loss:
+    """The loss of `config.loss`: (logits, labels, where=None) to (sum, count).
 
     Raises:
-      UserError: an unknown name, smoothing outside [0, 1), or weights that are negative or all zero; and, when the
-        loss first meets logits, a number of weights other than the number of classes.
+      UserError: no such loss, or class weights that do not fit the classes.
     """
-    if loss.name not in _LOSSES:
-        near = difflib.get_close_matches(str(loss.name), _LOSSES, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise UserError(f"loss.name is {loss.name!r}: choose one of {', '.join(_LOSSES)}{hint}")
+    if loss.name not in LOSSES:
+        raise UserError(f"loss.name={loss.name!r} does not exist{suggest(loss.name, LOSSES)}")
+    weights = tuple(loss.class_weights)
+    if weights and len(weights) != num_classes:
+        raise UserError(f"loss.class_weights has {len(weights)} factors for {num_classes} classes")
     if not 0 <= loss.label_smoothing < 1:
-        raise UserError(f"loss.label_smoothing is {loss.label_smoothing}: set a number from 0 up to, not including, 1")
-    weights = tuple(float(weight) for weight in loss.class_weights)
-    if weights and not (all(weight >= 0 and math.isfinite(weight) for weight in weights) and any(weights)):
-        raise UserError(f"loss.class_weights is {weights}: set factors of 0 or more, not all 0")
-    return functools.partial(_LOSSES[loss.name], class_weights=weights, label_smoothing=float(loss.label_smoothing))
+        raise UserError(f"loss.label_smoothing={loss.label_smoothing} must be at least 0 and below 1")
 
+    def compute(logits, labels, where=None):
+        return LOSSES[loss.name](
+            logits, labels, class_weights=weights, label_smoothing=loss.label_smoothing, where=where
+        )
 
-def _at_least_float32(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return compute
 
 
 def _one_hot(labels, logits):
-    """A comparison that XLA fuses into the sum that consumes it: no gather, and nothing of this shape in memory."""
+    """A comparison that XLA fuses into the sum around it: nothing of this size is ever stored."""
     classes = jnp.arange(logits.shape[-1], dtype=jnp.int32).reshape(1, 1, 1, -1)
     return (labels.astype(jnp.int32)[..., None] == classes).astype(logits.dtype)
 
 
-def _smooth(one_hot, label_smoothing: float):
-    return one_hot * (1 - label_smoothing) + label_smoothing / one_hot.shape[-1] if label_smoothing else one_hot
+def _smooth(one_hot, label_smoothing):
+    if not label_smoothing:
+        return one_hot
+    return one_hot * (1 - label_smoothing) + label_smoothing / one_hot.shape[-1]
 
 
-def _weights(class_weights: tuple[float, ...], logits):
-    if len(class_weights) != logits.shape[-1]:
-        raise UserError(
-            f"loss.class_weights has {len(class_weights)} factors for {logits.shape[-1]} classes: give one per class"
-        )
-    return jnp.asarray(np.asarray(class_weights), logits.dtype).reshape(1, 1, 1, -1)
+def _pixel_weights(labels, logits, class_weights):
+    weights = jnp.asarray(class_weights, logits.dtype).reshape(1, 1, 1, -1)
+    return jnp.sum(_one_hot(labels, logits) * weights, axis=-1)

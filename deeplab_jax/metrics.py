@@ -1,119 +1,103 @@
 """Integer confusion matrices, and the scores that follow from them."""
 
-from collections.abc import Sequence
-from typing import Literal
+import math
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Int32, Int64, Integer
 
 from deeplab_jax.labels import IGNORE_LABEL
 
 
 def confusion_matrix(
-    labels: Integer[Array | np.ndarray, "batch *pixels"],
-    predictions: Integer[Array | np.ndarray, "batch *pixels"],
+    labels: Integer[Array, "batch height width"],
+    predictions: Integer[Array, "batch height width"],
     *,
     num_classes: int,
-    void: Literal["ignore", "background"] = "ignore",
-    valid: Bool[Array | np.ndarray, " batch"] | None = None,
-    formulation: str = "auto",
-) -> Int32[Array, "{num_classes} {num_classes}"]:
-    """Counts pixels by true class (row) and predicted class (column).
+    void: str = "ignore",
+    where: Bool[Array, "batch height width"] | None = None,
+) -> Int32[Array, "classes classes"]:
+    """Counts pixels by true class (rows) and predicted class (columns).
 
-    Jittable, and exact: int32 holds any batch of fewer than 2^31 pixels. Sum over batches in int64 on the host.
-    Examples stay apart until the last sum, so that a batch sharded over devices is counted where it lies.
+    int32 holds the pixels of one step (up to 2^31); sums over steps belong in int64 on the host, see `Totals`.
 
     Args:
-      labels: class ids, or `labels.IGNORE_LABEL`.
-      predictions: class ids below `num_classes`, as arg-max gives them. Anything else is counted nowhere: the total
-        then falls short of the number of labelled pixels.
+      labels: class ids, `IGNORE_LABEL` for void.
+      predictions: class ids.
       num_classes: rows and columns.
-      void: "ignore" leaves pixels of the ignore label out; "background" counts them as class 0, as Keras' MeanIoU
-        and CategoricalAccuracy do with the all-zero one-hot vectors of such pixels.
-      valid: False for the examples that only fill up a batch; they contribute nothing.
-      formulation: "scatter" adds one at each pixel's cell; "matmul" multiplies one-hot matrices, which TPUs do fast
-        and CPUs slowly; "auto" chooses by platform; "plain" is "scatter".
+      void: `ignore` leaves void pixels out; `background` counts them as class 0, which is what Keras' MeanIoU makes
+        of one-hot labels whose void rows are zero.
+      where: pixels that exist; others are left out in either case.
     """
-    labels = jnp.asarray(labels).astype(jnp.int32)
-    predictions = jnp.asarray(predictions).astype(jnp.int32)
+    labels = labels.astype(jnp.int32)
+    is_void = labels == IGNORE_LABEL
     if void == "background":
-        labels = jnp.where(labels == IGNORE_LABEL, 0, labels)
-    labels = labels.reshape(labels.shape[0], -1)
-    predictions = predictions.reshape(labels.shape)
-    counted = (labels >= 0) & (labels < num_classes) & (predictions >= 0) & (predictions < num_classes)
-    if valid is not None:
-        counted &= jnp.asarray(valid)[:, None]
-    cells = jnp.where(counted, labels * num_classes + predictions, num_classes**2)
-
-    def scatter(cells):
-        count = lambda row: jnp.zeros(num_classes**2, jnp.int32).at[row].add(1, mode="drop")  # noqa: E731
-        return jnp.sum(jax.vmap(count)(cells), axis=0).reshape(num_classes, num_classes)
-
-    def matmul(cells):
-        ids = jnp.arange(num_classes, dtype=jnp.int32).reshape(1, 1, -1)
-        rows = (cells // num_classes)[..., None] == ids  # the cell past the end has row num_classes: all False
-        columns = (cells % num_classes)[..., None] == ids
-        # Zeros and ones are exact in bfloat16; the float32 sums are exact below 2^24 pixels in one example.
-        counts = jnp.einsum(
-            "bpi,bpj->bij",
-            rows.astype(jnp.bfloat16),
-            columns.astype(jnp.bfloat16),
-            preferred_element_type=jnp.float32,
-        )
-        return jnp.sum(counts.astype(jnp.int32), axis=0)
-
-    if formulation in ("scatter", "plain"):
-        return scatter(cells)
-    if formulation == "matmul":
-        return matmul(cells)
-    if formulation != "auto":
-        raise ValueError(f"unknown formulation {formulation!r}: auto, plain, scatter or matmul")
-    if cells.shape[1] >= 2**24:
-        return scatter(cells)
-    return lax.platform_dependent(cells, tpu=matmul, default=scatter)
+        labels, counted = jnp.where(is_void, 0, labels), jnp.ones(labels.shape, bool)
+    else:
+        counted = ~is_void
+    if where is not None:
+        counted = counted & where
+    # Pixels that do not count go to a bin of their own, which is cut off.
+    cells = jnp.where(counted, labels * num_classes + predictions.astype(jnp.int32), num_classes**2)
+    counts = jnp.zeros(num_classes**2 + 1, jnp.int32).at[cells.reshape(-1)].add(1, mode="drop")
+    return counts[:-1].reshape(num_classes, num_classes)
 
 
-def scores_from_confusion(confusion: Int64[np.ndarray, "classes classes"], class_names: Sequence[str]) -> dict:
-    """The scores of a whole split from its summed confusion matrix.
+def scores(confusion: Int64[np.ndarray, "classes classes"], class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Segmentation scores of a whole split's confusion matrix, as plain Python values.
 
-    A class that is neither in the truth nor predicted has no IoU: it is left out of the mean, as in the papers'
-    evaluation code and in Keras. A class that is predicted and never true has IoU 0 and counts.
-
-    Args:
-      confusion: pixels by true class (row) and predicted class (column).
-      class_names: one per class.
+    Intersection over union of a class is tp / (tp + fp + fn). A class that appears neither in the truth nor in the
+    predictions has none: its entry is None and the mean leaves it out (as Keras' MeanIoU does). The mean accuracy
+    leaves out classes absent from the truth. The frequency-weighted IoU weights by the truth's pixels.
 
     Returns:
-      `mean_iou`; `pixel_accuracy` (share of pixels that are right); `mean_accuracy` (the mean over true classes of the
-      share of their pixels that is right); `frequency_weighted_iou` (IoUs weighted by the classes' share of
-      the truth); `per_class_iou`, by name, None for absent classes; `num_pixels`. Without a single pixel the four
-      scores are NaN.
-
-    Raises:
-      ValueError: the names and the matrix do not fit, or a count is negative.
+      `mean_iou`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou` (None if there is no pixel),
+      `per_class_iou` by class name, `num_pixels`.
     """
-    if len(class_names) != len(confusion):
-        raise ValueError(f"{len(class_names)} class names for a confusion matrix of {len(confusion)} classes")
-    if (confusion < 0).any():
-        raise ValueError("a count of the confusion matrix is negative: sum the int32 matrices of steps in int64")
-    correct, true, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    union = true + predicted - correct
-    iou = correct / np.maximum(union, 1)
+    confusion = confusion.astype(np.int64)
+    true_positive = np.diag(confusion)
+    truth, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    union = truth + predicted - true_positive
     num_pixels = int(confusion.sum())
-    return {
-        "mean_iou": _mean(iou[union > 0]),
-        "pixel_accuracy": int(correct.sum()) / num_pixels if num_pixels else float("nan"),
-        "mean_accuracy": _mean((correct / np.maximum(true, 1))[true > 0]),
-        "frequency_weighted_iou": float((true * iou).sum()) / num_pixels if num_pixels else float("nan"),
-        "per_class_iou": {
-            name: float(value) if pixels else None for name, value, pixels in zip(class_names, iou, union, strict=True)
-        },
-        "num_pixels": num_pixels,
+    iou = np.divide(true_positive, union, out=np.full(len(union), np.nan), where=union > 0)
+    accuracy = np.divide(true_positive, truth, out=np.full(len(truth), np.nan), where=truth > 0)
+    if num_pixels == 0:
+        means = dict.fromkeys(("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"))
+    else:
+        means = {
+            "mean_iou": float(np.nanmean(iou)),
+            "pixel_accuracy": float(true_positive.sum() / num_pixels),
+            "mean_accuracy": float(np.nanmean(accuracy)),
+            "frequency_weighted_iou": float(np.nansum(iou * truth) / num_pixels),
+        }
+    per_class = {
+        name: None if math.isnan(value) else float(value) for name, value in zip(class_names, iou, strict=True)
     }
+    return means | {"per_class_iou": per_class, "num_pixels": num_pixels}
 
 
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if values.size else float("nan")
+class Totals:
+    """Sums of the reports of many steps, on the host, in integers that do not overflow."""
+
+    def __init__(self, num_classes: int):
+        self._num_classes = num_classes
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything added."""
+        self.confusion = np.zeros((self._num_classes, self._num_classes), np.int64)
+        self.loss_sum = self.loss_count = 0.0
+        self.num_images = 0
+
+    def add(self, report: dict[str, Array]) -> None:
+        """Adds a step's `confusion`, `loss_sum`, `loss_count` and, if it has one, `num_images`; waits for the step."""
+        self.confusion += np.asarray(report["confusion"], np.int64)
+        self.loss_sum += float(report["loss_sum"])
+        self.loss_count += float(report["loss_count"])
+        self.num_images += int(report.get("num_images", 0))
+
+    def scores(self, class_names: tuple[str, ...]) -> dict[str, Any]:
+        """`scores` of the summed confusion matrix, and the mean `loss` (None if nothing was counted)."""
+        loss = self.loss_sum / self.loss_count if self.loss_count else None
+        return scores(self.confusion, class_names) | {"loss": loss}
