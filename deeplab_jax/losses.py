@@ -44,7 +44,7 @@ def softmax_cross_entropy(
     # sum(target) is 1 where a pixel is labelled: -sum(target * log_softmax) without storing log_softmax
     pixel_losses = log_normaliser - jnp.sum(target * logits, axis=-1)
     if not class_weights:
-        return jnp.sum(jnp.where(counted, pixel_losses, 0)), jnp.sum(counted.astype(jnp.int32))
+        return jnp.sum(jnp.where(counted, pixel_losses, 0)), jnp.sum(counted, dtype=jnp.int32)
     weights = jnp.where(counted, _pixel_weights(labels, logits, class_weights), 0)
     return jnp.sum(jnp.where(counted, pixel_losses, 0) * weights), jnp.sum(weights)
 
@@ -72,7 +72,7 @@ def keras_categorical_cross_entropy(
     exists = jnp.ones(labels.shape, bool) if where is None else where
     if class_weights:
         pixel_losses = pixel_losses * _pixel_weights(labels, logits, class_weights)
-    return jnp.sum(jnp.where(exists, pixel_losses, 0)), jnp.sum(exists.astype(jnp.int32))
+    return jnp.sum(jnp.where(exists, pixel_losses, 0)), jnp.sum(exists, dtype=jnp.int32)
 
 
 LOSSES = {"softmax_cross_entropy": softmax_cross_entropy, "keras": keras_categorical_cross_entropy}

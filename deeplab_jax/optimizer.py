@@ -34,13 +34,18 @@ def make_schedule(optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0
     elif optimizer.schedule == "cosine":
         decay = optax.cosine_decay_schedule(peak, remaining, alpha=end / peak if peak else 0.0)
     elif optimizer.schedule == "poly":
-        decay = optax.polynomial_schedule(peak, end, optimizer.poly_power, remaining)
+        decay = _poly(peak, end, optimizer.poly_power, remaining)
     else:
         known = ("constant", "cosine", "poly")
         raise UserError(f"optimizer.schedule={optimizer.schedule!r} does not exist{suggest(optimizer.schedule, known)}")
     if not warmup_steps:
         return decay
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), decay], [warmup_steps])
+
+
+def _poly(peak: int | float, end: int | float, power: int | float, steps: int) -> Schedule:
+    """As optax' polynomial_schedule, whose compiled 1 - t / T can fall below 0 at t = T, where its power is NaN."""
+    return lambda step: (peak - end) * ((steps - jnp.clip(step, 0, steps)) / steps) ** power + end
 
 
 def make_optimizer(
@@ -84,7 +89,8 @@ def make_optimizer(
     else:
         known = ("classic", "keras")
         raise UserError(
-            f"optimizer.momentum_rule={optimizer.momentum_rule!r} does not exist{suggest(optimizer.momentum_rule, known)}"
+            f"optimizer.momentum_rule={optimizer.momentum_rule!r} does not exist"
+            f"{suggest(optimizer.momentum_rule, known)}"
         )
     if optimizer.weight_decay and optimizer.weight_decay_rule == "decoupled_all":
         chain.append(_decoupled_decay(optimizer.weight_decay, schedule))

@@ -144,11 +144,11 @@ def test_gallery_shows_pictures_masks_and_the_classes_that_are_there():
 
 
 def test_gallery_wastes_no_margin():
-    figure = visualize.plot_segmentation_mask_gallery(np.zeros((2, 60, 80, 3), np.uint8), rows=1, cols=2)
+    figure = visualize.plot_segmentation_mask_gallery(np.full((2, 60, 80, 3), 99, np.uint8), rows=1, cols=2)
     pixels = rendered(figure)
     assert pixels.shape[0] == 300  # a row is `scale` = 3 inches high, at 100 pixels an inch
     for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
-        assert (edge == 0).all(axis=-1).mean() > 0.9  # but for the gap between the cells
+        assert (edge == 99).all(axis=-1).mean() > 0.9  # but for the gap between the cells
 
 
 @pytest.mark.parametrize("cols", [None, 1, 4, 9])
@@ -158,6 +158,16 @@ def test_gallery_never_gets_wider_than_a_page(cols):
     figure = visualize.plot_segmentation_mask_gallery(images, masks, masks, cols=cols)
     assert figure.get_size_inches()[0] <= 16.01
     assert len(figure.axes) == 27
+
+
+def test_gallery_puts_as_many_cells_side_by_side_as_keep_their_size():
+    images, masks = np.zeros((9, 30, 40, 3), np.uint8), np.zeros((9, 30, 40), np.uint8)
+    widths = {
+        "pictures": visualize.plot_segmentation_mask_gallery(images).get_size_inches()[0],
+        "all": visualize.plot_segmentation_mask_gallery(images, masks, masks).get_size_inches()[0],
+    }
+    assert widths["pictures"] == pytest.approx(3 * 4, abs=0.5)  # panels of 4 by 3 inches, and gaps
+    assert widths["all"] == pytest.approx(3 * 4, abs=0.5)
 
 
 def test_gallery_shows_no_more_than_its_grid_and_takes_pictures_of_differing_sizes(tmp_path):
