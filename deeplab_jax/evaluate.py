@@ -1,5 +1,6 @@
 """Exact, counted evaluation: every picture of a split once, integer counts, ground truth at its own size."""
 
+import contextlib
 import math
 import pathlib
 from typing import Any
@@ -58,7 +59,8 @@ class Evaluator:
             process_count=jax.process_count(),
             pad_color=data.pad_color(self._config.model.input_mean),
         )
-        with Progress(console=console, transient=True, disable=console is None) as progress:
+        bar = Progress(console=console, transient=True, disable=console is None)
+        with contextlib.closing(batches), bar as progress:
             task = progress.add_task("evaluate", total=math.ceil(len(self._source) / batch_size))
             for batch in batches:
                 arrays = {name: batch[name] for name in ("image", "label", "size", "valid")}

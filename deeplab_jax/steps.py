@@ -33,8 +33,8 @@ def make_train_step(
 
     Returns:
       `step(state, batch)` with `image` uint8 (batch, height, width, channels) and `label` uint8 (batch, height,
-      width). It returns the next state and metrics: `loss_sum`, `loss_count`, `confusion` (int32, classes by classes, of
-      the logits that the loss saw), `gradient_norm` (before clipping) and `learning_rate`.
+      width). It returns the next state and a report: `loss_sum`, `loss_count`, `confusion` (int32, classes by classes,
+      of the logits that the loss saw), `gradient_norm` (before clipping) and `learning_rate`.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -87,8 +87,8 @@ def make_eval_step(model: DeepLabV3Plus, loss_fn: Callable, *, protocol: str, vo
 
     Returns:
       `step(variables, batch)` for batches of `deeplab_jax.data.eval_batches`. It returns `loss_sum`, `loss_count`,
-      `confusion` (int32, classes by classes), `num_images` and `prediction` (uint8, batch by label canvas; beyond a picture's size
-      it means nothing).
+      `confusion` (int32, classes by classes), `num_images` and `prediction` (uint8, batch by label canvas; beyond a
+      picture's size it means nothing).
     """
 
     def eval_step(variables, batch: Batch) -> dict[str, Array]:

@@ -22,8 +22,8 @@ class PartSummary:
     """One row: a part's output shape, its parameters and its multiply-adds for one picture.
 
     `nominal` counts the layers as the originals are published (enlarge, then project and classify) and leaves
-    resizing out, as published figures do. `executed` counts what the network computes, resizing included. Both are of the
-    plain formulation, where a convolution is a convolution.
+    resizing out, as published figures do. `executed` counts what the network computes, resizing included. Both are of
+    the plain formulation, where a convolution is a convolution.
     """
 
     name: str

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import pathlib
 from typing import Any
 
@@ -89,7 +90,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
             console=console,
             enabled=is_writer,
         )
-        with writer:
+        with writer, contextlib.closing(batches):
             log = _TrainLog(writer, labels)
             for step in range(first_step + 1, total_steps + 1):
                 batch = next(batches)

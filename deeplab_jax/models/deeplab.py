@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from deeplab_jax import ops
@@ -63,7 +64,8 @@ class DeepLabV3Plus(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: UInt8[Array, "batch height width channels"] | Float[Array, "batch height width channels"],
+        images: UInt8[Array | np.ndarray, "batch height width channels"]
+        | Float[Array | np.ndarray, "batch height width channels"],
         *,
         train: bool,
     ) -> tuple[Float[Array, "batch height width classes"], dict[str, Float[Array, "batch _ _ _"]]]:

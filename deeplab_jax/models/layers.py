@@ -73,8 +73,8 @@ class ConcatConv(nn.Module):
     """A 1x1 convolution of a concatenation, computed as a sum of one projection a branch.
 
     A 1x1 convolution commutes with broadcasting and with bilinear resizing (whose weights add up to one), so each
-    branch is projected at its own resolution by its rows of the common kernel and enlarged afterwards. The kernel has the
-    shape that the convolution after the concatenation has in the published model.
+    branch is projected at its own resolution by its rows of the common kernel and enlarged afterwards. The kernel has
+    the shape that the convolution after the concatenation has in the published model.
     """
 
     features: int

@@ -1,9 +1,9 @@
 """A person's own data: a folder with `images/`, `masks/` and `classes.txt`.
 
-A picture `images/a.jpg` has the mask `masks/a.png` of the same size. `classes.txt` names one class a line, ids counting
-from 0; with colours (`name r g b`) masks may be RGB pictures in these colours. Lists such as `train.txt` and `val.txt`, one
-name a line without its ending, say which picture belongs to which split; without lists, every fifth picture or so goes to
-`val`, chosen by a hash of its name, so that adding pictures moves no other.
+A picture `images/a.jpg` has the mask `masks/a.png` of the same size. `classes.txt` names one class a line, ids
+counting from 0; with colours (`name r g b`) masks may be RGB pictures in these colours. Lists such as `train.txt` and
+`val.txt`, one name a line, say which picture belongs to which split; without lists, every fifth picture or so goes to
+`val`, chosen by a hash of its name, so that adding pictures moves hardly any other.
 """
 
 import functools

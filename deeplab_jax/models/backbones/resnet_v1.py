@@ -47,8 +47,9 @@ class ResNetV1(nn.Module):
       layers: the layer constructors.
       blocks: units in each of the four stages.
       variant: `torchvision` has a 7x7 stem and the stride in the first unit of stages 2 to 4; `beta`
-        (research/deeplab, `resnet_v1_beta.py`) a stem of three 3x3 convolutions and the stride in the last unit of stages
-        1 to 3, so its low-level features are the residual branch of the last unit of stage 1 that runs at stride 4.
+        (research/deeplab, `resnet_v1_beta.py`) a stem of three 3x3 convolutions and the stride in the last unit of
+        stages 1 to 3, so its low-level features are the residual branch of the last unit but one of stage 1, the last
+        that runs at stride 4.
       width: features of the first stage; doubles with each.
       output_stride: 4, 8, 16 or 32.
       multi_grid: factors of the last stage's rates, one a unit; () for ones (DeepLabv3, section 3.2.1).

@@ -1,0 +1,224 @@
+"""The whole network: parameters, orders of computation, sizes, output strides, dtypes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.config import base_config, load_config
+from deeplab_jax.errors import UserError
+from deeplab_jax.models import BACKBONES, build_model
+
+CLASSES = 5
+
+
+def small_model_config(backbone="resnet14_v1_slim", **fields):
+    model = base_config().model
+    model.backbone = backbone
+    model.aspp_channels = model.decoder_channels = 16
+    model.low_level_channels = 8
+    for name, value in fields.items():
+        model[name] = value
+    return model
+
+
+def random_variables(model, seed=0, size=32):
+    """Variables with random batch statistics too, so that a skipped normalisation shows."""
+    init = jax.jit(lambda: model.init(jax.random.key(seed), jnp.zeros((1, size, size, 3), jnp.uint8), train=False))
+    variables = init()
+    rng = np.random.default_rng(seed)
+
+    def randomise(path, leaf):
+        name = path[-1].key
+        if name in ("var", "scale"):
+            return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
+        if name in ("mean", "bias"):
+            return jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(randomise, variables)
+
+
+def random_images(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def evaluate(model, variables, images):
+    """Logits and endpoints, compiled: op by op takes far longer."""
+    return jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, images)
+
+
+def train(model, variables, images, **rngs):
+    """Logits and the updated batch statistics of training mode."""
+    apply = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"], rngs=rngs))
+    (logits, endpoints), updates = apply(variables, images)
+    return logits, endpoints, updates["batch_stats"]
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def test_the_guides_model_has_its_published_parameters():
+    config = load_config("kerascv_guide")
+    model = build_model(config.model, 21)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
+    variables = jax.eval_shape(lambda image: model.init(jax.random.key(0), image, train=False), image)
+    parts = {
+        part: count(variables["params"][part]) + count(variables["batch_stats"].get(part, {}))
+        for part in variables["params"]
+    }
+    assert parts == {"backbone": 23_556_608, "aspp": 15_538_176, "decoder": 12_480 + 78_848, "classifier": 5_376}
+    assert count(variables["params"]) == 39_146_464
+
+
+@pytest.mark.parametrize(
+    ("backbone", "parameters"),
+    # Published counts without the classifier: torchvision's 25,557,032 - 2,049,000 and so on, plus BatchNorm statistics;
+    # the beta stem replaces 9,408 + 128 parameters by 1,728 + 36,864 + 73,728 + 512 and widens the next two inputs.
+    [("resnet50_v1", 23_508_032), ("resnet101_v1", 42_500_160), ("resnet152_v1", 58_143_808)],
+)
+def test_resnet_v1_has_torchvisions_parameters(backbone, parameters):
+    model = build_model(small_model_config(backbone), CLASSES)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
+    variables = jax.eval_shape(lambda image: model.init(jax.random.key(0), image, train=False), image)
+    assert count(variables["params"]["backbone"]) == parameters
+
+
+@pytest.mark.parametrize("decoder", ["paper", "separable", "kerascv", "none"])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_projecting_before_enlarging_equals_the_published_order(decoder, align_corners):
+    with jax.enable_x64(True):
+        config = small_model_config(decoder=decoder, align_corners=align_corners)
+        model = build_model(config, CLASSES, compute_dtype="float64")
+        variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), random_variables(model))
+        images = random_images(2, 65, 97, 3)
+        logits, _ = evaluate(model, variables, images)
+        published, _ = evaluate(model.clone(published_order=True), variables, images)
+        assert logits.shape == (2, 65, 97, CLASSES)
+        # float64: what is left is the rounding of sums in another order.
+        np.testing.assert_allclose(logits, published, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("backbone", ["resnet14_v1_slim", "resnet50_v1_beta", "resnet50_v2", "resnet50_v2_kerascv"])
+@pytest.mark.parametrize("padding", ["symmetric", "same_upper"])
+def test_atrous_features_subsampled_are_the_strided_features(backbone, padding):
+    """DeepLabv3, section 3.1: converting strides to rates computes the same features on a denser grid."""
+    with jax.enable_x64(True):
+        # SAME padding centres strided windows only at sizes of 32k + 1, symmetric padding at any.
+        size = 97 if padding == "same_upper" else 90
+        images = random_images(1, size, size, 3)
+        features = {}
+        for output_stride in (8, 16, 32):
+            config = small_model_config(backbone, padding=padding, output_stride=output_stride)
+            config.atrous_rates, config.atrous_rates_stride = (4,), output_stride
+            model = build_model(config, CLASSES, compute_dtype="float64")
+            if not features:
+                variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), random_variables(model))
+            _, endpoints = evaluate(model, variables, images)
+            features[output_stride] = endpoints["features"]
+        assert features[8].shape[1:3] == (-(-size // 8),) * 2
+        for output_stride in (8, 16):
+            step = 32 // output_stride
+            dense = features[output_stride][:, ::step, ::step]
+            np.testing.assert_allclose(dense, features[32], rtol=1e-9, atol=1e-9)
+
+
+def test_rates_are_stated_for_stride_16_and_scaled():
+    config = small_model_config(output_stride=8, atrous_rates=(2, 4))
+    dense = build_model(config, CLASSES)
+    config.output_stride = 16
+    kernel_positions = []
+    for model in (dense, build_model(config, CLASSES)):
+        jaxpr = jax.make_jaxpr(lambda x, model=model: model.init_with_output(jax.random.key(0), x, train=False)[0][0])(
+            jnp.zeros((1, 64, 64, 3))
+        )
+        kernel_positions.append(str(jaxpr).count("rhs_dilation=(4, 4)"))
+    # Stride 8 has the rates 4 and 8 (and the backbone's own 2 and 4), stride 16 has 2 and 4.
+    assert kernel_positions[0] >= 1
+    assert kernel_positions[1] == 1
+
+
+@pytest.mark.parametrize("size", [(8, 8), (33, 65), (50, 70), (1, 40)])
+def test_any_size_works_with_a_batch_of_one(size):
+    model = build_model(small_model_config(), CLASSES)
+    variables = random_variables(model)
+    images = random_images(1, *size, 3)
+    logits, endpoints, updates = train(model, variables, images)
+    assert logits.shape == (1, *size, CLASSES)
+    assert endpoints["features"].shape[1:3] == tuple(-(-extent // 16) for extent in size)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((logits, updates)))
+
+
+def test_bfloat16_keeps_parameters_statistics_and_logits_in_float32():
+    model = build_model(small_model_config(), CLASSES)
+    variables = random_variables(model)
+    images = random_images(2, 64, 64, 3)
+    coarse = model.clone(dtype=jnp.bfloat16)
+    logits, endpoints, updates = train(coarse, variables, images)
+    assert endpoints["features"].dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves((logits, updates))} == {jnp.dtype("float32")}
+    exact, _ = evaluate(model, variables, images)
+    rounded, _ = evaluate(coarse, variables, images)
+    # bfloat16 has 8 bits: each of the two dozen layers rounds by up to 2^-9 relative to its largest values.
+    assert np.abs(exact - rounded).max() <= 0.1 * np.abs(exact).max()
+    assert np.abs(exact - rounded).max() > 0
+
+
+def test_frozen_norm_statistics_stay_and_are_used_in_training():
+    model = build_model(small_model_config(freeze_norm_statistics=True), CLASSES)
+    variables = random_variables(model)
+    images = random_images(2, 32, 32, 3)
+    trained, _, updates = train(model, variables, images)
+    evaluated, _ = evaluate(model, variables, images)
+    np.testing.assert_array_equal(trained, evaluated)
+    jax.tree.map(np.testing.assert_array_equal, updates, variables["batch_stats"])
+
+
+def test_dropout_needs_and_uses_its_rng():
+    model = build_model(small_model_config(aspp_dropout=0.5), CLASSES)
+    variables = random_variables(model)
+    images = random_images(1, 32, 32, 3)
+
+    def run(seed):
+        return train(model, variables, images, dropout=jax.random.key(seed))[0]
+
+    np.testing.assert_array_equal(run(0), run(0))
+    assert np.abs(run(0) - run(1)).max() > 0
+
+
+def test_uint8_and_float_pictures_are_the_same():
+    model = build_model(small_model_config(), CLASSES)
+    variables = random_variables(model)
+    images = random_images(1, 32, 32, 3)
+    from_bytes, _ = evaluate(model, variables, images)
+    from_floats, _ = evaluate(model, variables, images.astype(np.float32))
+    np.testing.assert_array_equal(from_bytes, from_floats)
+
+
+def test_every_backbone_offers_low_level_features_at_stride_4():
+    for backbone in BACKBONES:
+        model = build_model(small_model_config(backbone), CLASSES)
+        image = jax.ShapeDtypeStruct((1, 64, 96, 3), np.uint8)
+        (_, endpoints), _ = jax.eval_shape(
+            lambda x, m=model: m.init_with_output(jax.random.key(0), x, train=False), image
+        )
+        assert endpoints["low_level_features"].shape[1:3] == (16, 24), backbone
+        assert endpoints["features"].shape[1:3] == (4, 6), backbone
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"backbone": "resnet50_v3"}, "did you mean resnet50_v"),
+        ({"output_stride": 12}, "output_stride is 12"),
+        ({"decoder": "papre"}, "did you mean paper"),
+        ({"multi_grid": (1, 2)}, "last stage of resnet14_v1_slim has 1 units"),
+        ({"atrous_rates": (1,), "output_stride": 32}, "not whole at stride 32"),
+        ({"in_channels": 4}, "input_mean has 3 values"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_one_clear_line(fields, message):
+    with pytest.raises(UserError, match=message) as error:
+        build_model(small_model_config(**fields), CLASSES)
+    assert "\n" not in str(error.value)
