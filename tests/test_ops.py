@@ -192,10 +192,10 @@ def test_resize_bilinear_with_aligned_corners_equals_interpolation_by_hand(size,
 
 
 def ragged_logits():
-    """Logits of three pictures on one canvas, and the sizes they go to; no size is a multiple of a block of 8."""
-    logits = random((3, 9, 12, 5))
-    extents = np.array([[9, 12], [5, 7], [1, 3]], np.int32)
-    sizes = np.array([[37, 45], [29, 50], [6, 11]], np.int32)
+    """Logits of four pictures on one canvas, and the sizes they go to; no size is a multiple of a block of 8."""
+    logits = random((4, 9, 12, 5))
+    extents = np.array([[9, 12], [5, 7], [9, 11], [1, 3]], np.int32)
+    sizes = np.array([[37, 45], [29, 50], [4, 6], [6, 11]], np.int32)  # three grow, one shrinks
     return logits, extents, sizes, (37, 50)
 
 
@@ -204,19 +204,18 @@ def test_resize_to_sizes_equals_resizing_each_picture_alone():
     output = jax.jit(ops.resize_to_sizes, static_argnums=3)(
         jnp.asarray(logits), jnp.asarray(extents), jnp.asarray(sizes), canvas
     )
-    assert output.shape == (3, *canvas, 5)
+    assert output.shape == (4, *canvas, 5)
     for i, ((height, width), size) in enumerate(zip(extents, sizes.tolist(), strict=True)):
         alone = ops.resize_bilinear(jnp.asarray(logits[i : i + 1, :height, :width]), size)
         np.testing.assert_allclose(output[i : i + 1, : size[0], : size[1]], alone, **TOLERANCE)
 
 
 def test_resize_to_sizes_repeats_the_border_on_the_rest_of_the_canvas():
-    logits, extents, sizes, canvas = map(np.asarray, ragged_logits())
-    output = np.asarray(ops.resize_to_sizes(*map(jnp.asarray, (logits, extents, sizes)), tuple(canvas.tolist())))
-    height, width = sizes[1]
-    np.testing.assert_array_equal(
-        output[1, height:, :width], np.broadcast_to(output[1, height - 1, :width], (8, 50, 5))
-    )
+    logits, extents, sizes, canvas = ragged_logits()
+    output = np.asarray(ops.resize_to_sizes(*map(jnp.asarray, (logits, extents, sizes)), canvas))
+    for picture, (height, width) in zip(output, sizes, strict=True):
+        padding = ((0, canvas[0] - height), (0, canvas[1] - width), (0, 0))
+        np.testing.assert_array_equal(picture, np.pad(picture[:height, :width], padding, mode="edge"))
 
 
 @pytest.mark.parametrize("block", [8, 37, 64])
