@@ -142,7 +142,8 @@ class Writer:
             if self._events is not None and scores.get("gallery"):
                 strip = visualize.gallery_strip(*zip(*scores["gallery"], strict=True), labels)
                 self._events.add_image("eval/gallery", strip, step, dataformats="HWC")
-            self._print(f"step {step}/{self._total_steps}  evaluation: {_summary(values)}")
+            shown = _summary(values, "mean_iou", "pixel_accuracy", "loss", "num_images")
+            self._print(f"step {step}/{self._total_steps}  evaluation: {shown}")
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -244,17 +245,16 @@ def _status(
     examples_per_second: float | None,
     steps_per_second: float | None,
 ) -> str:
-    parts = [_summary({name: scalars.get(name) for name in ("loss", "mean_iou")})]
+    parts = [_summary(scalars, "loss", "mean_iou")]
     if steps_per_second is not None:
         left = datetime.timedelta(seconds=round(steps_left / steps_per_second))
         parts.append(f"{examples_per_second:.3g} images/s  {left} left")
     return "  ".join(filter(None, parts))
 
 
-def _summary(values: dict[str, Any]) -> str:
+def _summary(values: dict[str, Any], *names: str) -> str:
     """Numbers by name on one line; what has no number is left out."""
+    present = {name: values[name] for name in names if values.get(name) is not None}
     return "  ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in values.items()
-        if value is not None and not isinstance(value, dict)
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in present.items()
     )

@@ -216,7 +216,7 @@ def test_a_log_file_gets_one_plain_line_for_each_report(tmp_path, clock):
         writer.write_train(10, {"loss": 2.5, "mean_iou": None})
         clock.now += 5
         writer.write_train(20, {"loss": 1.25, "mean_iou": 0.25, "learning_rate": 0.1})
-        writer.write_evaluation(20, {"mean_iou": 0.5, "num_images": 7, "per_class_iou": {"cat": 0.5}}, VOC)
+        writer.write_evaluation(20, {"mean_iou": 0.5, "num_pixels": 9, "num_images": 7, "per_class_iou": {}}, VOC)
     assert console.file.getvalue().splitlines() == [
         "step 10/40  loss 2.5",
         "step 20/40  loss 1.25  mean_iou 0.25  8 images/s  0:00:10 left",
