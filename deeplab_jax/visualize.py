@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # takes longer to import than everything else here
 
 _MAX_FIGURE_WIDTH = 16.0  # inches; a notebook shows a wider figure shrunk, with its text too small to read
 _GAP, _CELL_GAP = 0.06, 0.2  # inches between the panels of a cell, and between cells
-_TEXT_HEIGHT, _LEGEND_ENTRY_WIDTH = 0.25, 1.35  # inches
+_TEXT_HEIGHT = 0.25  # inches
 
 
 def colorize(label_map: UInt8[np.ndarray, "height width"], labels: LabelSet) -> UInt8[np.ndarray, "height width 3"]:
@@ -160,7 +160,7 @@ def plot_segmentation_mask_gallery(
       y_pred: predicted class ids, likewise.
       labels: names and colours.
       rows: of the grid; default: as many as the pictures need.
-      cols: of the grid; default: as many cells as fit side by side.
+      cols: of the grid; default: what makes a page.
       scale: height of a row in inches; less where the figure would get wider than 16 inches.
       value_range: darkest and brightest value of `images`.
       path: where to save the figure; its suffix is the format, PNG without one.
@@ -182,13 +182,12 @@ def plot_segmentation_mask_gallery(
 
     # A panel is `scale` inches high for the usual shape of picture; all are equally wide, so that columns line up.
     aspect = float(np.median([picture.shape[1] / picture.shape[0] for picture in pictures]))
-    if cols is None:
-        fitting = int((_MAX_FIGURE_WIDTH + _CELL_GAP) / (len(panels) * (scale * aspect + _GAP) + _CELL_GAP))
-        cols = math.ceil(len(pictures) / rows) if rows else max(1, min(len(pictures), fitting))
+    if cols is None and rows is None:
+        cols = _page_columns(len(pictures), len(panels), scale, aspect)
+    cols = math.ceil(len(pictures) / rows) if cols is None else cols
     rows = math.ceil(len(pictures) / cols) if rows is None else rows
     panels = {title: contents[: rows * cols] for title, contents in panels.items()}
-    gaps = cols * (len(panels) - 1) * _GAP + (cols - 1) * _CELL_GAP
-    width = min(scale * aspect, (_MAX_FIGURE_WIDTH - gaps) / (cols * len(panels)))
+    width = _panel_width(cols, len(panels), scale * aspect)
     figure = _draw_grid(panels, cols, width, width / aspect, labels)
     return _saved(figure, path)
 
@@ -281,6 +280,23 @@ def _as_label_maps(name: str, masks: Any, pictures: list[np.ndarray], labels: La
     return label_maps
 
 
+def _panel_width(cols: int, panels: int, width: float) -> float:
+    """Inches: `width`, or what fits on a page of `cols` cells of `panels` panels."""
+    gaps = cols * (panels - 1) * _GAP + (cols - 1) * _CELL_GAP
+    return min(width, (_MAX_FIGURE_WIDTH - gaps) / (cols * panels))
+
+
+def _page_columns(pictures: int, panels: int, scale: int | float, aspect: float) -> int:
+    """As many columns as fit at full scale, or more where the figure would be a long ribbon."""
+    cols = max(1, min(pictures, int((_MAX_FIGURE_WIDTH + _GAP) / (panels * (scale * aspect + _GAP) + _CELL_GAP))))
+    while cols < pictures:
+        width = _panel_width(cols, panels, scale * aspect)
+        if math.ceil(pictures / cols) * width / aspect <= 1.3 * cols * panels * width:
+            break
+        cols += 1
+    return cols
+
+
 def _draw_grid(
     panels: dict[str, list[np.ndarray]], cols: int, width: float, max_height: float, labels: LabelSet
 ) -> "Figure":
@@ -292,7 +308,8 @@ def _draw_grid(
     label_maps = [label_map for title, maps in panels.items() if title != "picture" for label_map in maps]
     present = sorted(_present(label_maps, labels))
     titles_height = _TEXT_HEIGHT if label_maps else 0.0
-    entries_per_line = max(1, int(figure_width / _LEGEND_ENTRY_WIDTH))
+    longest = max((len(_name(label, labels)) for label in present), default=0)
+    entries_per_line = max(1, int(figure_width / (0.5 + 0.075 * longest)))  # inches: a patch, and about a letter
     legend_height = math.ceil(len(present) / entries_per_line) * _TEXT_HEIGHT
     figure_height = titles_height + sum(row_heights) + (len(row_heights) - 1) * _GAP + legend_height
     figure = _figure(figure_width, figure_height)

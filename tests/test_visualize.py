@@ -160,14 +160,18 @@ def test_gallery_never_gets_wider_than_a_page(cols):
     assert len(figure.axes) == 27
 
 
-def test_gallery_puts_as_many_cells_side_by_side_as_keep_their_size():
-    images, masks = np.zeros((9, 30, 40, 3), np.uint8), np.zeros((9, 30, 40), np.uint8)
-    widths = {
-        "pictures": visualize.plot_segmentation_mask_gallery(images).get_size_inches()[0],
-        "all": visualize.plot_segmentation_mask_gallery(images, masks, masks).get_size_inches()[0],
-    }
-    assert widths["pictures"] == pytest.approx(3 * 4, abs=0.5)  # panels of 4 by 3 inches, and gaps
-    assert widths["all"] == pytest.approx(3 * 4, abs=0.5)
+def test_gallery_keeps_its_scale_where_it_can_and_is_never_a_ribbon():
+    def inches(count, **masks):
+        masks = {name: np.zeros((count, 30, 40), np.uint8) for name in masks}
+        return visualize.plot_segmentation_mask_gallery(
+            np.zeros((count, 30, 40, 3), np.uint8), **masks
+        ).get_size_inches()
+
+    assert inches(9) == pytest.approx([3 * 4, 3 * 3], abs=0.5)  # panels of 4 by 3 inches, and gaps
+    assert inches(1, y_true=True, y_pred=True) == pytest.approx([3 * 4, 3], abs=0.6)  # and the legend
+    for count in (2, 8, 30):
+        width, height = inches(count, y_true=True, y_pred=True)
+        assert height < 1.4 * width
 
 
 def test_gallery_shows_no_more_than_its_grid_and_takes_pictures_of_differing_sizes(tmp_path):
