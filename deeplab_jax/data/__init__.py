@@ -5,7 +5,7 @@ import pathlib
 
 from deeplab_jax.config import suggest
 from deeplab_jax.data.pictures import PICTURE_SUFFIXES, read_picture
-from deeplab_jax.data.pipeline import eval_batches, pad_color, train_batches
+from deeplab_jax.data.pipeline import decode_example, decoded, eval_batches, pad_color, train_batches
 from deeplab_jax.data.sources.synthetic import SPLIT_SIZES, SyntheticSource
 from deeplab_jax.data.transforms import pad_to, resize_image
 from deeplab_jax.errors import UserError
@@ -13,6 +13,8 @@ from deeplab_jax.errors import UserError
 __all__ = [
     "PICTURE_SUFFIXES",
     "SOURCES",
+    "decode_example",
+    "decoded",
     "default_data_dir",
     "eval_batches",
     "open_source",
@@ -20,6 +22,7 @@ __all__ = [
     "pad_to",
     "read_picture",
     "resize_image",
+    "split_names",
     "train_batches",
 ]
 
@@ -51,23 +54,40 @@ def open_source(
     Raises:
       UserError: no such data set or split, or it is not prepared.
     """
-    if name not in SOURCES:
-        raise UserError(f"data set {name!r} does not exist{suggest(name, SOURCES)}")
+    directory = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
+    splits = split_names(name, data_dir=directory)
+    if split not in splits:
+        where = "" if name == "synthetic" else f" in {directory}"
+        raise UserError(f"{name}{where} has no split {split!r}{suggest(split, splits)}")
     if name == "synthetic":
-        if split not in SPLIT_SIZES:
-            raise UserError(f"synthetic has no split {split!r}{suggest(split, SPLIT_SIZES)}")
         return SyntheticSource(split, num_examples if split == "train" else None, image_size)
     # TFDS takes most of a second to import: only for data sets that need it.
     from deeplab_jax.data.builder import PreparedSource, prepared_folder
 
-    directory = pathlib.Path(data_dir) if data_dir is not None else default_data_dir()
+    return PreparedSource(prepared_folder(name, directory), split)
+
+
+def split_names(name: str, *, data_dir: str | os.PathLike | None = None) -> list[str]:
+    """The splits of a data set.
+
+    Args:
+      name: one of `SOURCES`.
+      data_dir: where data sets are prepared; default: `default_data_dir`.
+
+    Raises:
+      UserError: no such data set, or it is not prepared.
+    """
+    if name not in SOURCES:
+        raise UserError(f"data set {name!r} does not exist{suggest(name, SOURCES)}")
+    if name == "synthetic":
+        return list(SPLIT_SIZES)
+    from deeplab_jax.data.builder import PreparedSource, prepared_folder
+
+    directory = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
     folder = prepared_folder(name, directory)
     if not folder.is_dir():
         raise UserError(
             f"data set {name} is not prepared in {directory}; "
             f"run `deeplab-jax data prepare {name} --data-dir {directory}`"
         )
-    splits = PreparedSource.splits(folder)
-    if split not in splits:
-        raise UserError(f"{name} in {directory} has no split {split!r}{suggest(split, splits)}")
-    return PreparedSource(folder, split)
+    return PreparedSource.splits(folder)

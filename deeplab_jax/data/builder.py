@@ -29,7 +29,16 @@ class Record:
     read_labels: Callable[[], np.ndarray]
 
     def encode(self, labels: LabelSet) -> dict[str, Any]:
-        """Checks the example and returns what is stored of it.
+        """What is stored of the example, once it has been checked.
+
+        Raises:
+          UserError: as `read`.
+        """
+        picture, label_map = self.read(labels)
+        return {"image": picture, "label": pictures.encode_label_map(label_map), "id": self.id}
+
+    def read(self, labels: LabelSet) -> tuple[bytes, np.ndarray]:
+        """The encoded picture and the uint8 label map (height, width), checked.
 
         Raises:
           UserError: a file is missing or damaged, sizes differ, or a label is no class.
@@ -42,7 +51,7 @@ class Record:
                 f"picture {self.picture} is {size[0]}x{size[1]} (height x width), "
                 f"but its mask is {label_map.shape[0]}x{label_map.shape[1]}; they must agree"
             )
-        return {"image": picture, "label": pictures.encode_label_map(label_map.astype(np.uint8)), "id": self.id}
+        return picture, label_map.astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +128,10 @@ class PreparedSource:
 
     def __repr__(self) -> str:
         return f"PreparedSource({self.name}/{self.split}, {len(self)} examples)"
+
+    def ids(self) -> list[str]:
+        """Every example's id, in order."""
+        return [self[i]["id"] for i in range(len(self))]
 
     def largest_size(self) -> tuple[int, int]:
         """Largest height and largest width over the split, from the labels' headers."""

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -55,7 +55,7 @@ def train_batches(
     """
     transform = _Augment(data.copy_and_resolve_references(), tuple(pad_color))
     dataset = grain.MapDataset.source(source).seed(_stream_seed(seed)).shuffle().repeat()
-    dataset = dataset.map(_decode).random_map(transform)
+    dataset = dataset.map(decode_example).random_map(transform)
     dataset = dataset[examples_seen:][process_index::process_count]
     dataset = dataset.batch(data.batch_size // process_count, drop_remainder=True)
     return iter(_parallel(dataset, data.workers))
@@ -100,6 +100,30 @@ def eval_batches(
     return iter(_parallel(dataset, data.workers))
 
 
+def decode_example(example: dict[str, Any]) -> dict[str, Any]:
+    """A source's example with uint8 arrays `image` (H, W, 3) and `label` (H, W); generated ones have them already.
+
+    Raises:
+      UserError: a stored picture or mask is damaged.
+    """
+    image, label_map = example["image"], example["label"]
+    if isinstance(image, bytes):
+        image = pictures.decode_picture(image, example["id"])
+    if isinstance(label_map, bytes):
+        label_map = pictures.decode_label_map(label_map, example["id"])
+    return {"image": image, "label": label_map, "id": example["id"]}
+
+
+def decoded(source, indices: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The pictures (H, W, 3) and label maps (H, W) at these positions of a source, at their own sizes.
+
+    Raises:
+      UserError: a stored picture or mask is damaged.
+    """
+    examples = [decode_example(source[int(index)]) for index in indices]
+    return [(example["image"], example["label"]) for example in examples]
+
+
 def _parallel(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
     if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which programs without absl.app do not parse
         flags.FLAGS.mark_as_parsed()
@@ -113,16 +137,6 @@ def _parallel(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
 def _stream_seed(seed: int) -> int:
     # Grain derives an example's generator from seed + position: neighbouring seeds would share shifted streams.
     return int.from_bytes(hashlib.sha256(f"train {seed}".encode()).digest()[:4], "big")
-
-
-def _decode(example: dict[str, Any]) -> dict[str, Any]:
-    """Arrays from stored bytes; generated examples are arrays already."""
-    image, label_map = example["image"], example["label"]
-    if isinstance(image, bytes):
-        image = pictures.decode_picture(image, example["id"])
-    if isinstance(label_map, bytes):
-        label_map = pictures.decode_label_map(label_map, example["id"])
-    return {"image": image, "label": label_map, "id": example["id"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +188,7 @@ class _EvalExample:
             label_map = np.full(shape.canvas, IGNORE_LABEL, np.uint8)
             size = np.array(shape.canvas, np.int32)
             return {"image": image, "label": label_map, "size": size, "valid": np.False_, "id": ""}
-        example = _decode(self._source[int(index)])
+        example = decode_example(self._source[int(index)])
         image, label_map = example["image"], example["label"]
         if shape.protocol == "guide":
             label_map = transforms.resize_label_map(label_map, shape.image_size)

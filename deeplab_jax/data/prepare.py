@@ -68,7 +68,7 @@ def prepare(
         data_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"data folder {data_dir} cannot be made: {error.strerror}") from None
-    with _progress(console) as progress, tempfile.TemporaryDirectory(dir=data_dir, prefix="unpacked.") as scratch:
+    with progress_bar(console) as progress, tempfile.TemporaryDirectory(dir=data_dir, prefix="unpacked.") as scratch:
         root = _root(name, source, data_dir, pathlib.Path(scratch) / name, progress)
         if sbd_source is not None:
             options["sbd_root"] = _root("sbd", sbd_source, data_dir, pathlib.Path(scratch) / "sbd", progress)
@@ -129,6 +129,7 @@ def _fetch(url: str, md5: str, data_dir: pathlib.Path, progress: Progress) -> pa
     return path
 
 
-def _progress(console: Console) -> Progress:
+def progress_bar(console: Console) -> Progress:
+    """A progress bar that counts examples and tells the time left."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console)

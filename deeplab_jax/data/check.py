@@ -1,0 +1,215 @@
+"""Checking a data set, raw or prepared: every example is read, and everything wrong is listed by name."""
+
+import dataclasses
+import pathlib
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from jaxtyping import Int64
+from rich.console import Console
+from rich.table import Table
+
+from deeplab_jax.data import builder, default_data_dir, open_source, pictures, split_names
+from deeplab_jax.data.pipeline import decode_example
+from deeplab_jax.data.prepare import progress_bar, read_raw
+from deeplab_jax.data.sources.synthetic import SPLIT_SIZES, SyntheticSource
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet
+
+_SYNTHETIC_DRAWN = 100  # scenes a split: they are all alike, so a sample tells
+_NAMED = 5  # shared ids that a leak names before it counts
+
+# trainval is train and val by construction: it is neither for training towards val nor a split to score on.
+_TRAINING = re.compile(r"train(?!_?val)")
+_SCORING = re.compile(r"val|test")
+
+
+@dataclasses.dataclass
+class SplitReport:
+    """What the examples of one split hold; those with problems are not counted in pixels, images and sizes.
+
+    Attributes:
+      ids: of every example, in order.
+      problems: one line each, naming the file or the example.
+      pixels: per class, void last.
+      images: in which the class, or void, appears.
+      smallest: least height and least width; None if no example could be read.
+      largest: largest height and largest width.
+    """
+
+    ids: list[str]
+    problems: list[str]
+    pixels: Int64[np.ndarray, " classes_and_void"]
+    images: Int64[np.ndarray, " classes_and_void"]
+    smallest: tuple[int, int] | None = None
+    largest: tuple[int, int] | None = None
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples the split lists, wrong ones included."""
+        return len(self.ids)
+
+
+@dataclasses.dataclass
+class Report:
+    """What `check` found: a report per split, and one line for every pair of splits that share pictures."""
+
+    name: str
+    labels: LabelSet
+    splits: dict[str, SplitReport]
+    leaks: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.leaks and not any(split.problems for split in self.splits.values())
+
+
+def check(
+    name: str,
+    *,
+    data_dir: pathlib.Path | None = None,
+    source: pathlib.Path | None = None,
+    console: Console | None = None,
+) -> Report:
+    """Reads every example of a data set: sizes agree, labels are classes or void, splits share no pictures.
+
+    Args:
+      name: one of `deeplab_jax.data.SOURCES`; of `synthetic` a sample is drawn.
+      data_dir: where data sets are prepared; default: `default_data_dir`.
+      source: the folder of a raw data set, checked instead of the prepared one.
+      console: shows progress on it.
+
+    Returns:
+      The report; what is wrong with examples is in it, not raised.
+
+    Raises:
+      UserError: there is no such data set, it is not prepared, or the folder has another layout.
+    """
+    data_dir = default_data_dir() if data_dir is None else data_dir
+    if source is not None:
+        layout = read_raw(name, source)
+        labels, readers = layout.labels, {split: _raw(records, labels) for split, records in layout.splits.items()}
+    else:
+        sources = _open_splits(name, data_dir)
+        labels = next(iter(sources.values())).labels
+        readers = {split: _stored(opened, labels) for split, opened in sources.items()}
+    splits = {}
+    with progress_bar(console or Console(quiet=True)) as progress:
+        for split, examples in readers.items():
+            splits[split] = _check_split(split, progress.track(examples, description=split), labels)
+    leaks = _leaks({f"{name}/{split}": found.ids for split, found in splits.items()})
+    if source is None and name in ("sbd", "voc2012_segmentation"):
+        leaks += _sbd_leaks(data_dir)
+    return Report(name, labels, splits, leaks)
+
+
+def report_tables(report: Report) -> list[Table]:
+    """The report for the console: per split a table of classes, then the problems and the leaks, if there are any."""
+    tables = []
+    names = [*report.labels.class_names, f"void ({IGNORE_LABEL})"]
+    for split, found in report.splits.items():
+        sizes = ""
+        if found.smallest is not None:
+            sizes = f", {_size(found.smallest)} to {_size(found.largest)} (height x width)"
+        table = Table(title=f"{report.name}/{split}: {found.num_examples} examples{sizes}", title_justify="left")
+        table.add_column("class")
+        for column in ("pixels", "share", "images"):
+            table.add_column(column, justify="right")
+        total = max(int(found.pixels.sum()), 1)
+        for class_name, pixels, images in zip(names, found.pixels, found.images, strict=True):
+            table.add_row(class_name, f"{pixels:,}", f"{pixels / total:.2%}", f"{images:,}")
+        tables.append(table)
+    problems = [f"{split}: {line}" for split, found in report.splits.items() for line in found.problems]
+    for title, lines in (("problems", problems), ("leaks", report.leaks)):
+        if lines:
+            table = Table(title=f"{len(lines)} {title}", title_justify="left", show_header=False)
+            table.add_column(overflow="fold")
+            for line in lines:
+                table.add_row(line)
+            tables.append(table)
+    return tables
+
+
+# An example of a split: its id, and what reads its label map or raises a UserError.
+_Example = tuple[str, Callable[[], np.ndarray]]
+
+
+def _open_splits(name: str, data_dir: pathlib.Path) -> dict[str, "builder.PreparedSource | SyntheticSource"]:
+    if name == "synthetic":
+        return {split: SyntheticSource(split, min(size, _SYNTHETIC_DRAWN)) for split, size in SPLIT_SIZES.items()}
+    return {split: open_source(name, split, data_dir=data_dir) for split in split_names(name, data_dir=data_dir)}
+
+
+def _raw(records: list[builder.Record], labels: LabelSet) -> list[_Example]:
+    return [(record.id, lambda record=record: record.read(labels)[1]) for record in records]
+
+
+def _stored(source, labels: LabelSet) -> list[_Example]:
+    def read(index: int, example_id: str) -> np.ndarray:
+        example = decode_example(source[index])
+        image, label_map = example["image"], example["label"]
+        if image.shape[:2] != label_map.shape:
+            raise UserError(
+                f"the stored picture of {example_id} is {_size(image.shape)}, but its mask is {_size(label_map.shape)} "
+                "(height x width); prepare the data set again"
+            )
+        pictures.check_ids(label_map, labels, f"of {example_id}")
+        return label_map
+
+    return [(example_id, lambda i=i, name=example_id: read(i, name)) for i, example_id in enumerate(source.ids())]
+
+
+def _check_split(split: str, examples: Iterator[_Example], labels: LabelSet) -> SplitReport:
+    counts = np.zeros((2, 256), np.int64)
+    ids, problems, sizes = [], [], []
+    for example_id, read in examples:
+        ids.append(example_id)
+        try:
+            label_map = read()
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        pixels = np.bincount(label_map.ravel(), minlength=256)
+        counts += [pixels, pixels > 0]
+        sizes.append(label_map.shape)
+    if not ids:
+        problems.append(f"split {split} is empty; check the list that names its pictures")
+    problems += [f"{example_id} is listed {count} times" for example_id, count in Counter(ids).items() if count > 1]
+    pixels, images = counts[:, [*range(labels.num_classes), IGNORE_LABEL]]
+    found = SplitReport(ids, problems, pixels, images)
+    if sizes:
+        found.smallest = tuple(int(extent) for extent in np.min(sizes, axis=0))
+        found.largest = tuple(int(extent) for extent in np.max(sizes, axis=0))
+    return found
+
+
+def _leaks(ids: dict[str, list[str]], advice: str = "") -> list[str]:
+    """A line for every split to train on that shares pictures with one to score on; keys are `data set/split`."""
+    lines = []
+    for training, training_ids in ids.items():
+        for scoring, scoring_ids in ids.items():
+            if not (_TRAINING.match(training.split("/")[1]) and _SCORING.match(scoring.split("/")[1])):
+                continue
+            shared = sorted(set(training_ids) & set(scoring_ids))
+            if shared:
+                named = ", ".join(shared[:_NAMED]) + (", ..." if len(shared) > _NAMED else "")
+                lines.append(f"{training} and {scoring} share {len(shared)} pictures ({named}){advice}")
+    return lines
+
+
+def _sbd_leaks(data_dir: pathlib.Path) -> list[str]:
+    """SBD's training pictures in VOC 2012's val, if both are prepared in the same place."""
+    names = ("sbd", "voc2012_segmentation")
+    if not all(builder.prepared_folder(name, data_dir).is_dir() for name in names):
+        return []
+    sbd, voc = (_open_splits(name, data_dir) for name in names)
+    ids = {f"sbd/{split}": source.ids() for split, source in sbd.items() if _TRAINING.match(split)}
+    ids |= {f"voc2012_segmentation/{split}": source.ids() for split, source in voc.items() if _SCORING.match(split)}
+    return _leaks(ids, "; train on SBD's train_noval or on VOC's trainaug to score there")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]}x{shape[1]}"
