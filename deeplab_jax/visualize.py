@@ -310,7 +310,8 @@ def _draw_grid(
     titles_height = _TEXT_HEIGHT if label_maps else 0.0
     longest = max((len(_name(label, labels)) for label in present), default=0)
     entries_per_line = max(1, int(figure_width / (0.5 + 0.075 * longest)))  # inches: a patch, and about a letter
-    legend_height = math.ceil(len(present) / entries_per_line) * _TEXT_HEIGHT
+    legend_lines = math.ceil(len(present) / entries_per_line)
+    legend_height = legend_lines * _TEXT_HEIGHT
     figure_height = titles_height + sum(row_heights) + (len(row_heights) - 1) * _GAP + legend_height
     figure = _figure(figure_width, figure_height)
 
@@ -329,11 +330,11 @@ def _draw_grid(
                 x, y = (left + width / 2) / figure_width, (top + 0.06) / figure_height
                 figure.text(x, y, title, ha="center", va="bottom", fontsize=10)
     if present:
-        _draw_legend(figure, present, labels, entries_per_line)
+        _draw_legend(figure, present, labels, columns=math.ceil(len(present) / legend_lines))
     return figure
 
 
-def _draw_legend(figure: "Figure", present: Sequence[int], labels: LabelSet, entries_per_line: int) -> None:
+def _draw_legend(figure: "Figure", present: Sequence[int], labels: LabelSet, columns: int) -> None:
     from matplotlib.patches import Patch
 
     colors = labels.color_table() / 255
@@ -341,7 +342,7 @@ def _draw_legend(figure: "Figure", present: Sequence[int], labels: LabelSet, ent
         handles=[Patch(facecolor=colors[label], edgecolor="grey", linewidth=0.5) for label in present],
         labels=[_name(label, labels) for label in present],
         loc="lower center",
-        ncols=min(entries_per_line, len(present)),
+        ncols=columns,
         frameon=False,
         fontsize=9,
         borderaxespad=0,
