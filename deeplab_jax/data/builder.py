@@ -122,8 +122,20 @@ class PreparedSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`image` and `label` as encoded bytes, `id` as text."""
-        record = self._records[index]
+        """`image` and `label` as encoded bytes, `id` as text.
+
+        Raises:
+          UserError: the file that holds the example is damaged or gone.
+        """
+        try:
+            record, detail = self._records[index], "its file is cut short"
+        except RuntimeError as error:  # ArrayRecord's only kind; its own checksums find flipped bytes
+            record, detail = {"id": None}, str(error)
+        if record["id"] is None:  # what reading beyond the end of a shortened file gives
+            raise UserError(
+                f"example {index} of {self.name}/{self.split} cannot be read: {detail}; "
+                f"remove {self.folder} and prepare the data set again"
+            )
         return {"image": record["image"], "label": record["label"], "id": record["id"].decode()}
 
     def __repr__(self) -> str:

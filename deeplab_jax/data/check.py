@@ -4,7 +4,8 @@ import dataclasses
 import pathlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -19,7 +20,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
 _SYNTHETIC_DRAWN = 100  # scenes a split: they are all alike, so a sample tells
-_NAMED = 5  # shared ids that a leak names before it counts
+_NAMED = 5  # shared ids that a leak names; it counts the rest
 
 # trainval is train and val by construction: it is neither for training towards val nor a split to score on.
 _TRAINING = re.compile(r"train(?!_?val)")
@@ -91,15 +92,16 @@ def check(
     data_dir = default_data_dir() if data_dir is None else data_dir
     if source is not None:
         layout = read_raw(name, source)
-        labels, readers = layout.labels, {split: _raw(records, labels) for split, records in layout.splits.items()}
+        labels, sources = layout.labels, layout.splits
     else:
         sources = _open_splits(name, data_dir)
         labels = next(iter(sources.values())).labels
-        readers = {split: _stored(opened, labels) for split, opened in sources.items()}
+    read = _stored if source is None else _raw
     splits = {}
     with progress_bar(console or Console(quiet=True)) as progress:
-        for split, examples in readers.items():
-            splits[split] = _check_split(split, progress.track(examples, description=split), labels)
+        for split, opened in sources.items():
+            examples = progress.track(read(opened, labels), total=len(opened), description=split)
+            splits[split] = _check_split(split, examples, labels)
     leaks = _leaks({f"{name}/{split}": found.ids for split, found in splits.items()})
     if source is None and name in ("sbd", "voc2012_segmentation"):
         leaks += _sbd_leaks(data_dir)
@@ -125,7 +127,7 @@ def report_tables(report: Report) -> list[Table]:
     problems = [f"{split}: {line}" for split, found in report.splits.items() for line in found.problems]
     for title, lines in (("problems", problems), ("leaks", report.leaks)):
         if lines:
-            table = Table(title=f"{len(lines)} {title}", title_justify="left", show_header=False)
+            table = Table(title=f"{title}: {len(lines)}", title_justify="left", show_header=False)
             table.add_column(overflow="fold")
             for line in lines:
                 table.add_row(line)
@@ -133,8 +135,8 @@ def report_tables(report: Report) -> list[Table]:
     return tables
 
 
-# An example of a split: its id, and what reads its label map or raises a UserError.
-_Example = tuple[str, Callable[[], np.ndarray]]
+# An example of a split: its id, and its label map or what is wrong with it.
+_Example = tuple[str, np.ndarray | UserError]
 
 
 def _open_splits(name: str, data_dir: pathlib.Path) -> dict[str, "builder.PreparedSource | SyntheticSource"]:
@@ -143,47 +145,58 @@ def _open_splits(name: str, data_dir: pathlib.Path) -> dict[str, "builder.Prepar
     return {split: open_source(name, split, data_dir=data_dir) for split in split_names(name, data_dir=data_dir)}
 
 
-def _raw(records: list[builder.Record], labels: LabelSet) -> list[_Example]:
-    return [(record.id, lambda record=record: record.read(labels)[1]) for record in records]
+def _raw(records: list[builder.Record], labels: LabelSet) -> Iterator[_Example]:
+    for record in records:
+        try:
+            found = record.read(labels)[1]
+        except UserError as error:
+            found = error
+        yield record.id, found
 
 
-def _stored(source, labels: LabelSet) -> list[_Example]:
-    def read(index: int, example_id: str) -> np.ndarray:
-        example = decode_example(source[index])
-        image, label_map = example["image"], example["label"]
-        if image.shape[:2] != label_map.shape:
-            raise UserError(
-                f"the stored picture of {example_id} is {_size(image.shape)}, but its mask is {_size(label_map.shape)} "
-                "(height x width); prepare the data set again"
-            )
-        pictures.check_ids(label_map, labels, f"of {example_id}")
-        return label_map
-
-    return [(example_id, lambda i=i, name=example_id: read(i, name)) for i, example_id in enumerate(source.ids())]
+def _stored(source, labels: LabelSet) -> Iterator[_Example]:
+    for i in range(len(source)):
+        example_id = f"example {i}"
+        try:
+            example = source[i]
+            example_id = example["id"]
+            found = _label_map(decode_example(example), labels)
+        except UserError as error:
+            found = error
+        yield example_id, found
 
 
-def _check_split(split: str, examples: Iterator[_Example], labels: LabelSet) -> SplitReport:
+def _label_map(example: dict[str, Any], labels: LabelSet) -> np.ndarray:
+    image, label_map = example["image"], example["label"]
+    if image.shape[:2] != label_map.shape:
+        raise UserError(
+            f"the stored picture of {example['id']} is {_size(image.shape)}, but its mask is {_size(label_map.shape)} "
+            "(height x width); prepare the data set again"
+        )
+    pictures.check_ids(label_map, labels, f"of {example['id']}")
+    return label_map
+
+
+def _check_split(split: str, examples: Iterable[_Example], labels: LabelSet) -> SplitReport:
     counts = np.zeros((2, 256), np.int64)
     ids, problems, sizes = [], [], []
-    for example_id, read in examples:
+    for example_id, found in examples:
         ids.append(example_id)
-        try:
-            label_map = read()
-        except UserError as error:
-            problems.append(str(error))
+        if isinstance(found, UserError):
+            problems.append(str(found))
             continue
-        pixels = np.bincount(label_map.ravel(), minlength=256)
+        pixels = np.bincount(found.ravel(), minlength=256)
         counts += [pixels, pixels > 0]
-        sizes.append(label_map.shape)
+        sizes.append(found.shape)
     if not ids:
         problems.append(f"split {split} is empty; check the list that names its pictures")
     problems += [f"{example_id} is listed {count} times" for example_id, count in Counter(ids).items() if count > 1]
     pixels, images = counts[:, [*range(labels.num_classes), IGNORE_LABEL]]
-    found = SplitReport(ids, problems, pixels, images)
+    report = SplitReport(ids, problems, pixels, images)
     if sizes:
-        found.smallest = tuple(int(extent) for extent in np.min(sizes, axis=0))
-        found.largest = tuple(int(extent) for extent in np.max(sizes, axis=0))
-    return found
+        report.smallest = tuple(int(extent) for extent in np.min(sizes, axis=0))
+        report.largest = tuple(int(extent) for extent in np.max(sizes, axis=0))
+    return report
 
 
 def _leaks(ids: dict[str, list[str]], advice: str = "") -> list[str]:
@@ -195,8 +208,8 @@ def _leaks(ids: dict[str, list[str]], advice: str = "") -> list[str]:
                 continue
             shared = sorted(set(training_ids) & set(scoring_ids))
             if shared:
-                named = ", ".join(shared[:_NAMED]) + (", ..." if len(shared) > _NAMED else "")
-                lines.append(f"{training} and {scoring} share {len(shared)} pictures ({named}){advice}")
+                named = ", ".join(shared[:_NAMED])
+                lines.append(f"{training} and {scoring} share pictures: {named}, {len(shared)} in all{advice}")
     return lines
 
 

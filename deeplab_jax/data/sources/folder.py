@@ -98,8 +98,6 @@ def read_classes(path: pathlib.Path) -> tuple[LabelSet, bool]:
 def _record(root: pathlib.Path, picture: pathlib.Path, labels: LabelSet, by_color: bool) -> Record:
     candidates = [root / "masks" / f"{picture.stem}{suffix}" for suffix in pictures.PICTURE_SUFFIXES]
     mask = next((path for path in candidates if path.is_file()), None)
-    if mask is not None and mask.suffix.lower() in (".jpg", ".jpeg"):
-        raise UserError(f"mask {mask} is a JPEG, whose compression changes labels; save masks as PNG")
     return Record(
         id=picture.stem,
         picture=picture,
@@ -110,6 +108,8 @@ def _record(root: pathlib.Path, picture: pathlib.Path, labels: LabelSet, by_colo
 def _read_mask(mask: pathlib.Path | None, picture: pathlib.Path, labels: LabelSet, by_color: bool) -> np.ndarray:
     if mask is None:
         raise UserError(f"picture {picture} has no mask; put {picture.stem}.png into {picture.parent.parent / 'masks'}")
+    if mask.suffix.lower() in (".jpg", ".jpeg"):
+        raise UserError(f"mask {mask} is a JPEG, whose compression changes labels; save masks as PNG")
     ids = pictures.read_label_map(mask, labels, by_color=by_color)
     if not by_color and set(np.unique(ids)) == {0, 255} and labels.num_classes == 2:
         raise UserError(
