@@ -1,0 +1,261 @@
+"""Reading pictures of every kind upright and in RGB, and label maps exactly; damaged files are named."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from conftest import scene, write_index_png
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from deeplab_jax.data import pictures
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import VOC, VOID_COLOR, LabelSet
+
+IMAGE, LABEL = scene(3, height=24, width=40)
+EVERY_LABEL = np.array([*range(21), 255], np.uint8).reshape(2, 11)
+
+
+def save(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def with_orientation(path, orientation, **options):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return save(path, Image.fromarray(IMAGE), exif=exif, **options)
+
+
+# What a viewer does to show a picture with this EXIF orientation upright.
+UPRIGHT = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: np.rot90(x, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg", "webp"])
+def test_exif_rotation_is_applied(tmp_path, orientation, suffix):
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 98, "subsampling": 0}}.get(suffix, {})
+    path = with_orientation(tmp_path / f"a.{suffix}", orientation, **options)
+    upright = UPRIGHT[orientation](IMAGE)
+    # JPEG at quality 98 keeps a smooth picture within a few grey levels; the other formats are exact.
+    tolerance = 12 if suffix == "jpg" else 0
+    np.testing.assert_allclose(pictures.read_picture(path).astype(int), upright.astype(int), atol=tolerance)
+    encoded, size = pictures.encode_picture(path)
+    assert size == upright.shape[:2]
+    assert pictures.encoded_size(encoded) == size
+    np.testing.assert_allclose(pictures.decode_picture(encoded, "a").astype(int), upright.astype(int), atol=tolerance)
+
+
+def test_an_upright_rgb_picture_keeps_its_bytes(tmp_path):
+    for path in (
+        save(tmp_path / "a.jpg", Image.fromarray(IMAGE), quality=90),
+        save(tmp_path / "a.png", Image.fromarray(IMAGE)),
+        with_orientation(tmp_path / "b.jpg", 1),
+    ):
+        encoded, size = pictures.encode_picture(path)
+        assert encoded == path.read_bytes()
+        assert size == IMAGE.shape[:2]
+
+
+GREY = IMAGE[..., 0]
+
+
+def palette_picture():
+    return Image.fromarray(IMAGE).quantize(16)
+
+
+def transparent_palette_picture():
+    picture = Image.fromarray((GREY > 128).astype(np.uint8))
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.info["transparency"] = 1  # the second colour is see-through
+    return picture
+
+
+ALPHA = np.where(GREY > 100, 255, 0).astype(np.uint8)
+KINDS = {
+    "grey": (lambda: Image.fromarray(GREY), lambda: np.stack([GREY] * 3, -1)),
+    "16-bit grey": (
+        lambda: Image.fromarray(GREY.astype(np.uint16) * 256 + 7),
+        lambda: np.stack([GREY] * 3, -1),
+    ),
+    "8 bits in 16": (lambda: Image.fromarray(GREY.astype(np.uint16)), lambda: np.stack([GREY] * 3, -1)),
+    "black and white": (
+        lambda: Image.fromarray(GREY > 128),
+        lambda: np.stack([np.where(GREY > 128, 255, 0)] * 3, -1),
+    ),
+    "palette": (palette_picture, lambda: np.asarray(palette_picture().convert("RGB"))),
+    "RGBA on white": (
+        lambda: Image.fromarray(np.dstack([IMAGE, ALPHA])),
+        lambda: np.where(ALPHA[..., None] > 0, IMAGE, 255),
+    ),
+    "grey and alpha on white": (
+        lambda: Image.fromarray(np.dstack([GREY, ALPHA])),
+        lambda: np.stack([np.where(ALPHA > 0, GREY, 255)] * 3, -1),
+    ),
+    "transparent palette on white": (
+        transparent_palette_picture,
+        lambda: np.where(GREY[..., None] > 128, [255, 255, 255], [10, 20, 30]),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_mode_becomes_rgb(tmp_path, kind):
+    make, expected = KINDS[kind]
+    path = save(tmp_path / "a.png", make())
+    np.testing.assert_array_equal(pictures.read_picture(path), expected())
+    np.testing.assert_array_equal(pictures.decode_picture(pictures.encode_picture(path)[0], "a"), expected())
+
+
+def test_cmyk_jpeg_becomes_rgb(tmp_path):
+    path = save(tmp_path / "a.jpg", Image.fromarray(IMAGE).convert("CMYK"), quality=98, subsampling=0)
+    # Quantisation at quality 98 moves a smooth picture by a few grey levels; inverted channels would move it by 100s.
+    assert np.abs(pictures.read_picture(path).astype(int) - IMAGE).max() < 12
+    encoded, _ = pictures.encode_picture(path)
+    np.testing.assert_array_equal(pictures.decode_picture(encoded, "a"), pictures.read_picture(path))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "bmp", "webp"])
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.6, 0.95])
+def test_a_truncated_picture_is_named(tmp_path, suffix, kept):
+    path = save(tmp_path / f"cut.{suffix}", Image.fromarray(IMAGE))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    for read in (pictures.read_picture, pictures.encode_picture):
+        with pytest.raises(UserError) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "bmp", "webp"])
+def test_flipped_bytes_are_named_or_harmless(tmp_path, suffix):
+    """Whatever a decoder makes of damage, it is a picture or one clear line, never a decoder's own exception."""
+    whole = io.BytesIO()
+    Image.fromarray(IMAGE).save(whole, format={"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix))
+    path = tmp_path / f"damaged.{suffix}"
+    rng = np.random.default_rng(0)
+    messages = []
+    for _ in range(150):
+        content = bytearray(whole.getvalue())
+        for position in rng.integers(0, min(len(content), 400), 3):
+            content[position] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            pictures.read_picture(path)
+        except UserError as error:
+            messages.append(str(error))
+    assert messages
+    assert all(str(path) in message and "\n" not in message for message in messages)
+
+
+def test_a_missing_picture_and_a_folder_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.jpg does not exist"):
+        pictures.read_picture(tmp_path / "none.jpg")
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be read"):
+        pictures.read_picture(tmp_path)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    path = save(tmp_path / "bomb.png", Image.fromarray(IMAGE))
+    for limit in (
+        IMAGE[..., 0].size - 1,
+        IMAGE[..., 0].size // 3,
+    ):  # Pillow's warning, and its error at twice the limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(UserError, match=r"bomb\.png has more than .* pixels; scale it down"):
+            pictures.read_picture(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", IMAGE[..., 0].size)
+    assert pictures.read_picture(path).shape == IMAGE.shape
+
+
+def test_damaged_stored_bytes_name_the_example():
+    with pytest.raises(UserError, match="picture of field_7 is damaged"):
+        pictures.decode_picture(b"no picture", "field_7")
+    with pytest.raises(UserError, match="mask of field_7 is damaged"):
+        pictures.decode_label_map(b"no picture", "field_7")
+    in_color = cv2.imencode(".png", IMAGE)[1].tobytes()
+    with pytest.raises(UserError, match="mask of field_7 is damaged"):
+        pictures.decode_label_map(in_color, "field_7")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**32))
+def test_label_maps_of_all_values_survive_encoding(height, width, seed):
+    label_map = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+    encoded = pictures.encode_label_map(label_map)
+    np.testing.assert_array_equal(pictures.decode_label_map(encoded, "a"), label_map)
+    assert pictures.encoded_size(encoded) == (height, width)
+
+
+def test_palette_and_grey_masks_give_their_ids(tmp_path):
+    write_index_png(tmp_path / "palette.png", EVERY_LABEL)
+    save(tmp_path / "grey.png", Image.fromarray(EVERY_LABEL))
+    save(tmp_path / "grey16.png", Image.fromarray(EVERY_LABEL.astype(np.uint16)))
+    for name in ("palette", "grey", "grey16"):
+        ids = pictures.read_label_map(tmp_path / f"{name}.png", VOC)
+        assert ids.dtype == np.uint8
+        np.testing.assert_array_equal(ids, EVERY_LABEL)
+
+
+def test_colour_masks_are_looked_up(tmp_path):
+    colors = VOC.color_table()[EVERY_LABEL]
+    save(tmp_path / "rgb.png", Image.fromarray(colors))
+    save(tmp_path / "rgba.png", Image.fromarray(np.dstack([colors, np.full(EVERY_LABEL.shape, 255, np.uint8)])))
+    for name in ("rgb", "rgba"):
+        np.testing.assert_array_equal(pictures.read_label_map(tmp_path / f"{name}.png", VOC), EVERY_LABEL)
+
+
+def test_grey_values_are_colours_where_the_classes_have_colours(tmp_path):
+    labels = LabelSet(("ground", "crop"), ((0, 0, 0), (255, 255, 255)))
+    mask = np.array([[0, 255], [255, 0]], np.uint8)
+    save(tmp_path / "grey.png", Image.fromarray(mask))
+    save(tmp_path / "bits.png", Image.fromarray(mask > 0))
+    for name in ("grey", "bits"):
+        ids = pictures.read_label_map(tmp_path / f"{name}.png", labels, by_color=True)
+        np.testing.assert_array_equal(ids, mask // 255)
+
+
+def test_a_foreign_colour_is_named(tmp_path):
+    colors = VOC.color_table()[EVERY_LABEL]
+    colors[1, 3] = (1, 2, 3)
+    path = save(tmp_path / "rgb.png", Image.fromarray(colors))
+    with pytest.raises(UserError, match=r"rgb\.png holds the colour \(1, 2, 3\)"):
+        pictures.read_label_map(path, VOC)
+
+
+def test_the_void_colour_is_void(tmp_path):
+    path = save(tmp_path / "void.png", Image.fromarray(np.full((2, 2, 3), VOID_COLOR, np.uint8)))
+    np.testing.assert_array_equal(pictures.read_label_map(path, VOC), np.full((2, 2), 255))
+
+
+@pytest.mark.parametrize("wrong", [21, 77, 254])
+def test_a_label_that_is_no_class_is_named(tmp_path, wrong):
+    label_map = LABEL.copy()
+    label_map[5, 5] = wrong
+    write_index_png(tmp_path / "mask.png", label_map)
+    with pytest.raises(UserError, match=rf"mask\.png holds label {wrong}: it must be below 21"):
+        pictures.read_label_map(tmp_path / "mask.png", VOC)
+
+
+def test_a_16_bit_label_does_not_wrap_around(tmp_path):
+    path = save(tmp_path / "mask.png", Image.fromarray(np.full((2, 2), 256 + 7, np.uint16)))
+    with pytest.raises(UserError, match="holds label 263"):
+        pictures.read_label_map(path, VOC)
+
+
+def test_a_mask_of_another_mode_is_named(tmp_path):
+    path = save(tmp_path / "mask.tif", Image.fromarray(np.zeros((2, 2), np.float32)))
+    with pytest.raises(UserError, match=r"mask\.tif has mode F"):
+        pictures.read_label_map(path, VOC)

@@ -1,0 +1,144 @@
+"""Augmentation: picture and labels stay aligned, no label is invented, sizes are as asked."""
+
+import cv2
+import numpy as np
+import pytest
+from conftest import scene
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deeplab_jax.config import base_config
+from deeplab_jax.data import transforms
+
+PAD_COLOR = (124, 116, 104)
+SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
+SEEDS = st.integers(0, 2**32)
+
+
+def as_picture(label_map):
+    """A picture that shows the labels themselves, so that it tells where each label pixel went."""
+    return np.repeat(label_map[..., None], 3, axis=-1)
+
+
+def random_labels(seed, size, values=(0, 3, 7, 20, 255)):
+    return np.random.default_rng(seed).choice(np.array(values, np.uint8), size)
+
+
+def data_config(**fields):
+    data = base_config().data
+    data.image_size = (24, 32)
+    data.update(fields)
+    return data
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    SIZES,
+    SIZES,
+    SEEDS,
+    st.sampled_from(["squeeze", "scale_crop"]),
+    st.sampled_from(["none", "horizontal", "horizontal_and_vertical"]),
+    st.sampled_from([0.0, 0.25]),
+)
+def test_augmentation_has_the_size_asked_for_and_invents_no_label(size, out, seed, resize, flip, step):
+    label_map = random_labels(seed, size)
+    data = data_config(image_size=out, resize=resize, random_flip=flip, scale_step=step)
+    rng = np.random.default_rng(seed)
+    image, labels = transforms.augment(as_picture(label_map), label_map, rng, data, pad_color=PAD_COLOR)
+    assert image.shape == (*out, 3)
+    assert labels.shape == out
+    assert image.dtype == labels.dtype == np.uint8
+    assert set(np.unique(labels)) <= {*np.unique(label_map).tolist(), 255}
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.sampled_from(["squeeze", "scale_crop"]))
+def test_picture_and_labels_stay_aligned(seed, resize):
+    """Blocks of one label: away from their edges, the picture of the labels still shows each pixel's label."""
+    blocks = random_labels(seed, (4, 5), values=(10, 60, 110, 160, 210))
+    label_map = blocks.repeat(16, axis=0).repeat(16, axis=1)
+    data = data_config(image_size=(40, 48), resize=resize, random_flip="horizontal_and_vertical")
+    rng = np.random.default_rng(seed)
+    image, labels = transforms.augment(as_picture(label_map), label_map, rng, data, pad_color=(255, 255, 255))
+    # Two pixels from every edge bilinear weights lie within one block (the window of a factor of at most 2 is 2 wide).
+    smooth = cv2.dilate(labels, np.ones((5, 5))) == cv2.erode(labels, np.ones((5, 5)))
+    assert smooth.mean() > 0.1
+    np.testing.assert_array_equal(image[smooth], as_picture(labels)[smooth])
+
+
+def test_flips_are_mirrors_drawn_with_even_odds():
+    image, label_map = scene(1)
+    seen = {name: 0 for name in ("as it was", "left-right", "up-down", "both")}
+    views = {"as it was": np.s_[:, :], "left-right": np.s_[:, ::-1], "up-down": np.s_[::-1], "both": np.s_[::-1, ::-1]}
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        flipped, labels = transforms.random_flip(image, label_map, rng, directions="horizontal_and_vertical")
+        (name,) = [name for name, view in views.items() if np.array_equal(labels, label_map[view])]
+        np.testing.assert_array_equal(flipped, image[views[name]])
+        assert flipped.flags.c_contiguous
+        seen[name] += 1
+    # 400 draws with odds of 1/4: 60 to 140 is beyond four standard deviations (8.7) either way.
+    assert all(60 < count < 140 for count in seen.values()), seen
+
+
+@pytest.mark.parametrize(("directions", "views"), [("none", 1), ("horizontal", 2)])
+def test_flip_directions(directions, views):
+    image, label_map = scene(1)
+    rng = np.random.default_rng(0)
+    seen = {transforms.random_flip(image, label_map, rng, directions=directions)[1].tobytes() for _ in range(40)}
+    allowed = [label_map, label_map[:, ::-1]][:views]
+    assert seen == {np.ascontiguousarray(view).tobytes() for view in allowed}
+
+
+def test_scale_crop_pads_with_the_mean_colour_and_void():
+    image, label_map = scene(2, height=20, width=20)
+    window, labels = transforms.random_scale_crop(
+        image,
+        label_map,
+        (64, 48),
+        np.random.default_rng(0),
+        scale_range=(1.0, 1.0),
+        scale_step=0,
+        pad_color=PAD_COLOR,
+    )
+    np.testing.assert_array_equal(window[:20, :20], image)
+    np.testing.assert_array_equal(labels[:20, :20], label_map)
+    outside = np.ones((64, 48), bool)
+    outside[:20, :20] = False
+    assert (labels[outside] == 255).all()
+    assert (window[outside] == PAD_COLOR).all()
+
+
+def test_scale_crop_draws_every_step_and_every_window():
+    """A ramp tells the factor by its slope and the window by its start."""
+    ramp = np.broadcast_to(np.arange(100, dtype=np.uint8), (100, 100)).copy()
+    rng = np.random.default_rng(0)
+    factors, starts = set(), set()
+    for _ in range(300):
+        _, labels = transforms.random_scale_crop(
+            as_picture(ramp), ramp, (30, 30), rng, scale_range=(0.5, 2.0), scale_step=0.25, pad_color=PAD_COLOR
+        )
+        slope = (float(labels[0, 29]) - float(labels[0, 0])) / 29
+        factors.add(round(4 / slope) / 4)
+        starts.add(int(labels[0, 0]))
+    assert factors == {0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0}
+    assert min(starts) <= 3
+    assert max(starts) >= 80
+
+
+def test_resizing_keeps_pictures_and_labels_in_one_geometry():
+    """Doubling: nearest at half-pixel centres doubles every pixel, and bilinear keeps a ramp a ramp."""
+    label_map = np.array([[1, 2], [3, 4]], np.uint8)
+    np.testing.assert_array_equal(
+        transforms.resize_label_map(label_map, (4, 4)), label_map.repeat(2, axis=0).repeat(2, axis=1)
+    )
+    row = as_picture(np.array([[0, 100]], np.uint8))
+    np.testing.assert_array_equal(transforms.resize_image(row, (1, 4))[0, :, 0], [0, 25, 75, 100])
+    # Shrinking by three takes the middle pixel: (i + 1/2) * 3 - 1/2 is the second of three.
+    np.testing.assert_array_equal(transforms.resize_label_map(np.arange(9, dtype=np.uint8)[None], (1, 3)), [[1, 4, 7]])
+
+
+def test_pad_to_only_grows():
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    assert transforms.pad_to(pixels, (1, 2), 9) is pixels
+    np.testing.assert_array_equal(transforms.pad_to(pixels, (3, 2), 9), [[0, 1, 2], [3, 4, 5], [9, 9, 9]])
