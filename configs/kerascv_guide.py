@@ -3,8 +3,8 @@
     deeplab-jax data prepare sbd
     deeplab-jax train --config kerascv_guide --workdir runs/kerascv_guide
 
-The guide starts from ImageNet weights and publishes, after its one epoch: validation accuracy .7768, loss .8223,
-mean IoU .1593 (319 ms a step on one unnamed GPU). This config starts from random weights unless `train.init_from` is set.
+The guide starts from ImageNet weights and publishes, after its one epoch: validation accuracy .7768, loss .8223, mean
+IoU .1593 (319 ms a step on one unnamed GPU). This config starts from random weights unless `train.init_from` is set.
 The whole run was not made here.
 """
 

@@ -52,9 +52,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
     is_writer = jax.process_index() == 0
     with checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
         # ---- State: the workdir's newest checkpoint, or else init_from, or else random ----
-        state = jax.jit(
-            lambda: TrainState.create(model, update_rule, seed=config.train.seed), out_shardings=replicated
-        )()
+        state = TrainState.create_on(replicated, model, update_rule, seed=config.train.seed)
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state)
             _say(console, f"Continuing {workdir} from step {int(state.step)} of {total_steps}")
