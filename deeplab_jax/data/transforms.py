@@ -11,14 +11,16 @@ from deeplab_jax.labels import IGNORE_LABEL
 
 Picture = UInt8[np.ndarray, "height width 3"]
 LabelMap = UInt8[np.ndarray, "height width"]
+NewPicture = UInt8[np.ndarray, "out_height out_width 3"]
+NewLabelMap = UInt8[np.ndarray, "out_height out_width"]
 
 
-def resize_image(image: Picture, size: Sequence[int]) -> UInt8[np.ndarray, "out_height out_width 3"]:
+def resize_image(image: Picture, size: Sequence[int]) -> NewPicture:
     """Half-pixel bilinear, to (height, width)."""
     return cv2.resize(image, (int(size[1]), int(size[0])), interpolation=cv2.INTER_LINEAR)
 
 
-def resize_label_map(label_map: LabelMap, size: Sequence[int]) -> UInt8[np.ndarray, "out_height out_width"]:
+def resize_label_map(label_map: LabelMap, size: Sequence[int]) -> NewLabelMap:
     """Nearest at half-pixel centres, the same geometry as `resize_image`, to (height, width)."""
     return cv2.resize(label_map, (int(size[1]), int(size[0])), interpolation=cv2.INTER_NEAREST_EXACT)
 
@@ -40,10 +42,10 @@ def random_scale_crop(
     size: Sequence[int],
     rng: np.random.Generator,
     *,
-    scale_range: Sequence[float],
-    scale_step: float,
+    scale_range: Sequence[int | float],
+    scale_step: int | float,
     pad_color: Sequence[int],
-) -> tuple[Picture, LabelMap]:
+) -> tuple[NewPicture, NewLabelMap]:
     """Scales by a random factor, pads to at least `size`, cuts a random window (DeepLabv3, section 4.1).
 
     Args:
@@ -88,7 +90,7 @@ def random_flip(
 
 def augment(
     image: Picture, label_map: LabelMap, rng: np.random.Generator, data: ConfigDict, *, pad_color: Sequence[int]
-) -> tuple[Picture, LabelMap]:
+) -> tuple[NewPicture, NewLabelMap]:
     """The training transform of `config.data`: to `image_size` by squeezing or by scale and crop, then flips."""
     if data.resize == "scale_crop":
         image, label_map = random_scale_crop(

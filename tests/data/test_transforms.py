@@ -68,7 +68,7 @@ def test_picture_and_labels_stay_aligned(seed, resize):
 
 def test_flips_are_mirrors_drawn_with_even_odds():
     image, label_map = scene(1)
-    seen = {name: 0 for name in ("as it was", "left-right", "up-down", "both")}
+    seen = dict.fromkeys(("as it was", "left-right", "up-down", "both"), 0)
     views = {"as it was": np.s_[:, :], "left-right": np.s_[:, ::-1], "up-down": np.s_[::-1], "both": np.s_[::-1, ::-1]}
     rng = np.random.default_rng(0)
     for _ in range(400):
