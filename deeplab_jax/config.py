@@ -122,7 +122,7 @@ def base_config() -> ConfigDict:
     log.every_steps = 10
     log.tensorboard = True
     log.gallery_images = 8  # validation masks drawn at every evaluation
-    return config
+    return config.lock()  # a config file that sets a field there is not fails, with the nearest name
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
@@ -145,13 +145,14 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
         if isinstance(default, str):
             values[key] = text
             continue
+        kind = "number" if default is None else type(default).__name__
         try:
             value = ast.literal_eval(text) if given else True
         except (SyntaxError, ValueError):
-            raise UserError(f"config argument {key}={text!r} is not a {type(default).__name__}") from None
+            raise UserError(f"config argument {key}={text!r} is not a {kind}") from None
         wanted = (int, float) if default is None or isinstance(default, float) else type(default)
         if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
-            raise UserError(f"config argument {key}={text!r} is not a {type(default).__name__}")
+            raise UserError(f"config argument {key}={text!r} is not a {kind}")
         values[key] = type(default)(value) if default is not None else value
     return ConfigDict(values)
 
@@ -236,7 +237,7 @@ def differences(config: ConfigDict, other: ConfigDict, *, groups: Sequence[str])
 
 
 def duration_steps(
-    group: Mapping, prefix: str = "", *, batch_size: int, num_examples: int, total_steps: int | None = None
+    group: ConfigDict | Mapping, prefix: str = "", *, batch_size: int, num_examples: int, total_steps: int | None = None
 ) -> int | None:
     """A duration in steps, from whichever of `<prefix>steps|epochs|examples|percent` the config sets.
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 
 # Before anything imports jax: eight devices out of one CPU, and silent broadcasting of ranks is an error.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -14,12 +15,15 @@ from jaxtyping import install_import_hook
 install_import_hook("deeplab_jax", "beartype.beartype")  # every jaxtyping signature is checked in every call
 
 import cv2  # noqa: E402
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import scipy.io  # noqa: E402
 from absl import flags  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from deeplab_jax import cli  # noqa: E402
+from deeplab_jax.config import load_config  # noqa: E402
 from deeplab_jax.labels import VOC  # noqa: E402
 
 if not flags.FLAGS.is_parsed():  # grain's worker processes read absl flags, which pytest does not parse
@@ -148,3 +152,72 @@ def own_folder(tmp_path):
 def camvid_folder(tmp_path):
     """CamVid with two pictures in each of train, val and test."""
     return make_camvid(tmp_path / "camvid")
+
+
+@pytest.fixture(scope="session")
+def compilation_cache(tmp_path_factory):
+    """Programs compiled once a session: compiling is most of what a tiny run costs. Subprocesses use it too."""
+    folder = tmp_path_factory.mktemp("compiled")
+    options = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in options.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+# The quickstart, as small as it gets; on the command line and in code. One device: eight make compiling slower.
+TINY_ARGUMENTS = "quickstart:steps=2,size=32,batch=8"
+TINY_VALUES = {
+    "model.output_stride": 16,
+    "model.atrous_rates": (2,),
+    "model.atrous_rates_stride": 16,
+    "model.aspp_channels": 8,
+    "model.aspp_separable": False,
+    "model.decoder": "kerascv",
+    "model.decoder_channels": 8,
+    "model.low_level_channels": 8,
+    "data.num_examples": 16,
+    "optimizer.learning_rate": 0.02,
+    "mesh.data": 1,
+    "log.tensorboard": False,
+    "log.gallery_images": 2,
+}
+
+
+@pytest.fixture
+def tiny_config():
+    """A config whose network is small and trains for two steps on drawn scenes of 32x32 pixels."""
+    config = load_config("quickstart", steps=2, size=32, batch=8)
+    config.update_from_flattened_dict(TINY_VALUES)
+    return config
+
+
+@pytest.fixture(scope="session")
+def tiny_arguments() -> list[str]:
+    """`tiny_config` on the command line."""
+    overrides = [f"--config.{field}={value}" for field, value in TINY_VALUES.items()]
+    return ["--config", TINY_ARGUMENTS, *overrides]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, compilation_cache, tiny_arguments) -> pathlib.Path:
+    """The workdir of a run of `tiny_config`, trained by the command. Tests copy it or leave it as it is."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.raises(SystemExit) as done:
+        cli.main(["train", "--workdir", str(workdir), *tiny_arguments])
+    assert done.value.code == 0
+    return workdir
+
+
+@pytest.fixture
+def workdir(trained, tmp_path) -> pathlib.Path:
+    """A copy of the trained workdir that a test may change."""
+    return shutil.copytree(trained, tmp_path / "run")

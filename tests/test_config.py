@@ -1,0 +1,310 @@
+"""Configs: typed arguments, durations, validation, JSON and back, and every config that the package brings."""
+
+import json
+import pathlib
+
+import pytest
+from ml_collections import ConfigDict, config_dict
+
+from deeplab_jax.config import (
+    base_config,
+    config_folders,
+    differences,
+    duration_steps,
+    eval_batch_size,
+    find_config,
+    from_dict,
+    load_config,
+    parse_arg,
+    suggest,
+    to_dict,
+    validate,
+)
+from deeplab_jax.errors import UserError
+from deeplab_jax.models import build_model
+
+CONFIG_FILES = sorted(file for folder in config_folders() for file in folder.glob("*.py"))
+
+
+@pytest.fixture(params=CONFIG_FILES, ids=lambda file: file.stem)
+def config_file(request) -> pathlib.Path:
+    return request.param
+
+
+# ---- Arguments behind the colon ----
+
+
+def test_arguments_take_the_types_of_their_defaults():
+    arg = parse_arg("size=256,rate=1,name=sbd,flip,crop=False,steps=7", size=512, rate=0.5, name="voc", flip=False,
+                    crop=True, steps=None, batch=4)  # fmt: skip
+    assert arg.to_dict() == {
+        "size": 256, "rate": 1.0, "name": "sbd", "flip": True, "crop": False, "steps": 7, "batch": 4,
+    }  # fmt: skip
+    assert isinstance(arg.rate, float)
+
+
+@pytest.mark.parametrize("arg", [None, ""])
+def test_without_arguments_the_defaults_hold(arg):
+    assert parse_arg(arg, size=512, steps=None).to_dict() == {"size": 512, "steps": None}
+
+
+@pytest.mark.parametrize("item", ["size=0.5", "size=big", "size=(1,2)", "size=True", "size", "size=", "flip=1"])
+def test_an_argument_of_another_type_is_refused_by_name(item):
+    with pytest.raises(UserError, match=f"^config argument {item.split('=')[0]}='.*' is not a (int|bool)$"):
+        parse_arg(item, size=512, flip=False)
+
+
+@pytest.mark.parametrize("item", ["steps=many", "steps=True", "steps='7'"])
+def test_an_argument_without_a_default_is_a_number(item):
+    with pytest.raises(UserError, match="^config argument steps=.* is not a number$"):
+        parse_arg(item, steps=None)
+
+
+def test_an_unknown_argument_is_refused_with_the_nearest_one():
+    with pytest.raises(UserError, match="'sise' does not exist; did you mean size?"):
+        parse_arg("sise=256", size=512, batch=4)
+    with pytest.raises(UserError, match="'x' does not exist; choose from size, batch"):
+        parse_arg("x=256", size=512, batch=4)
+
+
+def test_suggest_names_the_nearest_or_all():
+    assert suggest("quikstart", ["quickstart", "camvid"]) == "; did you mean quickstart?"
+    assert suggest("zzz", ["quickstart", "camvid"]) == "; choose from quickstart, camvid"
+
+
+# ---- Finding and loading ----
+
+
+def test_a_config_is_found_by_path_and_by_name(tmp_path, monkeypatch):
+    file = tmp_path / "mine.py"
+    file.write_text("")
+    assert find_config(str(file)) == file
+    monkeypatch.chdir(tmp_path)
+    assert find_config("quickstart") == find_config("quickstart.py")
+    assert find_config("quickstart").name == "quickstart.py"
+
+
+@pytest.mark.parametrize("name", ["quikstart", "quikstart.py", "nowhere/quikstart.py"])
+def test_a_config_that_is_not_there_is_refused_with_the_nearest_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^config '{name}' is no file .*; did you mean quickstart?"):
+        find_config(name)
+
+
+def test_a_path_into_a_folder_that_lacks_the_file_does_not_fall_back_to_the_package(tmp_path):
+    with pytest.raises(UserError, match="is no file"):
+        find_config(str(tmp_path / "quickstart.py"))
+
+
+def test_a_file_of_ones_own_is_loaded_with_its_arguments(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from deeplab_jax.config import base_config, parse_arg\n"
+        "def get_config(arg=None):\n"
+        "    config = base_config()\n"
+        "    config.data.batch_size = parse_arg(arg, batch=2).batch\n"
+        "    return config\n"
+    )
+    assert load_config(str(file)).data.batch_size == 2
+    assert load_config(str(file), batch=6).data.batch_size == 6
+    with pytest.raises(UserError, match="did you mean batch"):
+        load_config(str(file), bach=6)
+
+
+def test_the_guides_arguments_reach_its_fields():
+    config = load_config("kerascv_guide", size=64, batch=2, steps=9)
+    assert tuple(config.data.image_size) == (64, 64)
+    assert (config.data.batch_size, config.train.steps) == (2, 9)
+    assert config.optimizer.learning_rate == pytest.approx(0.007 * 2 / 16, rel=1e-12)  # one product of doubles
+
+
+# ---- Every config of the package ----
+
+
+def test_the_package_brings_configs():
+    assert {"quickstart", "kerascv_guide"} <= {file.stem for file in CONFIG_FILES}
+
+
+def test_every_config_is_valid_and_describes_a_network(config_file):
+    config = load_config(str(config_file))
+    validate(config, devices=1)
+    model = build_model(config.model, num_classes=21, compute_dtype=config.train.compute_dtype)
+    assert model.backbone == config.model.backbone
+    length = duration_steps(config.train, batch_size=config.data.batch_size, num_examples=10_000)
+    assert length is not None
+    assert length > 0
+
+
+def test_every_config_has_the_schemas_fields_and_types(config_file):
+    config, schema = load_config(str(config_file)), base_config()
+    assert _types(config).keys() == _types(schema).keys()
+    for field, kind in _types(config).items():
+        assert kind == _types(schema)[field], field
+
+
+def _types(config: ConfigDict, path: str = "") -> dict[str, type]:
+    types = {}
+    for key in config:
+        value = config.get_oneway_ref(key).get() if config.get(key) is not None else None
+        if isinstance(value, ConfigDict):
+            types |= _types(value, f"{path}{key}.")
+        else:
+            types[path + key] = config.get_type(key)
+    return types
+
+
+def test_every_config_says_how_to_run_it(config_file):
+    docstring = compile(config_file.read_text(), str(config_file), "exec").co_consts[0]
+    command = next(line for line in docstring.splitlines() if "deeplab-jax train" in line)
+    assert f" --config {config_file.stem}" in command
+    assert " --workdir " in command
+
+
+def test_every_config_survives_json(config_file):
+    config = load_config(str(config_file))
+    values = json.loads(json.dumps(to_dict(config)))
+    again = from_dict(values)
+    assert to_dict(again) == values
+    assert differences(config, again, groups=tuple(config)) == {}
+    assert isinstance(again.data.image_size, tuple)
+    validate(again)
+
+
+def test_a_field_that_json_has_and_the_schema_has_not_is_refused_by_its_path():
+    values = to_dict(base_config())
+    values["data"]["batchsize"] = 4
+    with pytest.raises(UserError, match="^config field data.batchsize does not exist; did you mean batch_size?"):
+        from_dict(values)
+
+
+def test_json_of_fewer_fields_leaves_the_others_at_the_schemas_values():
+    config = from_dict({"data": {"batch_size": 4}})
+    assert config.data.batch_size == 4
+    assert config.checkpoint.keep == base_config().checkpoint.keep
+
+
+def test_unset_fields_can_be_set_but_not_with_another_type():
+    config = base_config()
+    assert config.data.batch_size is None
+    with pytest.raises(TypeError):
+        config.data.batch_size = "four"
+    with pytest.raises(AttributeError):
+        config.data.batchsize = 4
+
+
+def test_differences_name_fields_of_the_groups_asked_for():
+    config, other = load_config("quickstart"), load_config("quickstart")
+    other.model.atrous_rates = list(other.model.atrous_rates)  # as JSON gives them: the same
+    assert differences(config, other, groups=("model", "data")) == {}
+    other.data.batch_size = 4
+    other.data.name = "sbd"
+    other.log.every_steps = 1
+    assert differences(config, other, groups=("model", "data")) == {
+        "data.name": "data.name: 'synthetic' / 'sbd'",
+        "data.batch_size": "data.batch_size: 8 / 4",
+    }
+
+
+# ---- Durations ----
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "steps"),
+    [
+        ("steps", 7, 7),
+        ("epochs", 2, 50),  # 2 * 100 / 4
+        ("epochs", 0.5, 12),  # 12.5 rounds to even
+        ("epochs", 0.001, 1),  # at least one
+        ("examples", 10, 2),
+        ("examples", 0, 0),
+        ("percent", 5.0, 50),
+        ("percent", 0, 0),
+    ],
+)
+def test_a_duration_in_any_unit_becomes_steps(unit, value, steps):
+    group = {"every_" + unit: value}
+    assert duration_steps(group, "every_", batch_size=4, num_examples=100, total_steps=1000) == steps
+
+
+def test_a_duration_that_is_not_set_is_none():
+    sizes = {"batch_size": 4, "num_examples": 100}
+    assert duration_steps({}, **sizes) is None
+    assert duration_steps(base_config().train, **sizes) is None
+
+
+def test_a_duration_in_two_units_is_refused():
+    with pytest.raises(UserError, match="^only one of warmup_steps and warmup_percent can be set$"):
+        duration_steps({"warmup_steps": 3, "warmup_percent": 5}, "warmup_", batch_size=4, num_examples=100)
+
+
+@pytest.mark.parametrize("unit", ["steps", "epochs", "examples", "percent"])
+def test_a_negative_duration_is_refused(unit):
+    with pytest.raises(UserError, match=f"^{unit}=-1 is negative$"):
+        duration_steps({unit: -1}, batch_size=4, num_examples=100, total_steps=10)
+
+
+# ---- Validation ----
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model.backbone", None, "^model.backbone is not set"),
+        ("data.name", None, "^data.name is not set"),
+        ("data.batch_size", None, "^data.batch_size is not set"),
+        ("data.image_size", None, "^data.image_size is not set"),
+        ("optimizer.learning_rate", None, "^optimizer.learning_rate is not set"),
+        ("data.batch_size", 6, "^data.batch_size=6 does not divide over 4 devices; use a multiple of 4"),
+        ("data.batch_size", 0, "^data.batch_size=0"),
+        ("eval.batch_size", 6, "^eval.batch_size=6 does not divide over 4 devices"),
+        ("mesh.data", 5, "^mesh.data=5 needs as many devices, there are 4"),
+        ("mesh.data", 0, "^mesh.data=0"),
+        ("data.image_size", (96,), "^data.image_size=.* must be .height, width."),
+        ("data.image_size", (96, 7), "^data.image_size=.* at least the output stride 8"),
+        ("eval.image_size", (4, 96), "^eval.image_size=.* at least the output stride 8"),
+        ("data.resize", "sqeeze", "^data.resize='sqeeze' does not exist; did you mean squeeze?"),
+        ("data.random_flip", "horizontl", "^data.random_flip=.*did you mean horizontal?"),
+        ("train.compute_dtype", "float16", "^train.compute_dtype='float16' does not exist; did you mean bfloat16?"),
+        ("eval.protocol", "hole", "^eval.protocol='hole' does not exist; did you mean whole?"),
+        ("eval.void", "ignored", "^eval.void='ignored' does not exist; did you mean ignore?"),
+        ("checkpoint.keep", 0, "^checkpoint.keep=0 must be at least 1"),
+        ("log.every_steps", 0, "^log.every_steps=0 must be at least 1"),
+    ],
+)
+def test_validation_names_the_field(field, value, message):
+    config = load_config("quickstart")
+    group, name = field.split(".")
+    if value is None:
+        config[group] = ConfigDict({**config[group], name: config_dict.placeholder(str)})
+    else:
+        config[group][name] = value
+    with pytest.raises(UserError, match=message) as caught:
+        validate(config, devices=4)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scales", [(2.0, 0.5), (0.0, 1.0)])
+def test_scales_of_random_crops_have_to_rise(scales):
+    config = load_config("quickstart")
+    config.data.scale_range = scales
+    validate(config)  # not used by squeeze
+    config.data.resize = "scale_crop"
+    with pytest.raises(UserError, match="^data.scale_range="):
+        validate(config)
+
+
+def test_a_batch_has_to_divide_over_processes_and_the_devices_of_the_mesh():
+    config = load_config("quickstart", batch=6)
+    config.eval.batch_size = 6
+    config.mesh.data = 2
+    validate(config, devices=8)
+    with pytest.raises(UserError, match="^data.batch_size=6"):
+        validate(config, devices=8, processes=4)
+
+
+def test_evaluation_takes_the_training_batch_unless_it_has_its_own():
+    config = base_config()
+    config.data.batch_size = 6
+    assert eval_batch_size(config) == 6
+    config.eval.batch_size = 3
+    assert eval_batch_size(config) == 3
