@@ -1,12 +1,15 @@
 """Fetching and unpacking archives: resumable, verified, and never outside their folder."""
 
 import hashlib
+import http.client
+import lzma
 import os
 import pathlib
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable
 
 from rich.progress import Progress
@@ -15,8 +18,13 @@ from deeplab_jax.errors import UserError
 
 _CHUNK = 1 << 20
 
+# What damaged, foreign and encrypted archives raise; a full disk is an OSError too.
+_DAMAGED = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError,
+)  # fmt: skip
 
-def download(url: str, path: pathlib.Path, *, md5: str, progress: Progress, timeout: float = 60.0) -> None:
+
+def download(url: str, path: pathlib.Path, *, md5: str, progress: Progress, timeout: int | float = 60) -> None:
     """Fetches a file, continuing a part that is there; it gets its name only when the checksum is right.
 
     Args:
@@ -48,7 +56,7 @@ def download(url: str, path: pathlib.Path, *, md5: str, progress: Progress, time
             raise UserError(
                 f"{url} answers {error.code} {error.reason}; fetch it yourself and pass --source FILE"
             ) from None
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise UserError(
             f"{url} cannot be reached ({getattr(error, 'reason', error)}); run again to continue, or fetch it yourself "
             "and pass --source FILE"
@@ -92,7 +100,9 @@ def extract(archive: pathlib.Path, folder: pathlib.Path, *, wanted: Callable[[st
                     if member.isreg() and _inside(member.name) and wanted(member.name):
                         _write(folder / member.name, file.extractfile(member).read())
                         progress.advance(task)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+                while file.fileobj.read(_CHUNK):  # gzip compares its checksum when it reaches its end
+                    pass
+    except _DAMAGED as error:
         raise UserError(f"archive {archive} cannot be unpacked: {error}") from None
 
 
