@@ -15,7 +15,7 @@ import numpy as np
 from deeplab_jax.data import pictures
 from deeplab_jax.data.builder import Layout, Record, SegmentationBuilder
 from deeplab_jax.errors import UserError
-from deeplab_jax.labels import LabelSet
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
 _CLASSES = "classes.txt"
 
@@ -45,9 +45,13 @@ def read_layout(root: pathlib.Path, *, val_fraction: float = 0.2) -> Layout:
     if len(files) < len(found):
         twice = next(path.stem for path in found if files[path.stem] != path)
         raise UserError(f"{root / 'images'} has two pictures named {twice}; names must differ without their endings")
+    if not files:
+        raise UserError(f"{root / 'images'} holds no pictures ({', '.join(pictures.PICTURE_SUFFIXES)})")
     lists = sorted(path for path in root.glob("*.txt") if path.name != _CLASSES)
     if lists:
         splits = {path.stem: [pathlib.PurePath(name).stem for name in path.read_text().split()] for path in lists}
+    elif len(files) == 1:
+        raise UserError(f"{root / 'images'} holds one picture; train and val need at least one each")
     else:
         splits = {"train": [], "val": []}
         threshold = val_fraction * 2**32
@@ -87,6 +91,8 @@ def read_classes(path: pathlib.Path) -> tuple[LabelSet, bool]:
             raise UserError(f"{path}, line {number}: either every class has a colour (`name r g b`) or none")
     if not names:
         raise UserError(f"{path} names no class")
+    if len(names) > IGNORE_LABEL:
+        raise UserError(f"{path} names {len(names)} classes; at most {IGNORE_LABEL} fit below the void label")
     for values, what in ((names, "name"), (colors, "colour")):
         if len(set(values)) < len(values):
             raise UserError(f"{path}: two classes have the same {what}")
@@ -111,7 +117,7 @@ def _read_mask(mask: pathlib.Path | None, picture: pathlib.Path, labels: LabelSe
     if mask.suffix.lower() in (".jpg", ".jpeg"):
         raise UserError(f"mask {mask} is a JPEG, whose compression changes labels; save masks as PNG")
     ids = pictures.read_label_map(mask, labels, by_color=by_color)
-    if not by_color and set(np.unique(ids)) == {0, 255} and labels.num_classes == 2:
+    if not by_color and set(np.unique(ids)) == {0, IGNORE_LABEL} and labels.num_classes == 2:
         raise UserError(
             f"mask {mask} holds only 0 and 255, and 255 is void, not a class: save the foreground as 1, or give "
             f"colours in classes.txt (`{labels.class_names[0]} 0 0 0`, `{labels.class_names[1]} 255 255 255`)"

@@ -58,7 +58,8 @@ def read_class_mask(path: pathlib.Path) -> np.ndarray:
       UserError: the file is missing, damaged, or holds something else.
     """
     try:
-        segmentation = scipy.io.loadmat(path, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
+        with path.open("rb") as file:  # given a path, scipy hides that there is no such file
+            segmentation = scipy.io.loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
         return np.asarray(segmentation).astype(np.int64, casting="safe")
     except FileNotFoundError:
         raise UserError(f"mask {path} does not exist") from None

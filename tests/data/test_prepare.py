@@ -1,0 +1,484 @@
+"""From raw folders and archives to prepared data sets: exact, whole or not at all, mistakes named."""
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import textwrap
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+from conftest import make_camvid, make_folder, make_sbd, make_voc, write_index_png, write_jpeg, write_sbd_mat
+from PIL import Image
+
+from deeplab_jax import data
+from deeplab_jax.data.builder import Record, prepared_folder
+from deeplab_jax.data.prepare import prepare, read_raw
+from deeplab_jax.data.sources import folder as folder_source
+from deeplab_jax.data.sources import sbd
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import CAMVID, VOC
+
+
+def read_split(name, split, data_dir):
+    """Picture, labels by id, in the order of the split."""
+    source = data.open_source(name, split, data_dir=data_dir)
+    examples = [data.decode_example(source[i]) for i in range(len(source))]
+    return {example["id"]: (example["image"], example["label"]) for example in examples}
+
+
+def jpeg_pixels(path):
+    return cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+
+
+def assert_nothing_left(name, data_dir):
+    """Neither a data set that counts nor a temporary file."""
+    assert not prepared_folder(name, data_dir).exists()
+    assert not [path for path in data_dir.rglob("*") if path.is_file()] if data_dir.exists() else True
+
+
+def fails(match, name, data_dir, **options):
+    with pytest.raises(UserError, match=match) as caught:
+        prepare(name, data_dir=data_dir, **options)
+    assert "\n" not in str(caught.value)
+    assert_nothing_left(name, data_dir)
+
+
+def pack(folder, path, mode="w:gz"):
+    with tarfile.open(path, mode) as tar:
+        tar.add(folder, arcname=folder.name)
+    return path
+
+
+# Exactness
+
+
+def test_every_label_survives_a_prepared_data_set(tmp_path):
+    label_map = np.resize(np.array([*range(21), 255], np.uint8), (40, 56))
+    root = make_voc(tmp_path / "voc", {"train": ["a"], "val": ["b"]})
+    write_index_png(root / "SegmentationClass" / "a.png", label_map)
+    prepare("voc2012_segmentation", source=root, data_dir=tmp_path / "data")
+    stored = read_split("voc2012_segmentation", "train", tmp_path / "data")["a"][1]
+    assert stored.dtype == np.uint8
+    np.testing.assert_array_equal(stored, label_map)
+    assert set(np.unique(stored)) == {*range(21), 255}
+
+
+def test_voc_has_a_split_for_every_list(tmp_path):
+    splits = {"train": ["b", "a"], "val": ["c"], "trainval": ["b", "a", "c"], "five_of_them": ["c", "a"]}
+    root = make_voc(tmp_path / "VOCdevkit" / "VOC2012", splits)
+    prepare("voc2012_segmentation", source=tmp_path / "VOCdevkit", data_dir=tmp_path / "data")
+    assert set(data.split_names("voc2012_segmentation", data_dir=tmp_path / "data")) == set(splits)
+    for split, ids in splits.items():
+        examples = read_split("voc2012_segmentation", split, tmp_path / "data")
+        assert list(examples) == ids  # in the order of the list
+        for id, (image, label_map) in examples.items():
+            np.testing.assert_array_equal(image, jpeg_pixels(root / "JPEGImages" / f"{id}.jpg"))
+            palette_png = np.asarray(Image.open(root / "SegmentationClass" / f"{id}.png"))
+            np.testing.assert_array_equal(label_map, palette_png)
+
+
+def test_trainaug_is_set_algebra_and_prefers_voc_masks(tmp_path):
+    voc = make_voc(tmp_path / "voc", {"train": ["a", "b"], "val": ["c"]})
+    raw_sbd = make_sbd(tmp_path / "sbd", {"train": ["b", "c", "e"], "val": ["a", "d"]})
+    dataset = raw_sbd / "benchmark_RELEASE" / "dataset"
+    for id in "abcde":
+        write_sbd_mat(dataset / "cls" / f"{id}.mat", np.full((40, 56), 9, np.uint8))
+    prepare("voc2012_segmentation", source=voc, sbd_source=raw_sbd, data_dir=tmp_path / "data")
+    trainaug = read_split("voc2012_segmentation", "trainaug", tmp_path / "data")
+    assert list(trainaug) == ["a", "b", "d", "e"]  # without c, which is in val
+    assert list(read_split("voc2012_segmentation", "train", tmp_path / "data")) == ["a", "b"]
+    for id in "ab":  # both have a mask for it
+        mask = np.asarray(Image.open(voc / "SegmentationClass" / f"{id}.png"))
+        np.testing.assert_array_equal(trainaug[id][1], mask)
+    for id in "de":
+        assert (trainaug[id][1] == 9).all()
+        np.testing.assert_array_equal(trainaug[id][0], jpeg_pixels(dataset / "img" / f"{id}.jpg"))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "archive"])
+def test_sbd_from_a_folder_and_from_its_archive(sbd_folder, tmp_path, packed):
+    dataset = sbd_folder / "benchmark_RELEASE" / "dataset"
+    (dataset / "train_noval.txt").write_text("2008_000003\n")
+    (dataset / "inst").mkdir()
+    (dataset / "inst" / "2008_000002.mat").write_text("not needed")
+    source = pack(sbd_folder / "benchmark_RELEASE", tmp_path / "benchmark.tgz") if packed else sbd_folder
+    prepare("sbd", source=source, data_dir=tmp_path / "data")
+    for split, ids in {
+        "train": ["2008_000002", "2008_000003", "2008_000007"],
+        "val": ["2008_000008", "2008_000009"],
+        "train_noval": ["2008_000003"],
+    }.items():
+        examples = read_split("sbd", split, tmp_path / "data")
+        assert list(examples) == ids
+        for id, (image, label_map) in examples.items():
+            np.testing.assert_array_equal(image, jpeg_pixels(dataset / "img" / f"{id}.jpg"))
+            mat = scipy.io.loadmat(dataset / "cls" / f"{id}.mat")["GTcls"]["Segmentation"][0, 0]
+            np.testing.assert_array_equal(label_map, mat)
+    assert data.open_source("sbd", "val", data_dir=tmp_path / "data").labels == VOC
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {"sbd"}  # nothing unpacked stays
+
+
+def test_camvid_unlabelled_is_void(camvid_folder, tmp_path):
+    prepare("camvid", source=camvid_folder, data_dir=tmp_path / "data")
+    assert data.open_source("camvid", "val", data_dir=tmp_path / "data").labels == CAMVID
+    for split in ("train", "val", "test"):
+        examples = read_split("camvid", split, tmp_path / "data")
+        assert len(examples) == 2
+        for id, (_, label_map) in examples.items():
+            raw = np.asarray(Image.open(camvid_folder / f"{split}annot" / f"{id}.png"))
+            assert (raw == 11).any()
+            np.testing.assert_array_equal(label_map, np.where(raw == 11, 255, raw))
+
+
+def test_camvid_lists_of_paths_as_segnet_wrote_them(tmp_path):
+    root = make_camvid(tmp_path / "camvid")
+    for split in ("train", "val", "test"):
+        listing = root / f"{split}.txt"
+        names = listing.read_text().split()
+        listing.write_text("\n".join(f"/S/{split}/{name}.png /S/{split}annot/{name}.png" for name in names) + "\n")
+    layout = read_raw("camvid", root)
+    assert [record.id for record in layout.splits["val"]] == ["0001TP_000000", "0001TP_000001"]
+
+
+# A person's own folder
+
+
+def test_a_folder_of_index_masks(own_folder, tmp_path):
+    prepare("folder", source=own_folder, data_dir=tmp_path / "data")
+    labels = data.open_source("folder", "train", data_dir=tmp_path / "data").labels
+    assert labels.class_names == ("ground", "crop", "weed")
+    splits = {split: read_split("folder", split, tmp_path / "data") for split in ("train", "val")}
+    both = {**splits["train"], **splits["val"]}
+    assert len(splits["train"]) + len(splits["val"]) == len(both) == 6
+    for id, (image, label_map) in both.items():
+        np.testing.assert_array_equal(label_map, np.asarray(Image.open(own_folder / "masks" / f"{id}.png")))
+        np.testing.assert_array_equal(image, jpeg_pixels(own_folder / "images" / f"{id}.jpg"))
+
+
+def test_a_folder_of_colour_masks(tmp_path):
+    root = make_folder(tmp_path / "own", count=2, classes="ground 0 0 0\ncrop 0 200 0\ntall weed 200 0 0\n")
+    palette = np.zeros((256, 3), np.uint8)
+    palette[1], palette[2], palette[255] = (0, 200, 0), (200, 0, 0), (224, 224, 192)
+    raw = {}
+    for path in (root / "masks").iterdir():
+        raw[path.stem] = np.asarray(Image.open(path))
+        Image.fromarray(palette[raw[path.stem]]).save(path)
+    prepare("folder", source=root, data_dir=tmp_path / "data")
+    source = data.open_source("folder", "train", data_dir=tmp_path / "data")
+    assert source.labels.class_names == ("ground", "crop", "tall weed")
+    assert source.labels.palette == ((0, 0, 0), (0, 200, 0), (200, 0, 0))
+    for split in ("train", "val"):
+        for id, (_, label_map) in read_split("folder", split, tmp_path / "data").items():
+            np.testing.assert_array_equal(label_map, raw[id])
+
+
+def test_lists_in_a_folder_are_its_splits(own_folder, tmp_path):
+    (own_folder / "train.txt").write_text("field_003\nfield_001.jpg\n")
+    (own_folder / "test.txt").write_text("field_000\n")
+    prepare("folder", source=own_folder, data_dir=tmp_path / "data")
+    assert set(data.split_names("folder", data_dir=tmp_path / "data")) == {"train", "test"}
+    assert list(read_split("folder", "train", tmp_path / "data")) == ["field_003", "field_001"]
+
+
+def split_of(root, **options):
+    layout = folder_source.read_layout(root, **options)
+    return {record.id: split for split, records in layout.splits.items() for record in records}
+
+
+def test_the_split_of_a_picture_depends_on_its_name(tmp_path):
+    root = make_folder(tmp_path / "own", count=1)
+    picture, mask = (root / "images" / "field_000.jpg"), (root / "masks" / "field_000.png")
+    for i in range(1, 60):
+        shutil.copy(picture, root / "images" / f"field_{i:03d}.jpg")
+        shutil.copy(mask, root / "masks" / f"field_{i:03d}.png")
+    before = split_of(root)
+    # 60 names at one in five: 12, and 3 to 24 is beyond three standard deviations (3.1) either way.
+    assert 3 <= list(before.values()).count("val") <= 24
+    assert before == split_of(root)
+    shutil.copy(picture, root / "images" / "another.jpg")
+    after = split_of(root)
+    assert sum(before[id] != after[id] for id in before) <= 1  # only what stood in for an empty split may move
+    assert list(split_of(root, val_fraction=0.5).values()).count("val") > list(before.values()).count("val")
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_both_splits_of_a_small_folder_have_pictures(tmp_path, count):
+    for seed in range(8):
+        root = make_folder(tmp_path / f"own{seed}", count=count)
+        for path in [*(root / "images").iterdir(), *(root / "masks").iterdir()]:
+            path.rename(path.with_name(f"{seed}_{path.name}"))
+        assert set(split_of(root).values()) == {"train", "val"}
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (None, r"classes\.txt does not exist; write one class name a line"),
+        ("\n\n", r"classes\.txt names no class"),
+        ("ground\ncrop\nground\n", r"classes\.txt: two classes have the same name"),
+        ("ground 0 0 0\ncrop\n", r"classes\.txt, line 2: either every class has a colour"),
+        ("ground\ncrop 0 0 0\n", r"classes\.txt, line 2: either every class has a colour"),
+        ("ground 0 0 0\ncrop 0 0 0\n", r"classes\.txt: two classes have the same colour"),
+        ("\n".join(f"class {i}" for i in range(256)), r"classes\.txt names 256 classes; at most 255 fit"),
+    ],
+)
+def test_a_wrong_class_list_is_named(own_folder, tmp_path, classes, message):
+    path = own_folder / "classes.txt"
+    path.unlink() if classes is None else path.write_text(classes)
+    fails(message, "folder", tmp_path / "data", source=own_folder)
+
+
+# Mistakes: the file is named, in one line, and nothing is left behind
+
+
+def wrong_missing_mask(root):
+    (root / "masks" / "field_004.png").unlink()
+    return r"picture .*field_004\.jpg has no mask; put field_004\.png into .*masks"
+
+
+def wrong_truncated_jpeg(root):
+    path = root / "images" / "field_004.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    return r"picture .*field_004\.jpg cannot be read: .*truncated"
+
+
+def wrong_label(root):
+    label_map = np.zeros((40, 56), np.uint8)
+    label_map[7, 7] = 77
+    Image.fromarray(label_map).save(root / "masks" / "field_004.png")
+    return r"mask .*field_004\.png holds label 77: it must be below 3"
+
+
+def wrong_size(root):
+    Image.fromarray(np.zeros((40, 55), np.uint8)).save(root / "masks" / "field_004.png")
+    return r"picture .*field_004\.jpg is 40x56 .*, but its mask is 40x55; they must agree"
+
+
+def wrong_jpeg_mask(root):
+    (root / "masks" / "field_004.png").unlink()
+    write_jpeg(root / "masks" / "field_004.jpg", np.zeros((40, 56), np.uint8))
+    return r"mask .*field_004\.jpg is a JPEG"
+
+
+def wrong_empty_list(root):
+    (root / "train.txt").write_text("field_001\n")
+    (root / "val.txt").write_text("\n")
+    return "split val of folder is empty"
+
+
+def wrong_listed_name(root):
+    (root / "train.txt").write_text("field_001\nfield_999\n")
+    return r"train\.txt lists field_999, but there is no such picture"
+
+
+def wrong_no_pictures(root):
+    shutil.rmtree(root / "images")
+    (root / "images").mkdir()
+    return r"images holds no pictures \(\.jpg, .*\)"
+
+
+def wrong_one_picture(root):
+    for i in range(1, 6):
+        (root / "images" / f"field_{i:03d}.jpg").unlink()
+    return "images holds one picture; train and val need at least one each"
+
+
+def wrong_no_masks_folder(root):
+    shutil.rmtree(root / "masks")
+    return "has no folder masks/"
+
+
+def wrong_two_of_a_name(root):
+    Image.fromarray(np.zeros((40, 56), np.uint8)).save(root / "images" / "field_004.png")
+    return "two pictures named field_004"
+
+
+def wrong_zero_and_255(root):
+    (root / "classes.txt").write_text("ground\ncrop\n")
+    for path in (root / "masks").iterdir():
+        Image.fromarray(np.resize(np.array([0, 255], np.uint8), (40, 56))).save(path)
+    return r"mask .*\.png holds only 0 and 255"
+
+
+@pytest.mark.parametrize("mistake", [value for name, value in sorted(globals().items()) if name.startswith("wrong_")])
+def test_a_mistake_in_a_folder_is_named(own_folder, tmp_path, mistake):
+    fails(mistake(own_folder), "folder", tmp_path / "data", source=own_folder)
+
+
+def test_mistakes_in_other_layouts_are_named(tmp_path, voc_folder, sbd_folder, camvid_folder):
+    (tmp_path / "empty").mkdir()
+    into = tmp_path / "data"
+    fails("not laid out like SBD", "sbd", into, source=tmp_path / "empty")
+    fails("not laid out like VOC 2012", "voc2012_segmentation", into, source=tmp_path / "empty")
+    fails("not laid out like CamVid", "camvid", into, source=tmp_path / "empty")
+    fails("gone does not exist", "sbd", into, source=tmp_path / "gone")
+    fails("camvid has no public address here", "camvid", into)
+    fails("'sdb' does not exist; did you mean sbd?", "sdb", into)
+    fails("synthetic is drawn", "synthetic", into)
+    fails("--sbd-source belongs to voc", "camvid", into, source=camvid_folder, sbd_source=sbd_folder)
+    fails("--val-fraction belongs to folder", "camvid", into, source=camvid_folder, val_fraction=0.5)
+
+    dataset = sbd_folder / "benchmark_RELEASE" / "dataset"
+    mat = dataset / "cls" / "2008_000008.mat"
+    whole = mat.read_bytes()
+    mat.write_bytes(whole[:150])
+    fails(r"2008_000008\.mat cannot be read as an SBD class mask", "sbd", into, source=sbd_folder)
+    scipy.io.savemat(mat, {"GTinst": 1})
+    fails(r"2008_000008\.mat cannot be read as an SBD class mask", "sbd", into, source=sbd_folder)
+    mat.unlink()
+    fails(r"mask .*2008_000008\.mat does not exist", "sbd", into, source=sbd_folder)
+    write_sbd_mat(mat, np.full((40, 56), 77, np.uint8))
+    fails(r"mask of 2008_000008.* holds label 77", "sbd", into, source=sbd_folder)
+    (dataset / "val.txt").write_text("")
+    fails("split val of sbd is empty", "sbd", into, source=sbd_folder)
+
+    (voc_folder / "SegmentationClass" / "2008_000002.png").unlink()
+    fails(r"2008_000002\.png does not exist", "voc2012_segmentation", into, source=voc_folder)
+
+
+def test_a_data_folder_that_cannot_be_made_is_named(own_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data folder .*file/data cannot be made"):
+        prepare("folder", source=own_folder, data_dir=tmp_path / "file" / "data")
+
+
+def test_what_is_not_prepared_is_named(own_folder, tmp_path):
+    with pytest.raises(UserError, match="folder is not prepared in .*; run `deeplab-jax data prepare folder"):
+        data.open_source("folder", "train", data_dir=tmp_path)
+    with pytest.raises(UserError, match="data set 'foldr' does not exist; did you mean folder?"):
+        data.open_source("foldr", "train", data_dir=tmp_path)
+    prepare("folder", source=own_folder, data_dir=tmp_path)
+    with pytest.raises(UserError, match="has no split 'vall'; did you mean val?"):
+        data.open_source("folder", "vall", data_dir=tmp_path)
+
+
+# Once, and whole
+
+
+def contents(folder):
+    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_run_does_nothing(own_folder, tmp_path):
+    target = prepare("folder", source=own_folder, data_dir=tmp_path / "data")
+    before = contents(tmp_path / "data")
+    shutil.rmtree(own_folder)  # not even the source is looked at
+    assert prepare("folder", source=own_folder, data_dir=tmp_path / "data") == target
+    assert contents(tmp_path / "data") == before
+
+
+def test_an_interrupted_run_leaves_nothing(own_folder, tmp_path, monkeypatch):
+    encode, calls = Record.encode, []
+
+    def interrupted(self, labels):
+        calls.append(self.id)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return encode(self, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare("folder", source=own_folder, data_dir=tmp_path / "data")
+    assert_nothing_left("folder", tmp_path / "data")
+    prepare("folder", source=own_folder, data_dir=tmp_path / "data")
+    assert len(read_split("folder", "train", tmp_path / "data")) > 0
+
+
+def test_a_killed_run_leaves_nothing_that_counts(sbd_folder, tmp_path):
+    archive = pack(sbd_folder / "benchmark_RELEASE", tmp_path / "benchmark.tgz")
+    script = """
+        import os, pathlib, signal, sys
+        from deeplab_jax.data import builder, prepare
+
+        encode, calls = builder.Record.encode, []
+
+        def killed(self, labels):
+            calls.append(self.id)
+            if len(calls) == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return encode(self, labels)
+
+        builder.Record.encode = killed
+        prepare.prepare("sbd", source=pathlib.Path(sys.argv[1]), data_dir=pathlib.Path(sys.argv[2]))
+    """
+    data_dir = tmp_path / "data"
+    command = [sys.executable, "-c", textwrap.dedent(script), str(archive), str(data_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = [path for path in data_dir.rglob("*") if path.is_file()]
+    assert left  # it was in the middle of it
+    with pytest.raises(UserError, match="sbd is not prepared"):
+        data.open_source("sbd", "train", data_dir=data_dir)
+    prepare("sbd", source=archive, data_dir=data_dir)
+    assert len(read_split("sbd", "train", data_dir)) == 3
+    assert [path.name for path in data_dir.iterdir()] == ["sbd"]
+    assert [path.name for path in (data_dir / "sbd").iterdir()] == ["1.0.0"]
+
+
+def test_sbd_is_fetched_from_its_publisher(sbd_folder, tmp_path, monkeypatch):
+    """The addresses and checksums of the layout are what is fetched, and train_noval lies beside the other lists."""
+    from deeplab_jax.data import archives
+
+    archive = pack(sbd_folder / "benchmark_RELEASE", tmp_path / "packed.tgz")
+    fetched = []
+
+    def download(url, path, *, md5, progress, timeout=60):
+        fetched.append((url, md5))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if url == sbd.URL:
+            shutil.copy(archive, path)
+        else:
+            path.write_text("2008_000007\n")
+
+    monkeypatch.setattr(archives, "download", download)
+    prepare("sbd", data_dir=tmp_path / "data")
+    assert fetched == [(sbd.URL, sbd.MD5), (sbd.NOVAL_URL, sbd.NOVAL_MD5)]
+    assert list(read_split("sbd", "train_noval", tmp_path / "data")) == ["2008_000007"]
+
+
+def test_neither_tensorflow_nor_torch_is_imported(own_folder, tmp_path):
+    script = """
+        import importlib.machinery, pathlib, sys
+
+        class Refuse:  # both look installed, and importing them fails
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in ("tensorflow", "torch"):
+                    return importlib.machinery.ModuleSpec(name, self)
+
+            def create_module(self, spec):
+                raise AssertionError(f"{spec.name} is imported")
+
+            def exec_module(self, module):
+                pass
+
+        sys.meta_path.insert(0, Refuse())
+        import contextlib
+        from deeplab_jax import data
+        from deeplab_jax.config import base_config
+        from deeplab_jax.data import check, prepare
+
+        source, data_dir = (pathlib.Path(argument) for argument in sys.argv[1:])
+        prepare.prepare("folder", source=source, data_dir=data_dir)
+        assert check.check("folder", data_dir=data_dir).ok
+        config = base_config()
+        config.data.update(batch_size=2, image_size=(32, 32))
+        opened = data.open_source("folder", "train", data_dir=data_dir)
+        with contextlib.closing(data.train_batches(opened, config.data, seed=0)) as batches:
+            assert next(batches)["image"].shape == (2, 32, 32, 3)
+        with contextlib.closing(data.eval_batches(opened, config.data, config.eval, batch_size=2)) as batches:
+            assert sum(batch["valid"].sum() for batch in batches) == len(opened)
+        assert not {"tensorflow", "torch"} & set(sys.modules)
+        print("done")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(own_folder), str(tmp_path / "data")]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, check=False)
+    assert done.stdout == "done\n", done.stderr
