@@ -113,10 +113,10 @@ def report_tables(report: Report) -> list[Table]:
     tables = []
     names = [*report.labels.class_names, f"void ({IGNORE_LABEL})"]
     for split, found in report.splits.items():
-        sizes = ""
+        title = f"{report.name}/{split}: {found.num_examples} examples"
+        table = Table(title=title, title_justify="left", caption_justify="left", min_width=len(title))
         if found.smallest is not None:
-            sizes = f", {_size(found.smallest)} to {_size(found.largest)} (height x width)"
-        table = Table(title=f"{report.name}/{split}: {found.num_examples} examples{sizes}", title_justify="left")
+            table.caption = f"{_size(found.smallest)} to {_size(found.largest)} (height x width)"
         table.add_column("class")
         for column in ("pixels", "share", "images"):
             table.add_column(column, justify="right")
