@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -22,6 +23,11 @@ _CONFIG_HELP = """configs:
 
 class UsageError(Exception):
     """The command line itself is wrong: exit code 2."""
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        _fail(f"{message}; see `{self.prog} --help`", 2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,23 +64,19 @@ def parse_config(arguments: Sequence[str], *, base: ConfigDict | None = None) ->
       UsageError: no config at all, a field that does not exist, or a value of the wrong type.
     """
     arguments, name = _take_name(list(arguments))
-    values = flags.FlagValues()
     if name is None and base is None:
         raise UsageError("no --config is given; for instance --config quickstart")
+    if name is not None:
+        file, _, argument = name.partition(":")
+        base = config_lib.read_config_file(config_lib.find_config(file), argument)
+    unknown = _unknown_field(arguments, base)
+    if unknown is not None:
+        raise UsageError(unknown)
+    values, argv = flags.FlagValues(), ["deeplab-jax", *arguments]
     try:
-        if name is None:
-            config_flags.DEFINE_config_dict("config", base, flag_values=values)
-        else:
-            file, _, argument = name.partition(":")
-            path = config_lib.find_config(file)
-            config_flags.DEFINE_config_file("config", flag_values=values)
-            arguments = [f"--config={path}:{argument}" if argument else f"--config={path}", *arguments]
-        values(["deeplab-jax", *arguments])
+        config_flags.DEFINE_config_dict("config", base, flag_values=values, sys_argv=argv)
+        values(argv)
         return values.config
-    except UserError:
-        raise
-    except (AttributeError, KeyError) as error:
-        raise UsageError(_unknown_field(arguments, name, base) or f"config: {error}") from None
     except (flags.Error, TypeError, ValueError, SyntaxError) as error:
         raise UsageError(f"config: {' '.join(str(error).split())}") from None
 
@@ -105,17 +107,16 @@ def _not_config(arguments: Sequence[str]) -> list[str]:
     return strange
 
 
-def _unknown_field(arguments: Sequence[str], name: str | None, base: ConfigDict | None) -> str | None:
-    config = base if name is None else config_lib.base_config()
+def _unknown_field(arguments: Sequence[str], config: ConfigDict) -> str | None:
     for item in arguments:
         if item.startswith("--config."):
             path = item.removeprefix("--config.").split("=")[0]
-            group = config
-            for i, key in enumerate(path.split(".")):
-                if key not in group:
-                    known = [".".join([*path.split(".")[:i], other]) for other in group]
-                    return f"config field {path} does not exist{config_lib.suggest(path, known)}"
-                group = group[key]
+            group, parent = config, ""
+            for key in path.split("."):
+                if not isinstance(group, ConfigDict) or key not in group:
+                    known = [parent + other for other in group] if isinstance(group, ConfigDict) else [parent[:-1]]
+                    return f"config field {path} does not exist{config_lib.suggest(parent + key, known)}"
+                group, parent = group[key], f"{parent}{key}."
     return None
 
 
@@ -191,13 +192,13 @@ def _report(scores: dict, workdir: pathlib.Path, console: Console) -> None:
     )
 
 
-def _fail(message, code: int) -> None:
+def _fail(message: object, code: int) -> NoReturn:
     print(f"deeplab-jax: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(code)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="deeplab-jax", description="DeepLabv3+ semantic segmentation in JAX.")
+    parser = _OneLineParser(prog="deeplab-jax", description="DeepLabv3+ semantic segmentation in JAX.")
     parser.add_argument("--version", action="version", version=f"deeplab_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

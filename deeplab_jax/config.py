@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import json
 import pathlib
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -193,11 +194,28 @@ def load_config(name: str, **arguments: Any) -> ConfigDict:
     Raises:
       UserError: no such config, or an argument it does not know.
     """
-    path = find_config(name)
+    return read_config_file(find_config(name), ",".join(f"{key}={value}" for key, value in arguments.items()))
+
+
+def read_config_file(path: pathlib.Path, argument: str = "") -> ConfigDict:
+    """What `get_config(argument)` of a config file returns.
+
+    Raises:
+      UserError: an argument it does not know, or a mistake in the file; the message names the line.
+    """
     spec = importlib.util.spec_from_file_location(f"deeplab_jax_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(",".join(f"{key}={value}" for key, value in arguments.items()))
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(argument)
+    except UserError:
+        raise
+    except SyntaxError as error:
+        raise UserError(f"config {error.filename}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise UserError(f"config {where}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:

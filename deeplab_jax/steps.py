@@ -61,7 +61,7 @@ def make_train_step(
             "loss_sum": loss_sum,
             "loss_count": count,
             "confusion": confusion,
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": learning_rate(state.step),
         }
         state = state.replace(

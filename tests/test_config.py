@@ -111,6 +111,23 @@ def test_a_file_of_ones_own_is_loaded_with_its_arguments(tmp_path):
         load_config(str(file), bach=6)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config(arg=None)\n    return 1\n", "line 1: expected ':'"),
+        ("import no_such_module\n", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("x = 1\ndef get_config(arg=None):\n    return y\n", "line 3: NameError: name 'y' is not defined"),
+        ("x = 1\n", "AttributeError: .* has no attribute 'get_config'"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_one_line_that_names_it(text, message, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"^config {file}(, |: ){message}") as caught:
+        load_config(str(file))
+    assert "\n" not in str(caught.value)
+
+
 def test_the_guides_arguments_reach_its_fields():
     config = load_config("kerascv_guide", size=64, batch=2, steps=9)
     assert tuple(config.data.image_size) == (64, 64)

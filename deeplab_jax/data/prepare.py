@@ -132,4 +132,5 @@ def _fetch(url: str, md5: str, data_dir: pathlib.Path, progress: Progress) -> pa
 def progress_bar(console: Console) -> Progress:
     """A progress bar that counts examples and tells the time left."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)
+    # Into a log file, Rich would write an empty line for a bar that never was.
+    return Progress(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter))

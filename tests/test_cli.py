@@ -1,0 +1,335 @@
+"""The command: exit codes, one line for a mistake, overrides, and the run that everything starts with."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax import __version__, cli
+from deeplab_jax.config import load_config, to_dict
+from deeplab_jax.errors import UserError
+
+COMMANDS = (["train"], ["evaluate"], ["predict"], ["summary"], ["data"], ["data", "prepare"])
+
+
+@pytest.fixture
+def run(capsys, compilation_cache):
+    """Runs a command; its exit code, what it printed, and the lines on stderr."""
+
+    def run_command(*arguments) -> tuple[int, str, list[str]]:
+        with pytest.raises(SystemExit) as done:
+            cli.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return done.value.code, printed.out, printed.err.splitlines()
+
+    return run_command
+
+
+# ---- Help and version ----
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_explains_itself(run, command):
+    code, out, err = run(*command, "--help")
+    assert (code, err) == (0, [])
+    assert f"usage: deeplab-jax {' '.join(command)}" in out
+
+
+def test_the_help_names_every_command(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    for command in COMMANDS:
+        assert f"    {command[0]} " in out
+
+
+def test_python_m_runs_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "deeplab_jax", "--version"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"deeplab_jax {__version__}\n", "")
+
+
+# ---- A wrong command line: exit code 2 ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "required: COMMAND"),
+        (("tran",), "invalid choice: 'tran'"),
+        (("train",), "required: --workdir"),
+        (("data", "prepair"), "invalid choice: 'prepair'"),
+        (("train", "--workdir", "w"), "no --config is given"),
+        (("train", "--workdir", "w", "--config"), "--config needs a name or a file"),
+        (("train", "--workdir", "w", "--config", "quickstart", "--stpes=3"), "unknown argument --stpes=3"),
+        (("train", "--workdir", "w", "--config", "quickstart", "stray"), "unknown argument stray"),
+        (("data", "prepare", "sbd", "--sorce", "x"), "unknown argument --sorce"),
+        (
+            ("train", "--workdir", "w", "--config", "quickstart", "--config.data.batchsize=8"),
+            "config field data.batchsize does not exist; did you mean data.batch_size?",
+        ),
+        (
+            ("train", "--workdir", "w", "--config", "quickstart", "--config.modl.backbone=x"),
+            "config field modl.backbone does not exist; did you mean model?",
+        ),
+        (
+            ("train", "--workdir", "w", "--config", "quickstart", "--config.data.name.first=s"),
+            "config field data.name.first does not exist; did you mean data.name?",
+        ),
+        (("train", "--workdir", "w", "--config", "quickstart", "--config.data.batch_size=four"), "four"),
+        (("train", "--workdir", "w", "--config", "quickstart", "--config.data.image_size=(48,"), "image_size"),
+        (("summary", "--config", "quickstart", "--classes", "many"), "--classes: invalid int value: 'many'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_two(run, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert len(err) == 1, err
+    assert err[0].startswith("deeplab-jax")
+    assert message in err[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_file_that_sets_a_field_there_is_not_is_named(run, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from deeplab_jax.config import base_config\n"
+        "def get_config(arg=None):\n"
+        "    config = base_config()\n"
+        "    config.data.batchsize = 4\n"
+        "    return config\n"
+    )
+    code, _, err = run("summary", "--config", file)
+    assert code == 1
+    assert len(err) == 1, err
+    assert err[0].startswith(f"deeplab-jax: config {file}, line 4: ")
+    assert 'Did you mean "batch_size"' in err[0]
+
+
+# ---- Overrides ----
+
+
+def test_overrides_reach_their_fields():
+    config = cli.parse_config(
+        [
+            "--config",
+            "quickstart:size=64,batch=16",
+            "--config.data.image_size=(48,40)",
+            "--config.train.steps=3",
+            "--config.data.num_examples=12",  # a placeholder: None until set
+            "--config.optimizer.clip_norm=2",
+            "--config.eval.every_percent=12.5",
+            "--config.model.multi_grid=(1,2,4)",
+            "--config.optimizer.frozen=('backbone',)",
+            "--config.log.tensorboard=False",
+            "--config.train.init_from=runs/other",
+            "--config.optimizer.learning_rate_multipliers.backbone=0.5",
+        ]
+    )
+    expected = to_dict(load_config("quickstart", size=64, batch=16))
+    expected["data"] |= {"image_size": [48, 40], "num_examples": 12}
+    expected["train"] |= {"steps": 3, "init_from": "runs/other"}
+    expected["optimizer"] |= {"clip_norm": 2.0, "frozen": ["backbone"]}
+    expected["optimizer"]["learning_rate_multipliers"]["backbone"] = 0.5
+    expected["eval"]["every_percent"] = 12.5
+    expected["model"]["multi_grid"] = [1, 2, 4]
+    expected["log"]["tensorboard"] = False
+    assert to_dict(config) == expected
+
+
+def test_a_value_may_follow_its_field_after_a_space_or_an_equals_sign():
+    joined = cli.parse_config(["--config=quickstart", "--config.train.steps=3"])
+    apart = cli.parse_config(["--config", "quickstart", "--config.train.steps", "3"])
+    assert to_dict(joined) == to_dict(apart)
+    assert apart.train.steps == 3
+
+
+def test_without_a_name_overrides_change_the_base_given():
+    base = load_config("quickstart")
+    config = cli.parse_config(["--config.eval.protocol=squeeze"], base=base)
+    assert config.eval.protocol == "squeeze"
+    with pytest.raises(cli.UsageError, match="config field eval.protocl does not exist; did you mean eval.protocol?"):
+        cli.parse_config(["--config.eval.protocl=squeeze"], base=load_config("quickstart"))
+
+
+def test_an_argument_that_the_config_does_not_know_is_a_mistake_of_the_user():
+    with pytest.raises(UserError, match="config argument 'sise' does not exist; did you mean size?"):
+        cli.parse_config(["--config", "quickstart:sise=3"])
+
+
+# ---- A user's mistake: exit code 1, one line, nothing left behind ----
+
+
+def _fails_with_one_line(result: tuple[int, str, list[str]], message: str) -> None:
+    code, out, err = result
+    assert (code, out) == (1, "")
+    assert len(err) == 1, err
+    assert err[0].startswith("deeplab-jax: ")
+    assert message in err[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--config", "quikstart"), "config 'quikstart' is no file and no config of the package; did you"),
+        (("train", "--config", "quickstart:stps=3"), "config argument 'stps' does not exist; did you mean steps?"),
+        (
+            ("train", "--config", "kerascv_guide:batch=8", "--config.data.data_dir=data"),
+            "data set sbd is not prepared in data; run `deeplab-jax data prepare sbd --data-dir data`",
+        ),
+        (("train", "--config", "quickstart:batch=4"), "data.batch_size=4 does not divide over 8 devices"),
+        (("train", "--config", "quickstart", "--config.data.name=synthetc"), "did you mean synthetic?"),
+        (("train", "--config", "quickstart", "--config.data.train_split=trian"), "did you mean train?"),
+        (("train", "--config", "quickstart", "--config.model.backbone=resnet14_v1"), "model.backbone is 'resnet14_v1'"),
+        (("train", "--config", "quickstart", "--config.train.epochs=2.0"), "only one of steps and epochs can be set"),
+        (("train", "--config", "quickstart", "--config.train.steps=0"), "the length of the training is not set"),
+        (("train", "--config", "quickstart", "--config.loss.name=dice"), "loss.name"),
+        (("train", "--config", "quickstart", "--config.optimizer.schedule=cosin"), "optimizer.schedule"),
+        (("train", "--config", "quickstart", "--config.loss.class_weights=(1.0,2.0)"), "loss.class_weights"),
+        (("evaluate",), "w holds no run: there is no config.json in it; `deeplab-jax train` writes one"),
+        (("predict", "a.jpg", "--output", "out"), "w holds no run"),
+    ],
+)
+def test_a_mistake_is_one_line_and_one(run, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _fails_with_one_line(run(arguments[0], "--workdir", "w", *arguments[1:]), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("prepare", "sbdd"), "data set 'sbdd' does not exist; did you mean sbd?"),
+        (("prepare", "synthetic"), "nothing to prepare"),
+        (("prepare", "folder", "--source", "nowhere"), "nowhere does not exist"),
+        (("prepare", "camvid"), "--source"),
+    ],
+)
+def test_a_mistake_in_preparing_data_is_one_line(run, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _fails_with_one_line(run("data", *arguments, "--data-dir", "data"), message)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_workdir_that_is_a_file_is_refused(run, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    _fails_with_one_line(run("train", "--config", "quickstart", "--workdir", file), f"{file} cannot be made")
+    assert file.read_text() == "mine"
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_cannot_be_used(run, workdir, tmp_path):
+    for step in (workdir / "checkpoints").iterdir():
+        step.rename(tmp_path / f"moved_{step.name}")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    _fails_with_one_line(run("evaluate", "--workdir", workdir), "has no checkpoint yet")
+    result = run("predict", tmp_path / "a.png", "--workdir", workdir, "--output", tmp_path / "out")
+    _fails_with_one_line(result, "has no checkpoint yet")
+
+
+def test_ctrl_c_is_one_line_and_130(run, monkeypatch, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deeplab_jax.train.train", interrupted)
+    code, _, err = run("train", "--config", "quickstart", "--workdir", tmp_path / "run")
+    assert code == 130
+    assert len(err) == 1
+    assert "continues from the newest checkpoint" in err[0]
+
+
+def test_a_fault_of_the_code_keeps_its_traceback(monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("deeplab_jax.train.train", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        cli.main(["train", "--config", "quickstart", "--workdir", str(tmp_path / "run")])
+
+
+# ---- What the commands leave ----
+
+
+def test_training_leaves_its_scores_config_pictures_and_a_checkpoint(trained, tiny_config):
+    names = {path.name for path in trained.iterdir()}
+    assert names == {
+        "checkpoints", "config.json", "curves.png", "gallery.png", "labels.json", "learning_rate.png", "metrics.json",
+        "metrics.jsonl",
+    }  # fmt: skip
+    scores = json.loads((trained / "metrics.json").read_text())
+    assert scores["step"] == 2
+    assert scores["num_images"] == 200
+    assert 0 < scores["num_pixels"] < 200 * 32 * 32  # some are void
+    assert scores["config"] == json.loads((trained / "config.json").read_text()) == to_dict(tiny_config)
+    assert list(scores["per_class_iou"]) == json.loads((trained / "labels.json").read_text())["class_names"]
+    assert scores.keys() == {
+        "mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "per_class_iou", "loss", "num_images",
+        "num_pixels", "step", "config",
+    }  # fmt: skip
+
+
+def test_evaluating_again_gives_the_same_scores_and_writes_them_where_asked(run, workdir, tmp_path):
+    at_the_end = json.loads((workdir / "metrics.json").read_text())
+    (workdir / "metrics.json").unlink()
+    code, out, err = run("evaluate", "--workdir", workdir, "--json", tmp_path / "scores.json")
+    assert (code, out) == (0, "")
+    assert f"mean IoU {at_the_end['mean_iou']:.4f}" in err[-1]
+    assert json.loads((workdir / "metrics.json").read_text()) == at_the_end
+    assert json.loads((tmp_path / "scores.json").read_text()) == at_the_end
+
+
+def test_evaluating_takes_another_split_and_protocol(run, workdir):
+    arguments = ["--split", "train", "--config.eval.protocol=squeeze", "--config.data.num_examples=10"]
+    code, _, err = run("evaluate", "--workdir", workdir, *arguments)
+    assert code == 0, err
+    scores = json.loads((workdir / "metrics.json").read_text())
+    assert scores["num_images"] == 10
+    assert scores["config"]["eval"]["protocol"] == "squeeze"
+
+
+def test_evaluating_on_data_of_other_classes_is_refused(run, workdir, own_folder, tmp_path):
+    code, _, err = run("data", "prepare", "folder", "--source", own_folder, "--data-dir", tmp_path / "data")
+    assert code == 0, err
+    before = (workdir / "metrics.json").read_bytes()
+    result = run("evaluate", "--workdir", workdir, "--data", "folder", "--data-dir", tmp_path / "data")
+    _fails_with_one_line(result, "folder has the classes ground, crop, weed, but the network")
+    assert (workdir / "metrics.json").read_bytes() == before
+
+
+def test_predicting_from_the_command_line(run, workdir, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((30, 20, 3), 90, np.uint8)).save(pictures / name)
+    arguments = ["predict", pictures, "--workdir", workdir, "--output", tmp_path / "out"]
+    code, out, err = run(*arguments)
+    assert (code, out) == (0, "")
+    assert "2 masks and overlays in" in err[-1]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a_mask.png", "a_overlay.png", "b_mask.png", "b_overlay.png",
+    ]  # fmt: skip
+    _fails_with_one_line(run(*arguments), "a_mask.png exists; choose another --output or remove it")
+    missing = ["predict", tmp_path / "none.png", "--workdir", workdir, "--output", tmp_path / "other"]
+    _fails_with_one_line(run(*missing), "none.png does not exist")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_summary_is_a_table_on_stdout(run):
+    code, out, err = run("summary", "--config", "quickstart:size=64", "--classes", "6")
+    assert (code, err) == (0, [])
+    assert "resnet14_v1_slim, output stride 8, 64x64 pixels" in out
+    assert "64x64x6" in out
+
+
+def test_data_sets_are_found_where_the_environment_says(run, own_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(os.environ, "DEEPLAB_JAX_DATA", str(tmp_path / "elsewhere"))
+    code, _, err = run("data", "prepare", "folder", "--source", own_folder)
+    assert code == 0
+    assert str(tmp_path / "elsewhere") in err[-1]
+    assert pathlib.Path(tmp_path / "elsewhere" / "folder").is_dir()
