@@ -128,7 +128,11 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     Raises:
       UserError: the folder holds no run.
     """
-    return config_lib.from_dict(_read_json(workdir, _CONFIG_FILE))
+    values = _read_json(workdir, _CONFIG_FILE)
+    try:
+        return config_lib.from_dict(values)
+    except TypeError as error:
+        raise UserError(f"{workdir / _CONFIG_FILE} is damaged: {error}") from None
 
 
 def read_labels(workdir: pathlib.Path) -> LabelSet:
@@ -138,23 +142,38 @@ def read_labels(workdir: pathlib.Path) -> LabelSet:
       UserError: the folder holds no run.
     """
     values = _read_json(workdir, _LABELS_FILE)
-    return LabelSet(tuple(values["class_names"]), tuple(tuple(color) for color in values["palette"]))
+    try:
+        return LabelSet(tuple(values["class_names"]), tuple(tuple(color) for color in values["palette"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{workdir / _LABELS_FILE} is damaged: {error}") from None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never a part."""
+    """Writes JSON so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+      UserError: the file cannot be written; nothing is left half-written.
+    """
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    os.replace(temporary, path)
-
-
-def _read_json(workdir: pathlib.Path, name: str) -> Any:
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     try:
-        return json.loads((workdir / name).read_text())
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}; check the folder and the disk's free space") from error
+
+
+def _read_json(workdir: pathlib.Path, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads((workdir / name).read_text())
     except FileNotFoundError:
         raise UserError(f"{workdir} holds no run: there is no {name} in it; `deeplab-jax train` writes one") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{workdir / name} is damaged: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{workdir / name} is damaged: it holds no JSON object")
+    return values
 
 
 def _training_part(state: TrainState) -> dict[str, Any]:
@@ -180,6 +199,8 @@ class _disk_errors:  # noqa: N801 - used as a `with` statement
         text = str(error)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         if full or any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
+            for half_written in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(half_written, ignore_errors=True)  # it takes the room that is missing
             raise UserError(
                 f"the disk is full: no checkpoint could be written to {self._folder}; older checkpoints are whole; "
                 "make room and run the same command again to continue"

@@ -1,0 +1,278 @@
+"""Checkpoints: bit for bit, whole or not at all, and one line for what goes wrong on a disk."""
+
+import collections
+import errno
+import json
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax import checkpoint
+from deeplab_jax.config import to_dict
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import SYNTHETIC
+from deeplab_jax.train_state import TrainState
+
+
+def make_state(step: int, size: int = 5) -> TrainState:
+    """A state with values that differ in every step, of every dtype that a run has."""
+    key = jax.random.PRNGKey(step)
+    return TrainState(
+        step=jnp.int32(step),
+        examples_seen=jnp.uint32(2**31 + step),
+        params={"backbone": {"kernel": jax.random.normal(key, (size, 3)), "bias": jnp.float32([np.pi, -0.0, 1e-42])}},
+        batch_stats={"backbone": {"mean": jax.random.uniform(key, (size,))}},
+        opt_state=(jax.random.normal(key, (size,), jnp.bfloat16), jnp.int32(step)),
+        rng=key,
+    )
+
+
+def assert_identical(tree, other) -> None:
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for leaf, same in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        assert leaf.dtype == same.dtype
+        assert np.asarray(leaf).tobytes() == np.asarray(same).tobytes()
+
+
+def steps_of(workdir: pathlib.Path) -> list[int]:
+    """The checkpoints that lie in a workdir; fails on anything else there."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    state = make_state(7)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step is None
+        checkpoints.save(state)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == 7
+        assert_identical(checkpoints.restore(make_state(0)), state)
+
+
+def test_the_variables_alone_come_back_with_shapes_known_or_not(tmp_path):
+    state = make_state(7)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert_identical(checkpoints.restore_variables(make_state(0).variables), state.variables)
+        assert_identical(checkpoints.saved_variables(), state.variables)
+
+
+def test_a_checkpoint_is_restored_where_it_is_asked_for(tmp_path):
+    state = make_state(7, size=8)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    like = make_state(0, size=8).variables
+    kernel = like["params"]["backbone"]["kernel"]
+    like["params"]["backbone"]["kernel"] = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype, sharding=split)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_variables(like)
+    assert restored["params"]["backbone"]["kernel"].sharding == split
+    assert_identical(restored, state.variables)
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 5, 6, 9):
+            checkpoints.save(make_state(step))
+    assert steps_of(tmp_path) == [6, 9]
+    with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert_identical(checkpoints.restore(make_state(0)), make_state(9))
+
+
+def test_saving_a_step_again_leaves_it_as_it_is(tmp_path):
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(3))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(3))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_what_a_killed_run_left_half_written_is_no_checkpoint(tmp_path):
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(3))
+    left_over = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
+    (left_over / "variables").mkdir(parents=True)
+    (left_over / "variables" / "manifest.ocdbt").write_bytes(b"half")
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == 3
+        assert_identical(checkpoints.restore(make_state(0)), make_state(3))
+    assert steps_of(tmp_path) == [3]
+
+
+# ---- Full disks ----
+
+
+def test_too_little_room_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
+    usage = collections.namedtuple("usage", "total used free")
+    state = make_state(2)
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(1))
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage(10**9, 10**9 - needed, needed - 1))
+        with pytest.raises(
+            UserError, match="^no room for a checkpoint in .*checkpoints: it needs .* MB are free; make"
+        ):
+            checkpoints.save(state)
+    assert steps_of(tmp_path) == [1]
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage(10**9, 10**9 - needed, needed))
+        checkpoints.save(state)
+    assert steps_of(tmp_path) == [2]
+
+
+_FULL_DISK = """
+    import resource, signal, sys, pathlib
+    sys.path.insert(0, {tests!r})
+    from test_checkpoint import make_state
+    from deeplab_jax import checkpoint
+    from deeplab_jax.errors import UserError
+
+    workdir = pathlib.Path({workdir!r})
+    with checkpoint.Checkpoints(workdir, keep=3) as checkpoints:
+        checkpoints.save(make_state(1))
+    # No file may grow beyond 256 kB: the error (EFBIG) that a write in the middle of a checkpoint meets.
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))
+    try:
+        with checkpoint.Checkpoints(workdir, keep=3) as checkpoints:
+            checkpoints.save(make_state(2, size=300_000))
+    except UserError as error:
+        print("UserError:", error)
+"""
+
+
+def test_a_disk_that_fills_up_while_writing_is_one_line_and_older_checkpoints_stay_whole(tmp_path):
+    program = textwrap.dedent(_FULL_DISK).format(tests=str(pathlib.Path(__file__).parent), workdir=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("UserError:")]
+    assert len(lines) == 1, done.stdout + done.stderr
+    assert "the disk is full: no checkpoint could be written" in lines[0]
+    assert "older checkpoints are whole" in lines[0]
+    assert done.returncode == 0
+    with checkpoint.Checkpoints(tmp_path, keep=3) as checkpoints:
+        assert checkpoints.latest_step == 1
+        assert_identical(checkpoints.restore(make_state(0)), make_state(1))
+    assert steps_of(tmp_path) == [1]
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "metrics.json"
+    checkpoint.write_json(path, {"loss": 1.5})
+    with pytest.raises(ValueError, match="JSON"):
+        checkpoint.write_json(path, {"loss": float("nan")})
+    assert json.loads(path.read_text()) == {"loss": 1.5}
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_json_that_cannot_be_written_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch, number):
+    path = tmp_path / "metrics.json"
+    checkpoint.write_json(path, {"loss": 1.5})
+
+    def full(self, *_, **__):
+        self.touch()
+        raise OSError(number, "No room")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(UserError, match=f"^cannot write {path}: No room"):
+        checkpoint.write_json(path, {"loss": 2.5})
+    monkeypatch.undo()
+    assert json.loads(path.read_text()) == {"loss": 1.5}
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_json_for_a_folder_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="^cannot write .*scores.json: No such file or directory"):
+        checkpoint.write_json(tmp_path / "none" / "scores.json", {})
+
+
+# ---- Config and classes of a workdir ----
+
+
+@pytest.fixture
+def begun(tmp_path, tiny_config) -> pathlib.Path:
+    workdir = tmp_path / "runs" / "first"
+    checkpoint.begin_workdir(workdir, tiny_config, SYNTHETIC)
+    return workdir
+
+
+def test_a_workdir_gives_its_config_and_classes_back(begun, tiny_config):
+    assert to_dict(checkpoint.read_config(begun)) == to_dict(tiny_config)
+    assert checkpoint.read_labels(begun) == SYNTHETIC
+    assert sorted(path.name for path in begun.iterdir()) == ["config.json", "labels.json"]
+
+
+@pytest.mark.parametrize(
+    ("group", "field", "value", "shown"),
+    [
+        ("optimizer", "learning_rate", 0.5, "optimizer.learning_rate: 0.5 / 0.02"),
+        ("data", "batch_size", 16, "data.batch_size: 16 / 8"),
+        ("model", "output_stride", 8, "model.output_stride: 8 / 16"),
+        ("train", "steps", 9, "train.steps: 9 / 2"),
+        ("loss", "label_smoothing", 0.1, "loss.label_smoothing: 0.1 / 0.0"),
+    ],
+)
+def test_a_run_does_not_continue_under_another_config(begun, tiny_config, group, field, value, shown):
+    before = (begun / "config.json").read_bytes()
+    tiny_config[group][field] = value
+    with pytest.raises(UserError, match="holds a run of another config") as caught:
+        checkpoint.begin_workdir(begun, tiny_config, SYNTHETIC)
+    assert f"({shown})" in str(caught.value)
+    assert (begun / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("group", "field", "value"),
+    [
+        ("data", "data_dir", "/elsewhere"),
+        ("data", "workers", 2),
+        ("data", "eval_split", "train"),
+        ("eval", "protocol", "whole"),
+        ("checkpoint", "keep", 5),
+        ("log", "every_steps", 1),
+        ("mesh", "data", -1),
+    ],
+)
+def test_what_does_not_change_the_training_may_change_when_it_continues(begun, tiny_config, group, field, value):
+    tiny_config[group][field] = value
+    checkpoint.begin_workdir(begun, tiny_config, SYNTHETIC)
+    assert checkpoint.read_config(begun)[group][field] == value
+
+
+@pytest.mark.parametrize("reader", [checkpoint.read_config, checkpoint.read_labels])
+def test_a_folder_without_a_run_is_refused(tmp_path, reader):
+    with pytest.raises(UserError, match=f"^{tmp_path} holds no run: there is no (config|labels).json in it"):
+        reader(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"model": {', "", "\x00\x01", "[]", '{"model": 3}'])
+def test_a_damaged_config_is_named(begun, content):
+    (begun / "config.json").write_text(content)
+    with pytest.raises(UserError, match=f"^{begun / 'config.json'} is damaged"):
+        checkpoint.read_config(begun)
+
+
+@pytest.mark.parametrize("content", ['{"class_names": [', "{}", "[]", '{"class_names": ["a"], "palette": []}'])
+def test_damaged_classes_are_named(begun, content):
+    (begun / "labels.json").write_text(content)
+    with pytest.raises(UserError, match=f"^{begun / 'labels.json'} is damaged"):
+        checkpoint.read_labels(begun)
+
+
+def test_a_config_of_a_field_that_is_gone_is_named(begun):
+    values = json.loads((begun / "config.json").read_text())
+    values["model"]["outptu_stride"] = 8
+    (begun / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match="config field model.outptu_stride does not exist; did you mean output_stride?"):
+        checkpoint.read_config(begun)
