@@ -91,12 +91,17 @@ class Checkpoints:
         )
         return restored.variables
 
-    def saved_variables(self) -> Any:
-        """Parameters and batch statistics of the newest checkpoint, whatever their shapes, on the default device."""
-        metadata = self._manager.item_metadata(self.latest_step)["variables"]
+    def saved_variables(self, step: int | None = None) -> Any:
+        """Parameters and batch statistics of a checkpoint, whatever their shapes, on the default device.
+
+        Args:
+          step: of the checkpoint; default: the newest.
+        """
+        step = self.latest_step if step is None else step
+        metadata = self._manager.item_metadata(step)["variables"]
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), metadata.tree)
-        return self.restore_variables(like)
+        return self._manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(like))).variables
 
 
 def begin_workdir(workdir: pathlib.Path, config: ConfigDict, labels: LabelSet) -> None:

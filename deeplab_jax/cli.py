@@ -184,6 +184,32 @@ def _data_prepare(args: argparse.Namespace, rest: Sequence[str], console: Consol
     )
 
 
+def _data_check(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    from deeplab_jax.data.check import check, report_tables
+
+    report = check(args.name, data_dir=args.data_dir, source=args.source, console=console)
+    out = Console(highlight=False)
+    for table in report_tables(report):
+        out.print(table)
+    if not report.ok:
+        problems = sum(len(split.problems) for split in report.splits.values())
+        raise UserError(
+            f"{args.name} has {problems} wrong examples and {len(report.leaks)} leaks; see the tables above"
+        )
+
+
+def _data_show(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    from deeplab_jax import data, visualize
+
+    if args.output.exists():
+        raise UserError(f"{args.output} exists; choose another --output or remove it")
+    source = data.open_source(args.name, args.split, data_dir=args.data_dir)
+    count = min(args.count, len(source))
+    images, label_maps = zip(*data.decoded(source, [i * len(source) // count for i in range(count)]), strict=True)
+    visualize.plot_segmentation_mask_gallery(images, label_maps, labels=source.labels, path=args.output)
+    console.print(f"{count} of {len(source)} examples of {args.name}/{args.split} in {args.output}", soft_wrap=True)
+
+
 def _report(scores: dict, workdir: pathlib.Path, console: Console) -> None:
     console.print(
         f"mean IoU {scores['mean_iou']:.4f}, pixel accuracy {scores['pixel_accuracy']:.4f}, loss {scores['loss']:.4f} "
