@@ -9,6 +9,7 @@ from conftest import make_folder, make_sbd, make_voc, write_index_png
 from PIL import Image
 from rich.console import Console
 
+from deeplab_jax.data.builder import Record
 from deeplab_jax.data.check import check, report_tables
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import UserError
@@ -101,6 +102,23 @@ def test_a_damaged_record_of_a_prepared_data_set_is_listed(tmp_path):
     (problem,) = report.splits["train"].problems
     assert problem.startswith("example 0 of folder/train cannot be read")
     assert not report.splits["val"].problems
+
+
+@pytest.mark.parametrize(
+    ("stored", "message"),
+    [
+        (np.zeros((40, 55), np.uint8), r"picture of field_\d+ is 40x56, but its mask is 40x55"),
+        (np.full((40, 56), 77, np.uint8), r"mask of field_\d+ holds label 77"),
+    ],
+)
+def test_wrong_examples_of_a_prepared_data_set_are_listed(tmp_path, monkeypatch, stored, message):
+    """As another program, or an older version, may have written them."""
+    monkeypatch.setattr(Record, "read", lambda self, labels: (self.picture.read_bytes(), stored))
+    prepare("folder", source=make_folder(tmp_path / "own"), data_dir=tmp_path)
+    report = check("folder", data_dir=tmp_path)
+    problems = report.splits["train"].problems
+    assert len(problems) == report.splits["train"].num_examples
+    assert all(re.search(message, problem) for problem in problems)
 
 
 @pytest.mark.parametrize(
