@@ -222,6 +222,17 @@ def test_flipped_bytes_are_named(tmp_path, kind, payload):
         unpack(path, tmp_path / "out")
 
 
+def test_a_decoder_that_stumbles_is_named(tmp_path):
+    path = tmp_path / "damaged.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a", CONTENT[:100] * 100)
+    content = bytearray(path.read_bytes())
+    content[31] = 0xFF  # after a header of 30 bytes and the name: deflate has no block of this type
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"archive .*damaged\.zip cannot be unpacked: .*invalid block type"):
+        unpack(path, tmp_path / "out")
+
+
 def test_a_file_that_is_no_archive_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("no archive")
     with pytest.raises(UserError, match=r"archive .*notes\.txt cannot be unpacked"):
