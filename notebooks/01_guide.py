@@ -400,8 +400,9 @@ The predictions are the same; only the count differs. Two scores can be compared
 """
 ## 7. Prediction
 
-Picture, truth and prediction side by side say more than a score. Look for what goes wrong: shapes cut off by the edge
-of the picture or by another shape have little outline left to tell them by.
+Picture, truth and prediction side by side say more than a score. Look for masks that are right about the place and
+wrong about the name. Colour and texture are no help here, and a shape that the edge or another shape cuts off has
+little outline left to tell it by.
 """
 
 # %%
@@ -444,8 +445,9 @@ deeplab-jax predict my_pictures --workdir runs/quickstart --output my_masks
 
 - **The real thing.** `kerascv_guide` trains on SBD at 512x512, with the Keras guide's optimizer, loss and metric to
   the letter. It starts from random weights unless `train.init_from` names the workdir of an earlier run.
-- **Your own photographs.** Put pictures into `images/` and masks of the same names into `masks/`, then run
-  `deeplab-jax data prepare folder --source my_photos` and train with the config `finetune_folder`.
+- **Your own photographs.** Put pictures into `my_photos/images`, masks of the same names into `my_photos/masks` and the
+  class names, one a line, into `my_photos/classes.txt`. Then run `deeplab-jax data prepare folder --source my_photos`
+  and train with the config `finetune_folder`.
 - **Finer masks.** `--config.model.output_stride=8` computes features on a grid twice as fine as 16 does, with the
   same weights; it costs time and memory.
 - **Another network.** `config.model.backbone` takes ResNets of 50, 101 and 152 layers, and the other fields of
