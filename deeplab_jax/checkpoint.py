@@ -32,7 +32,9 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path, *, keep: int = 1):
         self._folder = workdir.absolute() / _FOLDER
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        # Named here, so that a manager that has not written or read yet knows how to look into them.
+        handlers = {item: ocp.StandardCheckpointHandler() for item in ("variables", "training")}
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self

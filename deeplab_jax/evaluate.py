@@ -59,7 +59,7 @@ class Evaluator:
             process_count=jax.process_count(),
             pad_color=data.pad_color(self._config.model.input_mean),
         )
-        bar = Progress(console=console, transient=True, disable=console is None)
+        bar = Progress(console=console, transient=True, disable=console is None or not console.is_terminal)
         with contextlib.closing(batches), bar as progress:
             task = progress.add_task("evaluate", total=math.ceil(len(self._source) / batch_size))
             for batch in batches:
@@ -155,7 +155,7 @@ def _pictures(batch: dict[str, Any], prediction: jax.Array) -> list[tuple[np.nda
     local = np.concatenate([np.asarray(shard.data) for shard in prediction.addressable_shards])
     pictures = []
     for i in np.flatnonzero(batch["valid"]):
-        height, width = batch["size"][i]
+        height, width = batch["size"][i].tolist()
         label, image = batch["label"][i][:height, :width], batch["image"][i]
         if batch["image"].shape[1:3] != batch["label"].shape[1:3]:  # squeezed for the network
             image = data.resize_image(image, (height, width))

@@ -78,7 +78,10 @@ def predict_files(
     if len(set(targets)) < len(targets):
         twice = next(path for path, target in zip(pictures, targets, strict=True) if targets.count(target) > 1)
         raise UserError(f"two inputs are named {twice.stem}; predict them into different --output folders")
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be made: {error.strerror}") from None
     written = []
     pairs = list(zip(pictures, targets, strict=True))
     for path, (mask_path, overlay_path) in track(pairs, "predict", console=console, disable=console is None):

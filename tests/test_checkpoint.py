@@ -61,6 +61,7 @@ def test_the_variables_alone_come_back_with_shapes_known_or_not(tmp_path):
         checkpoints.save(state)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         assert_identical(checkpoints.restore_variables(make_state(0).variables), state.variables)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:  # which has not looked into any checkpoint yet
         assert_identical(checkpoints.saved_variables(), state.variables)
 
 

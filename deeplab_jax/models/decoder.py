@@ -39,7 +39,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        encoder_output: Float[Array, "batch _ _ channels"],
+        encoder_output: Float[Array, "batch _ _ features"],
         low_level_features: Float[Array, "batch height width low"],
     ) -> Float[Array, "batch height width channels"]:
         size: Sequence[int] = low_level_features.shape[1:3]
