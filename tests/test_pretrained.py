@@ -137,9 +137,7 @@ def test_a_run_of_other_classes_starts_from_all_but_the_classifier(trained, trai
 
 def test_a_run_of_another_network_is_refused_in_one_line(trained, tiny_config):
     tiny_config.model.aspp_channels = 16
-    with pytest.raises(
-        UserError, match="^the networks differ: .*aspp.* has shape .8,. there, .16,. here.* the same$"
-    ):
+    with pytest.raises(UserError, match="^the networks differ: .*aspp.* has shape .8,. there, .16,. here.* the same$"):
         init_from(fresh_state(tiny_config, 6), trained)
     tiny_config.model.aspp_channels = 8
     tiny_config.model.backbone = "resnet50_v2"
