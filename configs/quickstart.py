@@ -7,18 +7,16 @@ from deeplab_jax.config import base_config, parse_arg
 
 
 def get_config(arg=None):
-    """Arguments: `steps`, `size` (of the square scenes), `batch`."""
-    arg = parse_arg(arg, steps=700, size=96, batch=8)
+    """Arguments: `steps`, `size` (of the square scenes), `batch`, `seed`."""
+    arg = parse_arg(arg, steps=900, size=64, batch=16, seed=0)
     config = base_config()
 
-    config.model.backbone = "resnet14_v1_slim"
+    config.model.backbone = "resnet10_v1_slim"
     config.model.output_stride = 8
     config.model.atrous_rates = (1, 2, 3)
     config.model.aspp_channels = 64
     config.model.decoder_channels = 64
     config.model.low_level_channels = 24
-    config.model.aspp_separable = True
-    config.model.decoder = "separable"
 
     config.data.name = "synthetic"
     config.data.image_size = (arg.size, arg.size)
@@ -26,12 +24,13 @@ def get_config(arg=None):
     config.data.random_flip = "horizontal_and_vertical"
 
     config.train.steps = arg.steps
-    config.optimizer.learning_rate = 0.1
+    config.train.seed = arg.seed
+    config.optimizer.learning_rate = 0.4
+    config.optimizer.schedule = "cosine"
     config.optimizer.warmup_percent = 5.0
     config.optimizer.nesterov = True
-    config.optimizer.clip = "global"
-    config.optimizer.clip_norm = 5.0
     config.optimizer.weight_decay = 1e-4
     config.eval.protocol = "guide"
-    config.eval.batch_size = 8
+    config.checkpoint.every_percent = 25.0
+    config.log.every_steps = 50
     return config

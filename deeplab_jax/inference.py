@@ -22,7 +22,9 @@ class PicturePredictor:
     """Runs a network on single pictures as `config.eval.protocol` says, with one compiled program a size bucket.
 
     `whole` keeps a picture's size and pads it (one that is larger than `eval.image_size` is scaled down to fit);
-    `squeeze` and `guide` resize it to `data.image_size`. Labels come at the picture's own size in any case.
+    `squeeze` and `guide` resize it to `data.image_size`. Labels come at the picture's own size in any case. They equal
+    those of an evaluation where both pad alike: under `whole`, with `eval.image_size` set; without it an evaluation
+    pads to its largest picture and this to the bucket, and image pooling sees the padding.
     """
 
     def __init__(self, model: DeepLabV3Plus, variables: Any, config: ConfigDict):

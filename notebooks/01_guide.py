@@ -80,8 +80,7 @@ console = Console(width=112, force_jupyter=False, force_terminal=False, no_color
 ## 1. Perform segmentation with a trained model
 
 Three calls are the whole job: read a config, train, predict. A *config* is a tree of plain values that describes an
-experiment completely; `quickstart` comes with the package. To keep this page short, its scenes are made smaller and its
-separable convolutions, which save parameters more than time on a processor, give way to plain ones.
+experiment completely; `quickstart` comes with the package. To keep this page short, it trains for fewer steps here.
 
 A *workdir* is the folder of one training run. Everything the run leaves is in it: checkpoints, scores, curves.
 This page uses a temporary one; yours would be something like `runs/my_first`.
@@ -90,11 +89,7 @@ This page uses a temporary one; yours would be something like `runs/my_first`.
 # %%
 workdir = pathlib.Path(tempfile.mkdtemp()) / "guide"
 
-config = deeplab_jax.load_config("quickstart", size=64, steps=600)
-config.model.aspp_separable = False
-config.model.decoder = "paper"
-config.optimizer.learning_rate = 0.03
-config.log.every_steps = 50
+config = deeplab_jax.load_config("quickstart", steps=350)
 config.eval.every_percent = 25.0
 config.log.tensorboard = False
 

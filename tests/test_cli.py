@@ -323,7 +323,7 @@ def test_predicting_from_the_command_line(run, workdir, tmp_path):
 def test_a_summary_is_a_table_on_stdout(run):
     code, out, err = run("summary", "--config", "quickstart:size=64", "--classes", "6")
     assert (code, err) == (0, [])
-    assert "resnet14_v1_slim, output stride 8, 64x64 pixels" in out
+    assert "resnet10_v1_slim, output stride 8, 64x64 pixels" in out
     assert "64x64x6" in out
 
 

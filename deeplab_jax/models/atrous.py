@@ -10,10 +10,17 @@ from typing import NamedTuple
 
 
 class Unit(NamedTuple):
-    """How one unit of a backbone runs: its stride, and the atrous rate of its spatial convolution."""
+    """How one unit of a backbone runs.
+
+    Attributes:
+      stride: of its strided convolution.
+      rate: of this convolution.
+      rate_behind: of convolutions behind it in the same unit.
+    """
 
     stride: int
     rate: int
+    rate_behind: int
 
 
 def plan_units(strides: Sequence[int], output_stride: int, *, stem_stride: int) -> list[Unit]:
@@ -33,10 +40,10 @@ def plan_units(strides: Sequence[int], output_stride: int, *, stem_stride: int) 
     current, rate, plan = stem_stride, 1, []
     for stride in strides:
         if current == output_stride:
-            plan.append(Unit(stride=1, rate=rate))
+            plan.append(Unit(stride=1, rate=rate, rate_behind=rate * stride))
             rate *= stride
         else:
-            plan.append(Unit(stride=stride, rate=1))
+            plan.append(Unit(stride=stride, rate=1, rate_behind=1))
             current *= stride
     if current != output_stride:
         raise ValueError(f"output stride {output_stride} cannot be reached: the network's strides lead to {current}")

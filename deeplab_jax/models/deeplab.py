@@ -13,7 +13,7 @@ from deeplab_jax.models.aspp import ASPP
 from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.models.decoder import Decoder
-from deeplab_jax.models.layers import Layers
+from deeplab_jax.models.layers import CLASSIFIER_INITS, Layers
 
 # The top-level parts of the parameters, which learning-rate multipliers and freezing name.
 PARTS = ("backbone", "aspp", "decoder", "classifier")
@@ -120,7 +120,13 @@ class DeepLabV3Plus(nn.Module):
         logits_dtype = jnp.promote_types(x.dtype, jnp.float32)
         if self.published_order and self.decoder == "kerascv":
             x = resize(x, size)
-        classifier = head.conv(self.num_classes, use_bias=self.classifier_bias, dtype=logits_dtype, name="classifier")
+        classifier = head.conv(
+            self.num_classes,
+            use_bias=self.classifier_bias,
+            kernel_init=CLASSIFIER_INITS[self.kernel_init],
+            dtype=logits_dtype,
+            name="classifier",
+        )
         logits = endpoints["logits"] = classifier(x)
         return resize(logits, size), endpoints
 

@@ -14,6 +14,11 @@ KERNEL_INITS = {
     "he_normal": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     "glorot_uniform": nn.initializers.glorot_uniform(),
 }
+# Of the last convolution, which no BatchNorm follows: research/deeplab begins with logits near zero, Keras does not.
+CLASSIFIER_INITS = {
+    "he_normal": nn.initializers.truncated_normal(0.01),
+    "glorot_uniform": nn.initializers.glorot_uniform(),
+}
 
 
 class Conv(nn.Module):
@@ -25,14 +30,14 @@ class Conv(nn.Module):
     rate: int = 1
     use_bias: bool = False
     padding: str = "symmetric"
-    kernel_init: str = "he_normal"
+    kernel_init: nn.initializers.Initializer = KERNEL_INITS["he_normal"]
     dtype: jnp.dtype = jnp.float32
     formulation: str = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch out_h out_w features"]:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", KERNEL_INITS[self.kernel_init], shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         x = ops.conv2d(
             x, kernel, stride=self.stride, rate=self.rate, padding=self.padding, formulation=self.formulation
@@ -49,7 +54,6 @@ class DepthwiseConv(nn.Module):
     stride: int = 1
     rate: int = 1
     padding: str = "symmetric"
-    kernel_init: str = "he_normal"
     dtype: jnp.dtype = jnp.float32
     formulation: str = "auto"
 
@@ -127,7 +131,7 @@ class Layers:
         return functools.partial(
             Conv,
             padding=self.padding,
-            kernel_init=self.kernel_init,
+            kernel_init=KERNEL_INITS[self.kernel_init],
             dtype=self.dtype,
             formulation=self.formulation,
         )

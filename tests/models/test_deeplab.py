@@ -12,7 +12,7 @@ from deeplab_jax.models import BACKBONES, build_model
 CLASSES = 5
 
 
-def small_model_config(backbone="resnet14_v1_slim", **fields):
+def small_model_config(backbone="resnet10_v1_slim", **fields):
     model = base_config().model
     model.backbone = backbone
     model.aspp_channels = model.decoder_channels = 16
@@ -74,9 +74,14 @@ def test_the_guides_model_has_its_published_parameters():
 
 @pytest.mark.parametrize(
     ("backbone", "parameters"),
-    # Published counts without the classifier: torchvision's 25,557,032 - 2,049,000 and so on, plus BatchNorm statistics;
-    # the beta stem replaces 9,408 + 128 parameters by 1,728 + 36,864 + 73,728 + 512 and widens the next two inputs.
-    [("resnet50_v1", 23_508_032), ("resnet101_v1", 42_500_160), ("resnet152_v1", 58_143_808)],
+    # torchvision's counts without its fully connected layer.
+    [
+        ("resnet18_v1", 11_176_512),
+        ("resnet34_v1", 21_284_672),
+        ("resnet50_v1", 23_508_032),
+        ("resnet101_v1", 42_500_160),
+        ("resnet152_v1", 58_143_808),
+    ],
 )
 def test_resnet_v1_has_torchvisions_parameters(backbone, parameters):
     model = build_model(small_model_config(backbone), CLASSES)
@@ -100,7 +105,7 @@ def test_projecting_before_enlarging_equals_the_published_order(decoder, align_c
         np.testing.assert_allclose(logits, published, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("backbone", ["resnet14_v1_slim", "resnet50_v1_beta", "resnet50_v2", "resnet50_v2_kerascv"])
+@pytest.mark.parametrize("backbone", ["resnet10_v1_slim", "resnet50_v1_beta", "resnet50_v2", "resnet50_v2_kerascv"])
 @pytest.mark.parametrize("padding", ["symmetric", "same_upper"])
 def test_atrous_features_subsampled_are_the_strided_features(backbone, padding):
     """DeepLabv3, section 3.1: converting strides to rates computes the same features on a denser grid."""
@@ -213,7 +218,7 @@ def test_every_backbone_offers_low_level_features_at_stride_4():
         ({"backbone": "resnet50_v3"}, "did you mean resnet50_v"),
         ({"output_stride": 12}, "output_stride is 12"),
         ({"decoder": "papre"}, "did you mean paper"),
-        ({"multi_grid": (1, 2)}, "last stage of resnet14_v1_slim has 1 units"),
+        ({"multi_grid": (1, 2)}, "last stage of resnet10_v1_slim has 1 units"),
         ({"atrous_rates": (1,), "output_stride": 32}, "not whole at stride 32"),
         ({"in_channels": 4}, "input_mean has 3 values"),
     ],

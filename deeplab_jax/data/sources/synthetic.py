@@ -1,7 +1,8 @@
 """Scenes drawn by code from a seed: the embedded default, which needs no download.
 
-Textured shapes of five classes lie over textured ground, cover each other, and have a border of void pixels. Only the
-outline tells a class: colours, sizes, angles and textures are drawn from ranges that all classes and the ground share.
+Textured shapes of five classes lie over cloudy ground, cover each other, and have a border of void pixels. A class is
+told by its outline and by the kind of its texture; colours, contrasts, sizes, angles and periods are drawn from ranges
+that all classes and the ground share.
 """
 
 from typing import Any
@@ -57,12 +58,13 @@ class SyntheticSource:
 
 def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """One scene of (height, width): uint8 RGB picture and labels, with three to six shapes, later ones in front."""
-    canvas, label_map = _texture(rng, size), np.zeros(size, np.uint8)
+    canvas, label_map = _texture("background", rng, size), np.zeros(size, np.uint8)
     for _ in range(rng.integers(3, 7)):
         label = int(rng.integers(1, SYNTHETIC.num_classes))
-        shape = _shape(SYNTHETIC.class_names[label], rng, size)
+        name = SYNTHETIC.class_names[label]
+        shape = _shape(name, rng, size)
         inside = shape > 0
-        canvas[inside] = _texture(rng, size)[inside]
+        canvas[inside] = _texture(name, rng, size)[inside]
         label_map[inside] = label
         label_map[(cv2.dilate(shape, _BORDER) > 0) & (cv2.erode(shape, _BORDER) == 0)] = IGNORE_LABEL
     canvas += rng.normal(0, 6, canvas.shape).astype(np.float32)
@@ -99,19 +101,25 @@ def _polygon(corners: int, radius: float) -> np.ndarray:
     return radius * np.stack([np.cos(turns), np.sin(turns)], axis=1)
 
 
-def _texture(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """A float32 RGB surface: two random colours mixed by stripes, checks or clouds."""
+def _texture(name: str, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """A float32 RGB surface: two random colours mixed by the class' kind of pattern."""
     height, width = size
     colors = rng.uniform(20, 235, (2, 3)).astype(np.float32)
-    colors[1] = colors[0] + (colors[1] - colors[0]) * rng.uniform(0.2, 0.6)
-    kind, angle, period = rng.integers(3), rng.uniform(0, np.pi), rng.uniform(5, 14)
-    if kind == 2:
-        coarse = rng.random((max(2, height // 8), max(2, width // 8)), np.float32)
-        mix = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    angle, period = rng.uniform(0, np.pi), rng.uniform(5, 9)
+    if name == "background":  # clouds
+        coarse = rng.random((max(2, height // 12), max(2, width // 12)), np.float32)
+        mix = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    elif name == "bar":  # plain
+        mix = np.zeros(size, np.float32)
+    elif name == "star":  # speckles
+        mix = (rng.random(size, np.float32) < 0.3).astype(np.float32)
     else:
-        y, x = np.mgrid[:height, :width].astype(np.float32)
-        along = np.sin(2 * np.pi / period * (x * np.cos(angle) + y * np.sin(angle)))
-        if kind == 1:
-            along = along * np.sin(2 * np.pi / period * (y * np.cos(angle) - x * np.sin(angle)))
-        mix = (along + 1) / 2
+        y, x = np.mgrid[:height, :width].astype(np.float32) * (2 * np.pi / period)
+        along = np.sin(x * np.cos(angle) + y * np.sin(angle))
+        across = np.sin(y * np.cos(angle) - x * np.sin(angle))
+        mix = {
+            "disk": along > 0,  # stripes
+            "ring": along * across > 0,  # checks
+            "triangle": np.minimum(along, across) > 0.2,  # dots
+        }[name].astype(np.float32)
     return colors[0] + mix[..., None] * (colors[1] - colors[0])

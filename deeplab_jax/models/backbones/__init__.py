@@ -10,23 +10,28 @@ import functools
 from deeplab_jax.models.backbones.resnet_v1 import ResNetV1
 from deeplab_jax.models.backbones.resnet_v2 import ResNetV2
 
+_BETA = {"stem": "deep", "strided_unit": "last"}
+_KERASCV = {"strided_unit": "last", "final_norm": False}
+
 BACKBONES = {
     # ResNet v1 as torchvision has it: 7x7 stem, stride in the 3x3 convolution of a stage's first block.
+    "resnet18_v1": functools.partial(ResNetV1, blocks=(2, 2, 2, 2), block="basic"),
+    "resnet34_v1": functools.partial(ResNetV1, blocks=(3, 4, 6, 3), block="basic"),
     "resnet50_v1": functools.partial(ResNetV1, blocks=(3, 4, 6, 3)),
     "resnet101_v1": functools.partial(ResNetV1, blocks=(3, 4, 23, 3)),
     "resnet152_v1": functools.partial(ResNetV1, blocks=(3, 8, 36, 3)),
     # ResNet v1 as research/deeplab has it: stem of three 3x3, stride in the last block of stages 1 to 3.
-    "resnet50_v1_beta": functools.partial(ResNetV1, blocks=(3, 4, 6, 3), variant="beta"),
-    "resnet101_v1_beta": functools.partial(ResNetV1, blocks=(3, 4, 23, 3), variant="beta"),
-    "resnet152_v1_beta": functools.partial(ResNetV1, blocks=(3, 8, 36, 3), variant="beta"),
-    # A ResNet v1 of one narrow block a stage, for quick runs and small pictures.
-    "resnet14_v1_slim": functools.partial(ResNetV1, blocks=(1, 1, 1, 1), width=16),
+    "resnet50_v1_beta": functools.partial(ResNetV1, blocks=(3, 4, 6, 3), **_BETA),
+    "resnet101_v1_beta": functools.partial(ResNetV1, blocks=(3, 4, 23, 3), **_BETA),
+    "resnet152_v1_beta": functools.partial(ResNetV1, blocks=(3, 8, 36, 3), **_BETA),
+    # One narrow block a stage, for quick runs on small pictures.
+    "resnet10_v1_slim": functools.partial(ResNetV1, blocks=(1, 1, 1, 1), block="basic", stem="deep", width=24),
     # ResNet v2 (pre-activation), stride in a stage's first block.
     "resnet50_v2": functools.partial(ResNetV2, blocks=(3, 4, 6, 3)),
     "resnet101_v2": functools.partial(ResNetV2, blocks=(3, 4, 23, 3)),
     "resnet152_v2": functools.partial(ResNetV2, blocks=(3, 8, 36, 3)),
     # ResNet v2 as KerasCV has it: stride in a stage's last block, raw sums as features.
-    "resnet50_v2_kerascv": functools.partial(ResNetV2, blocks=(3, 4, 6, 3), variant="kerascv"),
-    "resnet101_v2_kerascv": functools.partial(ResNetV2, blocks=(3, 4, 23, 3), variant="kerascv"),
-    "resnet152_v2_kerascv": functools.partial(ResNetV2, blocks=(3, 8, 36, 3), variant="kerascv"),
+    "resnet50_v2_kerascv": functools.partial(ResNetV2, blocks=(3, 4, 6, 3), **_KERASCV),
+    "resnet101_v2_kerascv": functools.partial(ResNetV2, blocks=(3, 4, 23, 3), **_KERASCV),
+    "resnet152_v2_kerascv": functools.partial(ResNetV2, blocks=(3, 8, 36, 3), **_KERASCV),
 }

@@ -8,7 +8,25 @@ from jaxtyping import Array, Float
 from deeplab_jax.models.atrous import plan_units
 from deeplab_jax.models.layers import Layers
 
-_EXPANSION = 4
+
+class BasicBlockV1(nn.Module):
+    """Two 3x3 convolutions, the first strided. Returns what `BottleneckV1` returns."""
+
+    layers: Layers
+    features: int
+    stride: int
+    rate: int
+    rate_behind: int
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> tuple[Float[Array, "batch out_h out_w features"], Float[Array, "batch out_h out_w features"]]:
+        conv, norm = self.layers.conv, self.layers.norm
+        residual = conv(self.features, kernel_size=3, stride=self.stride, rate=self.rate, name="conv1")(x)
+        residual = nn.relu(norm(name="norm1")(residual))
+        residual = norm(name="norm2")(conv(self.features, kernel_size=3, rate=self.rate_behind, name="conv2")(residual))
+        return nn.relu(_shortcut(self, x, self.features) + residual), residual
 
 
 class BottleneckV1(nn.Module):
@@ -21,23 +39,27 @@ class BottleneckV1(nn.Module):
     features: int
     stride: int
     rate: int
+    rate_behind: int  # unused: nothing spatial is behind the 3x3 convolution
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch out_h out_w expanded"], Float[Array, "batch out_h out_w expanded"]]:
         conv, norm = self.layers.conv, self.layers.norm
-        expanded = _EXPANSION * self.features
+        expanded = 4 * self.features
         residual = nn.relu(norm(name="norm1")(conv(self.features, name="conv1")(x)))
         residual = conv(self.features, kernel_size=3, stride=self.stride, rate=self.rate, name="conv2")(residual)
         residual = nn.relu(norm(name="norm2")(residual))
         residual = norm(name="norm3")(conv(expanded, name="conv3")(residual))
-        if x.shape[-1] != expanded:
-            shortcut = conv(expanded, stride=self.stride, name="shortcut_conv")(x)
-            shortcut = norm(name="shortcut_norm")(shortcut)
-        else:
-            shortcut = x[:, :: self.stride, :: self.stride]
-        return nn.relu(shortcut + residual), residual
+        return nn.relu(_shortcut(self, x, expanded) + residual), residual
+
+
+def _shortcut(block: nn.Module, x: Array, features: int) -> Array:
+    """The input at the block's stride, projected (inside the block's scope) if its channels are others."""
+    if x.shape[-1] == features:
+        return x[:, :: block.stride, :: block.stride]
+    x = block.layers.conv(features, stride=block.stride, name="shortcut_conv")(x)
+    return block.layers.norm(name="shortcut_norm")(x)
 
 
 class ResNetV1(nn.Module):
@@ -46,10 +68,11 @@ class ResNetV1(nn.Module):
     Attributes:
       layers: the layer constructors.
       blocks: units in each of the four stages.
-      variant: `torchvision` has a 7x7 stem and the stride in the first unit of stages 2 to 4; `beta`
-        (research/deeplab, `resnet_v1_beta.py`) a stem of three 3x3 convolutions and the stride in the last unit of
-        stages 1 to 3, so its low-level features are the residual branch of the last unit but one of stage 1, the last
-        that runs at stride 4.
+      block: `bottleneck` (ResNet-50 and deeper) or `basic` (ResNet-18, ResNet-34).
+      stem: `conv7`, one 7x7 convolution, or `deep`, three of 3x3 (`resnet_v1_beta.py` of research/deeplab).
+      strided_unit: which unit of a stage has the stride: the `first`, of stages 2 to 4 (torchvision), or the `last`, of
+        stages 1 to 3 (research/deeplab). With the latter, low-level features are the residual branch of the last unit
+        that runs at stride 4, the last but one of stage 1.
       width: features of the first stage; doubles with each.
       output_stride: 4, 8, 16 or 32.
       multi_grid: factors of the last stage's rates, one a unit; () for ones (DeepLabv3, section 3.2.1).
@@ -57,45 +80,45 @@ class ResNetV1(nn.Module):
 
     layers: Layers
     blocks: Sequence[int]
-    variant: str = "torchvision"
+    block: str = "bottleneck"
+    stem: str = "conv7"
+    strided_unit: str = "first"
     width: int = 64
     output_stride: int = 32
     multi_grid: Sequence[int] = ()
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> dict[str, Float[Array, "batch _ _ _"]]:
-        beta = self.variant == "beta"
-        conv, norm = self.layers.conv, self.layers.norm
-        if beta:
-            x = conv(self.width, kernel_size=3, stride=2, name="stem_conv1")(x)
-            x = nn.relu(norm(name="stem_norm1")(x))
-            for i, features in ((2, self.width), (3, 2 * self.width)):
-                x = nn.relu(norm(name=f"stem_norm{i}")(conv(features, kernel_size=3, name=f"stem_conv{i}")(x)))
-        else:
-            x = conv(self.width, kernel_size=7, stride=2, name="stem_conv")(x)
-            x = nn.relu(norm(name="stem_norm")(x))
+        x = self._run_stem(x)
         x = self.layers.max_pool(x, window=3, stride=2)
-
+        block_class = {"bottleneck": BottleneckV1, "basic": BasicBlockV1}[self.block]
         positions = [(stage, block) for stage, count in enumerate(self.blocks) for block in range(count)]
         plan = plan_units([self._stride(*position) for position in positions], self.output_stride, stem_stride=4)
         multi_grid = tuple(self.multi_grid) or (1,) * self.blocks[-1]
         endpoints = {}
-        for (stage, block), (stride, rate) in zip(positions, plan, strict=True):
+        for (stage, block), (stride, *rates) in zip(positions, plan, strict=True):
             if stage == 3:
-                rate *= multi_grid[block]
-            unit = BottleneckV1(
-                self.layers, self.width * 2**stage, stride, rate, name=f"stage{stage + 1}_block{block + 1}"
-            )
-            x, residual = unit(x)
-            if beta and stage == 0 and block == self.blocks[0] - 2:
+                rates = [rate * multi_grid[block] for rate in rates]
+            name = f"stage{stage + 1}_block{block + 1}"
+            x, residual = block_class(self.layers, self.width * 2**stage, stride, *rates, name=name)(x)
+            if self.strided_unit == "last" and (stage, block) == (0, self.blocks[0] - 2):
                 endpoints["low_level_features"] = residual
             if block == self.blocks[stage] - 1:
                 endpoints[f"stage{stage + 1}"] = x
-        if not beta:
+        if self.strided_unit == "first":
             endpoints["low_level_features"] = endpoints["stage1"]
         return endpoints | {"features": x}
 
+    def _run_stem(self, x: Array) -> Array:
+        conv, norm = self.layers.conv, self.layers.norm
+        if self.stem == "conv7":
+            return nn.relu(norm(name="stem_norm")(conv(self.width, kernel_size=7, stride=2, name="stem_conv")(x)))
+        for i, (features, stride) in enumerate(((self.width, 2), (self.width, 1), (2 * self.width, 1)), 1):
+            x = conv(features, kernel_size=3, stride=stride, name=f"stem_conv{i}")(x)
+            x = nn.relu(norm(name=f"stem_norm{i}")(x))
+        return x
+
     def _stride(self, stage: int, block: int) -> int:
-        if self.variant == "beta":
+        if self.strided_unit == "last":
             return 2 if stage < 3 and block == self.blocks[stage] - 1 else 1
         return 2 if stage > 0 and block == 0 else 1

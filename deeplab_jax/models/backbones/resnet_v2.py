@@ -37,14 +37,14 @@ class BottleneckV2(nn.Module):
 
 
 class ResNetV2(nn.Module):
-    """ResNet v2 with atrous conversion; both variants have the same parameters up to the final norm.
+    """ResNet v2 with atrous conversion.
 
     Attributes:
       layers: the layer constructors.
       blocks: units in each of the four stages.
-      variant: `standard` has the stride in the first unit of stages 2 to 4 and normalises the last sum;
-        `kerascv` (keras_cv 0.9, `resnet_v2_backbone.py`) has the stride in their last unit, which costs 2.8 times the
-        multiply-adds, and hands on the raw sum.
+      strided_unit: which unit of stages 2 to 4 has the stride: the `first`, or the `last` (keras_cv 0.9,
+        `resnet_v2_backbone.py`), which costs 2.8 times the multiply-adds. The parameters are the same.
+      final_norm: whether the last sum is normalised and rectified; KerasCV hands on the raw sum.
       width: features of the first stage; doubles with each.
       output_stride: 4, 8, 16 or 32.
       multi_grid: factors of the last stage's rates, one a unit; () for ones (DeepLabv3, section 3.2.1).
@@ -52,7 +52,8 @@ class ResNetV2(nn.Module):
 
     layers: Layers
     blocks: Sequence[int]
-    variant: str = "standard"
+    strided_unit: str = "first"
+    final_norm: bool = True
     width: int = 64
     output_stride: int = 32
     multi_grid: Sequence[int] = ()
@@ -66,7 +67,7 @@ class ResNetV2(nn.Module):
         plan = plan_units([self._stride(*position) for position in positions], self.output_stride, stem_stride=4)
         multi_grid = tuple(self.multi_grid) or (1,) * self.blocks[-1]
         endpoints = {}
-        for (stage, block), (stride, rate) in zip(positions, plan, strict=True):
+        for (stage, block), (stride, rate, _) in zip(positions, plan, strict=True):
             if stage == 3:
                 rate *= multi_grid[block]
             unit = BottleneckV2(
@@ -80,10 +81,10 @@ class ResNetV2(nn.Module):
             x = unit(x)
             if block == self.blocks[stage] - 1:
                 endpoints[f"stage{stage + 1}"] = x
-        if self.variant == "standard":
+        if self.final_norm:
             x = nn.relu(self.layers.norm(name="final_norm")(x))
         return endpoints | {"low_level_features": endpoints["stage1"], "features": x}
 
     def _stride(self, stage: int, block: int) -> int:
-        strided = self.blocks[stage] - 1 if self.variant == "kerascv" else 0
+        strided = self.blocks[stage] - 1 if self.strided_unit == "last" else 0
         return 2 if stage > 0 and block == strided else 1

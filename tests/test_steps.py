@@ -1,0 +1,157 @@
+"""Training and evaluation steps: one device and many, void pixels, counting."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from deeplab_jax import losses, optimizer, sharding
+from deeplab_jax.config import base_config
+from deeplab_jax.models import PARTS, build_model
+from deeplab_jax.steps import inside, make_eval_step, make_train_step
+from deeplab_jax.train_state import TrainState
+
+CLASSES = 4
+SIZE = 24
+
+
+def small_config() -> ConfigDict:
+    config = base_config()
+    config.model.backbone = "resnet10_v1_slim"
+    config.model.atrous_rates = (1, 2)
+    config.model.aspp_channels = config.model.decoder_channels = config.model.low_level_channels = 8
+    config.model.decoder = "kerascv"
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.weight_decay = 1e-3
+    return config
+
+
+def random_batch(size=8, seed=0):
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, CLASSES, (size, SIZE, SIZE), dtype=np.uint8)
+    label[:, :3] = 255
+    return {"image": rng.integers(0, 256, (size, SIZE, SIZE, 3), dtype=np.uint8), "label": label}
+
+
+def make_step(config, dtype="float32"):
+    model = build_model(config.model, CLASSES, compute_dtype=dtype)
+    rule = optimizer.make_optimizer(config.optimizer, 10, parts=PARTS)
+    state = TrainState.create_on(jax.sharding.SingleDeviceSharding(jax.devices()[0]), model, rule, seed=0)
+    loss_fn = losses.make_loss(config.loss, num_classes=CLASSES)
+    step = make_train_step(model, rule, loss_fn, learning_rate=optimizer.make_schedule(config.optimizer, 10))
+    return model, state, step
+
+
+def test_a_step_on_eight_devices_is_the_step_on_one():
+    """BatchNorm, loss and gradients are of the global batch.
+
+    In float64: in float32 depth amplifies rounding to percents.
+    """
+    with jax.enable_x64(True):
+        _, state, step = make_step(small_config(), dtype="float64")
+        state = state.replace(
+            params=jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params),
+            batch_stats=jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.batch_stats),
+            opt_state=jax.tree.map(
+                lambda leaf: np.asarray(leaf, np.float64 if leaf.dtype.kind == "f" else leaf.dtype), state.opt_state
+            ),
+        )
+        results = []
+        for count in (1, 8):
+            mesh = sharding.make_mesh(ConfigDict({"data": count}))
+            place = sharding.replicated(mesh)
+            jitted = jax.jit(step, out_shardings=(place, place))
+            results.append(jitted(jax.device_put(state, place), sharding.to_global(random_batch(), mesh)))
+        (one, one_report), (eight, eight_report) = jax.device_get(results)
+        np.testing.assert_array_equal(one_report["confusion"], eight_report["confusion"])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), one, eight)
+        np.testing.assert_allclose(one_report["loss_sum"], eight_report["loss_sum"], rtol=1e-9)
+        assert (
+            np.abs(one.params["aspp"]["projection"]["kernel"] - state.params["aspp"]["projection"]["kernel"]).max() > 0
+        )
+
+
+@pytest.fixture(scope="module")
+def jitted():
+    model, state, step = make_step(small_config())
+    return model, state, jax.jit(step)
+
+
+def test_a_step_counts_what_it_saw(jitted):
+    _, state, step = jitted
+    after, report = step(state, random_batch())
+    labelled = 8 * (SIZE - 3) * SIZE
+    assert (int(after.step), int(after.examples_seen)) == (1, 8)
+    assert int(report["loss_count"]) == int(report["confusion"].sum()) == labelled
+    assert report["confusion"].dtype == jnp.int32
+    np.testing.assert_array_equal(
+        np.asarray(report["confusion"]).sum(axis=1), np.bincount(random_batch()["label"][:, 3:].ravel())
+    )
+    np.testing.assert_allclose(report["learning_rate"], 0.05)
+    assert float(report["gradient_norm"]) > 0
+
+
+def test_a_batch_without_labels_is_harmless(jitted):
+    _, state, step = jitted
+    batch = random_batch() | {"label": np.full((8, SIZE, SIZE), 255, np.uint8)}
+    after, report = step(state, batch)
+    assert float(report["loss_sum"]) == int(report["loss_count"]) == int(report["confusion"].sum()) == 0
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
+
+
+def test_repeating_a_batch_lowers_its_loss(jitted):
+    _, state, step = jitted
+    means = []
+    for _ in range(8):
+        state, report = step(state, random_batch())
+        means.append(float(report["loss_sum"]) / int(report["loss_count"]))
+    assert means[-1] < 0.9 * means[0]
+
+
+def test_evaluating_pads_counts_and_masks(jitted):
+    """Pictures beside which there is padding, in a batch that is not full, score as each does alone."""
+    model, state, _ = jitted
+    loss_fn = losses.make_loss(base_config().loss, num_classes=CLASSES)
+    step = jax.jit(make_eval_step(model, loss_fn, protocol="whole"))
+    rng = np.random.default_rng(1)
+    batch = random_batch(4) | {
+        "size": np.array([[24, 24], [20, 13], [5, 24], [24, 24]], np.int32),
+        "valid": np.array([True, True, True, False]),
+    }
+    batch["label"] = rng.integers(
+        0, CLASSES, batch["label"].shape, dtype=np.uint8
+    )  # also outside, where it must not count
+    together = step(state.variables, batch)
+    assert int(together["num_images"]) == 3
+    assert int(together["loss_count"]) == int(together["confusion"].sum()) == 24 * 24 + 20 * 13 + 5 * 24
+    singles = [step(state.variables, {name: value[[i]] for name, value in batch.items()}) for i in range(4)]
+    np.testing.assert_array_equal(together["confusion"], sum(np.asarray(single["confusion"]) for single in singles))
+    np.testing.assert_allclose(  # sums of float32 in another order
+        together["loss_sum"], sum(float(single["loss_sum"]) for single in singles), rtol=1e-5
+    )
+
+
+def test_squeezed_logits_come_back_at_the_pictures_size(jitted):
+    model, state, _ = jitted
+    loss_fn = losses.make_loss(base_config().loss, num_classes=CLASSES)
+    step = jax.jit(make_eval_step(model, loss_fn, protocol="squeeze"))
+    sizes = np.array([[30, 17], [12, 40]], np.int32)
+    label = np.zeros((2, 30, 40), np.uint8)
+    batch = random_batch(2) | {"label": label, "size": sizes, "valid": np.array([True, True])}
+    report = step(state.variables, batch)
+    assert int(report["confusion"].sum()) == 30 * 17 + 12 * 40
+    logits, _ = model.apply(state.variables, batch["image"], train=False)
+    for i, (height, width) in enumerate(sizes):
+        expected = jax.image.resize(logits[i], (height, width, CLASSES), "bilinear", antialias=False).argmax(axis=-1)
+        got = np.asarray(report["prediction"][i, :height, :width])
+        # Two classes may tie within rounding at a pixel or two.
+        assert (got == np.asarray(expected)).mean() > 0.99
+
+
+def test_inside_marks_each_pictures_own_pixels():
+    mask = np.asarray(inside(jnp.array([[2, 3], [4, 1]]), (4, 4)))
+    assert mask[0].sum() == 6
+    assert mask[0, :2, :3].all()
+    assert mask[1].sum() == 4
+    assert mask[1, :, 0].all()
