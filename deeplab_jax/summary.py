@@ -99,8 +99,8 @@ def summary_table(config: ConfigDict, num_classes: int) -> Table:
             shape,
             f"{row.parameters:,}",
             f"{row.trainable:,}",
-            f"{row.nominal / 1e9:.2f} G" if row.nominal else "",
-            f"{row.executed / 1e9:.2f} G",
+            _in_units(row.nominal) if row.nominal else "",
+            _in_units(row.executed),
         )
     table.add_section()
     table.add_row(
@@ -108,10 +108,14 @@ def summary_table(config: ConfigDict, num_classes: int) -> Table:
         "",
         f"{sum(row.parameters for row in rows):,}",
         f"{sum(row.trainable for row in rows):,}",
-        f"{sum(row.nominal for row in rows) / 1e9:.2f} G",
-        f"{sum(row.executed for row in rows) / 1e9:.2f} G",
+        _in_units(sum(row.nominal for row in rows)),
+        _in_units(sum(row.executed for row in rows)),
     )
     return table
+
+
+def _in_units(count: int) -> str:
+    return f"{count / 1e9:.2f} G" if count >= 1e8 else f"{count / 1e6:.2f} M"
 
 
 def _walk(jaxpr: core.Jaxpr, prefix: str, counts: Counter) -> None:

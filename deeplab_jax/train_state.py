@@ -4,7 +4,8 @@ from typing import Any
 
 import flax.struct
 import jax
-from jaxtyping import Array, Int32, Key, PyTree, UInt32
+import numpy as np
+from jaxtyping import Array, Int32, PyTree, UInt32
 
 # Initialisation runs once and its programs, a random draw for each kernel, are long: XLA:CPU compiles them four times
 # faster without optimising them.
@@ -18,12 +19,12 @@ class TrainState:
     `rng` is the run's base key: a step derives its own from it by `jax.random.fold_in`.
     """
 
-    step: Int32[Array, ""]
-    examples_seen: UInt32[Array, ""]
+    step: Int32[Array | np.ndarray, ""]
+    examples_seen: UInt32[Array | np.ndarray, ""]
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
-    rng: Key[Array, ""] | UInt32[Array, "2"]
+    rng: UInt32[Array | np.ndarray, "2"]
 
     @property
     def variables(self) -> dict[str, Any]:

@@ -122,8 +122,8 @@ That was the short way. The rest of this page takes it apart.
 ## 2. The data
 
 A source is one split of a data set. You read it by position, and an example has an `image`, a `label` and an `id`.
-The `label` is a map of class ids, one for each pixel. The embedded scenes have five shapes on a background, and
-colour, size, angle and texture tell you nothing about the class: only the outline does.
+The `label` is a map of class ids, one for each pixel. The embedded scenes have five shapes on cloudy ground; the outline
+and the kind of texture tell the class, while colour, size and angle tell nothing.
 """
 
 # %%
@@ -330,8 +330,8 @@ visualize.plot_curves(workdir / "metrics.jsonl")
 
 # %% [markdown]
 """
-This training is too short on purpose: it finds where shapes are long before it can tell them apart. The config as it
-comes has larger scenes, and the README shows what it draws:
+This training is short on purpose: it finds where shapes are before it can tell them all apart. The config as it comes
+trains for 900 steps, and the README shows what it draws:
 
 ```
 deeplab-jax train --config quickstart --workdir runs/quickstart

@@ -218,7 +218,7 @@ def test_differences_name_fields_of_the_groups_asked_for():
     other.log.every_steps = 1
     assert differences(config, other, groups=("model", "data")) == {
         "data.name": "data.name: 'synthetic' / 'sbd'",
-        "data.batch_size": "data.batch_size: 8 / 4",
+        "data.batch_size": "data.batch_size: 16 / 4",
     }
 
 

@@ -21,7 +21,8 @@ def float64():
 
 def options(**fields):
     optimizer = base_config().optimizer
-    optimizer.update({"learning_rate": 0.1, "schedule": "constant"} | fields)
+    with optimizer.unlocked():  # a config file could not name a part that does not exist either
+        optimizer.update({"learning_rate": 0.1, "schedule": "constant"} | fields)
     return optimizer
 
 

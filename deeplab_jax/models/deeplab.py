@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
 from deeplab_jax import ops
@@ -57,7 +58,7 @@ class DeepLabV3Plus(nn.Module):
     align_corners: bool = False
     input_mean: Sequence[float] = (123.675, 116.28, 103.53)
     input_std: Sequence[float] = (58.395, 57.12, 57.375)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     formulation: str = "auto"
     published_order: bool = False
 

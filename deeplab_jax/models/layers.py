@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from deeplab_jax import ops
@@ -31,7 +32,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     padding: str = "symmetric"
     kernel_init: nn.initializers.Initializer = KERNEL_INITS["he_normal"]
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     formulation: str = "auto"
 
     @nn.compact
@@ -54,7 +55,7 @@ class DepthwiseConv(nn.Module):
     stride: int = 1
     rate: int = 1
     padding: str = "symmetric"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     formulation: str = "auto"
 
     @nn.compact
@@ -83,7 +84,7 @@ class ConcatConv(nn.Module):
 
     features: int
     kernel_init: str = "he_normal"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     formulation: str = "auto"
 
     @nn.compact
@@ -122,7 +123,7 @@ class Layers:
     norm_epsilon: float
     norm_decay: float
     use_running_average: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
     formulation: str
 
     @property
