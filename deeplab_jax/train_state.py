@@ -4,8 +4,7 @@ from typing import Any
 
 import flax.struct
 import jax
-import numpy as np
-from jaxtyping import Array, Int32, PyTree, UInt32
+from jaxtyping import PyTree
 
 # Initialisation runs once and its programs, a random draw for each kernel, are long: XLA:CPU compiles them four times
 # faster without optimising them.
@@ -16,15 +15,17 @@ _INIT_COMPILER_OPTIONS = {"cpu": {"xla_backend_optimization_level": 0}}
 class TrainState:
     """Parameters, batch statistics and optimiser state after `step` steps over `examples_seen` examples.
 
-    `rng` is the run's base key: a step derives its own from it by `jax.random.fold_in`.
+    As a tree it may hold shapes or shardings in the arrays' places, so the fields are typed loosely: `step` is an int32
+    scalar, `examples_seen` a uint32 scalar, and `rng` the run's base key, uint32 (2,), from which a step derives its
+    own by `jax.random.fold_in`.
     """
 
-    step: Int32[Array | np.ndarray, ""]
-    examples_seen: UInt32[Array | np.ndarray, ""]
+    step: PyTree
+    examples_seen: PyTree
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
-    rng: UInt32[Array | np.ndarray, "2"]
+    rng: PyTree
 
     @property
     def variables(self) -> dict[str, Any]:

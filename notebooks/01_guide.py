@@ -122,8 +122,8 @@ That was the short way. The rest of this page takes it apart.
 ## 2. The data
 
 A source is one split of a data set. You read it by position, and an example has an `image`, a `label` and an `id`.
-The `label` is a map of class ids, one for each pixel. The embedded scenes have five shapes on cloudy ground; the outline
-and the kind of texture tell the class, while colour, size and angle tell nothing.
+The `label` is a map of class ids, one for each pixel. The embedded scenes have five shapes on cloudy ground; the
+outline and the kind of texture tell the class, while colour, size and angle tell nothing.
 """
 
 # %%
