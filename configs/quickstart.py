@@ -1,6 +1,9 @@
-"""A small DeepLabv3+ learns to find drawn shapes: about two minutes on two cores, no download.
+"""A small DeepLabv3+ learns to find drawn shapes: about two minutes on two free cores, no download.
 
-deeplab-jax train --config quickstart --workdir runs/quickstart
+    deeplab-jax train --config quickstart --workdir runs/quickstart
+
+Reached here on val, on two AMD EPYC cores shared with other work: mean IoU .8601, .8507, .8134 with seeds 0, 1, 2
+(223, 152, 188 s of wall time, 185 to 200 s of processor time, compiling included).
 """
 
 from deeplab_jax.config import base_config, parse_arg
