@@ -204,6 +204,8 @@ def _data_show(args: argparse.Namespace, rest: Sequence[str], console: Console) 
     if args.output.exists():
         raise UserError(f"{args.output} exists; choose another --output or remove it")
     source = data.open_source(args.name, args.split, data_dir=args.data_dir)
+    if args.count < 1:
+        raise UsageError(f"--count {args.count} must be at least 1")
     count = min(args.count, len(source))
     images, label_maps = zip(*data.decoded(source, [i * len(source) // count for i in range(count)]), strict=True)
     visualize.plot_segmentation_mask_gallery(images, label_maps, labels=source.labels, path=args.output)
@@ -270,4 +272,16 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--data-dir", type=pathlib.Path, help=f"default: $DEEPLAB_JAX_DATA or ~{os.sep}deeplab_jax_data"
     )
+
+    check = add(verbs, "check", _data_check, "Read every example: sizes, labels, classes, pictures in two splits.")
+    check.add_argument("name", metavar="NAME", help="a prepared data set, or what --source holds")
+    check.add_argument("--source", type=pathlib.Path, help="a raw folder, checked instead of the prepared data set")
+    check.add_argument("--data-dir", type=pathlib.Path, help="where data sets are prepared")
+
+    show = add(verbs, "show", _data_show, "Draw a gallery of a split's pictures and masks.")
+    show.add_argument("name", metavar="NAME", help="a prepared data set, or synthetic")
+    show.add_argument("--split", default="train", help="default: train")
+    show.add_argument("--count", type=int, default=12, help="pictures spread over the split; default: 12")
+    show.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE.png")
+    show.add_argument("--data-dir", type=pathlib.Path, help="where data sets are prepared")
     return parser

@@ -99,7 +99,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
                 saves = _due(step, every["checkpoint"]) or step == total_steps
                 # A checkpoint ends a logging window too, so that a continued run logs the same windows.
                 if _due(step, every["log"]) or evaluates or saves:
-                    log.write(step)
+                    log.end_window(step, wait=evaluates or saves)
                 if evaluates:
                     with writer.pause():
                         scores = evaluator(state.variables, console=console, gallery=config.log.gallery_images)
@@ -125,32 +125,31 @@ class _TrainLog:
     def __init__(self, writer: writers.Writer, labels: LabelSet):
         self._writer, self._labels = writer, labels
         self._totals = metrics.Totals(labels.num_classes)
-        self._unread = self._newest = None
+        self._unread, self._window_end = None, None
 
     def add(self, report: dict[str, jax.Array]) -> None:
+        """Takes the report of a step just dispatched, and reads that of the step before."""
         self._read()
         self._unread = report
 
-    def write(self, step: int) -> None:
-        """Writes the means since the last call."""
-        self._read()
-        scores = self._totals.scores(self._labels.class_names)
-        self._writer.write_train(
-            step,
-            {
-                "loss": scores["loss"],
-                "mean_iou": scores["mean_iou"],
-                "pixel_accuracy": scores["pixel_accuracy"],
-                "learning_rate": float(self._newest["learning_rate"]),
-                "gradient_norm": float(self._newest["gradient_norm"]),
-            },
-        )
-        self._totals.reset()
+    def end_window(self, step: int, *, wait: bool) -> None:
+        """Has the means since the last window's end written: now, or when the report of `step` is read."""
+        self._window_end = step
+        if wait:
+            self._read()
 
     def _read(self) -> None:
-        if self._unread is not None:
-            self._totals.add(self._unread)
-            self._newest, self._unread = self._unread, None
+        report, self._unread = self._unread, None
+        if report is None:
+            return
+        self._totals.add(report)
+        if self._window_end is not None:
+            scores = self._totals.scores(self._labels.class_names)
+            values = {name: scores[name] for name in ("loss", "mean_iou", "pixel_accuracy")}
+            values |= {name: float(report[name]) for name in ("learning_rate", "gradient_norm")}
+            self._writer.write_train(self._window_end, values)
+            self._totals.reset()
+            self._window_end = None
 
 
 def _durations(config: ConfigDict, num_examples: int) -> tuple[int, int, dict[str, int | None]]:

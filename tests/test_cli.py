@@ -14,7 +14,16 @@ from deeplab_jax import __version__, cli
 from deeplab_jax.config import load_config, to_dict
 from deeplab_jax.errors import UserError
 
-COMMANDS = (["train"], ["evaluate"], ["predict"], ["summary"], ["data"], ["data", "prepare"])
+COMMANDS = (
+    ["train"],
+    ["evaluate"],
+    ["predict"],
+    ["summary"],
+    ["data"],
+    ["data", "prepare"],
+    ["data", "check"],
+    ["data", "show"],
+)
 
 
 @pytest.fixture
@@ -333,3 +342,27 @@ def test_data_sets_are_found_where_the_environment_says(run, own_folder, tmp_pat
     assert code == 0
     assert str(tmp_path / "elsewhere") in err[-1]
     assert pathlib.Path(tmp_path / "elsewhere" / "folder").is_dir()
+
+
+def test_a_data_set_is_checked_before_and_after_it_is_prepared(run, own_folder, tmp_path):
+    code, out, _ = run("data", "check", "folder", "--source", own_folder)
+    assert code == 0
+    assert "weed" in out
+    assert run("data", "prepare", "folder", "--source", own_folder, "--data-dir", tmp_path / "data")[0] == 0
+    assert run("data", "check", "folder", "--data-dir", tmp_path / "data")[0] == 0
+    (own_folder / "masks" / "field_002.png").unlink()
+    code, out, err = run("data", "check", "folder", "--source", own_folder)
+    assert code == 1
+    assert "field_002" in out
+    assert err == ["deeplab-jax: folder has 1 wrong examples and 0 leaks; see the tables above"]
+
+
+def test_a_data_set_is_shown_as_a_picture_that_is_not_overwritten(run, tmp_path):
+    arguments = ("data", "show", "synthetic", "--split", "val", "--count", "3", "--output", tmp_path / "val.png")
+    code, _, err = run(*arguments)
+    assert code == 0
+    assert "3 of 200 examples of synthetic/val" in err[-1]
+    with Image.open(tmp_path / "val.png") as image:
+        assert min(image.size) > 100
+    _fails_with_one_line(run(*arguments), "val.png exists")
+    assert run(*arguments[:-3], "0", "--output", tmp_path / "none.png")[0] == 2
