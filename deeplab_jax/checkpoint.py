@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.train_state import TrainState
 
@@ -161,14 +162,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     Raises:
       UserError: the file cannot be written; nothing is left half-written.
     """
-    temporary = path.with_name(path.name + ".part")
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; check the folder and the disk's free space") from error
+    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _read_json(workdir: pathlib.Path, name: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import functools
 import io
 import json
 import math
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import IGNORE_LABEL, VOC, VOID_COLOR, LabelSet
 
 if TYPE_CHECKING:  # takes longer to import than everything else here
@@ -390,22 +390,11 @@ def _rendered(figure: "Figure", kind: str) -> bytes:
 
 def _saved(figure: "Figure", path: pathlib.Path | None) -> "Figure":
     if path is not None:
-        _write(path, _rendered(figure, path.suffix.lstrip(".") or "png"))
+        write_atomically(path, _rendered(figure, path.suffix.lstrip(".") or "png"))
     return figure
 
 
 def _save_png(path: pathlib.Path, picture: Image.Image) -> None:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    _write(path, buffer.getvalue())
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; check the folder and the disk's free space") from error
+    write_atomically(path, buffer.getvalue())

@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import rich.progress
 
 from deeplab_jax import visualize
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import LabelSet
 
 METRICS_FILE = "metrics.jsonl"
@@ -214,9 +214,7 @@ def _drop_lines_after(path: pathlib.Path, step: int, *, final: bool) -> None:
         repeated = final and values["step"] == step and "eval" in values
         if values["step"] <= step and not repeated:
             kept.append(line + "\n")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, "".join(kept).encode())
 
 
 @contextlib.contextmanager

@@ -185,7 +185,7 @@ def test_json_that_cannot_be_written_is_one_line_and_leaves_the_old_file(tmp_pat
         self.touch()
         raise OSError(number, "No room")
 
-    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
     with pytest.raises(UserError, match=f"^cannot write {path}: No room"):
         checkpoint.write_json(path, {"loss": 2.5})
     monkeypatch.undo()

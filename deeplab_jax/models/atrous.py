@@ -22,6 +22,10 @@ class Unit(NamedTuple):
     rate: int
     rate_behind: int
 
+    def spread(self, factor: int) -> "Unit":
+        """The unit with its rates multiplied: multi-grid (DeepLabv3, section 3.2.1)."""
+        return self._replace(rate=factor * self.rate, rate_behind=factor * self.rate_behind)
+
 
 def plan_units(strides: Sequence[int], output_stride: int, *, stem_stride: int) -> list[Unit]:
     """Converts the units' published strides for an output stride.

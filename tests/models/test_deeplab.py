@@ -227,3 +227,13 @@ def test_a_network_that_cannot_be_built_is_one_clear_line(fields, message):
     with pytest.raises(UserError, match=message) as error:
         build_model(small_model_config(**fields), CLASSES)
     assert "\n" not in str(error.value)
+
+
+def test_multi_grid_spreads_the_units_of_the_last_stage():
+    """DeepLabv3, section 3.2.1: at stride 16 the rates of the three units are 2 * (1, 2, 4)."""
+    config = small_model_config("resnet50_v1_beta", multi_grid=(1, 2, 4), atrous_rates=(5,))
+    model = build_model(config, CLASSES)
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+    traced = str(jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False)[0])(variables, image))
+    assert [traced.count(f"rhs_dilation=({rate}, {rate})") for rate in (2, 4, 5, 8)] == [1, 1, 1, 1]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax.models.atrous import plan_units
+from deeplab_jax.models.atrous import Unit, plan_units
 from deeplab_jax.models.layers import Layers
 
 
@@ -14,18 +14,18 @@ class BasicBlockV1(nn.Module):
 
     layers: Layers
     features: int
-    stride: int
-    rate: int
-    rate_behind: int
+    unit: Unit
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> tuple[Float[Array, "batch out_h out_w features"], Float[Array, "batch out_h out_w features"]]:
         conv, norm = self.layers.conv, self.layers.norm
-        residual = conv(self.features, kernel_size=3, stride=self.stride, rate=self.rate, name="conv1")(x)
+        residual = conv(self.features, kernel_size=3, stride=self.unit.stride, rate=self.unit.rate, name="conv1")(x)
         residual = nn.relu(norm(name="norm1")(residual))
-        residual = norm(name="norm2")(conv(self.features, kernel_size=3, rate=self.rate_behind, name="conv2")(residual))
+        residual = norm(name="norm2")(
+            conv(self.features, kernel_size=3, rate=self.unit.rate_behind, name="conv2")(residual)
+        )
         return nn.relu(_shortcut(self, x, self.features) + residual), residual
 
 
@@ -37,9 +37,7 @@ class BottleneckV1(nn.Module):
 
     layers: Layers
     features: int
-    stride: int
-    rate: int
-    rate_behind: int  # unused: nothing spatial is behind the 3x3 convolution
+    unit: Unit
 
     @nn.compact
     def __call__(
@@ -48,7 +46,9 @@ class BottleneckV1(nn.Module):
         conv, norm = self.layers.conv, self.layers.norm
         expanded = 4 * self.features
         residual = nn.relu(norm(name="norm1")(conv(self.features, name="conv1")(x)))
-        residual = conv(self.features, kernel_size=3, stride=self.stride, rate=self.rate, name="conv2")(residual)
+        residual = conv(self.features, kernel_size=3, stride=self.unit.stride, rate=self.unit.rate, name="conv2")(
+            residual
+        )
         residual = nn.relu(norm(name="norm2")(residual))
         residual = norm(name="norm3")(conv(expanded, name="conv3")(residual))
         return nn.relu(_shortcut(self, x, expanded) + residual), residual
@@ -57,8 +57,8 @@ class BottleneckV1(nn.Module):
 def _shortcut(block: nn.Module, x: Array, features: int) -> Array:
     """The input at the block's stride, projected (inside the block's scope) if its channels are others."""
     if x.shape[-1] == features:
-        return x[:, :: block.stride, :: block.stride]
-    x = block.layers.conv(features, stride=block.stride, name="shortcut_conv")(x)
+        return x[:, :: block.unit.stride, :: block.unit.stride]
+    x = block.layers.conv(features, stride=block.unit.stride, name="shortcut_conv")(x)
     return block.layers.norm(name="shortcut_norm")(x)
 
 
@@ -96,11 +96,11 @@ class ResNetV1(nn.Module):
         plan = plan_units([self._stride(*position) for position in positions], self.output_stride, stem_stride=4)
         multi_grid = tuple(self.multi_grid) or (1,) * self.blocks[-1]
         endpoints = {}
-        for (stage, block), (stride, *rates) in zip(positions, plan, strict=True):
+        for (stage, block), unit in zip(positions, plan, strict=True):
             if stage == 3:
-                rates = [rate * multi_grid[block] for rate in rates]
+                unit = unit.spread(multi_grid[block])
             name = f"stage{stage + 1}_block{block + 1}"
-            x, residual = block_class(self.layers, self.width * 2**stage, stride, *rates, name=name)(x)
+            x, residual = block_class(self.layers, self.width * 2**stage, unit, name=name)(x)
             if self.strided_unit == "last" and (stage, block) == (0, self.blocks[0] - 2):
                 endpoints["low_level_features"] = residual
             if block == self.blocks[stage] - 1:

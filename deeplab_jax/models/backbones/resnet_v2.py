@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax.models.atrous import plan_units
+from deeplab_jax.models.atrous import Unit, plan_units
 from deeplab_jax.models.layers import Layers
 
 _EXPANSION = 4
@@ -16,8 +16,7 @@ class BottleneckV2(nn.Module):
 
     layers: Layers
     features: int
-    stride: int
-    rate: int
+    unit: Unit
     project_shortcut: bool
 
     @nn.compact
@@ -26,11 +25,13 @@ class BottleneckV2(nn.Module):
         expanded = _EXPANSION * self.features
         preactivation = nn.relu(norm(name="preactivation_norm")(x))
         if self.project_shortcut:
-            shortcut = conv(expanded, stride=self.stride, use_bias=True, name="shortcut_conv")(preactivation)
+            shortcut = conv(expanded, stride=self.unit.stride, use_bias=True, name="shortcut_conv")(preactivation)
         else:
-            shortcut = x[:, :: self.stride, :: self.stride]
+            shortcut = x[:, :: self.unit.stride, :: self.unit.stride]
         residual = nn.relu(norm(name="norm1")(conv(self.features, name="conv1")(preactivation)))
-        residual = conv(self.features, kernel_size=3, stride=self.stride, rate=self.rate, name="conv2")(residual)
+        residual = conv(self.features, kernel_size=3, stride=self.unit.stride, rate=self.unit.rate, name="conv2")(
+            residual
+        )
         residual = nn.relu(norm(name="norm2")(residual))
         residual = conv(expanded, use_bias=True, name="conv3")(residual)
         return shortcut + residual
@@ -67,18 +68,11 @@ class ResNetV2(nn.Module):
         plan = plan_units([self._stride(*position) for position in positions], self.output_stride, stem_stride=4)
         multi_grid = tuple(self.multi_grid) or (1,) * self.blocks[-1]
         endpoints = {}
-        for (stage, block), (stride, rate, _) in zip(positions, plan, strict=True):
+        for (stage, block), unit in zip(positions, plan, strict=True):
             if stage == 3:
-                rate *= multi_grid[block]
-            unit = BottleneckV2(
-                self.layers,
-                self.width * 2**stage,
-                stride,
-                rate,
-                project_shortcut=block == 0,
-                name=f"stage{stage + 1}_block{block + 1}",
-            )
-            x = unit(x)
+                unit = unit.spread(multi_grid[block])
+            name, project = f"stage{stage + 1}_block{block + 1}", block == 0
+            x = BottleneckV2(self.layers, self.width * 2**stage, unit, project_shortcut=project, name=name)(x)
             if block == self.blocks[stage] - 1:
                 endpoints[f"stage{stage + 1}"] = x
         if self.final_norm:
