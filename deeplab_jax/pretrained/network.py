@@ -1,0 +1,66 @@
+"""A pretrained network in memory: what every importer returns and every preset loads."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import base_config
+from deeplab_jax.labels import VOC, VOC_CLASS_NAMES, LabelSet
+from deeplab_jax.models import build_model
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedNetwork:
+    """A network and its parameters.
+
+    Attributes:
+      model: what `config.model` has to be.
+      variables: `params` and `batch_stats` as float32 arrays; only those of `backbone` if `labels` is None.
+      labels: the classes, None for a backbone alone.
+      protocol: `config.eval.protocol` that feeds the network pictures as its authors did.
+      image_size: (height, width) of what the network sees then: `data.image_size` of `squeeze`, `eval.image_size` of
+        `whole`; None leaves it open.
+      report: lines that say what was taken and what was left out.
+    """
+
+    model: ConfigDict
+    variables: Mapping[str, Any]
+    labels: LabelSet | None
+    protocol: str = "whole"
+    image_size: tuple[int, int] | None = None
+    report: Sequence[str] = ()
+
+
+def model_config(**fields: Any) -> ConfigDict:
+    """`config.model` with these fields set."""
+    model = base_config().model
+    model.update(fields)
+    return model
+
+
+def variable_shapes(model: ConfigDict, num_classes: int | None) -> dict[str, tuple[int, ...]]:
+    """The shape of every variable by path, such as `params/backbone/stem_conv/kernel`; computes nothing.
+
+    Args:
+      model: `config.model`.
+      num_classes: None for the variables of the backbone alone.
+    """
+    module = build_model(model, num_classes or 1)
+    image = jax.ShapeDtypeStruct((1, 64, 64, model.in_channels), np.uint8)
+    variables = jax.eval_shape(lambda x: module.init(jax.random.PRNGKey(0), x, train=False), image)
+    flat = traverse_util.flatten_dict(variables, sep="/")
+    return {
+        path: leaf.shape for path, leaf in flat.items() if num_classes is not None or path.split("/")[1] == "backbone"
+    }
+
+
+def voc_or_numbered_labels(num_classes: int) -> LabelSet:
+    """Pascal VOC's classes if there are 21, else `class 0`, `class 1`..."""
+    if num_classes == len(VOC_CLASS_NAMES):
+        return VOC
+    return LabelSet.from_names(tuple(f"class {i}" for i in range(num_classes)))

@@ -1,0 +1,136 @@
+"""From a foreign file's arrays to our variables, strictly: every array on either side is accounted for."""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from flax import traverse_util
+
+from deeplab_jax.errors import UserError
+
+_SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Convention:
+    """How a framework names the arrays of a layer, and in which order it has the axes of kernels.
+
+    Attributes:
+      separator: between the layer's name and the array's.
+      kernel: name of a convolution's kernel.
+      depthwise_kernel: name of a depthwise convolution's kernel.
+      bias: name of a convolution's bias.
+      norm: names of BatchNorm's scale, bias, mean and var.
+      kernel_axes: the foreign axes of ours: height, width, input channels, features.
+      depthwise_axes: the foreign axes of ours: height, width, 1, channels.
+    """
+
+    separator: str
+    kernel: str
+    depthwise_kernel: str
+    bias: str
+    norm: tuple[str, str, str, str]
+    kernel_axes: tuple[int, int, int, int]
+    depthwise_axes: tuple[int, int, int, int]
+
+    def foreign_leaf(self, leaf: str, *, is_norm: bool, is_depthwise: bool) -> str:
+        """The foreign name of a layer's array that we call kernel, bias, scale, mean or var."""
+        if is_norm:
+            return self.norm[("scale", "bias", "mean", "var").index(leaf)]
+        return self.bias if leaf == "bias" else self.depthwise_kernel if is_depthwise else self.kernel
+
+
+TORCH = Convention(
+    separator=".",
+    kernel="weight",
+    depthwise_kernel="weight",
+    bias="bias",
+    norm=("weight", "bias", "running_mean", "running_var"),
+    kernel_axes=(2, 3, 1, 0),
+    depthwise_axes=(2, 3, 1, 0),
+)
+KERAS = Convention(
+    separator="/",
+    kernel="kernel",
+    depthwise_kernel="kernel",
+    bias="bias",
+    norm=("gamma", "beta", "moving_mean", "moving_variance"),
+    kernel_axes=(0, 1, 2, 3),
+    depthwise_axes=(0, 1, 3, 2),
+)
+SLIM = Convention(
+    separator="/",
+    kernel="weights",
+    depthwise_kernel="depthwise_weights",
+    bias="biases",
+    norm=("gamma", "beta", "moving_mean", "moving_variance"),
+    kernel_axes=(0, 1, 2, 3),
+    depthwise_axes=(0, 1, 3, 2),
+)
+
+
+def translate(
+    foreign: Mapping[str, np.ndarray],
+    modules: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    convention: Convention,
+    *,
+    left_out: Mapping[str, str] | None = None,
+) -> tuple[dict[str, dict], list[str]]:
+    """Our variables with the values of a foreign file.
+
+    Args:
+      foreign: the file's arrays by name.
+      modules: the table of names: the path of each of our layers (`backbone/stem_conv`) and the foreign layer's name.
+      shapes: of our variables to fill, by path; see `network.variable_shapes`.
+      convention: of the foreign framework.
+      left_out: regular expressions of whole foreign names that have no place here, each with the reason.
+
+    Returns:
+      `params` and `batch_stats` as float32 arrays, and the lines of a report.
+
+    Raises:
+      UserError: an array is missing, unused or of another shape.
+    """
+    norms = {path.rpartition("/")[0].partition("/")[2] for path in shapes if path.endswith("/scale")}
+    values, used, reordered, wrong = {}, set(), 0, []
+    for path, shape in shapes.items():
+        module, _, leaf = path.partition("/")[2].rpartition("/")
+        if module not in modules:
+            wrong.append(f"{path} has no foreign name")
+            continue
+        is_depthwise = module.endswith("depthwise_conv")
+        foreign_leaf = convention.foreign_leaf(leaf, is_norm=module in norms, is_depthwise=is_depthwise)
+        name = f"{modules[module]}{convention.separator}{foreign_leaf}"
+        if name not in foreign:
+            wrong.append(f"{name} is missing there, for {path}")
+            continue
+        used.add(name)
+        value = np.asarray(foreign[name], np.float32)
+        if leaf == "kernel" and value.ndim == 4:
+            axes = convention.depthwise_axes if is_depthwise else convention.kernel_axes
+            reordered += axes != (0, 1, 2, 3)
+            value = value.transpose(axes)
+        if value.shape != tuple(shape):
+            wrong.append(f"{name} has shape {np.shape(foreign[name])}, which does not fit {path} of shape {shape}")
+            continue
+        values[path] = np.ascontiguousarray(value)
+    reasons, skipped = dict(left_out or {}), {}
+    for name in foreign:
+        if name not in used:
+            reason = next((reason for pattern, reason in reasons.items() if re.fullmatch(pattern, name)), None)
+            if reason is None:
+                wrong.append(f"{name} is unused")
+            else:
+                skipped.setdefault(reason, []).append(name)
+    if wrong:
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise UserError(f"the file does not fit the network: {'; '.join(wrong[:_SHOWN])}{more}")
+    report = [f"{len(values)} arrays taken, {reordered} of them with their axes reordered; 0 missing, 0 unused"]
+    report += [f"{len(names)} left out, {reason}: {_abridged(names)}" for reason, names in skipped.items()]
+    return traverse_util.unflatten_dict(values, sep="/"), report
+
+
+def _abridged(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= _SHOWN else f"{', '.join(names[: _SHOWN - 1])} ... {names[-1]}"
