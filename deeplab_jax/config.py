@@ -26,16 +26,19 @@ def base_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.backbone = config_dict.placeholder(str)  # a name of deeplab_jax.models.BACKBONES
+    model.width_multiplier = 1.0  # of mobilenet_v2
     model.in_channels = 3
     model.output_stride = 16  # 8, 16 or 32, by atrous conversion with the same parameters
     model.multi_grid = ()  # rate multipliers of the last stage's units; () is all ones
+    model.spread_converted_units = False  # units whose stride is traded run at the rate behind them, as in smp
     model.atrous_rates = (6, 12, 18)
     model.atrous_rates_stride = 16  # the output stride `atrous_rates` are stated for; they scale with the real one
     model.aspp_channels = 256
     model.aspp_separable = False
+    model.separable_norm = True  # BatchNorm and ReLU between the two convolutions of a separable one
     model.image_pooling = True
     model.aspp_dropout = 0.0
-    model.decoder = "paper"  # paper | separable | kerascv | none (DeepLabv3)
+    model.decoder = "paper"  # paper | separable | kerascv | torchvision | smp | none (DeepLabv3)
     model.decoder_channels = 256
     model.low_level_channels = 48
     model.decoder_dropout = 0.0

@@ -1,6 +1,7 @@
 """Flax linen modules of the network, and how a config becomes one."""
 
 import difflib
+import inspect
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import ops
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.atrous import scale_rates
-from deeplab_jax.models.backbones import BACKBONES
+from deeplab_jax.models.backbones import BACKBONES, OPTIONS
 from deeplab_jax.models.decoder import DECODERS
 from deeplab_jax.models.deeplab import PARTS, DeepLabV3Plus
 from deeplab_jax.models.layers import KERNEL_INITS
@@ -40,8 +41,12 @@ def build_model(model: ConfigDict, num_classes: int, *, compute_dtype: str = "fl
         scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])
     except ValueError as error:
         raise UserError(f"model.{error}; change them or model.output_stride") from None
-    units = BACKBONES[fields["backbone"]].keywords.get("blocks", (0,))[-1]
-    if fields["multi_grid"] and len(fields["multi_grid"]) != units:
+    backbone = BACKBONES[fields["backbone"]]
+    taken = inspect.signature(backbone).parameters
+    for name, default in OPTIONS.items():
+        if fields[name] != default and name not in taken:
+            raise UserError(f"model.{name} is set, but {fields['backbone']} does not take it; leave it out")
+    if fields["multi_grid"] and len(fields["multi_grid"]) != (units := backbone.keywords["blocks"][-1]):
         raise UserError(
             f"model.multi_grid has {len(fields['multi_grid'])} rates, "
             f"but the last stage of {fields['backbone']} has {units} units"

@@ -27,7 +27,9 @@ class Unit(NamedTuple):
         return self._replace(rate=factor * self.rate, rate_behind=factor * self.rate_behind)
 
 
-def plan_units(strides: Sequence[int], output_stride: int, *, stem_stride: int) -> list[Unit]:
+def plan_units(
+    strides: Sequence[int], output_stride: int, *, stem_stride: int, spread_converted: bool = False
+) -> list[Unit]:
     """Converts the units' published strides for an output stride.
 
     A converted unit samples its input densely, so its own taps keep the rate reached before it; the units behind it
@@ -37,6 +39,8 @@ def plan_units(strides: Sequence[int], output_stride: int, *, stem_stride: int) 
       strides: the published stride of each unit, in order.
       output_stride: input pixels a pixel of the last unit's output.
       stem_stride: input pixels a pixel of the first unit's input.
+      spread_converted: whether a converted unit runs at the rate behind it already, as segmentation_models.pytorch has
+        it; the features are then not those of the strided network any more.
 
     Raises:
       ValueError: the strides do not pass through `output_stride`.
@@ -44,8 +48,8 @@ def plan_units(strides: Sequence[int], output_stride: int, *, stem_stride: int) 
     current, rate, plan = stem_stride, 1, []
     for stride in strides:
         if current == output_stride:
-            plan.append(Unit(stride=1, rate=rate, rate_behind=rate * stride))
-            rate *= stride
+            before, rate = rate, rate * stride
+            plan.append(Unit(stride=1, rate=rate if spread_converted else before, rate_behind=rate))
         else:
             plan.append(Unit(stride=stride, rate=1, rate_behind=1))
             current *= stride

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from deeplab_jax.models.layers import ConvNormAct, Layers
 
-DECODERS = ("paper", "separable", "kerascv", "none")
+DECODERS = ("paper", "separable", "kerascv", "torchvision", "smp", "none")
 
 
 class Decoder(nn.Module):
@@ -17,7 +17,10 @@ class Decoder(nn.Module):
     Attributes:
       layers: the layer constructors.
       style: `paper`: two 3x3 convolutions (table 2's best row); `separable`: the same, depthwise separable;
-        `kerascv`: one 1x1 convolution (keras_cv 0.9, `segmentation_head`).
+        `kerascv`: one 1x1 convolution (keras_cv 0.9, `segmentation_head`); `smp`: a separable 3x3 convolution of the
+        encoder output before it is enlarged and one behind the join (segmentation_models.pytorch 0.6,
+        `DeepLabV3PlusDecoder`); `torchvision`: one 3x3 convolution of the encoder output and no low-level features
+        (torchvision, `DeepLabHead`).
       channels: features of the refinement.
       low_level_channels: features of the low-level projection (table 1's best: 48).
       dropout: share of the result's values that training drops.
@@ -41,23 +44,34 @@ class Decoder(nn.Module):
         self,
         encoder_output: Float[Array, "batch _ _ features"],
         low_level_features: Float[Array, "batch height width low"],
-    ) -> Float[Array, "batch height width channels"]:
-        size: Sequence[int] = low_level_features.shape[1:3]
-        low_level = ConvNormAct(self.layers, self.low_level_channels, name="low_level")(low_level_features)
-        if self.style == "kerascv":
-            branches = [encoder_output, low_level]  # KerasCV's order
-            if self.published_order:
-                branches = [jnp.concatenate([self.resize(branch, size) for branch in branches], axis=-1)]
-            x = self.layers.concat_conv(self.channels, name="refine1_conv")(branches, size, self.resize)
-            x = nn.relu(self.layers.norm(name="refine1_norm")(x))
+    ) -> Float[Array, "batch _ _ channels"]:
+        if self.style == "torchvision":
+            x = self._refine(encoder_output, "refine1")
+        elif self.style == "smp":
+            x = self._refine(self._join(self._refine(encoder_output, "encoder_refine"), low_level_features), "refine1")
+        elif self.style == "kerascv":
+            x = self._project_and_join(encoder_output, low_level_features)
         else:
-            x = jnp.concatenate([self.resize(encoder_output, size), low_level], axis=-1)
-            for i in (1, 2):
-                x = ConvNormAct(
-                    self.layers,
-                    self.channels,
-                    kernel_size=3,
-                    separable=self.style == "separable",
-                    name=f"refine{i}",
-                )(x)
+            x = self._join(encoder_output, low_level_features)
+            x = self._refine(self._refine(x, "refine1"), "refine2")
         return nn.Dropout(self.dropout, deterministic=self.deterministic, name="dropout")(x)
+
+    def _low_level(self, x: Array) -> Array:
+        return ConvNormAct(self.layers, self.low_level_channels, name="low_level")(x)
+
+    def _join(self, encoder_output: Array, low_level_features: Array) -> Array:
+        low_level = self._low_level(low_level_features)
+        return jnp.concatenate([self.resize(encoder_output, low_level.shape[1:3]), low_level], axis=-1)
+
+    def _project_and_join(self, encoder_output: Array, low_level_features: Array) -> Array:
+        """The 1x1 convolution of the join, computed before the encoder's output is enlarged."""
+        size: Sequence[int] = low_level_features.shape[1:3]
+        branches = [encoder_output, self._low_level(low_level_features)]  # KerasCV's order
+        if self.published_order:
+            branches = [jnp.concatenate([self.resize(branch, size) for branch in branches], axis=-1)]
+        x = self.layers.concat_conv(self.channels, name="refine1_conv")(branches, size, self.resize)
+        return nn.relu(self.layers.norm(name="refine1_norm")(x))
+
+    def _refine(self, x: Array, name: str) -> Array:
+        separable = self.style in ("separable", "smp")
+        return ConvNormAct(self.layers, self.channels, kernel_size=3, separable=separable, name=name)(x)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 from deeplab_jax import ops
 from deeplab_jax.models.aspp import ASPP
 from deeplab_jax.models.atrous import scale_rates
-from deeplab_jax.models.backbones import BACKBONES
+from deeplab_jax.models.backbones import BACKBONES, OPTIONS
 from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.layers import CLASSIFIER_INITS, Layers
 
@@ -35,13 +36,16 @@ class DeepLabV3Plus(nn.Module):
     num_classes: int
     backbone: str
     in_channels: int = 3
+    width_multiplier: float = 1.0
     output_stride: int = 16
     multi_grid: Sequence[int] = ()
+    spread_converted_units: bool = False
     atrous_rates: Sequence[int] = (6, 12, 18)
     atrous_rates_stride: int = 16
     aspp_channels: int = 256
     aspp_separable: bool = False
     image_pooling: bool = True
+    separable_norm: bool = True
     aspp_dropout: float = 0.0
     decoder: str = "paper"
     decoder_channels: int = 256
@@ -88,7 +92,8 @@ class DeepLabV3Plus(nn.Module):
         backbone = BACKBONES[self.backbone](
             layers=self._layers(train, self.backbone_norm_epsilon, self.backbone_norm_decay),
             output_stride=self.output_stride,
-            multi_grid=tuple(self.multi_grid),
+            spread_converted=self.spread_converted_units,
+            **self._backbone_options(),
             name="backbone",
         )
         endpoints = backbone(x)
@@ -137,6 +142,10 @@ class DeepLabV3Plus(nn.Module):
         std = jnp.asarray(self.input_std, dtype).reshape(1, 1, 1, -1)
         return ((images.astype(dtype) - mean) / std).astype(self.dtype)
 
+    def _backbone_options(self) -> dict[str, Any]:
+        values = {"multi_grid": tuple(self.multi_grid), "width_multiplier": self.width_multiplier}
+        return {name: value for name, value in values.items() if value != OPTIONS[name]}
+
     def _layers(self, train: bool, norm_epsilon: float, norm_decay: float) -> Layers:
         return Layers(
             padding=self.padding,
@@ -146,4 +155,5 @@ class DeepLabV3Plus(nn.Module):
             use_running_average=not train or self.freeze_norm_statistics,
             dtype=self.dtype,
             formulation=self.formulation,
+            separable_norm=self.separable_norm,
         )

@@ -114,6 +114,8 @@ def _bias(module: nn.Module, features: int) -> Float[Array, "1 1 1 features"]:
 class Layers:
     """The layer constructors that one part of the network uses, with its options bound.
 
+    `separable_norm` says whether BatchNorm and ReLU stand between the two convolutions of a separable one.
+
     `norm` is Flax's BatchNorm: under `jax.jit` over a mesh it sees the global batch, with no `axis_name`.
     Flax's momentum is a decay: running = decay * running + (1 - decay) * batch.
     """
@@ -125,6 +127,7 @@ class Layers:
     use_running_average: bool
     dtype: DTypeLike
     formulation: str
+    separable_norm: bool = True
 
     @property
     def conv(self):
@@ -169,7 +172,8 @@ class ConvNormAct(nn.Module):
     """Convolution without bias, BatchNorm, ReLU; `separable` makes it depthwise (atrous) then pointwise.
 
     The separable form has BatchNorm and ReLU after both of its convolutions, as research/deeplab's
-    `split_separable_conv2d` (DeepLabv3+, section 3.1, "atrous separable convolution").
+    `split_separable_conv2d` (DeepLabv3+, section 3.1, "atrous separable convolution"), or with
+    `layers.separable_norm=False` only after the second, as segmentation_models.pytorch.
     """
 
     layers: Layers
@@ -183,7 +187,8 @@ class ConvNormAct(nn.Module):
         kernel_size, rate = self.kernel_size, self.rate
         if self.separable:
             x = self.layers.depthwise_conv(kernel_size=kernel_size, rate=rate, name="depthwise_conv")(x)
-            x = nn.relu(self.layers.norm(name="depthwise_norm")(x))
+            if self.layers.separable_norm:
+                x = nn.relu(self.layers.norm(name="depthwise_norm")(x))
             kernel_size, rate = 1, 1
         x = self.layers.conv(self.features, kernel_size=kernel_size, rate=rate, name="conv")(x)
         return nn.relu(self.layers.norm(name="norm")(x))

@@ -8,6 +8,8 @@ import pytest
 from deeplab_jax.config import base_config, load_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import BACKBONES, build_model
+from deeplab_jax.models.atrous import plan_units
+from deeplab_jax.models.backbones.inverted_residual import scaled_features
 
 CLASSES = 5
 
@@ -81,16 +83,21 @@ def test_the_guides_model_has_its_published_parameters():
         ("resnet50_v1", 23_508_032),
         ("resnet101_v1", 42_500_160),
         ("resnet152_v1", 58_143_808),
+        ("mobilenet_v2_full", 2_223_872),
+        # efficientnet-lite-pytorch's 4,652,008, 5,416,680 and 6,092,072 without the last two layers.
+        ("efficientnet_lite0", 2_958_848),
+        ("efficientnet_lite1", 3_723_520),
+        ("efficientnet_lite2", 4_357_952),
     ],
 )
-def test_resnet_v1_has_torchvisions_parameters(backbone, parameters):
+def test_backbones_have_the_originals_parameters(backbone, parameters):
     model = build_model(small_model_config(backbone), CLASSES)
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
     variables = jax.eval_shape(lambda image: model.init(jax.random.key(0), image, train=False), image)
     assert count(variables["params"]["backbone"]) == parameters
 
 
-@pytest.mark.parametrize("decoder", ["paper", "separable", "kerascv", "none"])
+@pytest.mark.parametrize("decoder", ["paper", "separable", "kerascv", "torchvision", "smp", "none"])
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_projecting_before_enlarging_equals_the_published_order(decoder, align_corners):
     with jax.enable_x64(True):
@@ -105,7 +112,17 @@ def test_projecting_before_enlarging_equals_the_published_order(decoder, align_c
         np.testing.assert_allclose(logits, published, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("backbone", ["resnet10_v1_slim", "resnet50_v1_beta", "resnet50_v2", "resnet50_v2_kerascv"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "resnet10_v1_slim",
+        "resnet50_v1_beta",
+        "resnet50_v2",
+        "resnet50_v2_kerascv",
+        "mobilenet_v2",
+        "efficientnet_lite0",
+    ],
+)
 @pytest.mark.parametrize("padding", ["symmetric", "same_upper"])
 def test_atrous_features_subsampled_are_the_strided_features(backbone, padding):
     """DeepLabv3, section 3.1: converting strides to rates computes the same features on a denser grid."""
@@ -218,6 +235,8 @@ def test_every_backbone_offers_low_level_features_at_stride_4():
         ({"backbone": "resnet50_v3"}, "did you mean resnet50_v"),
         ({"output_stride": 12}, "output_stride is 12"),
         ({"decoder": "papre"}, "did you mean paper"),
+        ({"width_multiplier": 0.5}, "model.width_multiplier is set, but resnet10_v1_slim does not take it"),
+        ({"backbone": "mobilenet_v2", "multi_grid": (1, 2)}, "model.multi_grid is set, but mobilenet_v2"),
         ({"multi_grid": (1, 2)}, "last stage of resnet10_v1_slim has 1 units"),
         ({"atrous_rates": (1,), "output_stride": 32}, "not whole at stride 32"),
         ({"in_channels": 4}, "input_mean has 3 values"),
@@ -237,3 +256,17 @@ def test_multi_grid_spreads_the_units_of_the_last_stage():
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
     traced = str(jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False)[0])(variables, image))
     assert [traced.count(f"rhs_dilation=({rate}, {rate})") for rate in (2, 4, 5, 8)] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("spread", "rates"), [(False, (1, 2, 2, 2)), (True, (2, 2, 2, 2))])
+def test_a_converted_unit_runs_at_the_rate_before_or_behind_it(spread, rates):
+    plan = plan_units([1, 2, 1, 1, 1], 4, stem_stride=4, spread_converted=spread)
+    assert [unit.rate for unit in plan] == [1, *rates]
+    assert {unit.stride for unit in plan} == {1}
+
+
+@pytest.mark.parametrize(
+    ("features", "multiplier", "scaled"), [(24, 0.5, 16), (32, 0.35, 16), (40, 1.1, 48), (16, 0.1, 8)]
+)
+def test_scaled_widths_are_multiples_of_eight_near_the_wanted_one(features, multiplier, scaled):
+    assert scaled_features(features, multiplier) == scaled

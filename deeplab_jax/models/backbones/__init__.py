@@ -1,14 +1,19 @@
 """Backbones by name. A new one is a file in this folder and its lines in `BACKBONES`.
 
-A backbone is a Flax module built with `layers` (the layer constructors), `output_stride` and `multi_grid`. Called with
-normalised images it returns a dict of endpoints that has at least
+A backbone is a Flax module built with `layers` (the layer constructors), `output_stride`, `spread_converted` and those
+of `OPTIONS` that it takes. Called with normalised images it returns a dict of endpoints that has at least
 `low_level_features` (stride 4, for the decoder) and `features` (at the output stride).
 """
 
 import functools
 
+from deeplab_jax.models.backbones.efficientnet_lite import efficientnet_lite
+from deeplab_jax.models.backbones.mobilenet_v2 import mobilenet_v2
 from deeplab_jax.models.backbones.resnet_v1 import ResNetV1
 from deeplab_jax.models.backbones.resnet_v2 import ResNetV2
+
+# Fields of `config.model` that only some backbones take, with the value that leaves them out.
+OPTIONS = {"multi_grid": (), "width_multiplier": 1.0}
 
 _BETA = {"stem": "deep", "strided_unit": "last"}
 _KERASCV = {"strided_unit": "last", "final_norm": False}
@@ -34,4 +39,10 @@ BACKBONES = {
     "resnet50_v2_kerascv": functools.partial(ResNetV2, blocks=(3, 4, 6, 3), **_KERASCV),
     "resnet101_v2_kerascv": functools.partial(ResNetV2, blocks=(3, 4, 23, 3), **_KERASCV),
     "resnet152_v2_kerascv": functools.partial(ResNetV2, blocks=(3, 8, 36, 3), **_KERASCV),
+    # MobileNetV2, of any width; `full` ends in the 1x1 convolution to 1280 features.
+    "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v2_full": functools.partial(mobilenet_v2, final_conv=True),
+    "efficientnet_lite0": functools.partial(efficientnet_lite, width=1.0, depth=1.0),
+    "efficientnet_lite1": functools.partial(efficientnet_lite, width=1.0, depth=1.1),
+    "efficientnet_lite2": functools.partial(efficientnet_lite, width=1.1, depth=1.2),
 }

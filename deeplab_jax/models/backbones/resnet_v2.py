@@ -49,6 +49,7 @@ class ResNetV2(nn.Module):
       width: features of the first stage; doubles with each.
       output_stride: 4, 8, 16 or 32.
       multi_grid: factors of the last stage's rates, one a unit; () for ones (DeepLabv3, section 3.2.1).
+      spread_converted: see `plan_units`.
     """
 
     layers: Layers
@@ -58,6 +59,7 @@ class ResNetV2(nn.Module):
     width: int = 64
     output_stride: int = 32
     multi_grid: Sequence[int] = ()
+    spread_converted: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> dict[str, Float[Array, "batch _ _ _"]]:
@@ -65,7 +67,8 @@ class ResNetV2(nn.Module):
         x = self.layers.max_pool(x, window=3, stride=2)
 
         positions = [(stage, block) for stage, count in enumerate(self.blocks) for block in range(count)]
-        plan = plan_units([self._stride(*position) for position in positions], self.output_stride, stem_stride=4)
+        strides = [self._stride(*position) for position in positions]
+        plan = plan_units(strides, self.output_stride, stem_stride=4, spread_converted=self.spread_converted)
         multi_grid = tuple(self.multi_grid) or (1,) * self.blocks[-1]
         endpoints = {}
         for (stage, block), unit in zip(positions, plan, strict=True):

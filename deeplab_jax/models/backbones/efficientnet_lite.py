@@ -1,0 +1,39 @@
+"""EfficientNet-Lite (github.com/tensorflow/tpu, efficientnet/lite): no squeeze-and-excitation, ReLU6 for swish."""
+
+import math
+
+from deeplab_jax.models.backbones.inverted_residual import InvertedResidualNetwork, Stage, scaled_features
+from deeplab_jax.models.layers import Layers
+
+# EfficientNet-B0 (arXiv 1905.11946, table 1).
+_STAGES = (
+    Stage(features=16, units=1, stride=1, expansion=1, kernel_size=3),
+    Stage(features=24, units=2, stride=2, expansion=6, kernel_size=3),
+    Stage(features=40, units=2, stride=2, expansion=6, kernel_size=5),
+    Stage(features=80, units=3, stride=2, expansion=6, kernel_size=3),
+    Stage(features=112, units=3, stride=1, expansion=6, kernel_size=5),
+    Stage(features=192, units=4, stride=2, expansion=6, kernel_size=5),
+    Stage(features=320, units=1, stride=1, expansion=6, kernel_size=3),
+)
+
+
+def efficientnet_lite(
+    layers: Layers, *, width: int | float, depth: int | float, final_conv: bool = False, **options
+) -> InvertedResidualNetwork:
+    """EfficientNet-Lite with atrous conversion.
+
+    Unlike in EfficientNet the stem and the final convolution keep their width, and the first and the last stage their
+    single unit, whatever the scaling.
+
+    Args:
+      layers: the layer constructors.
+      width: factor of the stages' features.
+      depth: factor of the stages' units.
+      final_conv: whether the 1x1 convolution to 1280 features of the classification network is kept.
+      **options: `output_stride`, `spread_converted`, `name`.
+    """
+    first, *middle, last = (stage._replace(features=scaled_features(stage.features, width)) for stage in _STAGES)
+    middle = [stage._replace(units=math.ceil(stage.units * depth)) for stage in middle]
+    return InvertedResidualNetwork(
+        layers, stem_features=32, stages=(first, *middle, last), final_features=1280 if final_conv else 0, **options
+    )
