@@ -270,3 +270,11 @@ def test_a_converted_unit_runs_at_the_rate_before_or_behind_it(spread, rates):
 )
 def test_scaled_widths_are_multiples_of_eight_near_the_wanted_one(features, multiplier, scaled):
     assert scaled_features(features, multiplier) == scaled
+
+
+@pytest.mark.parametrize(("backbone", "features"), [("mobilenet_v2", 12), ("mobilenet_v2_full", 16)])
+def test_half_as_wide_mobilenets_round_as_their_originals(backbone, features):
+    model = build_model(small_model_config(backbone, width_multiplier=0.5), CLASSES)
+    image = jax.ShapeDtypeStruct((1, 33, 33, 3), np.uint8)
+    params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)["params"]
+    assert params["backbone"]["stage2_block1"]["project_conv"]["kernel"].shape[-1] == features

@@ -99,7 +99,7 @@ class InvertedResidualNetwork(nn.Module):
         return endpoints | {"features": x}
 
 
-def scaled_features(features: int, multiplier: int | float) -> int:
-    """A width times a multiplier, as a multiple of 8 that is at most a tenth below it (slim's `_make_divisible`)."""
-    scaled = max(8, math.floor(features * multiplier + 4) // 8 * 8)
-    return scaled + 8 if scaled < 0.9 * features * multiplier else scaled
+def scaled_features(features: int, multiplier: int | float, divisor: int = 8) -> int:
+    """A width times a multiplier, as a multiple of `divisor` at most a tenth below it (slim's `_make_divisible`)."""
+    scaled = max(divisor, math.floor(features * multiplier + divisor / 2) // divisor * divisor)
+    return scaled + divisor if scaled < 0.9 * features * multiplier else scaled
