@@ -11,6 +11,7 @@ from deeplab_jax.config import suggest
 from deeplab_jax.data import archives, default_data_dir
 from deeplab_jax.data.builder import Layout, prepared_folder, write_dataset
 from deeplab_jax.data.sources import camvid, folder, sbd, voc2012_segmentation
+from deeplab_jax.download import download
 from deeplab_jax.errors import UserError
 
 PREPARABLE = {
@@ -125,7 +126,8 @@ def _root(
 def _fetch(url: str, md5: str, data_dir: pathlib.Path, progress: Progress) -> pathlib.Path:
     path = data_dir / "downloads" / url.rsplit("/", 1)[-1]
     if not path.is_file():
-        archives.download(url, path, md5=md5, progress=progress)
+        otherwise = "fetch it yourself and pass --source FILE"
+        download(url, path, digest=f"md5:{md5}", otherwise=otherwise, progress=progress)
     return path
 
 

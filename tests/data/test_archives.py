@@ -1,13 +1,8 @@
-"""Downloads that continue, and archives that stay inside their folder."""
+"""Archives that stay inside their folder."""
 
 import contextlib
-import hashlib
-import http.server
 import io
-import re
-import socket
 import tarfile
-import threading
 import zipfile
 
 import numpy as np
@@ -19,117 +14,12 @@ from deeplab_jax.data import archives
 from deeplab_jax.errors import UserError
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
-MD5 = hashlib.md5(CONTENT).hexdigest()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT; the server's attributes say whether with ranges, and after how many bytes it hangs up."""
-
-    def do_GET(self):
-        self.server.requests.append(self.headers.get("Range"))
-        if self.path != "/data.tgz":
-            self.send_error(404)
-            return
-        start = 0
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
-        if wanted and self.server.ranges:
-            start = int(wanted[1])
-            if start >= len(CONTENT):
-                self.send_error(416)
-                return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
-        self.end_headers()
-        self.wfile.write(CONTENT[start : self.server.breaks_off_at])
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.requests, server.ranges, server.breaks_off_at = [], True, None
-        server.url = f"http://127.0.0.1:{server.server_port}/data.tgz"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @contextlib.contextmanager
 def quiet_progress():
     with Progress(console=Console(quiet=True)) as progress:
         yield progress
-
-
-def fetch(url, path, md5=MD5):
-    with quiet_progress() as progress:
-        archives.download(url, path, md5=md5, progress=progress, timeout=10)
-        return progress.tasks[0] if progress.tasks else None
-
-
-def test_a_whole_download_gets_its_name(server, tmp_path):
-    path = tmp_path / "downloads" / "data.tgz"
-    task = fetch(server.url, path)
-    assert path.read_bytes() == CONTENT
-    assert list(path.parent.iterdir()) == [path]
-    assert task.completed == task.total == len(CONTENT)
-
-
-def test_a_download_that_broke_off_is_continued(server, tmp_path):
-    path = tmp_path / "data.tgz"
-    server.breaks_off_at = 1_700_000
-    with pytest.raises(UserError, match=r"data\.tgz (broke off|cannot be reached.*); run again to continue"):
-        fetch(server.url, path)
-    assert not path.exists()
-    part = tmp_path / "data.tgz.part"
-    assert part.read_bytes() == CONTENT[:1_700_000]
-    server.breaks_off_at = None
-    task = fetch(server.url, path)
-    assert path.read_bytes() == CONTENT
-    assert not part.exists()
-    assert server.requests == [None, "bytes=1700000-"]
-    assert task.completed == task.total == len(CONTENT)
-
-
-def test_a_server_without_ranges_starts_anew(server, tmp_path):
-    server.ranges = False
-    (tmp_path / "data.tgz.part").write_bytes(CONTENT[:1000])
-    fetch(server.url, tmp_path / "data.tgz")
-    assert (tmp_path / "data.tgz").read_bytes() == CONTENT
-
-
-def test_a_part_that_is_whole_already_gets_its_name(server, tmp_path):
-    (tmp_path / "data.tgz.part").write_bytes(CONTENT)
-    fetch(server.url, tmp_path / "data.tgz")
-    assert (tmp_path / "data.tgz").read_bytes() == CONTENT
-    assert not (tmp_path / "data.tgz.part").exists()
-
-
-@pytest.mark.parametrize("part", [b"", b"another file's beginning"])
-def test_a_wrong_checksum_removes_the_download(server, tmp_path, part):
-    if part:
-        (tmp_path / "data.tgz.part").write_bytes(part)
-    with pytest.raises(UserError, match="wrong checksum"):
-        fetch(server.url, tmp_path / "data.tgz", md5=MD5 if part else "0" * 32)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_server_that_cannot_be_reached_is_named(tmp_path):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
-        url = f"http://127.0.0.1:{unused.getsockname()[1]}/data.tgz"
-        with pytest.raises(UserError, match=f"{url} cannot be reached .*--source FILE"):
-            fetch(url, tmp_path / "data.tgz")
-    assert not (tmp_path / "data.tgz").exists()
-
-
-def test_an_address_without_the_file_is_named(server, tmp_path):
-    with pytest.raises(UserError, match="gone answers 404 Not Found; fetch it yourself and pass --source FILE"):
-        fetch(server.url.replace("data.tgz", "gone"), tmp_path / "data.tgz")
-    assert not list(tmp_path.iterdir())
 
 
 def unpack(archive, folder, wanted=lambda name: True):

@@ -424,20 +424,18 @@ def test_a_killed_run_leaves_nothing_that_counts(sbd_folder, tmp_path):
 
 def test_sbd_is_fetched_from_its_publisher(sbd_folder, tmp_path, monkeypatch):
     """The addresses and checksums of the layout are what is fetched, and train_noval lies beside the other lists."""
-    from deeplab_jax.data import archives
-
     archive = pack(sbd_folder / "benchmark_RELEASE", tmp_path / "packed.tgz")
     fetched = []
 
-    def download(url, path, *, md5, progress, timeout=60):
-        fetched.append((url, md5))
+    def download(url, path, *, digest, otherwise, progress):
+        fetched.append((url, digest.removeprefix("md5:")))
         path.parent.mkdir(parents=True, exist_ok=True)
         if url == sbd.URL:
             shutil.copy(archive, path)
         else:
             path.write_text("2008_000007\n")
 
-    monkeypatch.setattr(archives, "download", download)
+    monkeypatch.setattr("deeplab_jax.data.prepare.download", download)
     prepare("sbd", data_dir=tmp_path / "data")
     assert fetched == [(sbd.URL, sbd.MD5), (sbd.NOVAL_URL, sbd.NOVAL_MD5)]
     assert list(read_split("sbd", "train_noval", tmp_path / "data")) == ["2008_000007"]
