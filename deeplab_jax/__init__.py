@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from deeplab_jax.evaluate import evaluate_workdir
     from deeplab_jax.models import DeepLabV3Plus
     from deeplab_jax.predict import Predictor
+    from deeplab_jax.pretrained import from_preset
     from deeplab_jax.visualize import plot_segmentation_mask_gallery
 
 # Where each public name lives. JAX and matplotlib take seconds to import: a name brings its module when it is first
@@ -19,6 +20,7 @@ _EXPORTS = {
     "DeepLabV3Plus": "deeplab_jax.models",
     "Predictor": "deeplab_jax.predict",
     "evaluate_workdir": "deeplab_jax.evaluate",
+    "from_preset": "deeplab_jax.pretrained",
     "load_config": "deeplab_jax.config",
     "plot_segmentation_mask_gallery": "deeplab_jax.visualize",
 }
@@ -27,6 +29,7 @@ __all__ = [
     "DeepLabV3Plus",
     "Predictor",
     "evaluate_workdir",
+    "from_preset",
     "load_config",
     "plot_segmentation_mask_gallery",
 ]

@@ -20,6 +20,9 @@ _CONFIG_HELP = """configs:
   --config.group.field=value              overrides one field, e.g. --config.data.batch_size=8
 """
 
+# Of deeplab_jax.pretrained.FORMATS, which takes seconds to import: --help must not wait for it.
+_FORMATS = "kerascv, kerashub, torchvision, smp, timm, efficientnet-lite, tflite or tf-deeplab"
+
 
 class UsageError(Exception):
     """The command line itself is wrong: exit code 2."""
@@ -141,27 +144,57 @@ def _train(args: argparse.Namespace, rest: Sequence[str], console: Console) -> N
 
 
 def _evaluate(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
-    from deeplab_jax import checkpoint
-    from deeplab_jax.evaluate import evaluate_workdir
+    from deeplab_jax import checkpoint, pretrained
+    from deeplab_jax.evaluate import evaluate_pretrained, evaluate_workdir
 
-    config = parse_config(rest, base=checkpoint.read_config(args.workdir))
+    if args.preset is not None:
+        network = pretrained.load(args.preset, console=console)
+        base = pretrained.preset_config(network)
+    else:
+        base = checkpoint.read_config(args.workdir)
+    config = parse_config(rest, base=base)
     if args.data is not None:
         config.data.name = args.data
     if args.data_dir is not None:
         config.data.data_dir = str(args.data_dir)
-    scores = evaluate_workdir(args.workdir, config=config, split=args.split, console=console)
+    if args.preset is not None:
+        scores = evaluate_pretrained(network, config=config, split=args.split, console=console)
+    else:
+        scores = evaluate_workdir(args.workdir, config=config, split=args.split, console=console)
     if args.json is not None:
         checkpoint.write_json(args.json, scores)
     _report(scores, args.workdir, console)
 
 
 def _predict(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
-    from deeplab_jax import checkpoint
+    from deeplab_jax import checkpoint, pretrained
     from deeplab_jax.predict import Predictor, predict_files
 
-    config = parse_config(rest, base=checkpoint.read_config(args.workdir))
-    written = predict_files(Predictor.from_workdir(args.workdir, config), args.inputs, args.output, console=console)
+    if args.preset is not None:
+        network = pretrained.load(args.preset, console=console)
+        predictor = Predictor.from_pretrained(network, parse_config(rest, base=pretrained.preset_config(network)))
+    else:
+        config = parse_config(rest, base=checkpoint.read_config(args.workdir))
+        predictor = Predictor.from_workdir(args.workdir, config)
+    written = predict_files(predictor, args.inputs, args.output, console=console)
     console.print(f"{len(written) // 2} masks and overlays in {args.output}", soft_wrap=True)
+
+
+def _convert(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    from deeplab_jax.pretrained import import_file, native
+
+    network = import_file(args.file, args.format)
+    for line in network.report:
+        console.print(line, soft_wrap=True)
+    native.save(network, args.output)
+    what = f"{network.labels.num_classes} classes" if network.labels else "a backbone alone"
+    console.print(f"{network.model.backbone}, {what}, in {args.output}", soft_wrap=True)
+
+
+def _presets(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    from deeplab_jax.pretrained.table import presets_table
+
+    Console(width=None if sys.stdout.isatty() else 160).print(presets_table())
 
 
 def _summary(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
@@ -212,10 +245,11 @@ def _data_show(args: argparse.Namespace, rest: Sequence[str], console: Console) 
     console.print(f"{count} of {len(source)} examples of {args.name}/{args.split} in {args.output}", soft_wrap=True)
 
 
-def _report(scores: dict, workdir: pathlib.Path, console: Console) -> None:
+def _report(scores: dict, workdir: pathlib.Path | None, console: Console) -> None:
+    where = f"; see metrics.json and gallery.png in {workdir}" if workdir is not None else ""
     console.print(
         f"mean IoU {scores['mean_iou']:.4f}, pixel accuracy {scores['pixel_accuracy']:.4f}, loss {scores['loss']:.4f} "
-        f"on {scores['num_images']} pictures; see metrics.json and gallery.png in {workdir}",
+        f"on {scores['num_images']} pictures{where}",
         soft_wrap=True,
     )
 
@@ -246,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--workdir", type=pathlib.Path, required=True, help="folder for everything the run writes")
 
     evaluate = add(commands, "evaluate", _evaluate, "Score a trained network on a whole split.", takes_config=True)
-    evaluate.add_argument("--workdir", type=pathlib.Path, required=True, help="of the training run")
+    _add_network(evaluate)
     evaluate.add_argument("--data", help="data set; default: the run's own")
     evaluate.add_argument("--data-dir", type=pathlib.Path, help="where data sets are prepared")
     evaluate.add_argument("--split", help="default: the run's data.eval_split")
@@ -254,13 +288,20 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = add(commands, "predict", _predict, "Label pictures: a mask and an overlay for each.", takes_config=True)
     predict.add_argument("inputs", nargs="+", type=pathlib.Path, metavar="IMAGE|FOLDER")
-    predict.add_argument("--workdir", type=pathlib.Path, required=True, help="of the training run")
+    _add_network(predict)
     predict.add_argument("--output", type=pathlib.Path, required=True, help="folder for the results")
 
     summary = add(
         commands, "summary", _summary, "Parameters and multiply-adds of a config's network.", takes_config=True
     )
     summary.add_argument("--classes", type=int, default=21, help="default: 21")
+
+    convert = add(commands, "convert", _convert, "Turn another framework's file into a folder that --preset takes.")
+    convert.add_argument("file", type=pathlib.Path, metavar="FILE")
+    convert.add_argument("--from", dest="format", required=True, metavar="FORMAT", help=_FORMATS)
+    convert.add_argument("--output", type=pathlib.Path, required=True, metavar="FOLDER")
+
+    add(commands, "presets", _presets, "List the pretrained networks: from where, with which score on what.")
 
     data = commands.add_parser("data", help="Prepare, check and look at data sets.")
     verbs = data.add_subparsers(dest="verb", required=True, metavar="prepare|check|show")
@@ -285,3 +326,9 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE.png")
     show.add_argument("--data-dir", type=pathlib.Path, help="where data sets are prepared")
     return parser
+
+
+def _add_network(command: argparse.ArgumentParser) -> None:
+    network = command.add_mutually_exclusive_group(required=True)
+    network.add_argument("--workdir", type=pathlib.Path, help="of a training run")
+    network.add_argument("--preset", metavar="NAME|FOLDER", help="see `deeplab-jax presets` and `deeplab-jax convert`")

@@ -62,6 +62,7 @@ def base_config() -> ConfigDict:
     data.batch_size = config_dict.placeholder(int)  # global, over all devices and processes
     data.image_size = config_dict.placeholder(tuple)  # (height, width) that the network trains on
     data.resize = "squeeze"  # squeeze: plain resize to image_size | scale_crop: random scale, pad, crop
+    data.antialias = False  # of squeezed pictures: bilinear resizing averages what it shrinks, as Pillow does
     data.scale_range = (0.5, 2.0)  # of scale_crop
     data.scale_step = 0.25  # of scale_crop; 0 draws from the whole range
     data.random_flip = "horizontal"  # none | horizontal | horizontal_and_vertical
@@ -74,7 +75,7 @@ def base_config() -> ConfigDict:
     train.examples = config_dict.placeholder(int)
     train.seed = 0
     train.compute_dtype = "float32"  # float32 | bfloat16; parameters, statistics, logits, loss stay float32
-    train.init_from = config_dict.placeholder(str)  # a workdir whose parameters start this run
+    train.init_from = config_dict.placeholder(str)  # a preset, or a folder of one, or a workdir to start from
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.learning_rate = config_dict.placeholder(float)
@@ -287,18 +288,21 @@ def duration_steps(
     return max(1, round(examples / batch_size)) if value else 0
 
 
-def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1) -> None:
+def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, training: bool = True) -> None:
     """Checks what can be known before any data is read and any device is used.
 
     Args:
       config: a whole config.
       devices: over all processes.
       processes: that read data.
+      training: whether what only training needs has to be set.
 
     Raises:
       UserError: naming the field and the fix.
     """
-    _require(config, "model.backbone", "data.name", "data.batch_size", "data.image_size", "optimizer.learning_rate")
+    _require(config, "model.backbone", "data.name", "data.batch_size", "data.image_size")
+    if training:
+        _require(config, "optimizer.learning_rate")
     batch_size = config.data.batch_size
     shards = devices if config.mesh.data == -1 else config.mesh.data
     if shards < 1 or shards > devices:

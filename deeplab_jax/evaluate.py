@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress
 
-from deeplab_jax import checkpoint, data, losses, metrics, sharding, visualize
+from deeplab_jax import checkpoint, data, losses, metrics, pretrained, sharding, visualize
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import DeepLabV3Plus, build_model
+from deeplab_jax.models import DeepLabV3Plus, abstract_variables, build_model
+from deeplab_jax.pretrained import PretrainedNetwork
 from deeplab_jax.steps import make_eval_step
 
 
@@ -98,21 +99,51 @@ def evaluate_workdir(
     config = checkpoint.read_config(workdir) if config is None else config
     config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count())
     labels = checkpoint.read_labels(workdir)
-    source = open_split(config, split or config.data.eval_split)
-    if source.labels.class_names != labels.class_names:
-        raise UserError(
-            f"{config.data.name} has the classes {', '.join(source.labels.class_names)}, but the network in {workdir} "
-            f"was trained on {', '.join(labels.class_names)}"
-        )
+    source = _open_split_with(labels, config, split, f"the network in {workdir}")
     mesh = sharding.make_mesh(config.mesh)
     model = build_model(config.model, labels.num_classes, compute_dtype=config.train.compute_dtype)
     with checkpoint.Checkpoints(workdir) as checkpoints:
         step = checkpoints.latest_step
         if step is None:
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
-        variables = checkpoints.restore_variables(abstract_variables(model, mesh))
+        variables = checkpoints.restore_variables(abstract_variables(model, sharding.replicated(mesh)))
     scores = Evaluator(config, model, source, mesh)(variables, console=console, gallery=config.log.gallery_images)
     return save_scores(workdir, scores, source.labels, config, step)
+
+
+def evaluate_pretrained(
+    network: PretrainedNetwork, *, config: ConfigDict, split: str | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """Scores a pretrained network; returns what `metrics.json` of a workdir holds, without a step, and writes nothing.
+
+    Args:
+      network: with classes.
+      config: of `deeplab_jax.pretrained.preset_config`, with the data set named.
+      split: of the data set; default: `data.eval_split`.
+      console: shows progress on it.
+
+    Raises:
+      UserError: a backbone alone, data that are not there, or classes that differ from the network's.
+    """
+    if network.labels is None:
+        raise UserError(f"a {network.model.backbone} backbone alone has no classes to score; train from it first")
+    config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count(), training=False)
+    source = _open_split_with(network.labels, config, split, "the network")
+    mesh = sharding.make_mesh(config.mesh)
+    model = build_model(config.model, network.labels.num_classes, compute_dtype=config.train.compute_dtype)
+    variables, _ = pretrained.merge(abstract_variables(model, sharding.replicated(mesh)), network.variables)
+    scores = Evaluator(config, model, source, mesh)(variables, console=console)
+    return {name: value for name, value in scores.items() if name != "gallery"} | {"config": config_lib.to_dict(config)}
+
+
+def _open_split_with(labels: LabelSet, config: ConfigDict, split: str | None, whose: str):
+    source = open_split(config, split or config.data.eval_split)
+    if source.labels.class_names != labels.class_names:
+        raise UserError(
+            f"{config.data.name} has the classes {', '.join(source.labels.class_names)}, but {whose} was trained on "
+            f"{', '.join(labels.class_names)}"
+        )
+    return source
 
 
 def open_split(config: ConfigDict, split: str):
@@ -124,14 +155,6 @@ def open_split(config: ConfigDict, split: str):
         num_examples=config.data.num_examples,
         image_size=config.data.image_size,
     )
-
-
-def abstract_variables(model: DeepLabV3Plus, mesh: jax.sharding.Mesh) -> Any:
-    """Shapes, dtypes and shardings of a network's variables; computes nothing."""
-    images = jax.ShapeDtypeStruct((1, 64, 64, model.in_channels), np.uint8)
-    shapes = jax.eval_shape(lambda image: model.init(jax.random.PRNGKey(0), image, train=False), images)
-    place = sharding.replicated(mesh)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
 
 
 def save_scores(

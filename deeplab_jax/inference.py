@@ -31,6 +31,7 @@ class PicturePredictor:
         self._model, self._variables = model, variables
         self._squeeze = None if config.eval.protocol == "whole" else tuple(config.data.image_size)
         self._largest = None if config.eval.image_size is None else tuple(config.eval.image_size)
+        self._antialias = config.data.antialias
         self._pad_color = data.pad_color(config.model.input_mean)
 
     def __call__(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width"]:
@@ -50,7 +51,7 @@ class PicturePredictor:
     def _fit(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """What the network sees, and which part of it, at the top left, is the picture."""
         if self._squeeze is not None:
-            return data.resize_image(image, self._squeeze), self._squeeze
+            return data.resize_image(image, self._squeeze, antialias=self._antialias), self._squeeze
         extent = image.shape[:2]
         if self._largest is None:
             return data.pad_to(image, [_round_up(size) + 1 for size in extent], self._pad_color), extent

@@ -10,12 +10,12 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import track
 
-from deeplab_jax import checkpoint, data, sharding, visualize
+from deeplab_jax import checkpoint, data, pretrained, visualize
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluate import abstract_variables
 from deeplab_jax.inference import PicturePredictor
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import build_model
+from deeplab_jax.models import abstract_variables, build_model
+from deeplab_jax.pretrained import PretrainedNetwork
 
 
 class Predictor:
@@ -38,15 +38,33 @@ class Predictor:
         workdir = pathlib.Path(workdir)
         if not workdir.is_dir():
             raise UserError(f"workdir {workdir} does not exist; `deeplab-jax train --workdir {workdir}` makes it")
-        config = checkpoint.read_config(workdir) if config is None else config
-        labels = checkpoint.read_labels(workdir)
-        model = build_model(config.model, labels.num_classes, compute_dtype=config.train.compute_dtype)
-        mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), sharding.BATCH_AXES)
-        with checkpoint.Checkpoints(workdir) as checkpoints:
-            if checkpoints.latest_step is None:
-                raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
-            variables = checkpoints.restore_variables(abstract_variables(model, mesh))
-        return cls(PicturePredictor(model, variables, config), labels)
+        return cls.from_pretrained(
+            pretrained.load(workdir), checkpoint.read_config(workdir) if config is None else config
+        )
+
+    @classmethod
+    def from_preset(cls, name_or_path: str | pathlib.Path) -> "Predictor":
+        """A preset by name, a folder that `deeplab-jax convert` wrote, or a workdir; fed as its authors did.
+
+        Raises:
+          UserError: it is none of these, cannot be read, or is a backbone without classes.
+        """
+        network = pretrained.load(name_or_path, console=Console(stderr=True))
+        return cls.from_pretrained(network, pretrained.preset_config(network))
+
+    @classmethod
+    def from_pretrained(cls, network: PretrainedNetwork, config: ConfigDict) -> "Predictor":
+        """A network with the config that says how it is built and fed.
+
+        Raises:
+          UserError: a backbone without classes, or a config of another network.
+        """
+        if network.labels is None:
+            raise UserError(f"a {network.model.backbone} backbone alone has no classes to predict; train from it first")
+        model = build_model(config.model, network.labels.num_classes, compute_dtype=config.train.compute_dtype)
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        variables, _ = pretrained.merge(abstract_variables(model, device), network.variables)
+        return cls(PicturePredictor(model, variables, config), network.labels)
 
     def __call__(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[UInt8[np.ndarray, "_ _"]]:
         """The class id of every pixel of each RGB picture, at its own size."""

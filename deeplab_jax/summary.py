@@ -11,7 +11,7 @@ from jax.extend import core
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from deeplab_jax.models import DeepLabV3Plus, build_model
+from deeplab_jax.models import DeepLabV3Plus, abstract_variables, build_model
 
 # Rows of the table: prefixes of module paths, in the order of the computation.
 ROWS = ("backbone", "aspp", "decoder/low_level", "decoder/refine", "classifier")
@@ -37,7 +37,7 @@ class PartSummary:
 def summarize(model: DeepLabV3Plus, height: int, width: int) -> list[PartSummary]:
     """The rows of a network's table for pictures of height x width, without computing anything."""
     images = jax.ShapeDtypeStruct((1, height, width, model.in_channels), np.uint8)
-    variables = jax.eval_shape(lambda image: model.init(jax.random.PRNGKey(0), image, train=False), images)
+    variables = abstract_variables(model)
     logits, endpoints = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
     shapes = {
         "backbone": endpoints["features"].shape,

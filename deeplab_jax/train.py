@@ -57,7 +57,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
             state = checkpoints.restore(state)
             _say(console, f"Continuing {workdir} from step {int(state.step)} of {total_steps}")
         elif config.train.init_from is not None:
-            state, report = pretrained.init_from(state, pathlib.Path(config.train.init_from))
+            state, report = pretrained.init_from(state, config.model, config.train.init_from, console=console)
             _say(console, report)
         first_step = int(state.step)
 

@@ -36,9 +36,7 @@ class TrainState:
     def create(cls, model, optimizer, *, seed: int) -> "TrainState":
         """The state before the first step; traceable, so that `jax.jit` can place it by shardings."""
         init_rng, rng = jax.random.split(jax.random.PRNGKey(seed))
-        # The parameters do not depend on the picture's size: the smallest one initialises fastest.
-        images = jax.numpy.zeros((1, 64, 64, model.in_channels), jax.numpy.uint8)
-        variables = model.init(init_rng, images, train=False)
+        variables = _init(model, init_rng)
         return cls(
             step=jax.numpy.zeros((), jax.numpy.int32),
             examples_seen=jax.numpy.zeros((), jax.numpy.uint32),
@@ -51,8 +49,20 @@ class TrainState:
     @classmethod
     def create_on(cls, sharding: jax.sharding.Sharding, model, optimizer, *, seed: int) -> "TrainState":
         """`create`, compiled, with every leaf placed by `sharding`."""
-        options = _INIT_COMPILER_OPTIONS.get(jax.default_backend())
-        create = jax.jit(
-            lambda: cls.create(model, optimizer, seed=seed), out_shardings=sharding, compiler_options=options
-        )
-        return create()
+        return _run_compiled(lambda: cls.create(model, optimizer, seed=seed), sharding)
+
+
+def init_variables(model, *, seed: int) -> dict[str, Any]:
+    """Fresh `params` and `batch_stats` of a network, on the default device."""
+    return _run_compiled(lambda: _init(model, jax.random.PRNGKey(seed)))
+
+
+def _init(model, rng):
+    # The parameters do not depend on the picture's size: the smallest one initialises fastest.
+    images = jax.numpy.zeros((1, 64, 64, model.in_channels), jax.numpy.uint8)
+    return model.init(rng, images, train=False)
+
+
+def _run_compiled(create, sharding=None):
+    options = _INIT_COMPILER_OPTIONS.get(jax.default_backend())
+    return jax.jit(create, out_shardings=sharding, compiler_options=options)()

@@ -22,6 +22,7 @@ def test_public_names_are_the_things_of_their_modules():
         "DeepLabV3Plus": "models",
         "Predictor": "predict",
         "evaluate_workdir": "evaluate",
+        "from_preset": "pretrained",
         "load_config": "config",
         "plot_segmentation_mask_gallery": "visualize",
     }

@@ -159,20 +159,21 @@ class _Shape:
     image_size: tuple[int, int]
     canvas: tuple[int, int]
     pad_color: tuple[int, ...]
+    antialias: bool
 
     @classmethod
     def of(cls, source, data: ConfigDict, evaluation: ConfigDict, pad_color: tuple[int, ...]) -> "_Shape":
         if evaluation.protocol == "guide":
             size = tuple(data.image_size)
-            return cls("guide", size, size, pad_color)
+            return cls("guide", size, size, pad_color, data.antialias)
         largest = source.largest_size()
         if evaluation.protocol == "squeeze":
-            return cls("squeeze", tuple(data.image_size), largest, pad_color)
+            return cls("squeeze", tuple(data.image_size), largest, pad_color, data.antialias)
         if evaluation.image_size is None:
             size = tuple(math.ceil(extent / _ROUND_TO) * _ROUND_TO + 1 for extent in largest)
         else:
             size = tuple(evaluation.image_size)
-        return cls("whole", size, size, pad_color)
+        return cls("whole", size, size, pad_color, data.antialias)
 
 
 class _EvalExample:
@@ -201,7 +202,7 @@ class _EvalExample:
                 )
             image = transforms.pad_to(image, shape.image_size, shape.pad_color)
         else:
-            image = transforms.resize_image(image, shape.image_size)
+            image = transforms.resize_image(image, shape.image_size, antialias=shape.antialias)
         label_map = transforms.pad_to(label_map, shape.canvas, IGNORE_LABEL)
         return {"image": image, "label": label_map, "size": size, "valid": np.True_, "id": example["id"]}
 

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
+from PIL import Image
 
 from deeplab_jax.labels import IGNORE_LABEL
 
@@ -15,8 +16,10 @@ NewPicture = UInt8[np.ndarray, "out_height out_width 3"]
 NewLabelMap = UInt8[np.ndarray, "out_height out_width"]
 
 
-def resize_image(image: Picture, size: Sequence[int]) -> NewPicture:
-    """Half-pixel bilinear, to (height, width)."""
+def resize_image(image: Picture, size: Sequence[int], *, antialias: bool = False) -> NewPicture:
+    """Half-pixel bilinear, to (height, width); `antialias` widens the triangle where it shrinks, as Pillow does."""
+    if antialias:
+        return np.asarray(Image.fromarray(image).resize((int(size[1]), int(size[0])), Image.Resampling.BILINEAR))
     return cv2.resize(image, (int(size[1]), int(size[0])), interpolation=cv2.INTER_LINEAR)
 
 
@@ -103,5 +106,6 @@ def augment(
             pad_color=pad_color,
         )
     else:
-        image, label_map = resize_image(image, data.image_size), resize_label_map(label_map, data.image_size)
+        image = resize_image(image, data.image_size, antialias=data.antialias)
+        label_map = resize_label_map(label_map, data.image_size)
     return random_flip(image, label_map, rng, directions=data.random_flip)

@@ -2,8 +2,11 @@
 
 import difflib
 import inspect
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax import ops
@@ -14,7 +17,7 @@ from deeplab_jax.models.decoder import DECODERS
 from deeplab_jax.models.deeplab import PARTS, DeepLabV3Plus
 from deeplab_jax.models.layers import KERNEL_INITS
 
-__all__ = ["BACKBONES", "PARTS", "DeepLabV3Plus", "build_model"]
+__all__ = ["BACKBONES", "PARTS", "DeepLabV3Plus", "abstract_variables", "build_model"]
 
 
 def build_model(model: ConfigDict, num_classes: int, *, compute_dtype: str = "float32", **overrides) -> DeepLabV3Plus:
@@ -57,6 +60,13 @@ def build_model(model: ConfigDict, num_classes: int, *, compute_dtype: str = "fl
                 f"model.{name} has {len(fields[name])} values for model.in_channels={fields['in_channels']}"
             )
     return DeepLabV3Plus(num_classes=num_classes, dtype=jnp.dtype(compute_dtype), **fields)
+
+
+def abstract_variables(model: DeepLabV3Plus, sharding: jax.sharding.Sharding | None = None) -> Any:
+    """Shapes, dtypes and shardings of a network's `params` and `batch_stats`; computes nothing."""
+    image = jax.ShapeDtypeStruct((1, 64, 64, model.in_channels), np.uint8)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.PRNGKey(0), x, train=False), image)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
 def _one_of(field: str, value, known) -> None:

@@ -4,14 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import base_config
 from deeplab_jax.labels import VOC, VOC_CLASS_NAMES, LabelSet
-from deeplab_jax.models import build_model
+from deeplab_jax.models import abstract_variables, build_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +48,7 @@ def variable_shapes(model: ConfigDict, num_classes: int | None) -> dict[str, tup
       model: `config.model`.
       num_classes: None for the variables of the backbone alone.
     """
-    module = build_model(model, num_classes or 1)
-    image = jax.ShapeDtypeStruct((1, 64, 64, model.in_channels), np.uint8)
-    variables = jax.eval_shape(lambda x: module.init(jax.random.PRNGKey(0), x, train=False), image)
-    flat = traverse_util.flatten_dict(variables, sep="/")
+    flat = traverse_util.flatten_dict(abstract_variables(build_model(model, num_classes or 1)), sep="/")
     return {
         path: leaf.shape for path, leaf in flat.items() if num_classes is not None or path.split("/")[1] == "backbone"
     }

@@ -1,0 +1,106 @@
+"""The project's own format of a pretrained network: a folder with `config.json` and `model.safetensors`.
+
+`config.json` holds `format` ("deeplab_jax"), `version` (1), `model` (every field of `config.model`), `class_names` and
+`palette` (null for a backbone alone), `protocol` and `image_size` (how pictures are fed), and `report` (where the
+values came from). `model.safetensors` holds every variable as float32 under its path, such as
+`params/backbone/stem_conv/kernel`.
+The same network gives the same bytes.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from deeplab_jax import config as config_lib
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_atomically
+from deeplab_jax.labels import LabelSet
+from deeplab_jax.pretrained.network import PretrainedNetwork, variable_shapes
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+_FORMAT, _VERSION = "deeplab_jax", 1
+
+
+def save(network: PretrainedNetwork, folder: pathlib.Path) -> None:
+    """Writes a network into a folder, which is made if needed.
+
+    Raises:
+      UserError: the folder holds something already, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; choose another folder or remove it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}") from None
+    labels = network.labels
+    values = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "model": config_lib.to_dict(ConfigDict({"model": network.model}))["model"],
+        "class_names": labels and labels.class_names,
+        "palette": labels and labels.palette,
+        "protocol": network.protocol,
+        "image_size": network.image_size,
+        "report": list(network.report),
+    }
+    flat = traverse_util.flatten_dict(network.variables, sep="/")
+    arrays = {path: np.ascontiguousarray(value, np.float32) for path, value in flat.items()}
+    write_atomically(folder / WEIGHTS_FILE, safetensors.numpy.save(arrays))
+    write_atomically(folder / CONFIG_FILE, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
+
+
+def load(folder: pathlib.Path) -> PretrainedNetwork:
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: a file is missing, damaged or of a newer version, or arrays do not fit the config.
+    """
+    values = _read_config(folder / CONFIG_FILE)
+    try:
+        model = config_lib.from_dict({"model": values["model"]}).model
+        labels = None
+        if values["class_names"] is not None:
+            labels = LabelSet(tuple(values["class_names"]), tuple(tuple(color) for color in values["palette"]))
+        image_size = values["image_size"] and tuple(values["image_size"])
+        protocol, report = values["protocol"], tuple(values["report"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG_FILE} is damaged: {type(error).__name__}: {error}") from None
+    path = folder / WEIGHTS_FILE
+    try:
+        arrays = safetensors.numpy.load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    shapes = variable_shapes(model, labels and labels.num_classes)
+    wrong = sorted(name for name in {*shapes, *arrays} if name not in arrays or arrays[name].shape != shapes.get(name))
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(f"{path} does not fit its {CONFIG_FILE}: {wrong[0]}{more}")
+    return PretrainedNetwork(model, traverse_util.unflatten_dict(arrays, sep="/"), labels, protocol, image_size, report)
+
+
+def is_native(folder: pathlib.Path) -> bool:
+    """Whether a folder looks like one that `save` wrote."""
+    return (folder / WEIGHTS_FILE).is_file()
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict) or values.get("format") != _FORMAT:
+        raise UserError(f'{path} is no config of a pretrained network: its "format" is not "{_FORMAT}"')
+    if values.get("version") != _VERSION:
+        raise UserError(f"{path} has version {values.get('version')}; this deeplab_jax reads version {_VERSION}")
+    return values
