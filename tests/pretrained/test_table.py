@@ -82,7 +82,7 @@ def test_the_digits_in_the_names_of_files_are_those_of_their_digests():
         if match := re.fullmatch(r".+-([0-9a-f]{8})\.pth", preset.file):
             assert preset.digest.startswith(f"sha256:{match[1]}")
             checked += 1
-    assert checked == 13
+    assert checked == 15
 
 
 def test_files_do_not_overwrite_each_other_in_the_cache():
