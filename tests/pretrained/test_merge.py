@@ -1,16 +1,12 @@
-"""Starting from another network: everything that fits is taken, and what is not is said."""
+"""A strict merge: everything that fits is taken, and what is not is said."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
-from deeplab_jax import checkpoint
 from deeplab_jax.errors import UserError
-from deeplab_jax.models import build_model
-from deeplab_jax.pretrained import init_from, merge
-from deeplab_jax.train_state import TrainState
+from deeplab_jax.pretrained import merge
 
 
 def make_variables(classes: int, width: int = 4, value: float = 0.0, dtype=jnp.float32) -> dict:
@@ -27,9 +23,6 @@ def make_variables(classes: int, width: int = 4, value: float = 0.0, dtype=jnp.f
 
 def values_of(tree) -> set[float]:
     return {float(value) for leaf in jax.tree.leaves(tree) for value in np.unique(np.asarray(leaf))}
-
-
-# ---- merge ----
 
 
 def test_networks_of_the_same_shapes_are_taken_whole():
@@ -85,72 +78,3 @@ def test_values_keep_the_dtype_and_the_place_of_the_network():
         assert leaf.dtype == jnp.float32
         assert leaf.sharding == everywhere
     assert values_of(merged) == {0.5}
-
-
-# ---- init_from ----
-
-
-def fresh_state(config, num_classes: int) -> TrainState:
-    """A state of the network that a config describes, with zeros for values: a run that has not begun."""
-    model = build_model(config.model, num_classes)
-    image = jax.ShapeDtypeStruct((1, 32, 32, 3), np.uint8)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.PRNGKey(0), x, train=False), image)
-    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return TrainState(
-        step=jnp.int32(0),
-        examples_seen=jnp.uint32(0),
-        opt_state=optax.sgd(0.1, 0.9).init(variables["params"]),
-        rng=jax.random.PRNGKey(5),
-        **variables,
-    )
-
-
-@pytest.fixture(scope="module")
-def trained_variables(trained):
-    with checkpoint.Checkpoints(trained) as checkpoints:
-        return checkpoints.saved_variables()
-
-
-def test_a_run_of_the_same_classes_starts_from_every_variable(trained, trained_variables, tiny_config):
-    fresh = fresh_state(tiny_config, 6)
-    state, report = init_from(fresh, trained)
-    assert jax.tree.structure(state.variables) == jax.tree.structure(trained_variables)
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.variables, trained_variables)))
-    count = len(jax.tree.leaves(trained_variables))
-    assert report == f"Starting from {trained}: {count} of {count} variables taken"
-    # It is a start, not a continuation.
-    assert int(state.step) == int(state.examples_seen) == 0
-    assert values_of(state.opt_state) == {0.0}
-    assert np.array_equal(state.rng, fresh.rng)
-
-
-def test_a_run_of_other_classes_starts_from_all_but_the_classifier(trained, trained_variables, tiny_config):
-    state, report = init_from(fresh_state(tiny_config, 3), trained)
-    assert values_of(state.params["classifier"]) == {0.0}
-    assert state.params["classifier"]["kernel"].shape[-1] == 3
-    for part in ("backbone", "aspp", "decoder"):
-        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params[part], trained_variables["params"][part])))
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.batch_stats, trained_variables["batch_stats"])))
-    count = len(jax.tree.leaves(trained_variables))
-    assert f"{count - 2} of {count} variables taken; newly initialised: params/classifier/" in report
-
-
-def test_a_run_of_another_network_is_refused_in_one_line(trained, tiny_config):
-    tiny_config.model.aspp_channels = 16
-    with pytest.raises(UserError, match="^the networks differ: .*aspp.* has shape .8,. there, .16,. here.* the same$"):
-        init_from(fresh_state(tiny_config, 6), trained)
-    tiny_config.model.aspp_channels = 8
-    tiny_config.model.backbone = "resnet50_v2"
-    with pytest.raises(UserError, match="/backbone/.* is missing there.* and .* more; make config.model the same$"):
-        init_from(fresh_state(tiny_config, 6), trained)
-
-
-def test_what_is_no_run_is_named(tmp_path, tiny_config):
-    state = fresh_state(tiny_config, 6)
-    with pytest.raises(UserError, match="^train.init_from=.*none does not exist; give the workdir of a training run$"):
-        init_from(state, tmp_path / "none")
-    with pytest.raises(UserError, match="holds no run"):
-        init_from(state, tmp_path)
-    checkpoint.write_json(tmp_path / "config.json", {})
-    with pytest.raises(UserError, match="has no checkpoint"):
-        init_from(state, tmp_path)

@@ -1,0 +1,113 @@
+"""Starting a training from another run or from a pretrained network."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deeplab_jax import checkpoint
+from deeplab_jax.errors import UserError
+from deeplab_jax.models import abstract_variables, build_model
+from deeplab_jax.pretrained import init_from, load, native
+from deeplab_jax.train_state import TrainState
+
+
+def values_of(tree) -> set[float]:
+    return {float(value) for leaf in jax.tree.leaves(tree) for value in np.unique(np.asarray(leaf))}
+
+
+def fresh_state(config, num_classes: int) -> TrainState:
+    """A state of the network that a config describes, with zeros for values: a run that has not begun."""
+    shapes = abstract_variables(build_model(config.model, num_classes))
+    variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return TrainState(
+        step=jnp.int32(0),
+        examples_seen=jnp.uint32(0),
+        opt_state=optax.sgd(0.1, 0.9).init(variables["params"]),
+        rng=jax.random.PRNGKey(5),
+        **variables,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained_variables(trained):
+    with checkpoint.Checkpoints(trained) as checkpoints:
+        return checkpoints.saved_variables()
+
+
+def test_a_run_of_the_same_classes_starts_from_every_variable(trained, trained_variables, tiny_config):
+    fresh = fresh_state(tiny_config, 6)
+    state, report = init_from(fresh, tiny_config.model, trained)
+    assert jax.tree.structure(state.variables) == jax.tree.structure(trained_variables)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.variables, trained_variables)))
+    count = len(jax.tree.leaves(trained_variables))
+    assert report == f"Starting from {trained}: {count} of {count} variables taken"
+    # It is a start, not a continuation.
+    assert int(state.step) == int(state.examples_seen) == 0
+    assert values_of(state.opt_state) == {0.0}
+    assert np.array_equal(state.rng, fresh.rng)
+
+
+def test_a_run_of_other_classes_starts_from_all_but_the_classifier(trained, trained_variables, tiny_config):
+    state, report = init_from(fresh_state(tiny_config, 3), tiny_config.model, trained)
+    assert values_of(state.params["classifier"]) == {0.0}
+    assert state.params["classifier"]["kernel"].shape[-1] == 3
+    for part in ("backbone", "aspp", "decoder"):
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params[part], trained_variables["params"][part])))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.batch_stats, trained_variables["batch_stats"])))
+    count = len(jax.tree.leaves(trained_variables))
+    assert f"{count - 2} of {count} variables taken; newly initialised: params/classifier/" in report
+
+
+def test_a_run_of_another_network_is_refused_in_one_line(trained, tiny_config):
+    tiny_config.model.aspp_channels = 16
+    with pytest.raises(UserError, match="^the networks differ: .*aspp.* has shape .8,. there, .16,. here.* the same$"):
+        init_from(fresh_state(tiny_config, 6), tiny_config.model, trained)
+    tiny_config.model.aspp_channels = 8
+    tiny_config.model.backbone = "resnet50_v2"
+    message = "^train.init_from=.* needs config.model.backbone='resnet10_v1_slim' \\(is 'resnet50_v2'\\)$"
+    with pytest.raises(UserError, match=message):
+        init_from(fresh_state(tiny_config, 6), tiny_config.model, trained)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("padding", "same_upper"), ("input_mean", (0.0, 0.0, 0.0)), ("backbone_norm_epsilon", 1e-3)],
+)
+def test_a_backbone_that_would_compute_something_else_is_refused(trained, tiny_config, field, value):
+    was = tiny_config.model[field]
+    tiny_config.model[field] = value
+    with pytest.raises(UserError) as caught:
+        init_from(fresh_state(tiny_config, 6), tiny_config.model, trained)
+    assert str(caught.value) == f"train.init_from={trained} needs config.model.{field}={was!r} (is {value!r})"
+
+
+def test_a_backbone_alone_starts_the_backbone_and_leaves_the_rest_new(
+    trained, trained_variables, tiny_config, tmp_path
+):
+    network = load(trained)
+    backbone = {kind: {"backbone": tree["backbone"]} for kind, tree in network.variables.items()}
+    native.save(dataclasses.replace(network, variables=backbone, labels=None), tmp_path / "backbone")
+    state, report = init_from(fresh_state(tiny_config, 6), tiny_config.model, tmp_path / "backbone")
+    for part, tree in state.params.items():
+        same = jax.tree.map(np.array_equal, tree, trained_variables["params"][part])
+        assert all(jax.tree.leaves(same)) == (part == "backbone"), part
+    assert values_of(state.params["aspp"]) == {0.0}
+    assert "newly initialised: " in report
+    assert "params/backbone" not in report
+
+
+def test_what_is_no_run_is_named(tmp_path, tiny_config):
+    state, model = fresh_state(tiny_config, 6), tiny_config.model
+    with pytest.raises(UserError, match="none is no folder of a pretrained network; give a preset's name, a workdir"):
+        init_from(state, model, tmp_path / "none")
+    with pytest.raises(UserError, match="^preset 'resnet50_v2_imagenett' does not exist; did you mean resnet50_v2_ima"):
+        init_from(state, model, "resnet50_v2_imagenett")
+    with pytest.raises(UserError, match="holds no run"):
+        init_from(state, model, tmp_path)
+    checkpoint.write_json(tmp_path / "config.json", {})
+    with pytest.raises(UserError, match="has no checkpoint"):
+        init_from(state, model, tmp_path)
