@@ -133,6 +133,8 @@ class _Follower:
                 raise UserError(f"{place} has {option}={operator.options[option]}, not {value}")
         if len(operator.outputs) != 1 or -1 in operator.inputs:
             raise UserError(f"{place} lacks an input or has {len(operator.outputs)} results")
+        if len(self.shape(operator.outputs[0])) != (3 if kind == "ARG_MAX" else 4):
+            raise UserError(f"{place} has a result of shape {self.shape(operator.outputs[0])}")
         self._left.remove(operator)
         return operator.outputs[0], [self.resolve(operand) for operand in operator.inputs]
 
@@ -176,8 +178,10 @@ class _Follower:
         if len(operands) != 3 or operands[0] != number:
             raise UserError(f"{path} has {len(operands)} operands, not input, kernel and bias")
         kernel, bias = (self.graph.tensors[operand].values() for operand in operands[1:])
-        if kernel.ndim != 4 or kernel.shape[1:3] != (size, size):
-            raise UserError(f"the kernel of {path} has shape {kernel.shape}, not {size}x{size}")
+        if kernel.ndim != 4 or kernel.shape[1:3] != (size, size) or bias.ndim != 1:
+            raise UserError(
+                f"{path} has a kernel of shape {kernel.shape} and a bias of {bias.shape}, not {size}x{size}"
+            )
         self.arrays |= {f"{path}/kernel": kernel, f"{path}/bias": bias}
         self.modules[path] = path
         if norm:
@@ -212,7 +216,7 @@ def _follow_backbone(follower: _Follower, output_stride: int) -> int:
     x = follower.resolve(follower.graph.inputs[0])
     image = follower.graph.tensors[x]
     pixels = image.dtype == (np.uint8 if image.scales.size else np.float32)
-    if len(image.shape) != 4 or image.shape[0] != 1 or image.shape[3] != 3 or image.scales.size > 1 or not pixels:
+    if len(image.shape) != 4 or image.shape[3] != 3 or not pixels or image.scales.size > 1 or not image.scales.all():
         raise UserError(f"the input of shape {image.shape} and type {image.dtype} is no picture of float32 or uint8")
     x = follower.layer("backbone/stem_conv", x, norm="backbone/stem_norm", activation=RELU6, size=3, stride=2)
     strides = [stage.stride if i == 0 else 1 for stage in STAGES for i in range(stage.units)]

@@ -142,8 +142,8 @@ class _Table:
     def __init__(self, content: bytes, position: int):
         self._content, self._position = content, position
         vtable = position - _scalar(content, position, "i")
-        size = _scalar(content, vtable, "H")
-        self._offsets = struct.unpack(f"<{max(0, size - 4) // 2}H", _slice(content, vtable + 4, max(0, size - 4) & ~1))
+        entries = max(0, _scalar(content, vtable, "H") - 4) // 2
+        self._offsets = struct.unpack_from(f"<{entries}H", content, vtable + 4)
 
     def scalar(self, number: int, kind: str, default: int) -> int:
         place = self._place(number)
@@ -155,12 +155,11 @@ class _Table:
 
     def tables(self, number: int) -> "list[_Table]":
         start, count = self._vector(number)
-        places = [start + 4 * i for i in range(self._checked(start, count, 4))]
+        places = (start + 4 * i for i in range(count))
         return [_Table(self._content, place + _scalar(self._content, place, "I")) for place in places]
 
     def array(self, number: int, dtype) -> np.ndarray:
         start, count = self._vector(number)
-        self._checked(start, count, np.dtype(dtype).itemsize)
         return np.frombuffer(self._content, np.dtype(dtype).newbyteorder("<"), count, start)
 
     def _place(self, number: int) -> int | None:
@@ -174,20 +173,11 @@ class _Table:
         start = place + _scalar(self._content, place, "I")
         return start + 4, _scalar(self._content, start, "I")
 
-    def _checked(self, start: int, count: int, itemsize: int) -> int:
-        if start + count * itemsize > len(self._content):
-            raise ValueError(f"a vector of {count} values reaches beyond the end")
-        return count
-
-
-def _slice(content: bytes, start: int, size: int) -> bytes:
-    if start < 0 or start + size > len(content):
-        raise ValueError(f"offset {start} is outside the file")
-    return content[start : start + size]
-
 
 def _scalar(content: bytes, start: int, kind: str):
-    (value,) = struct.unpack("<" + kind, _slice(content, start, struct.calcsize("<" + kind)))
+    if start < 0:  # struct would count from the end
+        raise ValueError(f"offset {start} is outside the file")
+    (value,) = struct.unpack_from("<" + kind, content, start)
     return value
 
 
