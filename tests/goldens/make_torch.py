@@ -1,0 +1,98 @@
+"""Runs networks of torchvision, segmentation_models.pytorch, timm and efficientnet-lite-pytorch on weights by formula.
+
+Run from the checkout, with those packages installed (made with torch 2.14.1, torchvision 0.29.1,
+segmentation-models-pytorch 0.6.0, timm 1.0.31, efficientnet-lite-pytorch 0.1.0 and its model packages of lite0 to 2):
+
+    PYTHONPATH=. python tests/goldens/make_torch.py torchvision | smp | timm | efficientnet_lite
+    PYTHONPATH=. python tests/goldens/make_torch.py efficientnet_lite_real PICTURES
+
+writes tests/goldens/<name>.npz: names and shapes of each network's arrays, and samples of what its modules compute,
+under `<network>:<path of our module>`. PICTURES is the folder `data/voc_subset` of the tests' `shared` fixture.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+import torch
+
+from tests.goldens import formula, torch_formula
+
+GOLDENS = pathlib.Path(__file__).parent
+
+
+def shapes(model):
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def run(name, model, modules, size, *, gain=1.0, mean=torch_formula.MEAN, std=torch_formula.STD):
+    """Samples of the outputs of the modules, by our path, and of the result (key `logits` or `features`)."""
+    values = torch_formula.state_dict(shapes(model), gain)
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in values.items()})
+    model.eval()
+    outputs = {f"{name}:arrays": torch_formula.pack(shapes(model)), f"{name}:gain": np.float32(gain)}
+
+    def keep(ours):
+        def hook(module, inputs, output):
+            outputs[f"{name}:{ours}"] = torch_formula.sample(output.permute(0, 2, 3, 1).numpy())
+
+        return hook
+
+    for ours, theirs in modules.items():
+        model.get_submodule(theirs).register_forward_hook(keep(ours))
+    images = formula.images(name, (1, *size, 3))
+    x = (images.astype(np.float32) / 255 - mean) / std
+    with torch.no_grad():
+        result = model(torch.from_numpy(x.transpose(0, 3, 1, 2)))
+    result = result["out"] if isinstance(result, dict) else result
+    if result.ndim == 4:
+        outputs[f"{name}:logits"] = torch_formula.sample(result.permute(0, 2, 3, 1).numpy(), 800)
+    return outputs
+
+
+def resnet_modules(blocks, prefix=""):
+    return {
+        f"backbone/stage{stage}_block{block + 1}": f"{prefix}layer{stage}.{block}"
+        for stage, count in enumerate(blocks, 1)
+        for block in range(count)
+    }
+
+
+def mobilenet_v2_modules(prefix=""):
+    modules, number = {"backbone/final_norm": f"{prefix}features.18.1"}, 0
+    for stage, units in enumerate((1, 2, 3, 4, 3, 3, 1), 1):
+        for unit in range(units):
+            number += 1
+            modules[f"backbone/stage{stage}_block{unit + 1}"] = f"{prefix}features.{number}"
+    return modules
+
+
+def torchvision():
+    from torchvision.models import mobilenet_v2, resnet, segmentation
+
+    head = {f"aspp/branch_atrous{i}": f"classifier.0.convs.{i}" for i in (1, 2, 3)} | {
+        "aspp/branch_1x1": "classifier.0.convs.0",
+        "aspp/branch_pooling": "classifier.0.convs.4.3",
+        "aspp": "classifier.0",
+        "decoder/refine1": "classifier.3",
+        "classifier": "classifier.4",
+    }
+    deeplab = segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+    # 41 pixels wide at stride 8: the rate 36 has live taps.
+    outputs = run("deeplabv3_resnet50", deeplab, resnet_modules((3, 4, 6, 3), "backbone.") | head, (33, 321))
+    deeplab = segmentation.deeplabv3_resnet101(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
+    outputs["deeplabv3_resnet101:arrays"] = torch_formula.pack(shapes(deeplab))
+    outputs |= run("resnet18", resnet.resnet18(), resnet_modules((2, 2, 2, 2)), (65, 97))
+    for depth in (34, 50, 152):
+        outputs[f"resnet{depth}:arrays"] = torch_formula.pack(shapes(getattr(resnet, f"resnet{depth}")()))
+    outputs |= run("mobilenet_v2_1.0", mobilenet_v2(), mobilenet_v2_modules(), (65, 97), gain=1.25)
+    for width in (0.35, 1.4):
+        outputs[f"mobilenet_v2_{width}:arrays"] = torch_formula.pack(shapes(mobilenet_v2(width_mult=width)))
+    return outputs
+
+
+if __name__ == "__main__":
+    name = sys.argv[1]
+    outputs = globals()[name](*sys.argv[2:])
+    np.savez_compressed(GOLDENS / f"{name}.npz", **outputs)
+    print(GOLDENS / f"{name}.npz", (GOLDENS / f"{name}.npz").stat().st_size, "bytes")

@@ -1,0 +1,46 @@
+"""State dicts of PyTorch networks by formula, and samples of outputs: what `make_torch.py` and the tests share."""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from tests.goldens import formula
+
+MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # ImageNet's, of pictures in [0, 1]
+
+
+def state_dict(shapes: Mapping[str, tuple[int, ...]], gain: float = 1.0) -> dict[str, np.ndarray]:
+    """A value for every array of a network, by its name and shape.
+
+    Args:
+      shapes: by name.
+      gain: of every BatchNorm's weight; 1.25 drives some activations beyond the 6 at which ReLU6 clips.
+    """
+    values = {}
+    for name, shape in shapes.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf == "num_batches_tracked":
+            values[name] = np.zeros(shape, np.int64)
+        else:
+            is_norm = f"{module}.running_mean" in shapes
+            values[name] = formula.weight(name, shape, is_norm=is_norm, output_axis=0)
+            if is_norm and leaf == "weight":
+                values[name] *= np.float32(gain)
+    return values
+
+
+def sample(x: np.ndarray, count: int = 64) -> np.ndarray:
+    """About `count` values (batch, height, width, channels), spread over pixels and channels."""
+    flat = np.asarray(x, np.float32).ravel()
+    return flat[:: max(1, flat.size // count) | 1].copy()
+
+
+def pack(shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    """Names and shapes as an array, for an .npz file."""
+    return np.frombuffer(json.dumps({name: list(shape) for name, shape in shapes.items()}).encode(), np.uint8)
+
+
+def unpack(packed: np.ndarray) -> dict[str, tuple[int, ...]]:
+    """What was packed."""
+    return {name: tuple(shape) for name, shape in json.loads(packed.tobytes()).items()}
