@@ -184,9 +184,9 @@ def _convert(args: argparse.Namespace, rest: Sequence[str], console: Console) ->
     from deeplab_jax.pretrained import import_file, native
 
     network = import_file(args.file, args.format)
+    native.save(network, args.output)
     for line in network.report:
         console.print(line, soft_wrap=True)
-    native.save(network, args.output)
     what = f"{network.labels.num_classes} classes" if network.labels else "a backbone alone"
     console.print(f"{network.model.backbone}, {what}, in {args.output}", soft_wrap=True)
 

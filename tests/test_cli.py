@@ -13,12 +13,15 @@ from PIL import Image
 from deeplab_jax import __version__, cli
 from deeplab_jax.config import load_config, to_dict
 from deeplab_jax.errors import UserError
+from deeplab_jax.pretrained import load, native
 
 COMMANDS = (
     ["train"],
     ["evaluate"],
     ["predict"],
     ["summary"],
+    ["convert"],
+    ["presets"],
     ["data"],
     ["data", "prepare"],
     ["data", "check"],
@@ -78,6 +81,9 @@ def test_python_m_runs_the_command():
         (("train", "--workdir", "w", "--config", "quickstart", "--stpes=3"), "unknown argument --stpes=3"),
         (("train", "--workdir", "w", "--config", "quickstart", "stray"), "unknown argument stray"),
         (("data", "prepare", "sbd", "--sorce", "x"), "unknown argument --sorce"),
+        (("evaluate", "--data", "sbd"), "one of the arguments --workdir --preset is required"),
+        (("predict", "a.png", "--output", "o", "--workdir", "w", "--preset", "p"), "--preset: not allowed with"),
+        (("convert", "x.pth", "--output", "o"), "required: --from"),
         (
             ("train", "--workdir", "w", "--config", "quickstart", "--config.data.batchsize=8"),
             "config field data.batchsize does not exist; did you mean data.batch_size?",
@@ -327,6 +333,63 @@ def test_predicting_from_the_command_line(run, workdir, tmp_path):
     missing = ["predict", tmp_path / "none.png", "--workdir", workdir, "--output", tmp_path / "other"]
     _fails_with_one_line(run(*missing), "none.png does not exist")
     assert not (tmp_path / "other").exists()
+
+
+# ---- Pretrained networks ----
+
+TINY_TFLITE = pathlib.Path(__file__).parent / "pretrained" / "data" / "float.tflite"
+
+
+def test_a_file_is_converted_reported_and_not_overwritten(run, tmp_path):
+    arguments = ["convert", "--from", "tflite", TINY_TFLITE, "--output", tmp_path / "net"]
+    code, out, err = run(*arguments)
+    assert (code, out) == (0, "")
+    assert "0 missing, 0 unused" in err[0]
+    assert err[-1].startswith("mobilenet_v2, ")
+    assert err[-1].endswith(f"in {tmp_path / 'net'}")
+    _fails_with_one_line(run(*arguments), "net exists and is not empty")
+    again = [*arguments[:-1], tmp_path / "again"]
+    assert run(*again)[0] == 0
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "net" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("convert", "--from", "tflyte", "x", "--output", "o"), "format 'tflyte' does not exist; did you mean tflite?"),
+        (("convert", "--from", "tflite", "x.tflite", "--output", "o"), "x.tflite"),
+        (("evaluate", "--preset", "resnet50_v2_imagnet"), "did you mean resnet50_v2_imagenet?"),
+        (("predict", "a.png", "--output", "o", "--preset", "some/folder"), "some/folder is no folder of a pretrained"),
+    ],
+)
+def test_a_mistake_with_a_pretrained_network_is_one_line(run, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _fails_with_one_line(run(*arguments), message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_preset_is_evaluated_and_predicts(run, trained, tmp_path):
+    native.save(load(trained), tmp_path / "net")
+    Image.fromarray(np.full((30, 20, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    code, _, err = run("predict", tmp_path / "a.png", "--preset", tmp_path / "net", "--output", tmp_path / "out")
+    assert code == 0, err
+    with Image.open(tmp_path / "out" / "a_mask.png") as mask:
+        assert mask.size == (20, 30)
+    arguments = ["--data", "synthetic", "--split", "train", "--config.data.num_examples=10", "--config.mesh.data=1"]
+    code, _, err = run("evaluate", "--preset", tmp_path / "net", *arguments, "--json", tmp_path / "scores.json")
+    assert code == 0, err
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["num_images"] == 10
+    assert err[-1].endswith("on 10 pictures")
+    assert f"mean IoU {scores['mean_iou']:.4f}" in err[-1]
+
+
+def test_the_presets_are_a_table_on_stdout(run):
+    code, out, err = run("presets")
+    assert (code, err) == (0, [])
+    for name in ("deeplab_v3_plus_resnet50_pascalvoc", "efficientnet_lite0_imagenet", "deeplabv3_resnet101_coco"):
+        assert name in out
 
 
 def test_a_summary_is_a_table_on_stdout(run):

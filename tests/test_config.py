@@ -300,6 +300,16 @@ def test_validation_names_the_field(field, value, message):
     assert "\n" not in str(caught.value)
 
 
+def test_what_only_training_needs_may_be_unset_elsewhere():
+    config = base_config()
+    config.update_from_flattened_dict(
+        {"model.backbone": "resnet50_v1", "data.name": "sbd", "data.batch_size": 1, "data.image_size": (64, 64)}
+    )
+    validate(config, training=False)
+    with pytest.raises(UserError, match="^optimizer.learning_rate is not set"):
+        validate(config)
+
+
 @pytest.mark.parametrize("scales", [(2.0, 0.5), (0.0, 1.0)])
 def test_scales_of_random_crops_have_to_rise(scales):
     config = load_config("quickstart")

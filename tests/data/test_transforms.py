@@ -139,6 +139,16 @@ def test_resizing_keeps_pictures_and_labels_in_one_geometry():
     np.testing.assert_array_equal(transforms.resize_label_map(np.arange(9, dtype=np.uint8)[None], (1, 3)), [[1, 4, 7]])
 
 
+def test_antialiased_resizing_averages_what_it_shrinks():
+    """Pillow's triangle spans two shrunken pixels: its weights over the twelve pixels that three become one."""
+    row = np.zeros((1, 12), np.uint8)
+    row[0, 4] = 90  # the middle of the second of four pixels, and its neighbours' far ends
+    picture = as_picture(row)
+    np.testing.assert_array_equal(transforms.resize_image(picture, (1, 4))[0, :, 0], [0, 90, 0, 0])
+    # (1 - |distance| / 3) / 3 at distance 0 is a third; at distance 3 it is none.
+    np.testing.assert_array_equal(transforms.resize_image(picture, (1, 4), antialias=True)[0, :, 0], [0, 30, 0, 0])
+
+
 def test_pad_to_only_grows():
     pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
     assert transforms.pad_to(pixels, (1, 2), 9) is pixels
