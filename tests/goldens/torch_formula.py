@@ -1,9 +1,12 @@
 """State dicts of PyTorch networks by formula, and samples of outputs: what `make_torch.py` and the tests share."""
 
+import hashlib
 import json
+import pathlib
 from collections.abc import Mapping
 
 import numpy as np
+from PIL import Image
 
 from tests.goldens import formula
 
@@ -44,3 +47,15 @@ def pack(shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
 def unpack(packed: np.ndarray) -> dict[str, tuple[int, ...]]:
     """What was packed."""
     return {name: tuple(shape) for name, shape in json.loads(packed.tobytes()).items()}
+
+
+def voc_pictures(folder: pathlib.Path) -> np.ndarray:
+    """The first 20 validation pictures as the EfficientNet-Lites see them: uint8 (20, 224, 224, 3)."""
+    names = (folder / "ImageSets" / "Segmentation" / "val.txt").read_text().split()[:20]
+    pictures = [Image.open(folder / "JPEGImages" / f"{name}.jpg").convert("RGB") for name in names]
+    return np.stack([np.asarray(picture.resize((224, 224), Image.Resampling.BICUBIC)) for picture in pictures])
+
+
+def digest(x: np.ndarray) -> np.ndarray:
+    """Eight bytes that say whether two arrays are the same."""
+    return np.frombuffer(hashlib.sha256(x.tobytes()).digest()[:8], np.uint8)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from deeplab_jax.models import build_model
+from deeplab_jax.models import abstract_variables, build_model
 from tests.goldens import formula, torch_formula
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -33,18 +33,11 @@ class Golden:
 
 
 def compute(network, wanted, name: str, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Samples of what an imported network computes, at the wanted paths of modules, and `logits`.
-
-    A backbone runs in a whole network whose head is zero.
-    """
+    """Samples of what an imported network computes, at the wanted paths of modules, and `logits`."""
     num_classes = network.labels.num_classes if network.labels else 1
     model = build_model(network.model, num_classes)
     images = formula.images(name, (1, *size, 3))
-    variables = network.variables
-    if network.labels is None:
-        shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-        variables = {group: zeros[group] | variables[group] for group in ("params", "batch_stats")}
+    variables = network.variables if network.labels else with_empty_head(network, model)
 
     @jax.jit
     def apply(variables, images):
@@ -60,6 +53,12 @@ def compute(network, wanted, name: str, size: tuple[int, int]) -> dict[str, np.n
         path: torch_formula.sample(value, 800 if path == "logits" else 64)
         for path, value in apply(variables, images).items()
     }
+
+
+def with_empty_head(network, model):
+    """The variables of an imported backbone in a whole network whose head is zero."""
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_variables(model))
+    return {group: zeros[group] | network.variables[group] for group in ("params", "batch_stats")}
 
 
 def assert_equal(computed, wanted, tolerance: float = 1e-4):

@@ -17,13 +17,20 @@ _STAGES = (
 )
 
 
+def scaled_stages(width: int | float, depth: int | float) -> tuple[Stage, ...]:
+    """The stages with their features times `width` and their units times `depth`.
+
+    Unlike in EfficientNet the first and the last stage keep their single unit, whatever the scaling.
+    """
+    first, *middle, last = (stage._replace(features=scaled_features(stage.features, width)) for stage in _STAGES)
+    middle = [stage._replace(units=math.ceil(stage.units * depth)) for stage in middle]
+    return (first, *middle, last)
+
+
 def efficientnet_lite(
     layers: Layers, *, width: int | float, depth: int | float, final_conv: bool = False, **options
 ) -> InvertedResidualNetwork:
-    """EfficientNet-Lite with atrous conversion.
-
-    Unlike in EfficientNet the stem and the final convolution keep their width, and the first and the last stage their
-    single unit, whatever the scaling.
+    """EfficientNet-Lite with atrous conversion. The stem and the final convolution have one width for all variants.
 
     Args:
       layers: the layer constructors.
@@ -32,8 +39,5 @@ def efficientnet_lite(
       final_conv: whether the 1x1 convolution to 1280 features of the classification network is kept.
       **options: `output_stride`, `spread_converted`, `name`.
     """
-    first, *middle, last = (stage._replace(features=scaled_features(stage.features, width)) for stage in _STAGES)
-    middle = [stage._replace(units=math.ceil(stage.units * depth)) for stage in middle]
-    return InvertedResidualNetwork(
-        layers, stem_features=32, stages=(first, *middle, last), final_features=1280 if final_conv else 0, **options
-    )
+    stages, final_features = scaled_stages(width, depth), 1280 if final_conv else 0
+    return InvertedResidualNetwork(layers, stem_features=32, stages=stages, final_features=final_features, **options)
