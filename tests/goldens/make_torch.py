@@ -91,6 +91,37 @@ def torchvision():
     return outputs
 
 
+def smp():
+    from segmentation_models_pytorch import DeepLabV3Plus
+
+    head = {f"aspp/branch_atrous{i}": f"decoder.aspp.0.convs.{i}" for i in (1, 2, 3)} | {
+        "aspp/branch_1x1": "decoder.aspp.0.convs.0",
+        "aspp/branch_pooling": "decoder.aspp.0.convs.4.3",
+        "aspp": "decoder.aspp.0",
+        "decoder/encoder_refine": "decoder.aspp.3",
+        "decoder/low_level": "decoder.block1",
+        "decoder/refine1": "decoder.block2",
+        "classifier": "segmentation_head.0",
+    }
+
+    def build(encoder, classes=5, **options):
+        return DeepLabV3Plus(encoder, encoder_weights=None, classes=classes, **options)
+
+    resnet50 = resnet_modules((3, 4, 6, 3), "encoder.") | head
+    mobilenet_v2 = mobilenet_v2_modules("encoder.") | head
+    # 40 pixels wide at the encoder's stride: the rate 36 has live taps.
+    outputs = run("resnet50", build("resnet50"), resnet50, (32, 640))
+    model = build("mobilenet_v2", classes=21, encoder_output_stride=8)
+    outputs |= run("mobilenet_v2_stride8", model, mobilenet_v2, (32, 320), gain=1.25)
+    aux = {"classes": 4}
+    model = build("resnet18", classes=1, decoder_aspp_separable=False, decoder_channels=32, aux_params=aux)
+    outputs["resnet18_dense:arrays"] = torch_formula.pack(shapes(model))
+    for encoder in ("resnet34", "resnet152"):
+        outputs[f"{encoder}:arrays"] = torch_formula.pack(shapes(build(encoder)))
+    outputs["other:arrays"] = torch_formula.pack(shapes(build("efficientnet-b0")))
+    return outputs
+
+
 def efficientnet_lite():
     from efficientnet_lite_pytorch import EfficientNet
 
