@@ -1,6 +1,6 @@
 """A strict merge: every parameter is taken over or accounted for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -45,5 +45,11 @@ def merge(variables: PyTree, foreign: PyTree, *, reinitialise: Sequence[str] = (
         raise UserError(f"the networks differ: {'; '.join(wrong[:_SHOWN])}{more}; make config.model the same")
     report = f"{len(merged) - len(kept)} of {len(own)} variables taken"
     if kept:
-        report += f"; newly initialised: {', '.join(kept)}"
+        report += f"; newly initialised: {', '.join(_by_part(kept, own))}"
     return traverse_util.unflatten_dict(merged, sep="/"), report
+
+
+def _by_part(kept: Sequence[str], own: Iterable[str]) -> list[str]:
+    """The parts of which nothing was taken, and the paths of what else was not."""
+    taken = {path.split("/")[1] for path in set(own) - set(kept)}
+    return sorted({path if path.split("/")[1] in taken else path.split("/")[1] for path in kept})

@@ -59,7 +59,7 @@ def test_a_run_of_other_classes_starts_from_all_but_the_classifier(trained, trai
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params[part], trained_variables["params"][part])))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.batch_stats, trained_variables["batch_stats"])))
     count = len(jax.tree.leaves(trained_variables))
-    assert f"{count - 2} of {count} variables taken; newly initialised: params/classifier/" in report
+    assert f"{count - 2} of {count} variables taken; newly initialised: classifier" in report
 
 
 def test_a_run_of_another_network_is_refused_in_one_line(trained, tiny_config):
@@ -96,8 +96,7 @@ def test_a_backbone_alone_starts_the_backbone_and_leaves_the_rest_new(
         same = jax.tree.map(np.array_equal, tree, trained_variables["params"][part])
         assert all(jax.tree.leaves(same)) == (part == "backbone"), part
     assert values_of(state.params["aspp"]) == {0.0}
-    assert "newly initialised: " in report
-    assert "params/backbone" not in report
+    assert report.endswith("newly initialised: aspp, classifier, decoder")
 
 
 def test_what_is_no_run_is_named(tmp_path, tiny_config):

@@ -36,7 +36,15 @@ def test_other_classes_begin_anew_and_the_report_says_so():
     assert values_of(merged["params"]["classifier"]) == {0.0}
     assert merged["params"]["classifier"]["kernel"].shape == (4, 3)
     assert values_of({"rest": merged["params"]["backbone"], "statistics": merged["batch_stats"]}) == {1.0}
-    assert report == "3 of 5 variables taken; newly initialised: params/classifier/bias, params/classifier/kernel"
+    assert report == "3 of 5 variables taken; newly initialised: classifier"
+
+
+def test_a_part_that_is_taken_in_part_is_named_by_what_was_not():
+    foreign = make_variables(3, value=1.0)
+    foreign["params"]["classifier"]["kernel"] = jnp.ones((9, 3))
+    merged, report = merge(make_variables(3), foreign, reinitialise=("classifier",))
+    assert values_of(merged["params"]["classifier"]) == {0.0, 1.0}
+    assert report == "4 of 5 variables taken; newly initialised: params/classifier/kernel"
 
 
 def test_shapes_that_differ_elsewhere_are_refused_with_their_paths():
