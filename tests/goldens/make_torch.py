@@ -122,6 +122,21 @@ def smp():
     return outputs
 
 
+def timm():
+    from timm import create_model
+
+    mobilenet_v2 = {
+        f"backbone/stage{stage}_block{unit + 1}": f"blocks.{stage - 1}.{unit}"
+        for stage, units in enumerate((1, 2, 3, 4, 3, 3, 1), 1)
+        for unit in range(units)
+    }
+    outputs = run("resnet50", create_model("resnet50"), resnet_modules((3, 4, 6, 3)), (65, 97))
+    outputs |= run("mobilenetv2_050", create_model("mobilenetv2_050"), mobilenet_v2, (65, 97), gain=1.25)
+    for name in ("resnet101", "mobilenetv2_100", "mobilenetv2_140", "mobilenetv2_110d", "resnet50d", "resnext50_32x4d"):
+        outputs[f"{name}:arrays"] = torch_formula.pack(shapes(create_model(name)))
+    return outputs
+
+
 def efficientnet_lite():
     from efficientnet_lite_pytorch import EfficientNet
 
