@@ -171,7 +171,7 @@ def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
     except safetensors.SafetensorError as error:
         raise _Damaged(str(error)) from None
     arrays = {}
-    for name, tensor in tensors:
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):  # the library's order is another each time
         if tensor["dtype"] not in _SAFETENSORS_DTYPES:
             raise _Damaged(f"{name} is of type {tensor['dtype']}, which no network here has")
         dtype = _SAFETENSORS_DTYPES[tensor["dtype"]]
