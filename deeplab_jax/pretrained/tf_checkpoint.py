@@ -214,8 +214,7 @@ def crc32c(content: np.ndarray) -> int:
     The register is linear over the bits, so that pieces of equal length go through the table side by side, and two
     neighbours join by shifting the first one by the second one's length.
     """
-    lanes = 1 << max(0, int(content.size // 64).bit_length() - 1)
-    lanes = min(lanes, 1 << 12)
+    lanes = 1 << min(12, max(0, (content.size // 64).bit_length() - 1))
     length = -(-content.size // lanes)
     # Zeros in front leave a register of zero as it is; the preset of ones is added at the end.
     padded = np.zeros(lanes * length, np.uint8)
@@ -239,6 +238,7 @@ def _crc_table() -> np.ndarray:
     return table
 
 
+@functools.cache
 def _shift_by(length: int) -> np.ndarray:
     """What `length` bytes of zero do to each bit of the register."""
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
