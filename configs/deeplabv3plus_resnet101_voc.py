@@ -5,7 +5,8 @@
     deeplab-jax evaluate --workdir runs/deeplabv3plus_resnet101_voc --config.model.output_stride=8
 
 Published, from ImageNet weights: 78.85 mean IoU on val at output stride 16, 79.35 evaluated at stride 8 (single scale).
-Without `train.init_from` it starts from random weights, for which no figure is published. Not run here.
+`--config.train.init_from=resnet_v1_101_beta_imagenet` starts from the weights that research/deeplab publishes; without
+it the run starts from random weights, for which no figure is published. Not run here.
 """
 
 from deeplab_jax.config import base_config, parse_arg
@@ -26,8 +27,8 @@ def get_config(arg=None):
     config.model.head_norm_decay = 0.9997
     config.model.padding = "symmetric"
     config.model.align_corners = True
-    config.model.input_mean = (123.15, 115.90, 103.06)
-    config.model.input_std = (1.0, 1.0, 1.0)
+    config.model.input_mean = (127.5, 127.5, 127.5)
+    config.model.input_std = (127.5, 127.5, 127.5)
 
     config.data.name = "voc2012_segmentation"
     config.data.train_split = "trainaug"

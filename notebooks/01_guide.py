@@ -439,7 +439,8 @@ deeplab-jax predict my_pictures --workdir runs/quickstart --output my_masks
 ## 8. Where to go next
 
 - **The real thing.** `kerascv_guide` trains on SBD at 512x512, with the Keras guide's optimizer, loss and metric to
-  the letter. It starts from random weights unless `train.init_from` names the workdir of an earlier run.
+  the letter. It starts from random weights unless `train.init_from` names a preset (`resnet50_v2_imagenet` is what the
+  guide starts from) or the workdir of an earlier run.
 - **Your own photographs.** Put pictures into `my_photos/images`, masks of the same names into `my_photos/masks` and the
   class names, one a line, into `my_photos/classes.txt`. Then run `deeplab-jax data prepare folder --source my_photos`
   and train with the config `finetune_folder`.

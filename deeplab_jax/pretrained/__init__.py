@@ -51,7 +51,10 @@ def import_file(path: pathlib.Path, file_format: str) -> PretrainedNetwork:
     if file_format not in FORMATS:
         raise UserError(f"format {file_format!r} does not exist{suggest(file_format, FORMATS)}")
     importer = importlib.import_module(f"{__name__}.{FORMATS[file_format]}")
-    return importer.load(path)
+    try:
+        return importer.load(path)
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def load(name_or_path: str | pathlib.Path, *, console: Console | None = None) -> PretrainedNetwork:

