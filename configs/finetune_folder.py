@@ -3,9 +3,9 @@
     deeplab-jax data prepare folder --source photos --data-dir data
     deeplab-jax train --config finetune_folder --config.data.data_dir=data --workdir runs/photos
 
-`--config.train.init_from=resnet50_imagenet1k_v2` starts from torchvision's ImageNet weights (`deeplab-jax presets` lists
-others); a folder or a workdir in its place from another network, of which only the classifier begins anew if the
-classes differ. What it reaches depends on your photos; it was run here on none.
+`--config.train.init_from=resnet50_imagenet1k_v2` starts from torchvision's ImageNet weights (`deeplab-jax presets`
+lists others); a folder or a workdir in its place from another network, of which only the classifier begins anew if
+the classes differ. What it reaches depends on your photos; it was run here on none.
 """
 
 from deeplab_jax.config import base_config, parse_arg
