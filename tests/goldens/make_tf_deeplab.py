@@ -199,7 +199,8 @@ def main():
     write_small_checkpoints()
     mobilenet = run(mobilenet_v2, (64, 64), image_pooling=True, rates=(), is_separable=False, decoder=False)
     resnet = run(resnet_v1_50_beta, (321, 321), image_pooling=True, rates=(6, 12, 18), is_separable=True, decoder=True)
-    dense = run(resnet_v1_50_beta, (65, 65), image_pooling=False, rates=(6, 12, 18), is_separable=False, decoder=True)
+    # An even size shows on which side the first convolution pads; max-pooling then has an odd one.
+    dense = run(resnet_v1_50_beta, (66, 66), image_pooling=False, rates=(6, 12, 18), is_separable=False, decoder=True)
     networks = {"mobilenet_v2": mobilenet, "resnet_v1_50": resnet, "dense": dense}
     for name, arrays in networks.items():
         np.savez_compressed(GOLDENS / f"tf_deeplab_{name}.npz", **arrays)

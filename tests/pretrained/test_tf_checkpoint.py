@@ -167,6 +167,19 @@ def test_blocks_compressed_with_snappy_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "entry",
+    [
+        writer.varint(5) + writer.varint(1) + writer.varint(0) + b"x",  # shares more than there is
+        writer.varint(0) + writer.varint(1) + writer.varint(9) + b"x",  # has a value behind the block
+    ],
+)
+def test_entries_that_reach_beyond_their_block_are_refused(tmp_path, entry):
+    block = writer.with_trailer(entry + b"\0\0\0\0" + b"\1\0\0\0")
+    (tmp_path / "model.ckpt.index").write_bytes(writer.table_of([block], last_keys=[b"x"]))
+    assert "an entry of the block at 0 reaches beyond it" in refusal(tmp_path / "model.ckpt")
+
+
+@pytest.mark.parametrize(
     ("header", "fields", "message"),
     [
         (writer.field(1, 1), {"offset": 4}, "variable x of shape .* has 8 of 12 bytes"),
