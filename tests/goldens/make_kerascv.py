@@ -9,7 +9,7 @@ Needs an environment of its own, in which the files here were made:
     python tests/goldens/make_kerascv.py training64      # kerascv_training64.npz, the same in float64
 
     python tests/goldens/make_kerascv.py probabilities FOLDER    # for tests marked `peers`: too much to store
-    KERAS_BACKEND=jax python tests/goldens/make_kerascv.py trajectory FOLDER    # likewise
+    python tests/goldens/make_kerascv.py trajectory FOLDER       # likewise
 """
 
 import json
@@ -30,10 +30,12 @@ import h5py  # noqa: E402
 import keras  # noqa: E402
 import keras_cv  # noqa: E402
 import numpy as np  # noqa: E402
+from keras.src.backend.common import dtypes  # noqa: E402
 
 CLASSES = 21
 SIZES = (64, 256, 640)
 STEPS = 5
+FLOAT64_STEPS = (0, 4)
 FOLDER = pathlib.Path(__file__).parent
 
 
@@ -101,7 +103,7 @@ def forward() -> None:
     with tempfile.TemporaryDirectory() as folder:
         layout = stored_layout(model, pathlib.Path(folder) / "model.weights.h5")
         backbones = {}
-        for name, blocks in {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}.items():
+        for name, blocks in {"50": (3, 4, 6, 3), "152": (3, 8, 36, 3)}.items():
             backbone = build_backbone(blocks)
             assign(backbone.variables)
             backbones[name] = stored_layout(backbone, pathlib.Path(folder) / "backbone.weights.h5")
@@ -259,7 +261,7 @@ class Trainer:
         return compute
 
     def step(self, images, labels):
-        """One step; returns (loss, mean IoU, accuracy) and the gradients by path."""
+        """One step; returns (loss, mean IoU, accuracy), the gradients by path, and the predicted classes."""
         target = keras.ops.convert_to_tensor(one_hot(labels))
         value, prediction, gradients = self._compute(
             keras.ops.convert_to_tensor(images.astype(keras.config.floatx())), target
@@ -271,7 +273,8 @@ class Trainer:
             scores.append(float(metric.result()))
         self.optimizer.apply(gradients, self.model.trainable_variables)
         paths = [variable.path for variable in self.model.trainable_variables]
-        return scores, {path: np.asarray(gradient) for path, gradient in zip(paths, gradients, strict=True)}
+        gradients = {path: np.asarray(gradient) for path, gradient in zip(paths, gradients, strict=True)}
+        return scores, gradients, np.argmax(prediction, axis=-1).astype(np.uint8)
 
     def variables(self):
         """By path."""
@@ -290,19 +293,21 @@ def projection(path: str, value) -> float:
 
 
 def training() -> None:
-    """Five steps, each from variables, momentum and step count by formula, so that no rounding accumulates."""
+    """Steps from variables, momentum and step count by formula each, so that no rounding accumulates."""
     trainer = Trainer()
     trained = [variable.path for variable in trainer.model.trainable_variables if "post_bn" not in variable.path]
     statistics = [variable.path for variable in trainer.model.non_trainable_variables if "post_bn" not in variable.path]
-    rows = {name: [] for name in ("scores", "gradient_norms", "gradients", "momentums", "updates", "statistics")}
-    for step in range(STEPS):
+    all_predictions = []
+    names = ("scores", "gradient_norms", "gradients", "momentums", "updates", "statistics")
+    rows = {name: [] for name in names}
+    for step in range(STEPS) if keras.config.floatx() == "float32" else FLOAT64_STEPS:
         assign(trainer.model.variables, variant=str(step))
         before = trainer.variables()
         for variable, slot in zip(trainer.model.trainable_variables, trainer.optimizer.momentums, strict=True):
             slot.assign(formula.uniform(f"momentum{step}/{variable.path}", tuple(variable.shape), -1e-3, 1e-3))
         trainer.optimizer.iterations.assign(400 * step)
-        scores, gradients = trainer.step(*training_batch(step))
-        print(scores)
+        scores, gradients, predictions = trainer.step(*training_batch(step))
+        all_predictions.append(predictions)
         after, momentums = trainer.variables(), trainer.momentums()
         rows["scores"].append(scores)
         rows["gradient_norms"].append([np.linalg.norm(gradients[path].astype(np.float64)) for path in trained])
@@ -310,25 +315,31 @@ def training() -> None:
         rows["momentums"].append([projection(path, momentums[path]) for path in trained])
         rows["updates"].append([projection(path, after[path] - before[path]) for path in trained])
         rows["statistics"].append([projection(path, after[path]) for path in statistics])
-    if keras.config.floatx() == "float32":  # updates and momentums are compared where rounding is no matter
-        del rows["momentums"], rows["updates"]
+    if keras.config.floatx() == "float32":  # the rest is compared where rounding is no matter
+        del rows["gradients"], rows["momentums"], rows["updates"]
     np.savez_compressed(
         FOLDER / f"kerascv_training{'64' if keras.config.floatx() == 'float64' else ''}.npz",
         trained=json.dumps(trained),
         statistics_paths=json.dumps(statistics),
-        **{name: np.asarray(row, np.float64) for name, row in rows.items()},
+        predictions=np.stack(all_predictions),
+        **{name: np.asarray(row, keras.config.floatx()) for name, row in rows.items()},
     )
 
 
 def trajectory(folder: pathlib.Path) -> None:
-    """Five steps on end from one set of variables: state before each, its gradients, and the state behind the last."""
+    """Five steps on end from one set of variables: state before each, its gradients, and the state behind the last.
+
+    Writes step0.npz to step5.npz, 2.7 GB.
+    """
     trainer = Trainer()
     assign(trainer.model.variables)
     for step in range(STEPS + 1):
         arrays = {f"variable/{path}": value for path, value in trainer.variables().items()}
         arrays |= {f"momentum/{path}": value for path, value in trainer.momentums().items()}
         if step < STEPS:
-            arrays["scores"], gradients = trainer.step(*training_batch(step))
+            images, labels = training_batch(step)
+            scores, gradients, predictions = trainer.step(images, labels)
+            arrays |= {"scores": scores, "predictions": predictions, "images": images, "labels": labels}
             arrays |= {f"gradient/{path}": value for path, value in gradients.items()}
         np.savez(folder / f"step{step}.npz", **arrays)
 
@@ -343,6 +354,8 @@ def all_probabilities(folder: pathlib.Path) -> None:
 if __name__ == "__main__":
     if COMMAND == "training64":
         keras.config.set_floatx("float64")
+        # Keras holds whatever mixes dtypes on JAX to 32 bits, BatchNorm among it.
+        dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
     if COMMAND in ("trajectory", "probabilities"):
         {"trajectory": trajectory, "probabilities": all_probabilities}[COMMAND](pathlib.Path(sys.argv[2]))
     else:
