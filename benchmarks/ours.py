@@ -1,0 +1,285 @@
+"""The worker of deeplab_jax, one function for each kind of task."""
+
+import concurrent.futures
+import functools
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import worker
+from deeplab_jax import data, losses, metrics, optimizer, pretrained, sharding, summary
+from deeplab_jax.config import base_config, load_config
+from deeplab_jax.data import prepare
+from deeplab_jax.labels import VOC
+from deeplab_jax.models import PARTS, build_model
+from deeplab_jax.pretrained import PretrainedNetwork, native
+from deeplab_jax.steps import make_train_step
+from deeplab_jax.train_state import TrainState, init_variables
+
+CLASSES = 21
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def main() -> None:
+    """Does the task on the command line."""
+    task = worker.read_task()
+    KINDS[task["kind"]](task)
+
+
+def network_config(task: dict) -> ConfigDict:
+    """The config of a task's network, at its size and batch."""
+    size, batch = (64, min(2, task["batch"])) if task["quick"] else (task["size"], task["batch"])
+    if task["network"] == "guide":
+        config = load_config("kerascv_guide", size=size, batch=batch)
+    else:
+        config = _smp_config(task["network"].removeprefix("smp_"))
+        config.data.image_size, config.data.batch_size = (size, size), batch
+    config.mesh.data = 1
+    config.update_from_flattened_dict(task.get("overrides", {}))
+    return config
+
+
+def _smp_config(encoder: str) -> ConfigDict:
+    """DeepLabV3Plus of segmentation_models.pytorch to the letter, as `deeplab_jax.pretrained.smp` imports it."""
+    config = base_config()
+    config.model.update(
+        backbone={"resnet50": "resnet50_v1", "mobilenet_v2": "mobilenet_v2_full"}[encoder],
+        output_stride=16,
+        spread_converted_units=True,
+        atrous_rates=(12, 24, 36),
+        atrous_rates_stride=16,
+        aspp_separable=True,
+        aspp_dropout=0.5,
+        separable_norm=False,
+        decoder="smp",
+        align_corners=True,
+    )
+    config.optimizer.learning_rate = 0.007
+    config.optimizer.schedule = "constant"
+    return config
+
+
+def random_batch(config: ConfigDict) -> dict[str, np.ndarray]:
+    """Pictures of noise and random labels, uint8 as the pipeline hands them on."""
+    rng = np.random.default_rng(0)
+    shape = (config.data.batch_size, *config.data.image_size)
+    return {
+        "image": rng.integers(0, 256, (*shape, 3), dtype=np.uint8),
+        "label": rng.integers(0, CLASSES, shape, dtype=np.uint8),
+    }
+
+
+def _multiply_adds(model, shape: Sequence[int]) -> int:
+    """Of the forward pass of a batch of this shape: what the convolutions execute, without resizing."""
+    batch, height, width, _ = shape
+    rows = summary.summarize(model, height, width)
+    return batch * sum(row.executed for row in rows if row.name != "resizing")
+
+
+def _count(params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _prepare_step(config: ConfigDict):
+    """The compiled step as `deeplab_jax.train` builds it, the first state, and the mesh."""
+    model = build_model(config.model, CLASSES, compute_dtype=config.train.compute_dtype)
+    mesh = sharding.make_mesh(config.mesh)
+    total_steps = 2124
+    update_rule = optimizer.make_optimizer(config.optimizer, total_steps, 0, parts=PARTS)
+    step = make_train_step(
+        model,
+        update_rule,
+        losses.make_loss(config.loss, num_classes=CLASSES),
+        learning_rate=optimizer.make_schedule(config.optimizer, total_steps, 0),
+        void=config.eval.void,
+    )
+    replicated = sharding.replicated(mesh)
+    step = jax.jit(step, out_shardings=(replicated, replicated), donate_argnums=0)
+    return model, step, TrainState.create_on(replicated, model, update_rule, seed=0), mesh
+
+
+def train_step(task: dict) -> None:
+    """Steps from uint8 arrays of the host to the next state, confusion matrix included."""
+    config = network_config(task)
+    model, step, state, mesh = _prepare_step(config)
+    batch, parameters = random_batch(config), _count(state.params)
+
+    def work():
+        nonlocal state
+        state, report = step(state, sharding.to_global(batch, mesh))
+        jax.block_until_ready((state, report))
+
+    seconds = worker.repeat(work, warm_up=1, repetitions=task["repetitions"])
+    worker.report(
+        {"step": seconds},
+        packages=PACKAGES,
+        multiply_adds={"step": 3 * _multiply_adds(model, batch["image"].shape)},
+        facts={"parameters": parameters, "batch": list(batch["image"].shape)},
+    )
+
+
+def first_step(task: dict) -> None:
+    """From the start of the process to the end of the first step; compiled programs are kept in the pair's folder."""
+    jax.config.update("jax_compilation_cache_dir", task["pair_folder"])
+    config = network_config(task)
+    _, step, state, mesh = _prepare_step(config)
+    jax.block_until_ready(step(state, sharding.to_global(random_batch(config), mesh)))
+    worker.report({"first step": [worker.seconds_since_start()]}, packages=PACKAGES)
+
+
+def _infer(task: dict, model, variables, images: np.ndarray, *, facts: dict) -> None:
+    run = jax.jit(lambda variables, images: model.apply(variables, images, train=False)[0])
+    variables = jax.device_put(variables)
+    seconds = worker.repeat(
+        lambda: run(variables, images).block_until_ready(), warm_up=3, repetitions=task["repetitions"]
+    )
+    name = task.get("name", "inference")
+    worker.report(
+        {name: seconds},
+        packages=PACKAGES,
+        multiply_adds={name: _multiply_adds(model, images.shape)},
+        facts={"parameters": _count(variables["params"])} | facts,
+    )
+
+
+def infer(task: dict) -> None:
+    """Logits of uint8 pictures, with random parameters."""
+    config = network_config(task)
+    model = build_model(config.model, CLASSES)
+    images = random_batch(config)["image"]
+    _infer(task, model, init_variables(model, seed=0), images, facts={"batch": list(images.shape)})
+
+
+def infer_tflite(task: dict) -> None:
+    """Logits of the network in a .tflite file, from uint8 pictures."""
+    network = pretrained.import_file(pathlib.Path(task["tflite"]), "tflite")
+    model = build_model(network.model, network.labels.num_classes)
+    output = [1, *network.image_size, network.labels.num_classes]
+    images = np.random.default_rng(0).integers(0, 256, (*output[:3], 3), dtype=np.uint8)
+    _infer(task, model, network.variables, images, facts={"output": output})
+
+
+def confusion(task: dict) -> None:
+    """Arg max and confusion matrix of full-size logits."""
+    config = network_config(task)
+    batch = random_batch(config)
+    logits = jax.random.normal(jax.random.key(0), (*batch["label"].shape, CLASSES))
+    labels = jax.device_put(batch["label"])
+
+    @jax.jit
+    def count(labels, logits):
+        return metrics.confusion_matrix(labels, jnp.argmax(logits, axis=-1), num_classes=CLASSES)
+
+    total = int(count(labels, logits).sum())
+    if total != labels.size:
+        raise SystemExit(f"{total} of {labels.size} pixels were counted")
+    seconds = worker.repeat(
+        lambda: count(labels, logits).block_until_ready(), warm_up=2, repetitions=4 * task["repetitions"]
+    )
+    worker.report({"confusion matrix": seconds}, packages=PACKAGES, memory=0, facts={"batch": [*labels.shape, 3]})
+
+
+def input_pipeline(task: dict) -> None:
+    """The guide's training batches from the prepared data set; a repetition is 20 batches, stated for one."""
+    config = load_config("kerascv_guide", size=task["size"], batch=task["batch"])
+    config.data.workers = task["workers"]
+    source_folder, data_dir = pathlib.Path(task["folder"]), pathlib.Path(task["folder"]) / "prepared"
+    if not data_dir.is_dir():
+        prepare.prepare("sbd", source=source_folder, data_dir=data_dir)
+    source = data.open_source("sbd", "train", data_dir=data_dir)
+    batches = data.train_batches(source, config.data, seed=0)
+    count = 2 if task["quick"] else 20
+
+    def work():
+        for _ in range(count):
+            next(batches)
+
+    seconds = worker.repeat(work, warm_up=1, repetitions=task["repetitions"])
+    # The pictures are read by other processes: this one's memory says nothing.
+    worker.report({"batch": [value / count for value in seconds]}, packages=("grain", "numpy"), memory=0)
+
+
+def write_network(task: dict) -> None:
+    """Writes the guide's network with random parameters, and a picture, for `predict`."""
+    import cv2
+
+    config = load_config("kerascv_guide")
+    size = (64, 64) if task["quick"] else (512, 512)
+    model = build_model(config.model, CLASSES)
+    variables = jax.tree.map(np.asarray, init_variables(model, seed=0))
+    folder = pathlib.Path(task["folder"])
+    native.save(PretrainedNetwork(config.model, variables, VOC, "squeeze", size), folder / "network")
+    extent = (64, 64) if task["quick"] else (375, 500)
+    cv2.imwrite(str(folder / "picture.jpg"), np.random.default_rng(0).integers(0, 256, (*extent, 3), dtype=np.uint8))
+    worker.report({}, packages=())
+
+
+def predict_command(task: dict) -> None:
+    """The command `deeplab-jax predict` from start to end, with the programs compiled in an earlier run."""
+    folder = pathlib.Path(task["pair_folder"])
+    source = pathlib.Path(task["folder"])
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    outputs = (folder / f"masks{i}" for i in range(1 + task["repetitions"]))
+
+    def work():
+        command = [sys.executable, "-m", "deeplab_jax", "predict", str(source / "picture.jpg")]
+        command += ["--preset", str(source / "network"), "--output", str(next(outputs))]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(done.stderr.strip())
+
+    seconds = worker.repeat(work, warm_up=1, repetitions=task["repetitions"])
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    worker.report({"command": seconds}, packages=PACKAGES, memory=peak)
+
+
+def ceiling(task: dict) -> None:
+    """What the processor can do: float32 matrix products (JAX's and numpy's, whichever is faster), and copying.
+
+    Copied bytes are counted twice, read and written; as many threads copy as there are cores.
+    """
+    size = 512 if task["quick"] else 4096
+    rng = np.random.default_rng(0)
+    left, right = (rng.standard_normal((size, size), dtype=np.float32) for _ in range(2))
+    on_device = jax.device_put(left), jax.device_put(right)
+    product = jax.jit(jnp.matmul)
+    seconds = [
+        min(worker.repeat(lambda: product(*on_device).block_until_ready(), warm_up=1, repetitions=3)),
+        min(worker.repeat(lambda: left @ right, warm_up=1, repetitions=3)),
+    ]
+    words = 2**22 if task["quick"] else 2**27
+    source, target = np.ones(words, np.float32), np.empty(words, np.float32)
+    cores = os.cpu_count()
+    parts = [slice(words * i // cores, words * (i + 1) // cores) for i in range(cores)]
+    with concurrent.futures.ThreadPoolExecutor(cores) as threads:
+        copy = functools.partial(threads.map, lambda part: np.copyto(target[part], source[part]), parts)
+        copying = min(worker.repeat(lambda: list(copy()), warm_up=1, repetitions=5))
+    facts = {
+        "gflop_per_second": 2 * size**3 / min(seconds) / 1e9,
+        "copied_gigabytes_per_second": 2 * source.nbytes / copying / 1e9,
+    }
+    worker.report({"product": [min(seconds)]}, packages=PACKAGES, facts=facts)
+
+
+KINDS = {
+    "step": train_step,
+    "first_step": first_step,
+    "infer": infer,
+    "infer_tflite": infer_tflite,
+    "confusion": confusion,
+    "input": input_pipeline,
+    "write_network": write_network,
+    "predict_command": predict_command,
+    "ceiling": ceiling,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The worker of single operations: a formulation of `deeplab_jax.ops`, or `plain`, the standard operation.
+
+An operation without a choice of formulations (the cross-entropy; resizing) is compared with what JAX and optax offer.
+"""
+
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import operations, worker
+from deeplab_jax import losses, ops
+
+
+def build(operation: operations.Operation, formulation: str):
+    """The function of (x, weights), without weights of (x,)."""
+    window = {"stride": operation.stride, "formulation": formulation}
+    if operation.kind == "conv":
+        return functools.partial(ops.conv2d, rate=operation.rate, **window)
+    if operation.kind == "depthwise":
+        return functools.partial(ops.depthwise_conv2d, rate=operation.rate, **window)
+    if operation.kind == "max_pool":
+        return functools.partial(ops.max_pool, window=operation.kernel, **window)
+    if operation.kind == "resize":
+        size = (operation.out_size, operation.out_size)
+        if "formulation" in inspect.signature(ops.resize_bilinear).parameters:
+            return functools.partial(ops.resize_bilinear, size=size, formulation=formulation)
+        if formulation == "plain":
+            shape = (1, *size, operation.channels)
+            return lambda x: jax.image.resize(x, shape, "bilinear", antialias=False)
+        return functools.partial(ops.resize_bilinear, size=size)
+    labels = np.random.default_rng(0).integers(0, operation.channels, (1, operation.size, operation.size), np.uint8)
+    if formulation == "plain":
+        return lambda x: optax.softmax_cross_entropy_with_integer_labels(x, labels.astype(np.int32)).sum()
+    return lambda x: losses.softmax_cross_entropy(x, jnp.asarray(labels))[0]
+
+
+def arguments(operation: operations.Operation) -> list[jax.Array]:
+    """x, and the weights of a convolution."""
+    rng = np.random.default_rng(0)
+    shapes = [(1, operation.size, operation.size, operation.channels)]
+    if operation.kind == "conv":
+        shapes.append((operation.kernel, operation.kernel, operation.channels, operation.features))
+    if operation.kind == "depthwise":
+        shapes.append((operation.kernel, operation.kernel, 1, operation.channels))
+    return [jax.device_put(rng.standard_normal(shape, np.float32)) for shape in shapes]
+
+
+def main() -> None:
+    """Measures every operation in every direction."""
+    task = worker.read_task()
+    seconds, multiply_adds = {}, {}
+    for name, operation in operations.selected(task["quick"]).items():
+        function, values = build(operation, task["formulation"]), arguments(operation)
+        output = jax.eval_shape(function, *values)
+        cotangent = jax.device_put(np.random.default_rng(1).standard_normal(output.shape, np.float32))
+
+        def gradient(cotangent, *values, function=function, argument=0):
+            def of_one(value):
+                return function(*values[:argument], value, *values[argument + 1 :])
+
+            return jax.vjp(of_one, values[argument])[1](cotangent)
+
+        programs = {
+            "forward": (jax.jit(function), values),
+            "input gradient": (jax.jit(gradient), [cotangent, *values]),
+            "weight gradient": (jax.jit(functools.partial(gradient, argument=1)), [cotangent, *values]),
+        }
+        for direction in operation.directions():
+            program, given = programs[direction]
+            times = worker.repeat(
+                lambda program=program, given=given: jax.block_until_ready(program(*given)),
+                warm_up=2,
+                repetitions=task["repetitions"],
+            )
+            seconds[f"{name}, {direction}"] = times
+            multiply_adds[f"{name}, {direction}"] = operation.multiply_adds()
+    worker.report(seconds, packages=("jax", "jaxlib", "optax"), multiply_adds=multiply_adds)
+
+
+if __name__ == "__main__":
+    main()

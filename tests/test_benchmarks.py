@@ -1,0 +1,197 @@
+"""The benchmarks' parent on workers that print made-up figures, and one real row at its smallest."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import results, runner
+from benchmarks.rows import SUITES, Row, Side, all_rows
+
+# Prints what its task holds for the pair, and notes that it ran.
+FAKE_WORKER = """
+import json, pathlib, sys
+task = json.loads(sys.argv[1])
+if "fails" in task:
+    print("a warning", file=sys.stderr)
+    raise SystemExit(task["fails"])
+with open(task["log"], "a") as log:
+    log.write(task["side"] + " " + str(task["repetitions"]) + "\\n")
+pair = int(pathlib.Path(task["pair_folder"]).name.removeprefix("pair"))
+result = {"memory": 0, "multiply_adds": {}, "facts": {}, "versions": {"thing": "1.0"}}
+result["seconds"] = {"work": task["seconds"][pair]}
+print("a framework says hello")
+print(json.dumps(result | task.get("result", {})))
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """`fake(side, seconds of each pair, **task)` makes a side of the worker above."""
+    (tmp_path / "fake_worker.py").write_text(FAKE_WORKER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def side(name, seconds=((1.0,), (1.0,), (1.0,)), **task):
+        common = {"side": name, "log": str(tmp_path / "log.txt"), "seconds": seconds}
+        return Side(name, "fake_worker", common | task)
+
+    return side
+
+
+def row(ours, peer, **fields):
+    defaults = {"key": "step/net/other", "work": "some work", "repetitions": 3, "quick_work": "less work"}
+    return Row(**(defaults | {"ours": ours, "peer": peer} | fields))
+
+
+def measure(a_row, pairs=2, **options):
+    return runner.measure_row(a_row, {"ours": sys.executable}, pairs=pairs, **options)
+
+
+def log(tmp_path):
+    return (tmp_path / "log.txt").read_text().split("\n")[:-1]
+
+
+def test_sides_alternate_and_ratios_are_of_pairs(fake, tmp_path):
+    ours = fake("a", [[1.0, 2.0, 3.0], [8.0, 4.0, 6.0]], result={"memory": 300})
+    peer = fake("b", [[4.0, 4.0, 4.0], [3.0, 3.0, 3.0]], result={"memory": 400})
+    entry = measure(row(ours, peer))
+    assert log(tmp_path) == ["a 3", "b 3", "a 3", "b 3"]
+    measurement = entry["measurements"]["work"]
+    assert measurement["ours"] == {"median": 3.5, "min": 1.0, "max": 8.0}
+    assert measurement["peer"] == {"median": 3.5, "min": 3.0, "max": 4.0}
+    # 2 / 4 and 6 / 3: the ratio of the medians over all would be 1.
+    assert measurement["ratio"] == {"median": 1.25, "min": 0.5, "max": 2.0}
+    assert entry["memory"] == {"ours": 300, "peer": 400, "ratio": 0.75}
+    assert entry["versions"] == {"ours": {"thing": "1.0"}, "peer": {"thing": "1.0"}}
+    assert entry["pairs"] == 2
+
+
+def test_a_row_may_start_with_the_peer(fake, tmp_path):
+    measure(row(fake("a"), fake("b"), peer_first=True), repetitions=1)
+    assert log(tmp_path) == ["b 1", "a 1", "b 1", "a 1"]
+
+
+def test_a_row_without_a_peer_has_times_and_no_ratio(fake):
+    entry = measure(row(fake("a", [[2.0], [4.0]], result={"memory": 5}), None, goal=6.0))
+    assert entry["measurements"]["work"] == {"ours": {"median": 3.0, "min": 2.0, "max": 4.0}}
+    assert entry["memory"] == {"ours": 5}
+    assert "| at most 6 s |" in results.render({"step/net/none": entry})
+
+
+def test_useful_work_is_stated_over_the_limit_of_the_same_pair():
+    def run(seconds, **facts):
+        counts = {"step": 10**10}
+        return {"seconds": {"step": seconds}, "memory": 0, "multiply_adds": counts, "facts": facts, "versions": {}}
+
+    side = Side("a", "fake_worker", {})
+    entry = runner.compare(
+        row(side, side),
+        {
+            "ours": [run([2.0]), run([4.0])],
+            "peer": [run([4.0]), run([4.0])],
+            "ceiling": [run([1.0], gflop_per_second=20.0), run([1.0], gflop_per_second=5.0)],
+        },
+    )
+    measurement = entry["measurements"]["step"]
+    assert measurement["gflop"] == 20.0  # two operations a multiply-add
+    assert measurement["gflop_per_second"] == {"ours": pytest.approx(20 / 3), "peer": 5.0}
+    assert measurement["share"] == {"median": 0.75, "min": 0.5, "max": 1.0}  # 10 of 20, 5 of 5
+    assert entry["ceiling"]["gflop_per_second"] == {"median": 12.5, "min": 5.0, "max": 20.0}
+
+
+def test_sides_that_do_different_work_are_refused(fake):
+    ours, peer = fake("a", result={"facts": {"parameters": 7}}), fake("b", result={"facts": {"parameters": 8}})
+    with pytest.raises(runner.WorkerError, match="parameters is 7 in a and 8 in b"):
+        measure(row(ours, peer))
+
+
+@pytest.fixture
+def rows(fake, monkeypatch):
+    """Three rows for the command, of which the second fails."""
+    made = [
+        row(fake("a"), fake("b"), key="step/one/b"),
+        row(fake("a"), fake("c", fails="no such network"), key="step/two/c"),
+        row(fake("a"), fake("d"), key="infer/three/d"),
+    ]
+    monkeypatch.setattr(command, "all_rows", lambda: made)
+    return made
+
+
+def test_a_failing_worker_is_one_line_and_the_other_rows_are_kept(rows, tmp_path, capsys):
+    output = tmp_path / "results"
+    results.update(output, "step/two/c", measure(dataclasses.replace(rows[0], work="measured before")))
+    assert command.main(["--pairs", "2", "--output", str(output)]) == 1
+    failures = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
+    assert failures == ["benchmarks: step/two/c failed: c: fake_worker failed: no such network"]
+    entries = results.read(output)
+    assert set(entries) == {"step/one/b", "step/two/c", "infer/three/d"}
+    assert entries["step/two/c"]["work"] == "measured before"
+
+
+def test_measuring_a_row_again_replaces_it_alone(rows, tmp_path):
+    output = tmp_path / "results"
+    assert command.main(["step/one/*", "infer", "--output", str(output)]) == 0
+    first = results.read(output)
+    rows[0] = row(dataclasses.replace(rows[0].ours, name="new"), rows[0].peer, key="step/one/b", work="new work")
+    assert command.main(["step/one/b", "--output", str(output)]) == 0
+    second = results.read(output)
+    assert second["infer/three/d"] == first["infer/three/d"]
+    assert (first["step/one/b"]["work"], second["step/one/b"]["work"]) == ("some work", "new work")
+    table = (output / results.TABLE_FILE).read_text()
+    assert table == results.render(second)
+    lines = [line for line in table.splitlines() if "work |" in line and "**1**" in line]
+    assert [line.split(" | ")[0] for line in lines] == ["| new work", "| some work"]
+
+
+def test_a_quick_run_leaves_the_results_alone(rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "CHECKOUT", tmp_path)  # where the results would go
+    assert command.main(["infer", "--quick"]) == 0
+    assert "| less work | d |" in capsys.readouterr().out
+    assert not (tmp_path / "benchmarks").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stepp"], "stepp is no row"),
+        (["--peer-python", "jax=python"], "--peer-python jax=python is not PEER=PYTHON"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments, message, capsys):
+    assert command.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_peer_that_is_not_installed_leaves_its_rows_out(tmp_path, capsys):
+    missing = tmp_path / "python"
+    assert command.main(["step/guide/torch", "--peer-python", f"torch={missing}"]) == 0
+    error = capsys.readouterr().err
+    assert f"step/guide/torch is left out: there is no {missing}" in error
+    assert error.count("\n") == 1
+
+
+def test_rows_have_keys_of_their_suites():
+    keys = [row.key for row in all_rows()]
+    assert len(set(keys)) == len(keys)
+    assert {key.split("/")[0] for key in keys} == set(SUITES)
+    assert all(key.count("/") == 2 for key in keys)
+
+
+def test_the_parent_imports_no_framework():
+    program = "import benchmarks.__main__, sys, json; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=runner.CHECKOUT, capture_output=True, check=True)
+    assert not {"jax", "numpy", "deeplab_jax"} & set(json.loads(done.stdout))
+
+
+def test_a_real_row_at_its_smallest(tmp_path):
+    assert command.main(["metric", "--quick", "--repetitions", "1", "--output", str(tmp_path)]) == 0
+    (entry,) = results.read(tmp_path).values()
+    (measurement,) = entry["measurements"].values()
+    assert 0 < measurement["ratio"]["median"] < 1  # counting pixels is cheaper than the network
+    assert "jax" in entry["versions"]["ours"]
+    assert (tmp_path / results.TABLE_FILE).read_text() == results.render({"metric/confusion/forward": entry})
