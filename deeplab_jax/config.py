@@ -127,6 +127,7 @@ def base_config() -> ConfigDict:
     log.every_steps = 10
     log.tensorboard = True
     log.gallery_images = 8  # validation masks drawn at every evaluation
+    log.profile_steps = 0  # steps traced into the workdir's `profile`, for TensorBoard and Perfetto
     return config.lock()  # a config file that sets a field there is not fails, with the nearest name
 
 
@@ -333,6 +334,8 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
         group, name = field.split(".")
         if config[group][name] < 1:
             raise UserError(f"{field}={config[group][name]} must be at least 1")
+    if config.log.profile_steps < 0:
+        raise UserError(f"log.profile_steps={config.log.profile_steps} must be at least 0")
 
 
 def eval_batch_size(config: ConfigDict) -> int:

@@ -26,7 +26,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
     Args:
       config: see `deeplab_jax.config.base_config`.
       workdir: gets `config.json`, `labels.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, `metrics.json`,
-        `gallery.png`, `curves.png` and `learning_rate.png`.
+        `gallery.png`, `curves.png` and `learning_rate.png`; `profile/` with `log.profile_steps`.
       console: where progress is shown; None is silent.
 
     Returns:
@@ -88,9 +88,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
             console=console,
             enabled=is_writer,
         )
-        with writer, contextlib.closing(batches):
+        profile = _Profile(workdir / "profile", config.log.profile_steps, first_step, total_steps)
+        with writer, contextlib.closing(batches), contextlib.closing(profile):
             log = _TrainLog(writer, labels)
             for step in range(first_step + 1, total_steps + 1):
+                profile.begin_step(step, state)
                 batch = next(batches)
                 batch = sharding.to_global({"image": batch["image"], "label": batch["label"]}, mesh)
                 state, report = train_step(state, batch)
@@ -107,6 +109,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
                 if saves:
                     with writer.pause():
                         checkpoints.save(state)
+            profile.begin_step(total_steps + 1, state)
 
             # ---- The end ----
             with writer.pause():
@@ -117,6 +120,34 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
         visualize.plot_learning_rate(learning_rate, total_steps, path=workdir / "learning_rate.png")
         visualize.plot_curves(workdir / "metrics.jsonl", path=workdir / "curves.png")
     return scores
+
+
+class _Profile:
+    """Traces `count` steps into `folder`: those after the first two, which compile and fill the pipeline."""
+
+    def __init__(self, folder: pathlib.Path, count: int, first_step: int, total_steps: int):
+        self._folder, self._running = folder, False
+        self._begin = first_step + 3
+        self._end = min(self._begin + count, total_steps + 1)
+
+    def begin_step(self, step: int, state: TrainState) -> None:
+        """Starts or ends the trace if it is due before this step; waits for `state`, so that no other step is in it."""
+        if self._begin < self._end and step in (self._begin, self._end):
+            jax.block_until_ready(state)
+            if step == self._end:
+                self.close()
+            else:
+                options = jax.profiler.ProfileOptions()
+                options.python_tracer_level = 0  # the interpreter's calls would be most of the trace
+                # Perfetto opens `perfetto_trace.json.gz`, TensorBoard reads the other files.
+                jax.profiler.start_trace(self._folder, create_perfetto_trace=True, profiler_options=options)
+                self._running = True
+
+    def close(self) -> None:
+        """Ends the trace if it is running, which it is here after an error."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
 
 
 class _TrainLog:

@@ -1,5 +1,6 @@
 """Training from end to end on drawn scenes: what it leaves behind, and that it continues where it stopped."""
 
+import gzip
 import json
 
 import jax
@@ -50,10 +51,11 @@ def final_state(workdir):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """Six steps without an interruption."""
+    """Six steps without an interruption, two of them traced."""
     workdir = tmp_path_factory.mktemp("straight")
     config = tiny_config(steps=6)
     config.checkpoint.every_steps = 2
+    config.log.profile_steps = 2
     return workdir, config, train(config, workdir)
 
 
@@ -74,6 +76,24 @@ def test_a_run_leaves_its_results(straight):
     assert [row["step"] for row in lines(workdir)] == [2, 4, 6, 6]
     assert "eval" in lines(workdir)[-1]
     assert not list(workdir.glob("**/*.part"))
+
+
+def executions(trace):
+    """How often the train step was called in a Perfetto trace, whose events of one call may be nested."""
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    calls = [(event["ts"], event["dur"]) for event in events if event.get("name") == "PjitFunction(train_step)"]
+    count, end = 0, 0.0
+    for start, duration in sorted(calls):
+        count += start >= end
+        end = max(end, start + duration)
+    return count
+
+
+def test_the_steps_asked_for_are_traced(straight):
+    workdir, _, _ = straight
+    (trace,) = workdir.glob("profile/**/perfetto_trace.json.gz")
+    assert executions(trace) == 2
+    assert len(list(trace.parent.glob("*.xplane.pb"))) == 1
 
 
 def test_a_stopped_run_continues_to_the_same_end(straight, tmp_path, monkeypatch):
