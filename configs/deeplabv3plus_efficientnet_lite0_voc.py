@@ -12,7 +12,7 @@ from deeplab_jax.config import base_config, parse_arg
 
 def get_config(arg=None):
     """Arguments: `size` (of the square crop), `batch`, `steps`, `rate` (peak learning rate), `init` (a preset)."""
-    arg = parse_arg(arg, size=257, batch=8, steps=400, rate=0.05, init="efficientnet_lite0_imagenet")
+    arg = parse_arg(arg, size=193, batch=8, steps=400, rate=0.01, init="efficientnet_lite0_imagenet")
     config = base_config()
 
     config.model.backbone = "efficientnet_lite0"

