@@ -286,6 +286,7 @@ def test_a_negative_duration_is_refused(unit):
         ("eval.void", "ignored", "^eval.void='ignored' does not exist; did you mean ignore?"),
         ("checkpoint.keep", 0, "^checkpoint.keep=0 must be at least 1"),
         ("log.every_steps", 0, "^log.every_steps=0 must be at least 1"),
+        ("log.profile_steps", -1, "^log.profile_steps=-1 must be at least 0"),
     ],
 )
 def test_validation_names_the_field(field, value, message):
