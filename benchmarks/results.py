@@ -57,20 +57,20 @@ def _row_lines(entry: Mapping[str, Any], notes: list[str]) -> list[str]:
     if note not in notes:
         notes.append(note)
     measured = f"{entry['commit']}, {entry['date']}, {entry['pairs']} pairs [{notes.index(note) + 1}]"
-    lines = []
+    lines, single = [], len(entry["measurements"]) == 1
     for name, measurement in entry["measurements"].items():
         rates = measurement.get("gflop_per_second")
         share = measurement.get("share")
         lines.append(
             _line(
                 [
-                    entry["work"] if len(entry["measurements"]) == 1 else name,
+                    entry["work"] if single else name,
                     entry["peer"] or "-",
                     _times(measurement["ours"]),
                     _times(measurement.get("peer")),
                     _ratio(measurement.get("ratio")),
                     _goal(entry),
-                    _memory(entry["memory"]),
+                    _memory(entry["memory"]) if single else "",
                     " / ".join(f"{rates[side]:.1f}" for side in ("ours", "peer") if side in rates) if rates else "",
                     f"{share['median']:.2f}" if share else "",
                     measured,

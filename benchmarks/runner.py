@@ -60,7 +60,9 @@ def run_worker(
     task = dict(side.task) | dict(options or {})
     task |= {"repetitions": repetitions, "quick": quick, "folder": str(folder), "pair_folder": str(pair_folder)}
     command = [pythons[side.python], "-m", side.module, json.dumps(task)]
-    environment = os.environ | dict(side.environment) | {STARTED: repr(time.time())}
+    # Unfiltered, a traceback of JAX ends with the error, not with a remark about itself.
+    environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"} | dict(side.environment)
+    environment[STARTED] = repr(time.time())
     try:
         done = subprocess.run(
             command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=timeout, check=False
@@ -69,6 +71,8 @@ def run_worker(
         raise WorkerError(f"{side.name}: {pythons[side.python]} cannot be run: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise WorkerError(f"{side.name}: {side.module} took longer than {timeout:.0f} s") from None
+    if done.returncode < 0:
+        raise WorkerError(f"{side.name}: {side.module} was ended by signal {-done.returncode}; 9 may be want of memory")
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
         raise WorkerError(f"{side.name}: {side.module} failed: {last}")
@@ -142,7 +146,7 @@ def compare(row: Row, runs: Mapping[str, Sequence[Mapping[str, Any]]], *, quick:
       quick: small pictures.
 
     Raises:
-      WorkerError: the two sides state different facts.
+      WorkerError: the two sides state different facts, or measure different things.
     """
     ours, peers = runs["ours"], runs.get("peer", ())
     for one, other in zip(ours, peers, strict=False):
@@ -152,7 +156,9 @@ def compare(row: Row, runs: Mapping[str, Sequence[Mapping[str, Any]]], *, quick:
                     f"the sides do different work: {fact} is {one['facts'][fact]} in {row.ours.name} "
                     f"and {other['facts'][fact]} in {row.peer.name}"
                 )
-    names = [name for name in ours[0]["seconds"] if not peers or name in peers[0]["seconds"]]
+    names = list(ours[0]["seconds"])
+    if peers and set(names) != set(peers[0]["seconds"]):
+        raise WorkerError(f"the sides measure different things: {names} and {list(peers[0]['seconds'])}")
     entry = {
         "work": row.quick_work if quick else row.work,
         "ours": row.ours.name,

@@ -13,18 +13,22 @@ from benchmarks.rows import SUITES, Row, Side, all_rows
 
 # Prints what its task holds for the pair, and notes that it ran.
 FAKE_WORKER = """
-import json, pathlib, sys
+import json, os, pathlib, sys
 task = json.loads(sys.argv[1])
 if "fails" in task:
-    print("a warning", file=sys.stderr)
+    if isinstance(task["fails"], str):
+        print("a warning", file=sys.stderr)
     raise SystemExit(task["fails"])
+if "signal" in task:
+    os.kill(os.getpid(), task["signal"])
 with open(task["log"], "a") as log:
     log.write(task["side"] + " " + str(task["repetitions"]) + "\\n")
 pair = int(pathlib.Path(task["pair_folder"]).name.removeprefix("pair"))
 result = {"memory": 0, "multiply_adds": {}, "facts": {}, "versions": {"thing": "1.0"}}
 result["seconds"] = {"work": task["seconds"][pair]}
 print("a framework says hello")
-print(json.dumps(result | task.get("result", {})))
+if "silent" not in task:
+    print(json.dumps(result | task.get("result", {})))
 """
 
 
@@ -106,6 +110,21 @@ def test_sides_that_do_different_work_are_refused(fake):
     ours, peer = fake("a", result={"facts": {"parameters": 7}}), fake("b", result={"facts": {"parameters": 8}})
     with pytest.raises(runner.WorkerError, match="parameters is 7 in a and 8 in b"):
         measure(row(ours, peer))
+    with pytest.raises(runner.WorkerError, match="different things: .*work.* and .*labour"):
+        measure(row(fake("a"), fake("b", result={"seconds": {"labour": [1.0]}})))
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"fails": 3}, "ended with code 3"),
+        ({"signal": 9}, "was ended by signal 9"),
+        ({"silent": True}, "printed no result"),
+    ],
+)
+def test_what_went_wrong_with_a_worker_is_said(task, message, fake):
+    with pytest.raises(runner.WorkerError, match=f"^a: fake_worker .*{message}"):
+        measure(row(fake("a", **task), None))
 
 
 @pytest.fixture
