@@ -103,7 +103,7 @@ def forward() -> None:
     with tempfile.TemporaryDirectory() as folder:
         layout = stored_layout(model, pathlib.Path(folder) / "model.weights.h5")
         backbones = {}
-        for name, blocks in {"50": (3, 4, 6, 3), "152": (3, 8, 36, 3)}.items():
+        for name, blocks in {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}.items():
             backbone = build_backbone(blocks)
             assign(backbone.variables)
             backbones[name] = stored_layout(backbone, pathlib.Path(folder) / "backbone.weights.h5")
