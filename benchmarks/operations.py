@@ -14,7 +14,7 @@ class Operation:
     """One operation on a square picture.
 
     Attributes:
-      kind: conv, depthwise, max_pool, resize or cross_entropy.
+      kind: conv, depthwise, max-pool, resize or cross-entropy.
       size: height and width of the input.
       channels: of the input.
       features: of the output of a conv.
@@ -33,6 +33,15 @@ class Operation:
     rate: int = 1
     out_size: int = 0
 
+    def name(self) -> str:
+        """What the table calls it."""
+        window = f" {self.kernel}x{self.kernel}" if self.kernel > 1 or self.kind == "conv" else ""
+        stride = f" stride {self.stride}" if self.stride > 1 else ""
+        rate = f" rate {self.rate}" if self.rate > 1 else ""
+        channels = f"{self.channels} to {self.features}" if self.features else f"{self.channels}"
+        out = f" to {self.out_size}x{self.out_size}" if self.out_size else ""
+        return f"{self.kind}{window}{stride}{rate}, {channels} channels, {self.size}x{self.size}{out}"
+
     def multiply_adds(self) -> int:
         """Of each direction, padding counted as data; 0 where multiply-adds say little."""
         outputs = -(-self.size // self.stride)
@@ -49,26 +58,26 @@ class Operation:
         return dataclasses.replace(self, size=max(2, self.size // 8), out_size=self.out_size // 8)
 
 
-OPERATIONS = {
-    "1x1, 64 to 256, 128x128": Operation("conv", 128, 64, 256),
-    "1x1, 256 to 64, 128x128": Operation("conv", 128, 256, 64),
-    "1x1, 1024 to 256, 32x32": Operation("conv", 32, 1024, 256),
-    "3x3, 64 to 64, 128x128": Operation("conv", 128, 64, 64, kernel=3),
-    "3x3, 256 to 256, 32x32": Operation("conv", 32, 256, 256, kernel=3),
-    "3x3 stride 2, 256 to 256, 64x64": Operation("conv", 64, 256, 256, kernel=3, stride=2),
-    "3x3, 304 to 256, 128x128": Operation("conv", 128, 304, 256, kernel=3),
-    "3x3 rate 12, 2048 to 256, 32x32": Operation("conv", 32, 2048, 256, kernel=3, rate=12),
-    "7x7 stride 2, 3 to 64, 512x512": Operation("conv", 512, 3, 64, kernel=7, stride=2),
-    "depthwise 3x3, 256, 128x128": Operation("depthwise", 128, 256, kernel=3),
-    "depthwise 3x3 stride 2, 144, 128x128": Operation("depthwise", 128, 144, kernel=3, stride=2),
-    "depthwise 3x3 rate 12, 2048, 32x32": Operation("depthwise", 32, 2048, kernel=3, rate=12),
-    "max-pool 3x3 stride 2, 64, 256x256": Operation("max_pool", 256, 64, kernel=3, stride=2),
-    "resize to 512x512, 21, 128x128": Operation("resize", 128, 21, out_size=512),
-    "resize to 128x128, 256, 32x32": Operation("resize", 32, 256, out_size=128),
-    "cross-entropy, 21, 512x512": Operation("cross_entropy", 512, 21),
-}
+OPERATIONS = (
+    Operation("conv", 128, 64, 256),
+    Operation("conv", 128, 256, 64),
+    Operation("conv", 32, 1024, 256),
+    Operation("conv", 128, 64, 64, kernel=3),
+    Operation("conv", 32, 256, 256, kernel=3),
+    Operation("conv", 64, 256, 256, kernel=3, stride=2),
+    Operation("conv", 128, 304, 256, kernel=3),
+    Operation("conv", 32, 2048, 256, kernel=3, rate=12),
+    Operation("conv", 512, 3, 64, kernel=7, stride=2),
+    Operation("depthwise", 128, 256, kernel=3),
+    Operation("depthwise", 128, 144, kernel=3, stride=2),
+    Operation("depthwise", 32, 2048, kernel=3, rate=12),
+    Operation("max-pool", 256, 64, kernel=3, stride=2),
+    Operation("resize", 128, 21, out_size=512),
+    Operation("resize", 32, 256, out_size=128),
+    Operation("cross-entropy", 512, 21),
+)
 
 
-def selected(quick: bool) -> dict[str, Operation]:
+def selected(quick: bool) -> list[Operation]:
     """The operations, shrunk for `--quick`."""
-    return {name: operation.shrunk() if quick else operation for name, operation in OPERATIONS.items()}
+    return [operation.shrunk() if quick else operation for operation in OPERATIONS]

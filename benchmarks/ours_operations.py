@@ -16,13 +16,13 @@ from deeplab_jax import losses, ops
 
 
 def build(operation: operations.Operation, formulation: str):
-    """The function of (x, weights), without weights of (x,)."""
+    """The function of x and, if there are any, weights or labels."""
     window = {"stride": operation.stride, "formulation": formulation}
     if operation.kind == "conv":
         return functools.partial(ops.conv2d, rate=operation.rate, **window)
     if operation.kind == "depthwise":
         return functools.partial(ops.depthwise_conv2d, rate=operation.rate, **window)
-    if operation.kind == "max_pool":
+    if operation.kind == "max-pool":
         return functools.partial(ops.max_pool, window=operation.kernel, **window)
     if operation.kind == "resize":
         size = (operation.out_size, operation.out_size)
@@ -32,28 +32,30 @@ def build(operation: operations.Operation, formulation: str):
             shape = (1, *size, operation.channels)
             return lambda x: jax.image.resize(x, shape, "bilinear", antialias=False)
         return functools.partial(ops.resize_bilinear, size=size)
-    labels = np.random.default_rng(0).integers(0, operation.channels, (1, operation.size, operation.size), np.uint8)
     if formulation == "plain":
-        return lambda x: optax.softmax_cross_entropy_with_integer_labels(x, labels.astype(np.int32)).sum()
-    return lambda x: losses.softmax_cross_entropy(x, jnp.asarray(labels))[0]
+        return lambda x, labels: optax.softmax_cross_entropy_with_integer_labels(x, labels.astype(jnp.int32)).sum()
+    return lambda x, labels: losses.softmax_cross_entropy(x, labels)[0]
 
 
 def arguments(operation: operations.Operation) -> list[jax.Array]:
-    """x, and the weights of a convolution."""
+    """x, and the weights of a convolution or the labels of a cross-entropy."""
     rng = np.random.default_rng(0)
     shapes = [(1, operation.size, operation.size, operation.channels)]
     if operation.kind == "conv":
         shapes.append((operation.kernel, operation.kernel, operation.channels, operation.features))
     if operation.kind == "depthwise":
         shapes.append((operation.kernel, operation.kernel, 1, operation.channels))
-    return [jax.device_put(rng.standard_normal(shape, np.float32)) for shape in shapes]
+    values = [rng.standard_normal(shape, np.float32) for shape in shapes]
+    if operation.kind == "cross-entropy":
+        values.append(rng.integers(0, operation.channels, (1, operation.size, operation.size), np.uint8))
+    return jax.device_put(values)
 
 
 def main() -> None:
     """Measures every operation in every direction."""
     task = worker.read_task()
     seconds, multiply_adds = {}, {}
-    for name, operation in operations.selected(task["quick"]).items():
+    for operation in operations.selected(task["quick"]):
         function, values = build(operation, task["formulation"]), arguments(operation)
         output = jax.eval_shape(function, *values)
         cotangent = jax.device_put(np.random.default_rng(1).standard_normal(output.shape, np.float32))
@@ -76,8 +78,8 @@ def main() -> None:
                 warm_up=2,
                 repetitions=task["repetitions"],
             )
-            seconds[f"{name}, {direction}"] = times
-            multiply_adds[f"{name}, {direction}"] = operation.multiply_adds()
+            seconds[f"{operation.name()}, {direction}"] = times
+            multiply_adds[f"{operation.name()}, {direction}"] = operation.multiply_adds()
     worker.report(seconds, packages=("jax", "jaxlib", "optax"), multiply_adds=multiply_adds)
 
 

@@ -13,7 +13,7 @@ def build(operation: operations.Operation):
     if operation.kind in ("conv", "depthwise"):
         groups = operation.channels if operation.kind == "depthwise" else 1
         return lambda x, weights: F.conv2d(x, weights, None, operation.stride, padding, operation.rate, groups)
-    if operation.kind == "max_pool":
+    if operation.kind == "max-pool":
         return lambda x: F.max_pool2d(x, operation.kernel, operation.stride, padding)
     if operation.kind == "resize":
         size = (operation.out_size, operation.out_size)
@@ -38,7 +38,7 @@ def main() -> None:
     task = worker.read_task()
     torch.manual_seed(0)
     seconds = {}
-    for name, operation in operations.selected(task["quick"]).items():
+    for operation in operations.selected(task["quick"]):
         function, values = build(operation), arguments(operation)
         for direction in operation.directions():
             if direction == "forward":
@@ -61,7 +61,7 @@ def main() -> None:
                     repetitions=task["repetitions"],
                 )
                 leaf.requires_grad_(False)
-            seconds[f"{name}, {direction}"] = times
+            seconds[f"{operation.name()}, {direction}"] = times
     worker.report(seconds, packages=("torch",))
 
 
