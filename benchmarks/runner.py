@@ -178,7 +178,8 @@ def _compare_one(name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
     medians = {side: [statistics.median(seconds) for seconds in pairs] for side, pairs in times.items()}
     result = {side: _spread([second for seconds in pairs for second in seconds]) for side, pairs in times.items()}
     if "peer" in medians:
-        result["ratio"] = _spread([a / b for a, b in zip(medians["ours"], medians["peer"], strict=True)])
+        ratios = [ours / peer for ours, peer in zip(medians["ours"], medians["peer"], strict=True)]
+        result["ratio"] = _spread(ratios) | {"pairs": ratios}
     multiply_adds = runs["ours"][0]["multiply_adds"].get(name)
     if multiply_adds:
         work = _FLOP * multiply_adds / 1e9

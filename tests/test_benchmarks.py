@@ -67,7 +67,7 @@ def test_sides_alternate_and_ratios_are_of_pairs(fake, tmp_path):
     assert measurement["ours"] == {"median": 3.5, "min": 1.0, "max": 8.0}
     assert measurement["peer"] == {"median": 3.5, "min": 3.0, "max": 4.0}
     # 2 / 4 and 6 / 3: the ratio of the medians over all would be 1.
-    assert measurement["ratio"] == {"median": 1.25, "min": 0.5, "max": 2.0}
+    assert measurement["ratio"] == {"median": 1.25, "min": 0.5, "max": 2.0, "pairs": [0.5, 2.0]}
     assert entry["memory"] == {"ours": 300, "peer": 400, "ratio": 0.75}
     assert entry["versions"] == {"ours": {"thing": "1.0"}, "peer": {"thing": "1.0"}}
     assert entry["pairs"] == 2
