@@ -1,5 +1,7 @@
 """Every operation equals an independent reference, and every formulation of it equals the plain one."""
 
+import functools
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -28,17 +30,24 @@ def random(shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def assert_formulations_equal(operation, *arguments):
-    """Values and gradients with respect to every argument, for a random cotangent."""
-    shape = jax.eval_shape(lambda *xs: operation(*xs, formulation="plain"), *arguments).shape
-    cotangent = random(shape, seed=9)
+def value_and_gradients(operation, formulation):
+    """A function of a cotangent and an operation's arguments."""
 
-    def value_and_gradients(formulation, cotangent, *arguments):
+    def run(cotangent, *arguments):
         output, pullback = jax.vjp(lambda *xs: operation(*xs, formulation=formulation), *arguments)
         return output, *pullback(cotangent)
 
-    run = jax.jit(value_and_gradients, static_argnums=0)
-    results = [run(formulation, cotangent, *arguments) for formulation in ("auto", "plain")]
+    return run
+
+
+def random_cotangent(operation, *arguments):
+    return random(jax.eval_shape(lambda *xs: operation(*xs, formulation="plain"), *arguments).shape, seed=9)
+
+
+def assert_formulations_equal(operation, *arguments):
+    """Values and gradients with respect to every argument, for a random cotangent."""
+    arguments = (random_cotangent(operation, *arguments), *arguments)
+    results = [jax.jit(value_and_gradients(operation, kind))(*arguments) for kind in ("auto", "plain")]
     for fast, plain in zip(*results, strict=True):
         assert fast.dtype == jnp.float64
         np.testing.assert_allclose(fast, plain, **TOLERANCE)
@@ -144,6 +153,18 @@ def test_max_pool_equals_loops_and_its_formulations_each_other(size, stride, pad
     )
 
 
+@few
+@given(size=sizes, window=st.integers(2, 4), stride=st.integers(1, 4), seed=st.integers(0, 9))
+def test_max_pool_gives_the_gradient_of_equal_values_to_the_first(size, window, stride, seed):
+    x = np.random.default_rng(seed).integers(0, 3, (2, *size, 3)).astype(float)  # ties everywhere
+    assert_formulations_equal(
+        lambda x, formulation: ops.max_pool(
+            x, window=window, stride=stride, padding="same_upper", formulation=formulation
+        ),
+        x,
+    )
+
+
 def test_max_pool_ignores_padding_where_all_is_negative():
     x = jnp.full((1, 5, 5, 1), -3.0)
     np.testing.assert_array_equal(ops.max_pool(x, window=3, stride=2), np.full((1, 3, 3, 1), -3.0))
@@ -191,6 +212,16 @@ def test_resize_bilinear_with_aligned_corners_equals_interpolation_by_hand(size,
     np.testing.assert_allclose(output, expected, **TOLERANCE)
 
 
+@few
+@given(size=sizes, factors=st.tuples(st.integers(1, 6), st.integers(1, 6)), align_corners=st.booleans())
+def test_resize_bilinear_formulations_are_equal(size, factors, align_corners):
+    grown = [(extent - align_corners) * factor + align_corners for extent, factor in zip(size, factors, strict=True)]
+    assert_formulations_equal(
+        lambda x, formulation: ops.resize_bilinear(x, grown, align_corners=align_corners, formulation=formulation),
+        random((2, *size, 3)),
+    )
+
+
 def ragged_logits():
     """Logits of four pictures on one canvas, and the sizes they go to; no size is a multiple of a block of 8."""
     logits = random((4, 9, 12, 5))
@@ -225,6 +256,89 @@ def test_predict_resized_is_the_arg_max_of_the_resized_logits(block):
     predictions = ops.predict_resized(*arguments, block=block)
     assert predictions.dtype == jnp.uint8
     np.testing.assert_array_equal(predictions, np.argmax(ops.resize_to_sizes(*arguments), axis=-1))
+
+
+# Each operation where it has a formulation of its own: options, and shapes of the arguments. Batch 8, for 8 devices.
+FORMULATED = {
+    "1x1": (ops.conv2d, {}, (8, 8, 6, 5), (1, 1, 5, 4)),
+    "strided 1x1": (ops.conv2d, {"stride": 2}, (8, 7, 6, 5), (1, 1, 5, 4)),
+    "3x3": (ops.conv2d, {}, (8, 8, 6, 5), (3, 3, 5, 4)),
+    "sparse 3x3": (ops.conv2d, {"rate": 5}, (8, 8, 6, 5), (3, 3, 5, 4)),
+    "depthwise": (ops.depthwise_conv2d, {}, (8, 8, 6, 5), (3, 3, 1, 5)),
+    "strided depthwise": (ops.depthwise_conv2d, {"stride": 2}, (8, 9, 6, 5), (5, 5, 1, 5)),
+    "sparse depthwise": (ops.depthwise_conv2d, {"rate": 5}, (8, 8, 6, 5), (3, 3, 1, 5)),
+    "max-pool": (ops.max_pool, {"window": 3, "stride": 2}, (8, 8, 6, 5)),
+    "resize": (ops.resize_bilinear, {"size": (32, 24)}, (8, 8, 6, 5)),
+    "resize, corners aligned": (ops.resize_bilinear, {"size": (29, 21), "align_corners": True}, (8, 8, 6, 5)),
+}
+formulated = pytest.mark.parametrize("name", FORMULATED)
+
+
+def formulated_case(name, dtype=np.float64):
+    function, options, *shapes = FORMULATED[name]
+    operation = functools.partial(function, **options)
+    arguments = [random(shape, seed).astype(dtype) for seed, shape in enumerate(shapes)]
+    return operation, (random_cotangent(operation, *arguments).astype(dtype), *arguments)
+
+
+@formulated
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_accelerators_get_the_plain_operation(name, platform):
+    operation, arguments = formulated_case(name, np.float32)
+    kinds = ("convolution", "dot_general", "select_and_scatter", "while", "slice", "pad")
+    counts = []
+    for formulation in ("auto", "plain"):
+        traced = jax.jit(value_and_gradients(operation, formulation)).trace(*arguments)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        counts.append({kind: text.count(f"stablehlo.{kind}") for kind in kinds})
+    auto, plain = counts
+    assert auto == plain
+    if operation.func in (ops.conv2d, ops.depthwise_conv2d):
+        assert auto["convolution"] == 3  # the value and two gradients
+        assert auto["dot_general"] == 0
+
+
+@formulated
+@pytest.mark.parametrize(
+    ("dtype", "bound"),
+    # Sums of at most 400 products of order 1 in another order: a few roundings of the largest value. bfloat16 keeps 8
+    # bits, and the plain gradients round partial sums to it as well.
+    [(np.float32, 1e-5), (jnp.bfloat16, 4e-2)],
+)
+def test_formulations_agree_in_the_types_that_train(name, dtype, bound):
+    operation, arguments = formulated_case(name, dtype)
+    exact = value_and_gradients(operation, "plain")(*(argument.astype(np.float64) for argument in arguments))
+    for fast, expected in zip(jax.jit(value_and_gradients(operation, "auto"))(*arguments), exact, strict=True):
+        assert fast.dtype == dtype
+        np.testing.assert_allclose(
+            np.asarray(fast, np.float64), expected, rtol=0, atol=bound * float(np.abs(expected).max())
+        )
+
+
+@formulated
+@pytest.mark.parametrize("axis", ["batch", "height"])
+def test_formulations_work_on_split_pictures(name, axis):
+    """Split over eight devices the result is the same; and split by picture, no device needs another's pictures."""
+    operation, (cotangent, x, *kernel) = formulated_case(name)
+    if axis == "height" and x.shape[1] % 8:
+        pytest.skip("this height does not divide over eight devices")
+    mesh = jax.make_mesh((8,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole, by_batch, by_height = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        for axes in ((), ("devices",), (None, "devices"))
+    )
+    if axis == "batch":
+        placed = [jax.device_put(cotangent, by_batch), jax.device_put(x, by_batch)]
+    else:
+        placed = [jax.device_put(cotangent, whole), jax.device_put(x, by_height)]
+    placed += [jax.device_put(array, whole) for array in kernel]
+    function = jax.jit(value_and_gradients(operation, "auto"))
+    compiled = function.lower(*placed).compile()
+    for split, expected in zip(compiled(*placed), function(cotangent, x, *kernel), strict=True):
+        np.testing.assert_allclose(split, expected, **TOLERANCE)
+    if axis == "batch":
+        assert "all-gather" not in compiled.as_text()
+        assert "all-to-all" not in compiled.as_text()
 
 
 def test_operations_keep_bfloat16():

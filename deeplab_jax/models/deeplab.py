@@ -85,7 +85,7 @@ class DeepLabV3Plus(nn.Module):
           float32 logits at the images' size, and endpoints: the backbone's stages, `features`,
           `low_level_features`, `aspp`, `decoder` (if there is one) and `logits` at the classifier's resolution.
         """
-        resize = functools.partial(ops.resize_bilinear, align_corners=self.align_corners)
+        resize = functools.partial(ops.resize_bilinear, align_corners=self.align_corners, formulation=self.formulation)
         size = images.shape[1:3]
         x = self._normalise(images)
 

@@ -1,5 +1,6 @@
 """Bilinear resizing of NHWC images and of logits to each picture's own size."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -7,27 +8,65 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
+from deeplab_jax.ops.platform import on_cpu
+
+_MOST_PHASES = 16
+
 
 def resize_bilinear(
-    x: Float[Array, "batch height width channels"], size: Sequence[int], *, align_corners: bool = False
+    x: Float[Array, "batch height width channels"],
+    size: Sequence[int],
+    *,
+    align_corners: bool = False,
+    formulation: str = "auto",
 ) -> Float[Array, "batch out_height out_width channels"]:
     """Resizes to `size` (height, width) by bilinear interpolation, without antialiasing.
+
+    The plain form multiplies by dense matrices of weights. On CPUs, where both axes grow by a whole factor, each output
+    pixel is a weighted sum of its two neighbours: the matrices are nearly all zeros, and products with them come with
+    transposed copies of the large result.
 
     Args:
       x: what to resize.
       size: height and width of the result.
       align_corners: False samples at half-pixel centres (TensorFlow 2, PyTorch's default); True maps the corner
         pixels onto each other (research/deeplab), which suits sizes of k * stride + 1.
+      formulation: see `deeplab_jax.ops`.
     """
     height, width = size
     if x.shape[1:3] == (height, width):
         return x
-    if not align_corners:
-        shape = (x.shape[0], height, width, x.shape[-1])
-        return jax.image.resize(x, shape, "bilinear", antialias=False)
-    rows = _align_corners_weights(x.shape[1], height, x.dtype)
-    columns = _align_corners_weights(x.shape[2], width, x.dtype)
-    return _apply(x, rows, columns)
+
+    def plain(x):
+        if not align_corners:
+            shape = (x.shape[0], height, width, x.shape[-1])
+            return jax.image.resize(x, shape, "bilinear", antialias=False)
+        rows = _align_corners_weights(x.shape[1], height, x.dtype)
+        columns = _align_corners_weights(x.shape[2], width, x.dtype)
+        return _apply(x, rows, columns)
+
+    def plain_backward(x, cotangent):
+        return jax.linear_transpose(plain, x)(cotangent)
+
+    axes = [(1, height), (2, width)]
+    factors = [_whole_factor(x.shape[axis], out_size, align_corners) for axis, out_size in axes]
+    if formulation == "plain" or None in factors:
+        return plain(x)
+    wide = jnp.promote_types(x.dtype, jnp.float32)  # sums of bfloat16 are rounded once
+
+    def neighbours(x):
+        y = x.astype(wide)
+        for (axis, out_size), factor in reversed(list(zip(axes, factors, strict=True))):  # fewer long copies last
+            y = lax.optimization_barrier(_enlarge(y, axis, factor, out_size, align_corners))
+        return y.astype(x.dtype)
+
+    def neighbours_backward(x, cotangent):
+        y = cotangent.astype(wide)
+        for (axis, _), factor in zip(axes, factors, strict=True):
+            y = lax.optimization_barrier(_enlarge_transposed(y, axis, factor, x.shape[axis], align_corners))
+        return (y.astype(x.dtype),)
+
+    return on_cpu(neighbours, neighbours_backward, plain=plain, plain_backward=plain_backward)(x)
 
 
 def resize_to_sizes(
@@ -102,3 +141,64 @@ def _half_pixel_weights(size, extents, out_sizes, canvas, dtype):
 def _align_corners_weights(size, out_size, dtype):
     scale = (size - 1) / (out_size - 1) if out_size > 1 else 0.0
     return _triangle(jnp.arange(out_size, dtype=dtype) * scale, size - 1, size, dtype)
+
+
+def _whole_factor(size, out_size, align_corners):
+    """By what whole number an axis grows, None if by none (or one so large that a sum for each phase is too many)."""
+    grown, whole = (out_size - 1, size - 1) if align_corners else (out_size, size)
+    if whole == 0 or grown % whole or grown // whole > _MOST_PHASES:
+        return None
+    return grown // whole
+
+
+def _phases(factor, align_corners):
+    """For output pixel `factor * i + phase`: the first of its two neighbours, from i, and the second one's weight."""
+    for phase in range(factor):
+        position = phase / factor if align_corners else (phase + 0.5) / factor - 0.5
+        yield math.floor(position), position - math.floor(position)
+
+
+def _enlarge(x, axis, factor, out_size, align_corners):
+    """Interpolates one axis; beyond the ends the border repeats."""
+    size = x.shape[axis]
+    padded = jnp.concatenate(
+        [lax.slice_in_dim(x, 0, 1, axis=axis), x, lax.slice_in_dim(x, size - 1, size, axis=axis)], axis=axis
+    )
+    phases = []
+    for first, weight in _phases(factor, align_corners):
+        one, two = (lax.slice_in_dim(padded, 1 + start, 1 + start + size, axis=axis) for start in (first, first + 1))
+        phases.append(one * (1 - weight) + two * weight)
+    interleaved = jnp.stack(phases, axis=axis + 1).reshape(*x.shape[:axis], size * factor, *x.shape[axis + 1 :])
+    return lax.slice_in_dim(interleaved, 0, out_size, axis=axis)
+
+
+def _enlarge_transposed(cotangent, axis, factor, size, align_corners):
+    """The transpose of `_enlarge`: every output pixel's cotangent goes to its two neighbours."""
+    missing = size * factor - cotangent.shape[axis]
+    cotangent = _pad_axis(cotangent, axis, 0, missing)
+    shape = (*cotangent.shape[:axis], size, factor, *cotangent.shape[axis + 1 :])
+    by_phase = cotangent.reshape(shape)
+    sums = {}  # by the neighbour's distance: -1, 0, 1
+    for phase, (first, weight) in enumerate(_phases(factor, align_corners)):
+        of_phase = lax.index_in_dim(by_phase, phase, axis + 1, keepdims=False)
+        for distance, share in ((first, 1 - weight), (first + 1, weight)):
+            if share:
+                sums[distance] = sums.get(distance, 0) + of_phase * share
+    total = 0
+    for distance, part in sums.items():
+        if distance == 0:
+            total += part
+            continue
+        # Moved one on; what would leave the picture belongs to the border.
+        start, stop = (1, size) if distance < 0 else (0, size - 1)
+        end = (0, 1) if distance < 0 else (size - 1, size)
+        moved = lax.slice_in_dim(part, start, stop, axis=axis)
+        total += _pad_axis(moved, axis, *((0, 1) if distance < 0 else (1, 0)))
+        total += _pad_axis(lax.slice_in_dim(part, *end, axis=axis), axis, end[0], size - end[1])
+    return total
+
+
+def _pad_axis(x, axis, before, after):
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (before, after, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), config)

@@ -1,0 +1,46 @@
+"""One operation in two formulations: its own on CPUs, the plain one everywhere else."""
+
+from collections.abc import Callable
+
+import jax
+from jax import lax
+
+
+def on_cpu(fast: Callable, fast_backward: Callable, *, plain: Callable, plain_backward: Callable) -> Callable:
+    """A function of arrays that is `fast` where the program runs on a CPU and `plain` elsewhere, in both directions.
+
+    The platform is chosen as the program is lowered, so that what is traced here can run, or be exported, elsewhere.
+    The choice stands inside a function with a gradient of its own, whose residuals are the arguments: differentiating
+    `lax.platform_dependent` itself stores what every branch's gradient would like to find, for instance a shifted copy
+    of the picture for each tap of a depthwise kernel. It can be differentiated in reverse mode only.
+
+    Args:
+      fast: of some arrays, returns one.
+      fast_backward: of the same arrays and a cotangent, returns the tuple of their cotangents.
+      plain: computes what `fast` does.
+      plain_backward: computes what `fast_backward` does.
+    """
+
+    @jax.custom_vjp
+    def operation(*arrays):
+        return lax.platform_dependent(*arrays, cpu=fast, default=plain)
+
+    def forward(*arrays):
+        return operation(*arrays), arrays
+
+    def backward(arrays, cotangent):
+        return lax.platform_dependent(*arrays, cotangent, cpu=fast_backward, default=plain_backward)
+
+    operation.defvjp(forward, backward)
+    return operation
+
+
+def transposed(bilinear: Callable) -> Callable:
+    """The backward function of a function that is linear in each of its two arguments; does not compute its value."""
+
+    def backward(x, kernel, cotangent):
+        (x_cotangent,) = jax.linear_transpose(lambda x: bilinear(x, kernel), x)(cotangent)
+        (kernel_cotangent,) = jax.linear_transpose(lambda kernel: bilinear(x, kernel), kernel)(cotangent)
+        return x_cotangent, kernel_cotangent
+
+    return backward
