@@ -1,10 +1,9 @@
 """The worker of single operations: a formulation of `deeplab_jax.ops`, or `plain`, the standard operation.
 
-An operation without a choice of formulations (the cross-entropy; resizing) is compared with what JAX and optax offer.
+The cross-entropy, which has no choice of formulations, is compared with optax's.
 """
 
 import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +25,7 @@ def build(operation: operations.Operation, formulation: str):
         return functools.partial(ops.max_pool, window=operation.kernel, **window)
     if operation.kind == "resize":
         size = (operation.out_size, operation.out_size)
-        if "formulation" in inspect.signature(ops.resize_bilinear).parameters:
-            return functools.partial(ops.resize_bilinear, size=size, formulation=formulation)
-        if formulation == "plain":
-            shape = (1, *size, operation.channels)
-            return lambda x: jax.image.resize(x, shape, "bilinear", antialias=False)
-        return functools.partial(ops.resize_bilinear, size=size)
+        return functools.partial(ops.resize_bilinear, size=size, formulation=formulation)
     if formulation == "plain":
         return lambda x, labels: optax.softmax_cross_entropy_with_integer_labels(x, labels.astype(jnp.int32)).sum()
     return lambda x, labels: losses.softmax_cross_entropy(x, labels)[0]
