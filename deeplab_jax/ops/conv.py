@@ -1,5 +1,6 @@
 """Convolutions over NHWC images: dense and depthwise."""
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -43,29 +44,39 @@ def conv2d(
             x, kernel, (stride, stride), pads, rhs_dilation=(rate, rate), dimension_numbers=_DIMENSIONS
         )
 
+    def subsample(x):
+        return x[:, ::stride, ::stride]
+
     def matmul(x, kernel):
-        return _multiply(x[:, ::stride, ::stride], kernel[0, 0])
+        return _multiply(subsample(x), kernel[0, 0]).astype(x.dtype)
+
+    def matmul_backward(x, kernel, cotangent):
+        of_pixels = _multiply(cotangent, kernel[0, 0].T).astype(x.dtype)
+        of_kernel = _kernel_gradient(subsample(x), cotangent)
+        return *jax.linear_transpose(subsample, x)(of_pixels), of_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
     def taps(x, kernel):
-        total = None
-        for row, column, source, target in meeting:
-            term = _multiply(x[:, *source], kernel[row, column])
-            term = jnp.pad(term, ((0, 0), *_margins(target, x.shape[1:3]), (0, 0)))
-            total = term if total is None else total + term
-        return total
+        terms = (
+            _place(_multiply(x[:, *source], kernel[row, column]), target, x.shape[1:3])
+            for row, column, source, target in meeting
+        )
+        return functools.reduce(jnp.add, terms).astype(x.dtype)
 
     def taps_backward(x, kernel, cotangent):
-        (x_cotangent,) = jax.linear_transpose(lambda x: taps(x, kernel), x)(cotangent)
+        terms = (
+            _place(_multiply(cotangent[:, *target], kernel[row, column].T), source, x.shape[1:3])
+            for row, column, source, target in meeting
+        )
         of_taps = {
-            (row, column): _flat(x[:, *source]).T @ _flat(cotangent[:, *target])
+            (row, column): _kernel_gradient(x[:, *source], cotangent[:, *target])
             for row, column, source, target in meeting
         }
-        return x_cotangent, _stack_taps(of_taps, kernel)
+        return functools.reduce(jnp.add, terms).astype(x.dtype), _stack_taps(of_taps, kernel)
 
     if formulation == "plain":
         return plain(x, kernel)
     if kernel.shape[:2] == (1, 1):
-        return on_cpu(matmul, transposed(matmul), plain=plain, plain_backward=transposed(plain))(x, kernel)
+        return on_cpu(matmul, matmul_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
     if stride == 1 and meeting.share() <= _SPARSE_SHARE:
         return on_cpu(taps, taps_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
     return plain(x, kernel)
@@ -89,7 +100,7 @@ def depthwise_conv2d(
     pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2], stride=stride, rate=rate)
     meeting = _Meeting(x.shape[1:3], kernel.shape[:2], rate=rate, pads=pads)
     channels = x.shape[-1]
-    accumulator = jnp.promote_types(x.dtype, jnp.float32)  # sums of bfloat16 are rounded once
+    accumulator = _accumulator(x.dtype)
 
     def plain(x, kernel):
         return lax.conv_general_dilated(
@@ -102,10 +113,9 @@ def depthwise_conv2d(
             feature_group_count=channels,
         )
 
-    def taps(x, kernel):
+    def wide_taps(x, kernel):
         padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
         out_height, out_width = (-(-size // stride) for size in x.shape[1:3])
-        weights = kernel.astype(accumulator)
         total = None
         for row in range(kernel.shape[0]):
             for column in range(kernel.shape[1]):
@@ -114,15 +124,16 @@ def depthwise_conv2d(
                     row * rate : row * rate + stride * (out_height - 1) + 1 : stride,
                     column * rate : column * rate + stride * (out_width - 1) + 1 : stride,
                 ]
-                term = window.astype(accumulator) * weights[row, column].reshape(1, 1, 1, channels)
+                term = window * kernel[row, column].reshape(1, 1, 1, channels)
                 total = term if total is None else total + term
-        return total.astype(x.dtype)
+        return total
 
-    def taps_backward(x, kernel, cotangent):
-        # Otherwise what computes the cotangent is fused with the taps below, and so computed once for each of them.
-        cotangent = lax.optimization_barrier(cotangent)
-        (x_cotangent,) = jax.linear_transpose(lambda x: taps(x, kernel), x)(cotangent)
-        return x_cotangent, kernel_backward(x, kernel, cotangent)
+    def wide_sparse_taps(x, kernel):
+        terms = (
+            _place(x[:, *source] * kernel[row, column].reshape(1, 1, 1, channels), target, x.shape[1:3])
+            for row, column, source, target in meeting
+        )
+        return functools.reduce(jnp.add, terms)
 
     def kernel_backward(x, kernel, cotangent):
         padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -143,29 +154,31 @@ def depthwise_conv2d(
         sums = lax.fori_loop(0, out_height, add_row, (zero,) * (kernel.shape[0] * kernel.shape[1]))
         return jnp.stack([jnp.sum(total, axis=(0, 1, 2)) for total in sums]).reshape(kernel.shape).astype(kernel.dtype)
 
-    def sparse_taps(x, kernel):
-        weights = kernel.astype(accumulator)
-        total = None
-        for row, column, source, target in meeting:
-            term = x[:, *source].astype(accumulator) * weights[row, column].reshape(1, 1, 1, channels)
-            term = jnp.pad(term, ((0, 0), *_margins(target, x.shape[1:3]), (0, 0)))
-            total = term if total is None else total + term
-        return total.astype(x.dtype)
-
-    def sparse_taps_backward(x, kernel, cotangent):
-        cotangent = lax.optimization_barrier(cotangent)
-        (x_cotangent,) = jax.linear_transpose(lambda x: sparse_taps(x, kernel), x)(cotangent)
+    def sparse_kernel_backward(x, kernel, cotangent):
         of_taps = {
             (row, column): jnp.sum(x[:, *source].astype(accumulator) * cotangent[:, *target], axis=(0, 1, 2))
             for row, column, source, target in meeting
         }
-        return x_cotangent, _stack_taps(of_taps, kernel)
+        return _stack_taps(of_taps, kernel)
+
+    sparse = stride == 1 and meeting.share() <= _SPARSE_DEPTHWISE_SHARE
+    wide = wide_sparse_taps if sparse else wide_taps
+
+    def fast(x, kernel):
+        return wide(x.astype(accumulator), kernel.astype(accumulator)).astype(x.dtype)
+
+    def fast_backward(x, kernel, cotangent):
+        # Otherwise what computes the cotangent is fused with the taps below, and so computed once for each of them.
+        cotangent = lax.optimization_barrier(cotangent)
+        weights = kernel.astype(accumulator)
+        transpose = jax.linear_transpose(lambda x: wide(x, weights), jax.ShapeDtypeStruct(x.shape, accumulator))
+        (x_cotangent,) = transpose(cotangent.astype(accumulator))
+        of_kernel = (sparse_kernel_backward if sparse else kernel_backward)(x, kernel, cotangent)
+        return x_cotangent.astype(x.dtype), of_kernel
 
     if formulation == "plain":
         return plain(x, kernel)
-    if stride == 1 and meeting.share() <= _SPARSE_DEPTHWISE_SHARE:
-        return on_cpu(sparse_taps, sparse_taps_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
-    return on_cpu(taps, taps_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
+    return on_cpu(fast, fast_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
 
 
 class _Meeting:
@@ -207,8 +220,10 @@ def _offsets(taps: int, rate: int) -> range:
     return range(0, taps * rate, rate)
 
 
-def _margins(target: tuple[slice, slice], size: Sequence[int]) -> list[tuple[int, int]]:
-    return [(part.start, extent - part.stop) for part, extent in zip(target, size, strict=True)]
+def _place(x, part, size):
+    """x at the (rows, columns) `part` of a picture of zeros."""
+    margins = [(rows.start, extent - rows.stop) for rows, extent in zip(part, size, strict=True)]
+    return jnp.pad(x, ((0, 0), *margins, (0, 0)))
 
 
 def _stack_taps(of_taps, kernel):
@@ -224,5 +239,20 @@ def _flat(x):
 
 
 def _multiply(x, weights):
-    """A matrix product over the last axis. Flat: XLA:CPU runs the gradients of a product of 4-D arrays slower."""
-    return (_flat(x) @ weights).reshape(*x.shape[:-1], -1)
+    """A matrix product over the last axis, in float32 or wider.
+
+    Flat, since XLA:CPU runs the gradients of a product of 4-D arrays slower. bfloat16 with a float32 result is what
+    processors have an instruction for; XLA:CPU would convert the factors of a bfloat16 result to float32 first.
+    """
+    flat = jnp.matmul(_flat(x), weights, preferred_element_type=_accumulator(x.dtype))
+    return flat.reshape(*x.shape[:-1], -1)
+
+
+def _kernel_gradient(x, cotangent):
+    """The gradient of `_multiply` with respect to the weights."""
+    return jnp.matmul(_flat(x).T, _flat(cotangent), preferred_element_type=_accumulator(x.dtype))
+
+
+def _accumulator(dtype):
+    """In what sums are made, so that bfloat16 is rounded once."""
+    return jnp.promote_types(dtype, jnp.float32)
