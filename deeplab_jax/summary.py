@@ -14,7 +14,7 @@ from rich.table import Table
 from deeplab_jax.models import DeepLabV3Plus, abstract_variables, build_model
 
 # Rows of the table: prefixes of module paths, in the order of the computation.
-ROWS = ("backbone", "aspp", "decoder/low_level", "decoder/refine", "classifier")
+ROWS = ("backbone", "aspp", "decoder/encoder_refine", "decoder/low_level", "decoder/refine", "classifier")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,7 @@ def summarize(model: DeepLabV3Plus, height: int, width: int) -> list[PartSummary
         "classifier": logits.shape,
     }
     if "decoder" in endpoints:
+        shapes["decoder/encoder_refine"] = (*endpoints["aspp"].shape[:3], model.decoder_channels)
         shapes["decoder/low_level"] = (*endpoints["decoder"].shape[:3], model.low_level_channels)
     trainable = _sizes(variables["params"])
     statistics = _sizes(variables["batch_stats"])

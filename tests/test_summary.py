@@ -10,7 +10,9 @@ from rich.console import Console
 
 from deeplab_jax import summary
 from deeplab_jax.config import load_config
-from deeplab_jax.models import DeepLabV3Plus, build_model
+from deeplab_jax.models import DeepLabV3Plus, abstract_variables, build_model
+from deeplab_jax.models.decoder import DECODERS
+from deeplab_jax.pretrained.network import model_config
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +129,7 @@ def test_the_table_shows_every_row_and_the_sum():
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(summary.summary_table(load_config("kerascv_guide"), 21))
     text = console.export_text()
-    for row in (*summary.ROWS, "resizing", "sum"):
+    for row in ("backbone", "aspp", "decoder/low_level", "decoder/refine", "classifier", "resizing", "sum"):
         assert row in text
     for number in ("39,191,488", "39,146,464", "60.41 G", "3.84 G", "67.14 G", "512x512x21"):
         assert number in text, number
@@ -136,3 +138,13 @@ def test_the_table_shows_every_row_and_the_sum():
 def _abstract_variables(model):
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
     return jax.eval_shape(lambda image: model.init(jax.random.PRNGKey(0), image, train=False), images)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_every_parameter_is_in_a_row(decoder):
+    model = build_model(model_config(backbone="resnet10_v1_slim", decoder=decoder, aspp_channels=8), 3)
+    variables = abstract_variables(model)
+    rows = summary.summarize(model, 64, 64)
+    assert sum(row.parameters for row in rows) == sum(leaf.size for leaf in jax.tree.leaves(variables))
+    assert sum(row.trainable for row in rows) == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert all(row.nominal > 0 for row in rows if row.name != "resizing")

@@ -56,13 +56,17 @@ class Decoder(nn.Module):
             x = self._refine(self._refine(x, "refine1"), "refine2")
         return nn.Dropout(self.dropout, deterministic=self.deterministic, name="dropout")(x)
 
+    # `nowrap`: these are steps of the call, no scopes of their own in the paths that `summary` counts by.
+    @nn.nowrap
     def _low_level(self, x: Array) -> Array:
         return ConvNormAct(self.layers, self.low_level_channels, name="low_level")(x)
 
+    @nn.nowrap
     def _join(self, encoder_output: Array, low_level_features: Array) -> Array:
         low_level = self._low_level(low_level_features)
         return jnp.concatenate([self.resize(encoder_output, low_level.shape[1:3]), low_level], axis=-1)
 
+    @nn.nowrap
     def _project_and_join(self, encoder_output: Array, low_level_features: Array) -> Array:
         """The 1x1 convolution of the join, computed before the encoder's output is enlarged."""
         size: Sequence[int] = low_level_features.shape[1:3]
@@ -72,6 +76,7 @@ class Decoder(nn.Module):
         x = self.layers.concat_conv(self.channels, name="refine1_conv")(branches, size, self.resize)
         return nn.relu(self.layers.norm(name="refine1_norm")(x))
 
+    @nn.nowrap
     def _refine(self, x: Array, name: str) -> Array:
         separable = self.style in ("separable", "smp")
         return ConvNormAct(self.layers, self.channels, kernel_size=3, separable=separable, name=name)(x)
