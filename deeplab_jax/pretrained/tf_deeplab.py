@@ -51,11 +51,7 @@ def load(path: pathlib.Path) -> PretrainedNetwork:
     Raises:
       UserError: the checkpoint is damaged or holds another network.
     """
-    foreign = tf_checkpoint.read(path)
-    try:
-        return from_variables(foreign)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    return from_variables(tf_checkpoint.read(path))
 
 
 def from_variables(foreign: Mapping[str, np.ndarray]) -> PretrainedNetwork:

@@ -14,7 +14,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models import build_model
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual
 from deeplab_jax.models.backbones.resnet_v1 import BottleneckV1
-from deeplab_jax.pretrained import BACKBONE_FIELDS, tf_deeplab
+from deeplab_jax.pretrained import BACKBONE_FIELDS, import_file, tf_deeplab
 from tests.goldens import formula
 from tests.pretrained.tf_checkpoint_writer import write_checkpoint
 
@@ -192,4 +192,4 @@ def test_what_is_missing_or_unknown_is_named(checkpoints, name, removed, added, 
 def test_a_checkpoint_of_something_else_is_refused_with_its_path(tmp_path):
     write_checkpoint(tmp_path / "model.ckpt", {"xception_65/entry_flow/weights": np.zeros(3)})
     with pytest.raises(UserError, match="model.ckpt: the checkpoint has none of .* begin with xception_65$"):
-        tf_deeplab.load(tmp_path / "model.ckpt")
+        import_file(tmp_path / "model.ckpt", "tf-deeplab")
