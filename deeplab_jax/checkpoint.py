@@ -1,17 +1,23 @@
 """Checkpoints of a training run: state, data position and config, written by Orbax, restored on any devices."""
 
+import asyncio
 import errno
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from deeplab_jax import config as config_lib
+from deeplab_jax import digests
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import LabelSet
@@ -19,22 +25,42 @@ from deeplab_jax.train_state import TrainState
 
 # A run continues only under the config that it began with; the rest of a config may change at any time.
 _FIXED_GROUPS = ("model", "data", "train", "optimizer", "loss")
-_FREE_FIELDS = ("data.data_dir", "data.workers", "data.eval_split")
+_FREE_FIELDS = ("data.data_dir", "data.workers", "data.eval_split", "data.unreadable", "train.nonfinite")
+_NO_STEP = -1
 _CONFIG_FILE, _LABELS_FILE, _FOLDER = "config.json", "labels.json", "checkpoints"
 
 
 class Checkpoints:
     """The checkpoints in a workdir. A context manager: leaving it waits for what is still being written.
 
-    `variables` (what `model.apply` takes) and `training` (the rest of the state) are separate items, so that
-    evaluation and prediction read only the first.
+    `variables` (what evaluation and prediction use: of the averaged parameters, if there are any) and `training` (the
+    rest of the state) are separate items, so that evaluation and prediction read only the first. `notes` is JSON: the
+    best score so far and whatever else the run wants back. Each checkpoint holds the digests of its files, and only one
+    whose files still have them is ever restored.
+
+    Args:
+      workdir: of the run.
+      keep: how many of the newest checkpoints are kept, besides the best.
+      read_only: for those who do not train: changes nothing, so that a training may go on in the workdir.
+      console: where a damaged checkpoint is reported; None is silent.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int = 1):
+    def __init__(
+        self, workdir: pathlib.Path, *, keep: int = 1, read_only: bool = False, console: Console | None = None
+    ):
         self._folder = workdir.absolute() / _FOLDER
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._read_only, self._console = read_only, console
+        self._policy = _NewestAndBest(keep)
+        self._best, self._whole_step = None, None
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._policy,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            temporary_path_class=_DigestedFolder,
+        )
         # Named here, so that a manager that has not written or read yet knows how to look into them.
         handlers = {item: ocp.StandardCheckpointHandler() for item in ("variables", "training")}
+        handlers["notes"] = ocp.JsonCheckpointHandler()
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
@@ -42,17 +68,49 @@ class Checkpoints:
 
     def __exit__(self, kind, value, traceback) -> None:
         if kind is None:
-            with _disk_errors(self._folder):
-                self._manager.wait_until_finished()
+            self.wait()
         self._manager.close()
 
     @property
     def latest_step(self) -> int | None:
-        """The step of the newest whole checkpoint, None if there is none."""
-        return self._manager.latest_step()
+        """The step of the newest whole checkpoint, None if there is none yet.
 
-    def save(self, state: TrainState) -> None:
+        Newer ones that are damaged are reported and, unless `read_only`, renamed to `<step>.damaged`.
+
+        Raises:
+          UserError: there are checkpoints, but every one is damaged.
+        """
+        if self._whole_step is None and self._manager.latest_step() is not None:
+            # One process looks, or processes that read a failing disk might choose differently.
+            step = self._find_whole_step() if jax.process_index() == 0 else 0
+            self._whole_step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+            self._manager.reload()  # some may have been renamed
+            if self._whole_step == _NO_STEP:
+                raise UserError(
+                    f"every checkpoint in {self._folder} is damaged; restore the folder from a copy, or choose another "
+                    "--workdir"
+                )
+        return self._whole_step
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """`step` and `mean_iou` of the run's best evaluation; after a restart, once the state is restored."""
+        return self._best
+
+    def is_best(self, step: int, mean_iou: float | None) -> bool:
+        """Takes the score of the state after `step`; true if it is the run's best so far, whose checkpoint stays."""
+        if mean_iou is None or (self._best is not None and mean_iou <= self._best["mean_iou"]):
+            return False
+        self._best = {"step": step, "mean_iou": mean_iou}
+        self._policy.best_step = step
+        return True
+
+    def save(self, state: TrainState, notes: dict[str, Any] | None = None) -> None:
         """Writes the state in the background under its step; a checkpoint exists whole or not at all.
+
+        Args:
+          state: the next step may donate it.
+          notes: what JSON can hold.
 
         Raises:
           UserError: the disk has no room, now or for the checkpoint before this one.
@@ -71,21 +129,41 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    variables=ocp.args.StandardSave(state.variables),
+                    variables=ocp.args.StandardSave(state.evaluated_variables),
                     training=ocp.args.StandardSave(_training_part(state)),
+                    notes=ocp.args.JsonSave({"best": self._best, **(notes or {})}),
                 ),
+                force=True,
             )
+        self._whole_step = step
 
-    def restore(self, like: TrainState) -> TrainState:
-        """The newest checkpoint, with the shapes and shardings of `like` (arrays or ShapeDtypeStructs)."""
+    def wait(self) -> None:
+        """Returns when the last checkpoint is whole on the disk.
+
+        Raises:
+          UserError: the disk had no room for it.
+        """
+        with _disk_errors(self._folder):
+            self._manager.wait_until_finished()
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The newest checkpoint's state, with the shapes and shardings of `like` (arrays or ShapeDtypeStructs).
+
+        Returns:
+          The state and the notes it was saved with.
+        """
         restored = self._manager.restore(
             self.latest_step,
             args=ocp.args.Composite(
-                variables=ocp.args.StandardRestore(_abstract(like.variables)),
+                variables=ocp.args.StandardRestore(_abstract(like.evaluated_variables)),
                 training=ocp.args.StandardRestore(_abstract(_training_part(like))),
+                notes=ocp.args.JsonRestore(),
             ),
         )
-        return like.replace(**restored.variables, **restored.training)
+        self._best = restored.notes["best"]
+        if self._best is not None:
+            self._policy.best_step = self._best["step"]
+        return like.with_evaluated(restored.variables, **restored.training), restored.notes
 
     def restore_variables(self, like: Any) -> Any:
         """Parameters and batch statistics of the newest checkpoint, with the shapes and shardings of `like`."""
@@ -105,6 +183,42 @@ class Checkpoints:
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), metadata.tree)
         return self._manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(like))).variables
+
+    def _find_whole_step(self) -> int:
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            damage = digests.find_damage(self._folder / str(step))
+            if damage is None:
+                return step
+            if self._console is not None:
+                self._console.print(
+                    f"checkpoint {self._folder / str(step)} is damaged ({damage}); the one before it is used",
+                    soft_wrap=True,
+                    highlight=False,
+                )
+            if not self._read_only:
+                _rename_damaged(self._folder / str(step))
+        return _NO_STEP
+
+
+class _DigestedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A checkpoint's folder while it is written: its digests are the last file before it gets its name."""
+
+    async def finalize(self) -> None:
+        if self.get_final().name.isdigit():  # the whole, not one of its items
+            # Orbax writes its time of committing after this, which restoring does not need.
+            await asyncio.to_thread(digests.write, pathlib.Path(self.get()), without=("_CHECKPOINT_METADATA",))
+        await super().finalize()
+
+
+class _NewestAndBest:
+    """Which checkpoints Orbax does not delete."""
+
+    def __init__(self, keep: int):
+        self._keep, self.best_step = keep, None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        oldest = max(0, len(checkpoints) - self._keep)
+        return [i >= oldest or checkpoint.step == self.best_step for i, checkpoint in enumerate(checkpoints)]
 
 
 def begin_workdir(workdir: pathlib.Path, config: ConfigDict, labels: LabelSet) -> None:
@@ -126,6 +240,8 @@ def begin_workdir(workdir: pathlib.Path, config: ConfigDict, labels: LabelSet) -
                 f"{workdir} holds a run of another config ({'; '.join(lines)}); choose another --workdir, or give the "
                 "run's own values to continue it"
             )
+    if jax.process_index() != 0:
+        return
     write_json(path, config_lib.to_dict(config))
     write_json(workdir / _LABELS_FILE, {"class_names": labels.class_names, "palette": labels.palette})
 
@@ -178,7 +294,16 @@ def _read_json(workdir: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def _training_part(state: TrainState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in ("step", "examples_seen", "opt_state", "rng")}
+    """What `evaluated_variables` leaves out."""
+    part = {name: getattr(state, name) for name in ("step", "examples_seen", "opt_state", "rng")}
+    return part if state.ema_params is None else part | {"params": state.params}
+
+
+def _rename_damaged(folder: pathlib.Path) -> None:
+    target = folder.with_name(f"{folder.name}.damaged")
+    if target.exists():  # of the same step, earlier
+        shutil.rmtree(target)
+    folder.rename(target)
 
 
 def _abstract(tree: Any) -> Any:

@@ -4,6 +4,8 @@ import argparse
 import os
 import pathlib
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -13,7 +15,7 @@ from rich.console import Console
 
 from deeplab_jax import __version__
 from deeplab_jax import config as config_lib
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import Preempted, UserError
 
 _CONFIG_HELP = """configs:
   --config NAME_OR_FILE[:arg=value,...]   a config of the package or a file with get_config
@@ -22,6 +24,9 @@ _CONFIG_HELP = """configs:
 
 # Of deeplab_jax.pretrained.FORMATS, which takes seconds to import: --help must not wait for it.
 _FORMATS = "kerascv, kerashub, torchvision, smp, timm, efficientnet-lite, tflite or tf-deeplab"
+
+
+_SUPERVISED = "DEEPLAB_JAX_SUPERVISED"  # set in the processes that deeplab_jax.supervise started
 
 
 class UsageError(Exception):
@@ -34,10 +39,15 @@ class _OneLineParser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command and exits: 0 when done, 1 for a user's mistake, 2 for a wrong command line, 130 for Ctrl-C."""
+    """Runs the command and exits.
+
+    0 when done, 1 for a user's mistake or a run of which a process died, 2 for a wrong command line, 75 when SIGTERM
+    stopped a training that has saved its state and goes on with the same command, 130 for Ctrl-C.
+    """
     parser = _parser()
     argv = list(sys.argv[1:] if argv is None else argv)
     args, rest = parser.parse_known_args(argv)
+    args.argv = argv
     console = Console(stderr=True, highlight=False)
     try:
         takes_config = getattr(args, "takes_config", False)
@@ -50,8 +60,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         _fail(error, 2)
     except UserError as error:
         _fail(error, 1)
+    except Preempted as stopped:
+        print(f"deeplab-jax: {stopped}; the same command continues", file=sys.stderr)
+        sys.exit(Preempted.EXIT_CODE)
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues from the newest checkpoint, if there is one", 130)
+    except Exception:
+        if _SUPERVISED not in os.environ:
+            raise
+        time.sleep(2)  # another process' death is a failed operation here: the parent speaks, and ends this one
+        traceback.print_exc()
+        _exit(1)
     sys.exit(0)
 
 
@@ -135,8 +154,40 @@ def _use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
 
 
+def _join_processes(args: argparse.Namespace, config: ConfigDict, console: Console) -> None:
+    """Makes this process one of a run of many, if the command line says so, before anything uses a device.
+
+    The process that the user started becomes the parent of the one, or of the `--local-processes`, that do the work.
+    """
+    explicit = [args.coordinator, args.num_processes, args.process_id]
+    if None in explicit and explicit != [None] * 3:
+        raise UsageError("--coordinator, --num-processes and --process-id belong together")
+    if args.local_processes is not None and args.local_processes < 1:
+        raise UsageError(f"--local-processes {args.local_processes} must be at least 1")
+    if _SUPERVISED in os.environ:
+        from deeplab_jax import distributed
+
+        launch = distributed.Launch(args.coordinator, args.num_processes, args.process_id)
+        distributed.start(launch, heartbeat_seconds=config.distributed.heartbeat_seconds)
+        console.quiet = not distributed.is_leader()
+        return
+    ways = (args.coordinator is not None) + args.cluster + (args.local_processes is not None)
+    if ways > 1:
+        raise UsageError("give one of --coordinator, --cluster and --local-processes")
+    if ways == 1:
+        from deeplab_jax import supervise
+
+        command = [sys.executable, "-m", "deeplab_jax", *args.argv]
+        launches = [[]] if args.local_processes is None else supervise.local_launches(args.local_processes)
+        code, line = supervise.run([[*command, *launch] for launch in launches], {_SUPERVISED: "1"})
+        if line is not None:
+            _fail(line, code)
+        sys.exit(code)
+
+
 def _train(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
     config = parse_config(rest)
+    _join_processes(args, config, console)
     from deeplab_jax.train import train
 
     scores = train(config, args.workdir, console=console)
@@ -144,7 +195,8 @@ def _train(args: argparse.Namespace, rest: Sequence[str], console: Console) -> N
 
 
 def _evaluate(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
-    from deeplab_jax import checkpoint, pretrained
+    _join_processes(args, parse_config(rest, base=config_lib.base_config()), console)
+    from deeplab_jax import checkpoint, distributed, pretrained
     from deeplab_jax.evaluate import evaluate_pretrained, evaluate_workdir
 
     if args.preset is not None:
@@ -161,7 +213,7 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], console: Console) -
         scores = evaluate_pretrained(network, config=config, split=args.split, console=console)
     else:
         scores = evaluate_workdir(args.workdir, config=config, split=args.split, console=console)
-    if args.json is not None:
+    if args.json is not None and distributed.is_leader():
         checkpoint.write_json(args.json, scores)
     _report(scores, args.workdir, console)
 
@@ -256,6 +308,14 @@ def _report(scores: dict, workdir: pathlib.Path | None, console: Console) -> Non
 
 def _fail(message: object, code: int) -> NoReturn:
     print(f"deeplab-jax: {' '.join(str(message).split())}", file=sys.stderr)
+    _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    if _SUPERVISED in os.environ:
+        from deeplab_jax import distributed
+
+        distributed.exit_at_once(code)
     sys.exit(code)
 
 
@@ -278,6 +338,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = add(commands, "train", _train, "Train a network, or continue the training in a workdir.", takes_config=True)
     train.add_argument("--workdir", type=pathlib.Path, required=True, help="folder for everything the run writes")
+    _add_processes(train)
 
     evaluate = add(commands, "evaluate", _evaluate, "Score a trained network on a whole split.", takes_config=True)
     _add_network(evaluate)
@@ -285,6 +346,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data-dir", type=pathlib.Path, help="where data sets are prepared")
     evaluate.add_argument("--split", help="default: the run's data.eval_split")
     evaluate.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the scores here")
+    _add_processes(evaluate)
 
     predict = add(commands, "predict", _predict, "Label pictures: a mask and an overlay for each.", takes_config=True)
     predict.add_argument("inputs", nargs="+", type=pathlib.Path, metavar="IMAGE|FOLDER")
@@ -326,6 +388,15 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE.png")
     show.add_argument("--data-dir", type=pathlib.Path, help="where data sets are prepared")
     return parser
+
+
+def _add_processes(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("runs of many processes, one a machine or more; see docs/reliability.md")
+    group.add_argument("--cluster", action="store_true", help="of a TPU pod, SLURM or Open MPI, which know the rest")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0; with the next two")
+    group.add_argument("--num-processes", type=int, metavar="N", help="of the run")
+    group.add_argument("--process-id", type=int, metavar="I", help="of this process, from 0")
+    group.add_argument("--local-processes", type=int, metavar="N", help="start the run's N processes on this machine")
 
 
 def _add_network(command: argparse.ArgumentParser) -> None:

@@ -67,6 +67,7 @@ def base_config() -> ConfigDict:
     data.scale_step = 0.25  # of scale_crop; 0 draws from the whole range
     data.random_flip = "horizontal"  # none | horizontal | horizontal_and_vertical
     data.workers = 0  # processes that read and transform; 0 uses threads of this one
+    data.unreadable = "raise"  # an example that cannot be read: raise | skip: the next one takes its place, counted
     data.num_examples = config_dict.placeholder(int)  # per split, of generated data sets only
 
     config.train = train = ConfigDict()
@@ -75,6 +76,8 @@ def base_config() -> ConfigDict:
     train.examples = config_dict.placeholder(int)
     train.seed = 0
     train.compute_dtype = "float32"  # float32 | bfloat16; parameters, statistics, logits, loss stay float32
+    train.ema_decay = config_dict.placeholder(float)  # a step; evaluation and prediction use parameters averaged so
+    train.nonfinite = "stop"  # a NaN or infinite loss or gradient: stop | skip: the step changes no parameter
     train.init_from = config_dict.placeholder(str)  # a preset, or a folder of one, or a workdir to start from
 
     config.optimizer = optimizer = ConfigDict()
@@ -119,7 +122,9 @@ def base_config() -> ConfigDict:
     checkpoint.every_epochs = config_dict.placeholder(float)
     checkpoint.every_examples = config_dict.placeholder(int)
     checkpoint.every_percent = config_dict.placeholder(float)
-    checkpoint.keep = 2
+    checkpoint.keep = 2  # the newest ones; the one with the best mean IoU stays besides
+
+    config.distributed = ConfigDict({"heartbeat_seconds": 30})  # silence after which a process counts as dead
 
     config.mesh = ConfigDict({"data": -1})  # devices along the batch; -1 is all of them
 
@@ -323,6 +328,8 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
     for field, known in {
         "data.resize": ("squeeze", "scale_crop"),
         "data.random_flip": ("none", "horizontal", "horizontal_and_vertical"),
+        "data.unreadable": ("raise", "skip"),
+        "train.nonfinite": ("stop", "skip"),
         "train.compute_dtype": ("float32", "bfloat16"),
         "eval.protocol": ("whole", "squeeze", "guide"),
         "eval.void": ("ignore", "background"),
@@ -330,7 +337,10 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
         group, name = field.split(".")
         if config[group][name] not in known:
             raise UserError(f"{field}={config[group][name]!r} does not exist{suggest(str(config[group][name]), known)}")
-    for field in ("checkpoint.keep", "log.every_steps"):
+    decay = config.train.ema_decay
+    if decay is not None and not 0 < decay < 1:
+        raise UserError(f"train.ema_decay={decay} must lie between 0 and 1, for instance 0.999")
+    for field in ("checkpoint.keep", "log.every_steps", "distributed.heartbeat_seconds"):
         group, name = field.split(".")
         if config[group][name] < 1:
             raise UserError(f"{field}={config[group][name]} must be at least 1")

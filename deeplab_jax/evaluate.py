@@ -102,7 +102,7 @@ def evaluate_workdir(
     source = _open_split_with(labels, config, split, f"the network in {workdir}")
     mesh = sharding.make_mesh(config.mesh)
     model = build_model(config.model, labels.num_classes, compute_dtype=config.train.compute_dtype)
-    with checkpoint.Checkpoints(workdir) as checkpoints:
+    with checkpoint.Checkpoints(workdir, read_only=True, console=console) as checkpoints:
         step = checkpoints.latest_step
         if step is None:
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")

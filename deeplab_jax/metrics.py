@@ -97,6 +97,18 @@ class Totals:
         self.loss_count += float(report["loss_count"])
         self.num_images += int(report.get("num_images", 0))
 
+    def to_json(self) -> dict[str, Any]:
+        """The sums as JSON holds them without loss, for `from_json`."""
+        sums = {name: getattr(self, name) for name in ("loss_sum", "loss_count", "num_images")}
+        return sums | {"confusion": self.confusion.tolist()}
+
+    def from_json(self, sums: dict[str, Any]) -> None:
+        """Goes on from the sums that `to_json` gave."""
+        self.confusion = np.array(sums["confusion"], np.int64)
+        self.loss_sum, self.loss_count, self.num_images = (
+            sums[name] for name in ("loss_sum", "loss_count", "num_images")
+        )
+
     def scores(self, class_names: tuple[str, ...]) -> dict[str, Any]:
         """`scores` of the summed confusion matrix, and the mean `loss` (None if nothing was counted)."""
         loss = self.loss_sum / self.loss_count if self.loss_count else None

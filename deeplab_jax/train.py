@@ -8,20 +8,33 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from deeplab_jax import checkpoint, data, losses, metrics, optimizer, pretrained, sharding, visualize, writers
+from deeplab_jax import (
+    checkpoint,
+    data,
+    distributed,
+    ema,
+    losses,
+    nonfinite,
+    optimizer,
+    pretrained,
+    sharding,
+    visualize,
+    writers,
+)
 from deeplab_jax import config as config_lib
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.evaluate import Evaluator, open_split, save_scores
-from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.steps import make_train_step
+from deeplab_jax.train_log import TrainLog
 from deeplab_jax.train_state import TrainState
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None = None) -> dict[str, Any]:
     """Trains a network, evaluates it, and leaves everything in `workdir`.
 
-    A workdir that has a checkpoint is continued from it, to the same end as without the interruption.
+    A workdir that has a checkpoint is continued from it, to the same end as without the interruption. In a run of many
+    processes, each calls this with the same config and workdir.
 
     Args:
       config: see `deeplab_jax.config.base_config`.
@@ -33,8 +46,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
       What `metrics.json` holds.
 
     Raises:
-      UserError: something in the config, the data or the workdir is wrong.
+      UserError: something in the config, the data or the workdir is wrong, or a loss is not finite.
+      Preempted: SIGTERM came; the state is saved, and the same call continues the run.
     """
+    if not distributed.is_leader():
+        console = None
     # ---- What the config means, checked before any work ----
     config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count())
     train_source = open_split(config, config.data.train_split)
@@ -49,17 +65,22 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
 
     mesh = sharding.make_mesh(config.mesh)
     replicated = sharding.replicated(mesh)
-    is_writer = jax.process_index() == 0
-    with checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
+    with (
+        distributed.Preemption() as preemption,
+        checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, console=console) as checkpoints,
+    ):
         # ---- State: the workdir's newest checkpoint, or else init_from, or else random ----
-        state = TrainState.create_on(replicated, model, update_rule, seed=config.train.seed)
-        if checkpoints.latest_step is not None:
-            state = checkpoints.restore(state)
-            _say(console, f"Continuing {workdir} from step {int(state.step)} of {total_steps}")
-        elif config.train.init_from is not None:
+        state, notes = TrainState.create_on(replicated, model, update_rule, seed=config.train.seed), {}
+        if config.train.init_from is not None and checkpoints.latest_step is None:
             state, report = pretrained.init_from(state, config.model, config.train.init_from, console=console)
             _say(console, report)
+        if config.train.ema_decay is not None:
+            state = state.with_averages()
+        if checkpoints.latest_step is not None:
+            state, notes = checkpoints.restore(state)
+            _say(console, f"Continuing {workdir} from step {int(state.step)} of {total_steps}")
         first_step = int(state.step)
+        distributed.check_agreement(config, first_step)
 
         # ---- Data: a pure function of seed and position ----
         batches = data.train_batches(
@@ -73,11 +94,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
         )
 
         # ---- The loop ----
-        train_step = jax.jit(
-            make_train_step(model, update_rule, loss_fn, learning_rate=learning_rate, void=config.eval.void),
-            out_shardings=(replicated, replicated),
-            donate_argnums=0,
-        )
+        train_step = make_train_step(model, update_rule, loss_fn, learning_rate=learning_rate, void=config.eval.void)
+        if config.train.ema_decay is not None:
+            train_step = ema.averaging(train_step, config.train.ema_decay)
+        if config.train.nonfinite == "skip":
+            train_step = nonfinite.passing_over(train_step)
+        train_step = jax.jit(train_step, out_shardings=(replicated, replicated), donate_argnums=0)
         evaluator = Evaluator(config, model, eval_source, mesh)
         writer = writers.Writer(
             workdir,
@@ -86,37 +108,47 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
             start_step=first_step,
             tensorboard=config.log.tensorboard,
             console=console,
-            enabled=is_writer,
+            enabled=distributed.is_leader(),
         )
         profile = _Profile(workdir / "profile", config.log.profile_steps, first_step, total_steps)
         with writer, contextlib.closing(batches), contextlib.closing(profile):
-            log = _TrainLog(writer, labels)
+            log = TrainLog(writer, labels, policy=config.train.nonfinite, folder=workdir / "nonfinite", console=console)
+            if "window" in notes:
+                log.resume(notes["window"])
             for step in range(first_step + 1, total_steps + 1):
                 profile.begin_step(step, state)
                 batch = next(batches)
-                batch = sharding.to_global({"image": batch["image"], "label": batch["label"]}, mesh)
-                state, report = train_step(state, batch)
-                log.add(report)
-                evaluates = _due(step, every["eval"]) and step < total_steps
-                saves = _due(step, every["checkpoint"]) or step == total_steps
-                # A checkpoint ends a logging window too, so that a continued run logs the same windows.
-                if _due(step, every["log"]) or evaluates or saves:
-                    log.end_window(step, wait=evaluates or saves)
+                arrays = sharding.to_global({"image": batch["image"], "label": batch["label"]}, mesh)
+                state, report = train_step(state, arrays)
+                log.add(step, report, batch)
+                stops, evaluates = preemption.reached(step), _due(step, every["eval"]) and step < total_steps
+                if _due(step, every["log"]) or evaluates or step == total_steps:
+                    log.end_window(step)
+                is_best = False
                 if evaluates:
+                    log.catch_up()
                     with writer.pause():
-                        scores = evaluator(state.variables, console=console, gallery=config.log.gallery_images)
+                        scores = evaluator(
+                            state.evaluated_variables, console=console, gallery=config.log.gallery_images
+                        )
                         writer.write_evaluation(step, scores, labels)
-                if saves:
+                    is_best = checkpoints.is_best(step, scores["mean_iou"])
+                if stops or is_best or _due(step, every["checkpoint"]) or step == total_steps:
+                    # Read before it is saved: no checkpoint holds what a loss that is not finite has made.
+                    log.catch_up()
                     with writer.pause():
-                        checkpoints.save(state)
+                        checkpoints.save(state, {"window": log.open_window()})
+                if stops:
+                    checkpoints.wait()
+                    raise Preempted(f"stopped by SIGTERM at step {step} of {total_steps}, which is saved in {workdir}")
             profile.begin_step(total_steps + 1, state)
 
             # ---- The end ----
             with writer.pause():
-                scores = evaluator(state.variables, console=console, gallery=config.log.gallery_images)
+                scores = evaluator(state.evaluated_variables, console=console, gallery=config.log.gallery_images)
                 writer.write_evaluation(total_steps, scores, labels)
     scores = save_scores(workdir, scores, labels, config, total_steps)
-    if is_writer:
+    if distributed.is_leader():
         visualize.plot_learning_rate(learning_rate, total_steps, path=workdir / "learning_rate.png")
         visualize.plot_curves(workdir / "metrics.jsonl", path=workdir / "curves.png")
     return scores
@@ -148,39 +180,6 @@ class _Profile:
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
-
-
-class _TrainLog:
-    """Sums the steps' reports; reads each one step late, so that the host never waits on a step just dispatched."""
-
-    def __init__(self, writer: writers.Writer, labels: LabelSet):
-        self._writer, self._labels = writer, labels
-        self._totals = metrics.Totals(labels.num_classes)
-        self._unread, self._window_end = None, None
-
-    def add(self, report: dict[str, jax.Array]) -> None:
-        """Takes the report of a step just dispatched, and reads that of the step before."""
-        self._read()
-        self._unread = report
-
-    def end_window(self, step: int, *, wait: bool) -> None:
-        """Has the means since the last window's end written: now, or when the report of `step` is read."""
-        self._window_end = step
-        if wait:
-            self._read()
-
-    def _read(self) -> None:
-        report, self._unread = self._unread, None
-        if report is None:
-            return
-        self._totals.add(report)
-        if self._window_end is not None:
-            scores = self._totals.scores(self._labels.class_names)
-            values = {name: scores[name] for name in ("loss", "mean_iou", "pixel_accuracy")}
-            values |= {name: float(report[name]) for name in ("learning_rate", "gradient_norm")}
-            self._writer.write_train(self._window_end, values)
-            self._totals.reset()
-            self._window_end = None
 
 
 def _durations(config: ConfigDict, num_examples: int) -> tuple[int, int, dict[str, int | None]]:

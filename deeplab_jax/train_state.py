@@ -17,7 +17,7 @@ class TrainState:
 
     As a tree it may hold shapes or shardings in the arrays' places, so the fields are typed loosely: `step` is an int32
     scalar, `examples_seen` a uint32 scalar, and `rng` the run's base key, uint32 (2,), from which a step derives its
-    own by `jax.random.fold_in`.
+    own by `jax.random.fold_in`. `ema_params` is None unless the parameters are averaged (`train.ema_decay`).
     """
 
     step: PyTree
@@ -26,11 +26,27 @@ class TrainState:
     batch_stats: PyTree
     opt_state: PyTree
     rng: PyTree
+    ema_params: PyTree = None
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes."""
+        """What `model.apply` takes while training."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def evaluated_variables(self) -> dict[str, Any]:
+        """What evaluation and prediction use: the averaged parameters if there are any."""
+        params = self.params if self.ema_params is None else self.ema_params
+        return {"params": params, "batch_stats": self.batch_stats}
+
+    def with_evaluated(self, variables: dict[str, Any], **fields: Any) -> "TrainState":
+        """This state with these `evaluated_variables` and other fields."""
+        name = "params" if self.ema_params is None else "ema_params"
+        return self.replace(**{name: variables["params"]}, batch_stats=variables["batch_stats"], **fields)
+
+    def with_averages(self) -> "TrainState":
+        """This state with `ema_params` that begin as a copy of the parameters."""
+        return self.replace(ema_params=jax.tree.map(jax.numpy.copy, self.params))
 
     @classmethod
     def create(cls, model, optimizer, *, seed: int) -> "TrainState":

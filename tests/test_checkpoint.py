@@ -52,7 +52,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
         checkpoints.save(state)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step == 7
-        assert_identical(checkpoints.restore(make_state(0)), state)
+        assert_identical(checkpoints.restore(make_state(0))[0], state)
 
 
 def test_the_variables_alone_come_back_with_shapes_known_or_not(tmp_path):
@@ -86,7 +86,7 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
             checkpoints.save(make_state(step))
     assert steps_of(tmp_path) == [6, 9]
     with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
-        assert_identical(checkpoints.restore(make_state(0)), make_state(9))
+        assert_identical(checkpoints.restore(make_state(0))[0], make_state(9))
 
 
 def test_saving_a_step_again_leaves_it_as_it_is(tmp_path):
@@ -106,7 +106,7 @@ def test_what_a_killed_run_left_half_written_is_no_checkpoint(tmp_path):
     (left_over / "variables" / "manifest.ocdbt").write_bytes(b"half")
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step == 3
-        assert_identical(checkpoints.restore(make_state(0)), make_state(3))
+        assert_identical(checkpoints.restore(make_state(0))[0], make_state(3))
     assert steps_of(tmp_path) == [3]
 
 
@@ -163,7 +163,7 @@ def test_a_disk_that_fills_up_while_writing_is_one_line_and_older_checkpoints_st
     assert done.returncode == 0
     with checkpoint.Checkpoints(tmp_path, keep=3) as checkpoints:
         assert checkpoints.latest_step == 1
-        assert_identical(checkpoints.restore(make_state(0)), make_state(1))
+        assert_identical(checkpoints.restore(make_state(0))[0], make_state(1))
     assert steps_of(tmp_path) == [1]
 
 

@@ -15,6 +15,7 @@ from deeplab_jax.data import pictures, transforms
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
+_MOST_UNREADABLE = 10  # examples in a row that are passed over: more of them are no accident
 _ROUND_TO = 32  # default canvases are multiples of it, plus 1: sizes of k * stride + 1 keep atrous features aligned
 
 
@@ -48,14 +49,15 @@ def train_batches(
       pad_color: RGB around scaled pictures.
 
     Yields:
-      `image` uint8 (batch, height, width, 3) and `label` uint8 (batch, height, width).
+      `image` uint8 (batch, height, width, 3), `label` uint8 (batch, height, width), `id` (an array of text), and
+      `unreadable` (an array of text): what was wrong with the example whose place this one takes, empty for most.
 
     Raises:
-      UserError: a stored example is damaged.
+      UserError: a stored example is damaged, and `data.unreadable` is `raise` or many in a row are.
     """
     transform = _Augment(data.copy_and_resolve_references(), tuple(pad_color))
-    dataset = grain.MapDataset.source(source).seed(_stream_seed(seed)).shuffle().repeat()
-    dataset = dataset.map(decode_example).random_map(transform)
+    dataset = grain.MapDataset.range(len(source)).seed(_stream_seed(seed)).shuffle().repeat()
+    dataset = dataset.map(_TrainExample(source, data.unreadable)).random_map(transform)
     dataset = dataset[examples_seen:][process_index::process_count]
     dataset = dataset.batch(data.batch_size // process_count, drop_remainder=True)
     return iter(_parallel(dataset, data.workers))
@@ -139,6 +141,26 @@ def _stream_seed(seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"train {seed}".encode()).digest()[:4], "big")
 
 
+class _TrainExample:
+    """The decoded example at a position of the source, or with the policy `skip` the next that can be read."""
+
+    def __init__(self, source, policy: str):
+        self._source, self._tries = source, 1 if policy == "raise" else _MOST_UNREADABLE
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        unreadable = ""
+        for trial in range(self._tries):
+            try:
+                # A function of the position alone: a run that continues replaces the same ones by the same ones.
+                example = decode_example(self._source[(int(index) + trial) % len(self._source)])
+            except UserError as error:
+                unreadable = unreadable or str(error)
+            else:
+                return example | {"unreadable": unreadable}
+        also = f"; neither can the {self._tries - 1} after it" if self._tries > 1 else ""
+        raise UserError(f"{unreadable}{also}")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Augment(grain.transforms.RandomMap):
     data: Any
@@ -148,7 +170,7 @@ class _Augment(grain.transforms.RandomMap):
         image, label_map = transforms.augment(
             example["image"], example["label"], rng, self.data, pad_color=self.pad_color
         )
-        return {"image": image, "label": label_map}
+        return example | {"image": image, "label": label_map}
 
 
 @dataclasses.dataclass(frozen=True)

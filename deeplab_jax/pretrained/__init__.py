@@ -187,7 +187,7 @@ def _new_parts(network: PretrainedNetwork) -> tuple[str, ...]:
 
 def _load_workdir(workdir: pathlib.Path) -> PretrainedNetwork:
     config = checkpoint.read_config(workdir)  # says so if it is no workdir
-    with checkpoint.Checkpoints(workdir) as checkpoints:
+    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
         if checkpoints.latest_step is None:
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
         variables = checkpoints.saved_variables()

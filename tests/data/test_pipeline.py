@@ -87,7 +87,7 @@ def scenes():
 
 def test_batches_are_what_the_network_takes():
     (batch,) = train(scenes(), 1, fields=SCENES)
-    assert batch.keys() == {"image", "label"}
+    assert batch.keys() == {"image", "label", "id", "unreadable"}
     assert batch["image"].shape == (4, 48, 40, 3)
     assert batch["label"].shape == (4, 48, 40)
     assert batch["image"].dtype == batch["label"].dtype == np.uint8

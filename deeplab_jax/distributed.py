@@ -1,0 +1,141 @@
+"""Runs of many processes: how they find each other, whether they agree, and when all of them stop."""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from deeplab_jax import config as config_lib
+from deeplab_jax.errors import UserError
+
+_MAY_DIFFER = ("data.data_dir", "data.workers")
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """Which process of a run this one is.
+
+    Attributes:
+      coordinator: HOST:PORT of process 0; None asks the cluster (a TPU pod, SLURM or Open MPI) for all three.
+      num_processes: of the run.
+      process_id: of this one, from 0.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def start(launch: Launch, *, heartbeat_seconds: int) -> None:
+    """Connects this process with the others; before anything uses a device.
+
+    A process that is silent for `heartbeat_seconds` is dead: the others then abort, see `deeplab_jax.supervise`.
+
+    Raises:
+      UserError: the others cannot be found.
+    """
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPU devices only
+    try:
+        jax.distributed.initialize(
+            launch.coordinator,
+            launch.num_processes,
+            launch.process_id,
+            cluster_detection_method=None if launch.coordinator is None else "deactivate",
+            heartbeat_timeout_seconds=heartbeat_seconds,
+        )
+    except (RuntimeError, ValueError) as error:
+        where = "the cluster" if launch.coordinator is None else launch.coordinator
+        raise UserError(
+            f"process {launch.process_id} cannot join the run at {where}: {' '.join(str(error).split())}; start every "
+            "process, with the same address and number of processes"
+        ) from error
+
+
+def is_leader() -> bool:
+    """Whether this is process 0, which alone writes files that are no arrays, and reports."""
+    return jax.process_index() == 0
+
+
+def check_agreement(config: ConfigDict, step: int) -> None:
+    """Compares the config and the step to begin at over all processes, before they wait for each other in vain.
+
+    Raises:
+      UserError: in every process, naming one that differs and what differs.
+    """
+    if jax.process_count() == 1:
+        return
+    steps = multihost_utils.process_allgather(np.int32(step)).tolist()
+    if len(set(steps)) > 1:
+        shown = ", ".join(f"process {index}: {value}" for index, value in enumerate(steps))
+        raise UserError(f"the processes would begin at different steps ({shown}); give them one shared --workdir")
+    values = config_lib.to_dict(config)
+    for path in _MAY_DIFFER:
+        group, field = path.split(".")
+        values[group].pop(field)
+    configs = [json.loads(text) for text in _gather_texts(json.dumps(values, sort_keys=True))]
+    for index, other in enumerate(configs):
+        different = [
+            f"{group}.{field}: {other[group][field]!r} / {value!r}"
+            for group, fields in configs[0].items()
+            for field, value in fields.items()
+            if other[group][field] != value
+        ]
+        if different:
+            raise UserError(
+                f"process {index} has another config than process 0 ({'; '.join(different)}); start all of them with "
+                "the same command"
+            )
+
+
+def _gather_texts(text: str) -> list[str]:
+    """The text of every process, in order."""
+    content = text.encode()
+    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(content)))))
+    padded = np.frombuffer(content.ljust(longest), np.uint8)
+    return [row.tobytes().decode() for row in multihost_utils.process_allgather(padded)]
+
+
+class Preemption:
+    """Learns that the run is to stop, from SIGTERM to any of its processes. A context manager.
+
+    With one process the signal sets a flag. With many, JAX' coordination service has them agree on a step that none
+    has passed.
+    """
+
+    def __init__(self):
+        self._told, self._previous = False, None
+        # JAX' service listens itself; Python's signal handlers belong to the main thread.
+        self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> "Preemption":
+        if self._listens:
+            self._previous = signal.signal(signal.SIGTERM, self._take_signal)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._listens:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and stop after this step: true in all processes at the same one. To be asked at each step."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._told
+
+    def _take_signal(self, number: int, frame: FrameType | None) -> None:
+        self._told = True
+
+
+def exit_at_once(code: int) -> None:
+    """Ends this process without waiting for the others, which may be waiting for it in a collective operation."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
