@@ -35,7 +35,7 @@ def local_launches(count: int) -> list[list[str]]:
 def run(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> tuple[int, str | None]:
     """Runs commands side by side until all have ended or one has died.
 
-    The first has this process' standard error; of the others it shows only why one failed, if one did by itself.
+    The first has this process' output; of the others it shows only why one failed, if one did by itself.
     SIGTERM and SIGINT are passed on. Should the parent itself be killed, its processes get SIGTERM (on Linux).
 
     Args:
@@ -59,7 +59,13 @@ def run(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> tuple
         stack.callback(_kill, processes)
         for command, error in zip(commands, errors, strict=True):
             processes.append(
-                subprocess.Popen(command, env=os.environ | environment, stderr=error, preexec_fn=_end_with_parent)
+                subprocess.Popen(
+                    command,
+                    env=os.environ | environment,
+                    stdout=error,
+                    stderr=error,
+                    preexec_fn=_end_with_parent,
+                )
             )
         code, failed = _wait(processes)
         if failed is None:

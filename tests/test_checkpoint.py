@@ -2,8 +2,10 @@
 
 import collections
 import errno
+import io
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from deeplab_jax import checkpoint
 from deeplab_jax.config import to_dict
@@ -108,6 +111,113 @@ def test_what_a_killed_run_left_half_written_is_no_checkpoint(tmp_path):
         assert checkpoints.latest_step == 3
         assert_identical(checkpoints.restore(make_state(0))[0], make_state(3))
     assert steps_of(tmp_path) == [3]
+
+
+def test_the_best_stays_besides_the_newest_and_is_known_after_a_restart(tmp_path):
+    with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step, score in ((1, 0.2), (2, 0.5), (3, 0.5), (4, None), (5, 0.1)):
+            assert checkpoints.is_best(step, score) == (step in (1, 2))
+            checkpoints.save(make_state(step))
+    assert steps_of(tmp_path) == [2, 4, 5]
+    with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.restore(make_state(0))
+        assert checkpoints.best == {"step": 2, "mean_iou": 0.5}
+        assert not checkpoints.is_best(6, 0.4)
+        checkpoints.save(make_state(6))
+    assert steps_of(tmp_path) == [2, 5, 6]
+
+
+def test_averaged_parameters_are_what_is_evaluated_and_come_back(tmp_path):
+    state = make_state(7).with_averages()
+    state = state.replace(ema_params=jax.tree.map(lambda leaf: leaf + 1, state.ema_params))
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, {"window": {"loss_sum": 0.1}})
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        restored, notes = checkpoints.restore(make_state(0).with_averages())
+        assert_identical(restored, state)
+        assert notes == {"best": None, "window": {"loss_sum": 0.1}}
+        assert_identical(checkpoints.saved_variables()["params"], state.ema_params)
+
+
+def files_of(folder: pathlib.Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def open_said(workdir: pathlib.Path, *, read_only: bool = False) -> tuple[checkpoint.Checkpoints, io.StringIO]:
+    said = io.StringIO()
+    return checkpoint.Checkpoints(workdir, keep=3, read_only=read_only, console=Console(file=said)), said
+
+
+@pytest.fixture(scope="module")
+def two_saved(tmp_path_factory) -> pathlib.Path:
+    """A workdir with checkpoints of the steps 1 and 2."""
+    workdir = tmp_path_factory.mktemp("two")
+    with checkpoint.Checkpoints(workdir, keep=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(make_state(step))
+    return workdir
+
+
+def flip(path: pathlib.Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "flipped": flip,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_file_is_damaged_the_checkpoint_before_is_used(two_saved, tmp_path, damage):
+    names = files_of(two_saved / "checkpoints" / "2")
+    assert len(names) > 10
+    for i, name in enumerate(names):
+        workdir = shutil.copytree(two_saved, tmp_path / str(i))
+        DAMAGES[damage](workdir / "checkpoints" / "2" / name)
+        checkpoints, said = open_said(workdir, read_only=True)
+        with checkpoints:
+            # Orbax' own record of when it committed is in no digest: it is not read back.
+            noticed = name not in ("_CHECKPOINT_METADATA", "commit_success.txt")
+            assert checkpoints.latest_step == (1 if noticed else 2), name
+            assert_identical(checkpoints.restore(make_state(0))[0], make_state(1 if noticed else 2))
+        assert ("checkpoints/2 is damaged" in said.getvalue().replace("\n", "")) == noticed, name
+        assert steps_of(workdir) == [1, 2]
+
+
+def test_a_run_makes_a_damaged_checkpoint_anew(two_saved, tmp_path):
+    workdir = shutil.copytree(two_saved, tmp_path / "run")
+    flip(workdir / "checkpoints" / "2" / "notes" / "metadata")
+    checkpoints, _ = open_said(workdir)
+    with checkpoints:
+        assert_identical(checkpoints.restore(make_state(0))[0], make_state(1))
+        checkpoints.save(make_state(2))
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["1", "2", "2.damaged"]
+    with checkpoint.Checkpoints(workdir, keep=3) as checkpoints:
+        assert_identical(checkpoints.restore(make_state(0))[0], make_state(2))
+
+
+def test_when_every_checkpoint_is_damaged_nothing_is_restored(two_saved, tmp_path):
+    workdir = shutil.copytree(two_saved, tmp_path / "run")
+    for step in ("1", "2"):
+        (workdir / "checkpoints" / step / "digests.json").unlink()
+    checkpoints, said = open_said(workdir, read_only=True)
+    with checkpoints, pytest.raises(UserError, match="^every checkpoint in .*checkpoints is damaged; restore"):
+        _ = checkpoints.latest_step
+    assert said.getvalue().count("it has no digests.json") == 2
+
+
+def test_a_reader_does_not_disturb_a_run_that_is_saving(two_saved, tmp_path):
+    workdir = shutil.copytree(two_saved, tmp_path / "run")
+    half_written = workdir / "checkpoints" / "3.orbax-checkpoint-tmp"
+    half_written.mkdir()
+    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
+        assert checkpoints.latest_step == 2
+    assert half_written.is_dir()
 
 
 # ---- Full disks ----
@@ -242,6 +352,8 @@ def test_a_run_does_not_continue_under_another_config(begun, tiny_config, group,
         ("eval", "protocol", "whole"),
         ("checkpoint", "keep", 5),
         ("log", "every_steps", 1),
+        ("data", "unreadable", "skip"),
+        ("train", "nonfinite", "skip"),
         ("mesh", "data", -1),
     ],
 )

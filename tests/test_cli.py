@@ -98,6 +98,18 @@ def test_python_m_runs_the_command():
         ),
         (("train", "--workdir", "w", "--config", "quickstart", "--config.data.batch_size=four"), "four"),
         (("train", "--workdir", "w", "--config", "quickstart", "--config.data.image_size=(48,"), "image_size"),
+        (
+            ("train", "--workdir", "w", "--config", "quickstart", "--coordinator", "a:1"),
+            "--coordinator, --num-processes and --process-id belong together",
+        ),
+        (
+            ("train", "--workdir", "w", "--config", "quickstart", "--cluster", "--local-processes", "2"),
+            "give one of --coordinator, --cluster and --local-processes",
+        ),
+        (
+            ("train", "--workdir", "w", "--config", "quickstart", "--local-processes", "0"),
+            "--local-processes 0 must be at least 1",
+        ),
         (("summary", "--config", "quickstart", "--classes", "many"), "--classes: invalid int value: 'many'"),
     ],
 )

@@ -286,6 +286,10 @@ def test_a_negative_duration_is_refused(unit):
         ("eval.void", "ignored", "^eval.void='ignored' does not exist; did you mean ignore?"),
         ("checkpoint.keep", 0, "^checkpoint.keep=0 must be at least 1"),
         ("log.every_steps", 0, "^log.every_steps=0 must be at least 1"),
+        ("data.unreadable", "skp", "^data.unreadable='skp' does not exist; did you mean skip?"),
+        ("train.nonfinite", "stopp", "^train.nonfinite='stopp' does not exist; did you mean stop?"),
+        ("train.ema_decay", 1.0, "^train.ema_decay=1.0 must lie between 0 and 1, for instance 0.999"),
+        ("distributed.heartbeat_seconds", 0, "^distributed.heartbeat_seconds=0 must be at least 1"),
         ("log.profile_steps", -1, "^log.profile_steps=-1 must be at least 0"),
     ],
 )

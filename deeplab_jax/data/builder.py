@@ -148,7 +148,7 @@ class PreparedSource:
     def largest_size(self) -> tuple[int, int]:
         """Largest height and largest width over the split, from the labels' headers."""
         if self._largest_size is None:
-            sizes = [pictures.encoded_size(self[i]["label"]) for i in range(len(self))]
+            sizes = [pictures.encoded_size(self[i]["label"], self[i]["id"]) for i in range(len(self))]
             self._largest_size = tuple(int(extent) for extent in np.max(sizes, axis=0))
         return self._largest_size
 

@@ -48,7 +48,7 @@ def decode_picture(encoded: bytes, name: str) -> UInt8[np.ndarray, "height width
     Raises:
       UserError: the bytes are damaged; `name` tells whose they are.
     """
-    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+    pixels = _decode(encoded, cv2.IMREAD_COLOR)
     if pixels is None:
         raise UserError(f"the stored picture of {name} is damaged; prepare the data set again")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
@@ -96,16 +96,31 @@ def decode_label_map(encoded: bytes, name: str) -> UInt8[np.ndarray, "height wid
     Raises:
       UserError: the bytes are damaged; `name` tells whose they are.
     """
-    label_map = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
-    if label_map is None or label_map.ndim != 2:
+    label_map = _decode(encoded, cv2.IMREAD_UNCHANGED)
+    if label_map is None or label_map.ndim != 2 or label_map.dtype != np.uint8:
         raise UserError(f"the stored mask of {name} is damaged; prepare the data set again")
     return label_map
 
 
-def encoded_size(encoded: bytes) -> tuple[int, int]:
-    """Height and width of an encoded picture, from its header."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        return image.height, image.width
+def encoded_size(encoded: bytes, name: str) -> tuple[int, int]:
+    """Height and width of an encoded picture, from its header.
+
+    Raises:
+      UserError: the bytes are damaged; `name` tells whose they are.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        raise UserError(f"the stored picture of {name} is damaged; prepare the data set again") from None
+
+
+def _decode(encoded: bytes, flags: int) -> np.ndarray | None:
+    """Pixels, or None if the bytes are damaged or claim more pixels than cv2 accepts."""
+    try:
+        return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    except cv2.error:
+        return None
 
 
 def _open(path: pathlib.Path) -> Image.Image:

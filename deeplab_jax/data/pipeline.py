@@ -1,5 +1,6 @@
 """Grain pipelines: endless shuffled training batches, and evaluation batches that hold every example once."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -60,7 +61,7 @@ def train_batches(
     dataset = dataset.map(_TrainExample(source, data.unreadable)).random_map(transform)
     dataset = dataset[examples_seen:][process_index::process_count]
     dataset = dataset.batch(data.batch_size // process_count, drop_remainder=True)
-    return iter(_parallel(dataset, data.workers))
+    return _stream(dataset, data.workers)
 
 
 def eval_batches(
@@ -99,7 +100,7 @@ def eval_batches(
     padded = rounds * batch_size * process_count
     indices = grain.MapDataset.range(padded)[process_index::process_count]
     dataset = indices.map(_EvalExample(source, shape)).batch(batch_size, drop_remainder=True, batch_fn=_collate)
-    return iter(_parallel(dataset, data.workers))
+    return _stream(dataset, data.workers)
 
 
 def decode_example(example: dict[str, Any]) -> dict[str, Any]:
@@ -124,6 +125,19 @@ def decoded(source, indices: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray
     """
     examples = [decode_example(source[int(index)]) for index in indices]
     return [(example["image"], example["label"]) for example in examples]
+
+
+def _stream(dataset: grain.MapDataset, workers: int) -> Iterator[Any]:
+    with contextlib.closing(iter(_parallel(dataset, workers))) as batches:
+        try:
+            yield from batches
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):  # Grain has no kind of its own for a dead worker
+                raise
+            raise UserError(
+                "a data worker process died (killed, or out of memory); run the same command again to continue, with "
+                "a smaller --config.data.workers if memory is short"
+            ) from error
 
 
 def _parallel(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:

@@ -127,3 +127,35 @@ def test_a_file_that_is_no_archive_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("no archive")
     with pytest.raises(UserError, match=r"archive .*notes\.txt cannot be unpacked"):
         unpack(tmp_path / "notes.txt", tmp_path / "out")
+
+
+def write_bomb(path, size):
+    """Zeros, which deflate shrinks a thousandfold."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("zeros", bytes(size))
+    else:
+        with tarfile.open(path, "w:gz") as tar:
+            member = tarfile.TarInfo("zeros")
+            member.size = size
+            tar.addfile(member, io.BytesIO(bytes(size)))
+
+
+@pytest.mark.parametrize("name", ["bomb.zip", "bomb.tgz"])
+def test_an_archive_that_expands_beyond_measure_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(archives, "_ALWAYS_ALLOWED", 1 << 16)
+    write_bomb(tmp_path / name, 20_000_000)
+    with pytest.raises(UserError, match=rf"archive .*{name} expands to more than 100 times its size"):
+        unpack(tmp_path / name, tmp_path / "out")
+    written = sum(len(content) for content in files_under(tmp_path / "out").values())
+    assert written <= 100 * (tmp_path / name).stat().st_size
+
+
+def test_countless_empty_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_ALWAYS_ALLOWED", 1 << 16)
+    with tarfile.open(tmp_path / "many.tgz", "w:gz") as tar:
+        for i in range(2000):
+            tar.addfile(tarfile.TarInfo(f"{i}"))
+    with pytest.raises(UserError, match="expands to more than"):
+        unpack(tmp_path / "many.tgz", tmp_path / "out")
+    assert len(files_under(tmp_path / "out")) < 1000

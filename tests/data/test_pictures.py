@@ -53,7 +53,7 @@ def test_exif_rotation_is_applied(tmp_path, orientation, suffix):
     np.testing.assert_allclose(pictures.read_picture(path).astype(int), upright.astype(int), atol=tolerance)
     encoded, size = pictures.encode_picture(path)
     assert size == upright.shape[:2]
-    assert pictures.encoded_size(encoded) == size
+    assert pictures.encoded_size(encoded, "a") == size
     np.testing.assert_allclose(pictures.decode_picture(encoded, "a").astype(int), upright.astype(int), atol=tolerance)
 
 
@@ -196,7 +196,7 @@ def test_label_maps_of_all_values_survive_encoding(height, width, seed):
     label_map = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
     encoded = pictures.encode_label_map(label_map)
     np.testing.assert_array_equal(pictures.decode_label_map(encoded, "a"), label_map)
-    assert pictures.encoded_size(encoded) == (height, width)
+    assert pictures.encoded_size(encoded, "a") == (height, width)
 
 
 def test_palette_and_grey_masks_give_their_ids(tmp_path):

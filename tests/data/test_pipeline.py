@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import multiprocessing
 import re
 
 import numpy as np
@@ -184,6 +185,47 @@ def test_a_damaged_file_is_named(tmp_path):
         message = rf"example {example} of folder/train cannot be read: .*; remove .* and prepare the data set again"
         with pytest.raises(UserError, match=message):
             train(source, 3)
+
+
+class SomeUnreadable(NumberedSource):
+    """Examples 3, 4 and 7 are damaged."""
+
+    def __getitem__(self, index):
+        if index in (3, 4, 7):
+            raise UserError(f"example {index} is damaged")
+        return super().__getitem__(index)
+
+
+def test_an_unreadable_example_raises_unless_the_config_says_to_skip_it():
+    with pytest.raises(UserError, match=r"^example [347] is damaged$"):
+        train(SomeUnreadable(), 3)
+
+
+def test_a_skipped_example_is_replaced_and_named():
+    whole = train(NumberedSource(), 5)
+    batches = train(SomeUnreadable(), 5, fields={"unreadable": "skip"})
+    replacement = {3: 5, 4: 5, 7: 8}
+    assert numbers(batches) == [replacement.get(number, number) for number in numbers(whole)]
+    ids = [str(id) for batch in batches for id in batch["id"]]
+    assert ids == [f"number_{number}" for number in numbers(batches)]
+    named = [str(text) for batch in batches for text in batch["unreadable"]]
+    assert named == [f"example {n} is damaged" if n in replacement else "" for n in numbers(whole)]
+    # A function of the position: a run that continues sees the same.
+    assert_equal(train(SomeUnreadable(), 3, fields={"unreadable": "skip"}, examples_seen=8), batches[2:])
+
+
+def test_many_unreadable_examples_in_a_row_raise_anyway():
+    with pytest.raises(UserError, match="is damaged; prepare the data set again; neither can the 9 after it"):
+        train(NumberedSource(encoded=True), 1, fields={"unreadable": "skip"})
+
+
+def test_a_dead_worker_does_not_hang_the_run():
+    with contextlib.closing(data.train_batches(scenes(), config(workers=1, **SCENES).data, seed=0)) as batches:
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        worker.kill()
+        with pytest.raises(UserError, match="^a data worker process died .*; run the same command again to continue"):
+            list(itertools.islice(batches, 50))
 
 
 # Evaluation

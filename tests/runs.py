@@ -1,0 +1,129 @@
+"""Trainings of `tiny_experiment.py` in processes of their own, and what they leave, for tests that kill them."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+CONFIG = pathlib.Path(__file__).with_name("tiny_experiment.py")
+
+
+def command(workdir: pathlib.Path, *arguments: str, config: str = "") -> list[str]:
+    name = f"{CONFIG}:{config}" if config else str(CONFIG)
+    return [sys.executable, "-m", "deeplab_jax", "train", "--workdir", str(workdir), "--config", name, *arguments]
+
+
+def environment(devices: int) -> dict[str, str]:
+    """Of a process with so many devices; the compilation cache is the test session's."""
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return os.environ | {"XLA_FLAGS": flags}
+
+
+def start(workdir: pathlib.Path, *arguments: str, devices: int = 1, config: str = "") -> subprocess.Popen:
+    return subprocess.Popen(
+        command(workdir, *arguments, config=config),
+        env=environment(devices),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, seconds: float = 120) -> tuple[int, list[str]]:
+    """The exit code and the lines on standard error."""
+    try:
+        _, err = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return process.returncode, err.splitlines()
+
+
+def run(workdir: pathlib.Path, *arguments: str, devices: int = 1, config: str = "") -> tuple[int, list[str]]:
+    return finish(start(workdir, *arguments, devices=devices, config=config))
+
+
+def wait_for(condition, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+
+
+def logged_steps(workdir: pathlib.Path) -> list[int]:
+    path = workdir / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def has_logged(workdir: pathlib.Path) -> bool:
+    path = workdir / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
+def is_saving(workdir: pathlib.Path) -> bool:
+    return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """The ids of a process' children, in the order of their start."""
+    path = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return sorted(int(id) for id in path.read_text().split())
+
+
+def kill(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def state(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Every leaf of the newest checkpoint, by its path."""
+    handlers = {item: ocp.StandardCheckpointHandler() for item in ("variables", "training")}
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options, item_handlers=handlers) as manager:
+        step = manager.latest_step()
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = {
+            item: jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+                manager.item_metadata(step)[item].tree,
+            )
+            for item in handlers
+        }
+        restored = manager.restore(
+            step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore(tree) for item, tree in like.items()})
+        )
+    leaves = jax.tree_util.tree_leaves_with_path({item: restored[item] for item in handlers})
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def assert_same_state(workdir: pathlib.Path, other: pathlib.Path) -> None:
+    """Bit for bit."""
+    mine, theirs = state(workdir), state(other)
+    assert mine.keys() == theirs.keys()
+    different = [path for path in mine if mine[path].tobytes() != theirs[path].tobytes()]
+    assert not different, f"{len(different)} of {len(mine)} leaves differ: {different[:5]}"
+
+
+def lines(workdir: pathlib.Path) -> list[dict]:
+    """metrics.jsonl without its timing fields."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.endswith("_per_second")} for row in rows]
+
+
+def evaluate(workdir: pathlib.Path, *arguments: str, devices: int = 1) -> tuple[int, list[str]]:
+    words = [sys.executable, "-m", "deeplab_jax", "evaluate", "--workdir", str(workdir), *arguments]
+    done = subprocess.run(words, env=environment(devices), capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stderr.splitlines()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,118 @@
+"""A training that is killed or told to stop at any instant ends as the one that never was."""
+
+import json
+import random
+import shutil
+import signal
+import time
+
+import pytest
+import runs
+
+from deeplab_jax.errors import Preempted
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, compilation_cache):
+    """Ten steps without an interruption, on one device; with a warm compilation cache, and the seconds they took."""
+    for name in ("cold", "warm"):
+        workdir = tmp_path_factory.mktemp("straight") / name
+        process = runs.start(workdir)
+        runs.wait_for(lambda: runs.has_logged(workdir))  # noqa: B023 - called at once
+        begin = time.monotonic()
+        code, err = runs.finish(process)
+        assert code == 0, err
+    return workdir, time.monotonic() - begin
+
+
+def test_an_uninterrupted_run_logs_each_step_once(straight):
+    workdir, _ = straight
+    assert runs.logged_steps(workdir) == [3, 5, 5, 6, 9, 10, 10]
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} >= {"8", "10"}
+
+
+def kill_until_done(workdir, seconds, rng):
+    """Kills the run until it ends, in turn while it saves and at a random instant of training; returns how often."""
+    kills = 0
+    while True:
+        process = runs.start(workdir)
+        before = set((workdir / "checkpoints").glob("*")) if workdir.exists() else set()
+        if kills % 2 == 0:
+            runs.wait_for(lambda: process.poll() is not None or runs.is_saving(workdir))  # noqa: B023
+            time.sleep(rng.uniform(0, 0.05))
+        else:
+            changed = lambda: set((workdir / "checkpoints").glob("*")) != before  # noqa: B023, E731
+            runs.wait_for(lambda: process.poll() is not None or changed())  # noqa: B023
+            time.sleep(rng.uniform(0, seconds))
+        if process.poll() is not None:
+            assert process.returncode == 0, process.communicate()
+            process.communicate()
+            return kills
+        runs.kill(process)
+        kills += 1
+
+
+def check_kills(wanted, straight, tmp_path, seed):
+    workdir, seconds = straight
+    rng, kills, rounds = random.Random(seed), 0, 0
+    while kills < wanted:
+        killed = tmp_path / str(rounds)
+        kills += kill_until_done(killed, seconds, rng)
+        rounds += 1
+        runs.assert_same_state(killed, workdir)
+        assert runs.lines(killed) == runs.lines(workdir)
+        assert (killed / "metrics.json").read_bytes() == (workdir / "metrics.json").read_bytes()
+    print(f"{kills} kills in {rounds} runs, 0 differences")
+
+
+def test_a_run_killed_again_and_again_ends_as_the_one_that_was_not(straight, tmp_path):
+    check_kills(3, straight, tmp_path, seed=0)
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(straight, tmp_path):
+    check_kills(20, straight, tmp_path, seed=1)
+
+
+def test_sigterm_saves_at_once_and_the_run_goes_on_to_the_same_end(straight, tmp_path):
+    workdir, _ = straight
+    process = runs.start(tmp_path / "run", config="checkpoint=1000")
+    runs.wait_for(lambda: runs.has_logged(tmp_path / "run"))
+    process.send_signal(signal.SIGTERM)
+    code, err = runs.finish(process)
+    assert code == Preempted.EXIT_CODE == 75, err
+    (step,) = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name != "5"] or [5]
+    assert err[-1].startswith(f"deeplab-jax: stopped by SIGTERM at step {step} of 10, which is saved in ")
+    assert err[-1].endswith("; the same command continues")
+    assert step < 10
+    code, err = runs.run(tmp_path / "run", config="checkpoint=1000")
+    assert code == 0, err
+    assert any(line.startswith(f"Continuing {tmp_path / 'run'} from step {step} of 10") for line in err)
+    runs.assert_same_state(tmp_path / "run", workdir)
+    assert runs.lines(tmp_path / "run") == runs.lines(workdir)
+
+
+def test_a_damaged_newest_checkpoint_is_reported_and_made_anew(straight, tmp_path):
+    workdir, _ = straight
+    damaged = shutil.copytree(workdir, tmp_path / "run")
+    file = max((damaged / "checkpoints" / "10" / "training").rglob("*"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit, which Orbax restores without a word
+    file.write_bytes(content)
+    code, err = runs.run(damaged)
+    assert code == 0, err
+    (line,) = [line for line in err if "damaged" in line]
+    assert f"{damaged}/checkpoints/10 is damaged (its file training/" in line
+    assert "is not what was written); the one before it is used" in line
+    assert any("from step 8 of 10" in line for line in err)
+    runs.assert_same_state(damaged, workdir)
+    assert runs.lines(damaged) == runs.lines(workdir)
+    assert (damaged / "checkpoints" / "10.damaged").is_dir()
+
+
+def test_the_best_score_survives_a_restart(straight):
+    workdir, _ = straight
+    notes = json.loads((workdir / "checkpoints" / "10" / "notes" / "metadata").read_text())
+    (evaluation,) = [row for row in runs.lines(workdir) if row["step"] == 5 and "eval" in row]
+    assert notes["best"] == {"step": 5, "mean_iou": evaluation["eval"]["mean_iou"]}
+    assert (workdir / "checkpoints" / "5").is_dir()  # though only the two newest are kept

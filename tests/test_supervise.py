@@ -1,0 +1,100 @@
+"""The parent of a run's processes, with small programs in the place of trainings."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import runs
+
+from deeplab_jax import supervise
+
+SLEEP = "import time; time.sleep(60)"
+FAIL = "import sys; print('deeplab-jax: bad data', file=sys.stderr); sys.exit(1)"
+DIE = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+ABORT = "import os; os.abort()"
+
+
+def programs(*texts):
+    return [[sys.executable, "-c", text] for text in texts]
+
+
+def test_all_that_end_well_end_well(capfd):
+    assert supervise.run(programs("print('first')", "print('second')"), {}) == (0, None)
+    assert capfd.readouterr().out == "first\n"
+
+
+def test_the_environment_is_passed_on():
+    code, _ = supervise.run(programs("import os, sys; sys.exit(int(os.environ['CODE']))"), {"CODE": "75"})
+    assert code == 75
+
+
+@pytest.mark.parametrize(
+    ("texts", "code", "line", "shown"),
+    [
+        ((SLEEP, DIE, SLEEP), 1, "process 1 of 3 was killed by SIGKILL; ended the 2 that waited for it; the same", ""),
+        ((ABORT, SLEEP), 1, "process 0 of 2 was killed by SIGABRT, having lost another process of the run; ended", ""),
+        ((SLEEP, FAIL), 1, "process 1 of 2 stopped with exit code 1; ended the 1 that waited for it", "bad data"),
+    ],
+)
+def test_one_that_dies_is_named_and_ends_the_others(capfd, texts, code, line, shown):
+    begin = time.monotonic()
+    found, said = supervise.run(programs(*texts), {})
+    assert time.monotonic() - begin < 10
+    assert found == code
+    assert said.startswith(line)
+    assert shown in capfd.readouterr().err
+
+
+def test_the_firsts_own_mistake_needs_no_other_line(capfd):
+    assert supervise.run(programs(FAIL, SLEEP), {}) == (1, None)
+    assert capfd.readouterr().err == "deeplab-jax: bad data\n"
+
+
+_PARENT = """
+    import sys
+    from deeplab_jax import supervise
+    patient = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print(flush=True);"
+    patient += "time.sleep(60)"
+    code, line = supervise.run([[sys.executable, "-c", patient]] * 2, {})
+    print(line, file=sys.stderr)
+    sys.exit(code)
+"""
+
+
+@pytest.fixture
+def parent():
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(_PARENT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()  # the first is ready
+    runs.wait_for(lambda: len(runs.children(process)) == 2)
+    time.sleep(0.3)  # and the second
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_sigterm_reaches_every_process(parent):
+    parent.send_signal(signal.SIGTERM)
+    _, err = parent.communicate(timeout=20)
+    assert (parent.returncode, err) == (75, "None\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a process that its parent died")
+def test_no_process_outlives_its_parent(parent):
+    pids = runs.children(parent)
+    parent.kill()
+    runs.wait_for(lambda: not any(pathlib.Path(f"/proc/{pid}").exists() and _running(pid) for pid in pids), seconds=20)
+
+
+def _running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return "Z" not in pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False

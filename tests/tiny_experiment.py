@@ -1,0 +1,27 @@
+"""A config file for runs in processes of their own: a tiny network, drawn scenes, a checkpoint every other step."""
+
+from deeplab_jax.config import base_config, parse_arg
+
+
+def get_config(arg=None):
+    """Arguments: `steps`, `checkpoint` (steps between two), `rate` (learning)."""
+    arg = parse_arg(arg, steps=10, checkpoint=2, rate=0.02)
+    config = base_config()
+    config.model.backbone = "resnet10_v1_slim"
+    config.model.atrous_rates = (1, 2)
+    config.model.aspp_channels = config.model.decoder_channels = config.model.low_level_channels = 8
+    config.data.name = "synthetic"
+    config.data.num_examples = 20  # no multiple of the batch: epochs end inside of batches
+    config.data.image_size = (32, 32)
+    config.data.batch_size = 8
+    config.eval.batch_size = 24  # does not divide the 200 scenes of val
+    config.eval.every_steps = 5
+    config.train.steps = arg.steps
+    config.train.ema_decay = 0.9
+    config.optimizer.learning_rate = arg.rate
+    config.checkpoint.every_steps = arg.checkpoint
+    config.log.every_steps = 3
+    config.log.tensorboard = False
+    config.log.gallery_images = 2
+    config.distributed.heartbeat_seconds = 10
+    return config
