@@ -72,6 +72,11 @@ class Checkpoints:
         self._manager.close()
 
     @property
+    def found_step(self) -> int | None:
+        """The step of the newest checkpoint, whole or damaged, in this process' eyes."""
+        return self._manager.latest_step()
+
+    @property
     def latest_step(self) -> int | None:
         """The step of the newest whole checkpoint, None if there is none yet.
 
@@ -80,7 +85,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, but every one is damaged.
         """
-        if self._whole_step is None and self._manager.latest_step() is not None:
+        if self._whole_step is None and self.found_step is not None:
             # One process looks, or processes that read a failing disk might choose differently.
             step = self._find_whole_step() if jax.process_index() == 0 else 0
             self._whole_step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))

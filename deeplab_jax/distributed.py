@@ -64,18 +64,18 @@ def is_leader() -> bool:
     return jax.process_index() == 0
 
 
-def check_agreement(config: ConfigDict, step: int) -> None:
-    """Compares the config and the step to begin at over all processes, before they wait for each other in vain.
+def check_agreement(config: ConfigDict, step: int | None) -> None:
+    """Compares config and newest checkpoint's step over all processes, before they wait for each other in vain.
 
     Raises:
       UserError: in every process, naming one that differs and what differs.
     """
     if jax.process_count() == 1:
         return
-    steps = multihost_utils.process_allgather(np.int32(step)).tolist()
+    steps = multihost_utils.process_allgather(np.int32(step or 0)).tolist()
     if len(set(steps)) > 1:
         shown = ", ".join(f"process {index}: {value}" for index, value in enumerate(steps))
-        raise UserError(f"the processes would begin at different steps ({shown}); give them one shared --workdir")
+        raise UserError(f"the processes would continue from different steps ({shown}); give them one shared --workdir")
     values = config_lib.to_dict(config)
     for path in _MAY_DIFFER:
         group, field = path.split(".")

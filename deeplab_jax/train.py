@@ -69,6 +69,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
         distributed.Preemption() as preemption,
         checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, console=console) as checkpoints,
     ):
+        distributed.check_agreement(config, checkpoints.found_step)
         # ---- State: the workdir's newest checkpoint, or else init_from, or else random ----
         state, notes = TrainState.create_on(replicated, model, update_rule, seed=config.train.seed), {}
         if config.train.init_from is not None and checkpoints.latest_step is None:
@@ -80,7 +81,6 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
             state, notes = checkpoints.restore(state)
             _say(console, f"Continuing {workdir} from step {int(state.step)} of {total_steps}")
         first_step = int(state.step)
-        distributed.check_agreement(config, first_step)
 
         # ---- Data: a pure function of seed and position ----
         batches = data.train_batches(

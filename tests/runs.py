@@ -27,10 +27,12 @@ def environment(devices: int) -> dict[str, str]:
     return os.environ | {"XLA_FLAGS": flags}
 
 
-def start(workdir: pathlib.Path, *arguments: str, devices: int = 1, config: str = "") -> subprocess.Popen:
+def start(
+    workdir: pathlib.Path, *arguments: str, devices: int = 1, config: str = "", variables: dict[str, str] | None = None
+) -> subprocess.Popen:
     return subprocess.Popen(
         command(workdir, *arguments, config=config),
-        env=environment(devices),
+        env=environment(devices) | (variables or {}),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -51,6 +51,7 @@ def check_processes(count, single, workdir):
     assert sum(line.startswith("mean IoU") for line in err) == 1
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(single, tmp_path):
     check_processes(2, single, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_images"] == 200
@@ -96,6 +97,7 @@ def test_what_four_processes_saved_one_continues_and_the_other_way_round(single,
     assert_close(tmp_path / "one", single)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_one_line_and_ends_the_others(single, tmp_path):
     process = runs.start(tmp_path / "run", "--local-processes", "2", devices=2)
     runs.wait_for(lambda: runs.has_logged(tmp_path / "run"))
@@ -144,6 +146,7 @@ def disagreeing(tmp_path, *others):
     return results[0][1]
 
 
+@pytest.mark.slow
 def test_processes_with_different_configs_say_what_differs(compilation_cache, tmp_path):
     err = disagreeing(tmp_path, ["--config.eval.every_steps=4"])
     assert err[-1] == (
@@ -155,9 +158,29 @@ def test_processes_with_different_configs_say_what_differs(compilation_cache, tm
 @pytest.mark.slow
 def test_processes_with_different_checkpoints_say_so(single, tmp_path):
     err = disagreeing(tmp_path, ["--workdir", str(single)])
-    assert "the processes would begin at different steps (process 0: 0, process 1: 10)" in err[-1]
+    assert "the processes would continue from different steps (process 0: 0, process 1: 10)" in err[-1]
 
 
+@pytest.mark.slow
+def test_slurm_tells_the_processes_who_they_are(single, tmp_path):
+    """Two tasks on one node, in the variables that srun sets."""
+    job = {"SLURM_JOB_ID": "4321", "SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1"}
+    processes = [
+        runs.start(
+            tmp_path / "run",
+            "--cluster",
+            devices=2,
+            variables=job | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+        )
+        for task in range(2)
+    ]
+    results = [runs.finish(process) for process in processes]
+    assert [code for code, _ in results] == [0, 0], results
+    assert_close(tmp_path / "run", single)
+    assert not any(line.startswith("step") for line in results[1][1])
+
+
+@pytest.mark.slow
 def test_evaluation_by_two_processes_counts_every_example_once(single, tmp_path):
     arguments = ["--local-processes", "2", "--json", str(tmp_path / "scores.json")]
     code, err = runs.evaluate(single, *arguments, devices=2)

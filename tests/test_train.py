@@ -185,3 +185,19 @@ def test_frozen_parts_and_statistics_stay(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *(v["params"]["backbone"] for v in variables))
     kernels = [v["params"]["classifier"]["kernel"] for v in variables]
     assert np.abs(kernels[0] - kernels[1]).max() > 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(tmp_path):
+    config = tiny_config(steps=12)
+    config.optimizer.learning_rate = 1e30
+    config.checkpoint.every_steps = 1
+    with pytest.raises(
+        UserError, match=r"^step \d+ is not finite: loss .* learning rate .*; its examples: train_000\d\d"
+    ):
+        train(config, tmp_path)
+    (saved,) = (tmp_path / "nonfinite").iterdir()
+    step = int(saved.stem.removeprefix("step_"))
+    with np.load(saved) as batch:
+        assert batch["image"].shape == (4, 32, 32, 3)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == step - 1
