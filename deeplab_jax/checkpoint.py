@@ -1,12 +1,13 @@
 """Checkpoints of a training run: state, data position and config, written by Orbax, restored on any devices."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +28,7 @@ from deeplab_jax.train_state import TrainState
 _FIXED_GROUPS = ("model", "data", "train", "optimizer", "loss")
 _FREE_FIELDS = ("data.data_dir", "data.workers", "data.eval_split", "data.unreadable", "train.nonfinite")
 _NO_STEP = -1
-_CONFIG_FILE, _LABELS_FILE, _FOLDER = "config.json", "labels.json", "checkpoints"
+_CONFIG_FILE, _LABELS_FILE, _FOLDER, _LOCK_FILE = "config.json", "labels.json", "checkpoints", "lock"
 
 
 class Checkpoints:
@@ -249,6 +250,29 @@ def begin_workdir(workdir: pathlib.Path, config: ConfigDict, labels: LabelSet) -
         return
     write_json(path, config_lib.to_dict(config))
     write_json(workdir / _LABELS_FILE, {"class_names": labels.class_names, "palette": labels.palette})
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other trainings out of the workdir; the system lets go of it when this process ends, however it ends.
+
+    Raises:
+      UserError: another training runs in it.
+    """
+    if os.name != "posix" or jax.process_index() != 0:
+        yield
+        return
+    import fcntl
+
+    with (workdir / _LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another training runs in {workdir}; end it, or choose another --workdir") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a disk that knows no locks
+                raise
+        yield
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:

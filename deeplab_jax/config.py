@@ -250,6 +250,8 @@ def _update(config: ConfigDict, values: Mapping[str, Any], path: str) -> None:
             raise UserError(f"config field {path}{key} does not exist{suggest(key, config.keys())}")
         if isinstance(value, Mapping):
             _update(config[key], value, f"{path}{key}.")
+        elif value is None and config[key] is not None:  # a ConfigDict would take it for any type
+            raise UserError(f"config field {path}{key} has no value; its default is {config[key]!r}")
         else:
             config[key] = tuple(value) if isinstance(value, list) else value
 

@@ -66,6 +66,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
     mesh = sharding.make_mesh(config.mesh)
     replicated = sharding.replicated(mesh)
     with (
+        checkpoint.held(workdir),
         distributed.Preemption() as preemption,
         checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, console=console) as checkpoints,
     ):

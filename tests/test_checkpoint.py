@@ -363,6 +363,14 @@ def test_what_does_not_change_the_training_may_change_when_it_continues(begun, t
     assert checkpoint.read_config(begun)[group][field] == value
 
 
+def test_one_training_at_a_time_runs_in_a_workdir(begun):
+    refused = pytest.raises(UserError, match=f"^another training runs in {begun}; end it, or")
+    with checkpoint.held(begun), refused, checkpoint.held(begun):
+        pass
+    with checkpoint.held(begun):
+        pass
+
+
 @pytest.mark.parametrize("reader", [checkpoint.read_config, checkpoint.read_labels])
 def test_a_folder_without_a_run_is_refused(tmp_path, reader):
     with pytest.raises(UserError, match=f"^{tmp_path} holds no run: there is no (config|labels).json in it"):

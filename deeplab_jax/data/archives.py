@@ -6,7 +6,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from typing import IO
 
 from rich.progress import Progress
 
@@ -52,7 +51,7 @@ def extract(archive: pathlib.Path, folder: pathlib.Path, *, wanted: Callable[[st
                 while file.fileobj.read(_CHUNK):  # gzip compares its checksum when it reaches its end
                     pass
     except _DAMAGED as error:
-        raise UserError(f"archive {archive} cannot be unpacked: {error}") from None
+        raise UserError(f"archive {archive} cannot be unpacked: {' '.join(str(error).split())}") from None
 
 
 def _inside(name: str) -> bool:
@@ -67,7 +66,8 @@ class _Budget:
         self._archive = archive
         self._left = max(_ALWAYS_ALLOWED, _MOST_EXPANSION * archive.stat().st_size) if archive.exists() else 0
 
-    def copy(self, content: IO[bytes], path: pathlib.Path) -> None:
+    def copy(self, content, path: pathlib.Path) -> None:
+        """Writes what a file-like object holds."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._spend(_FILE_COST)
         with path.open("wb") as file:

@@ -68,10 +68,15 @@ def load(folder: pathlib.Path) -> PretrainedNetwork:
         labels = None
         if values["class_names"] is not None:
             labels = LabelSet(tuple(values["class_names"]), tuple(tuple(color) for color in values["palette"]))
-        image_size = values["image_size"] and tuple(values["image_size"])
-        protocol, report = values["protocol"], tuple(values["report"])
+        image_size, protocol, report = values["image_size"], values["protocol"], tuple(values["report"])
+        if image_size is not None:
+            image_size = height, width = tuple(int(extent) for extent in image_size)
+            if min(height, width) < 1:
+                raise ValueError(f"image_size {height}x{width}")
+        if protocol not in ("whole", "squeeze", "guide"):
+            raise ValueError(f"protocol {protocol!r}")
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} is damaged: {type(error).__name__}: {error}") from None
+        raise UserError(f"{folder / CONFIG_FILE} is damaged: {type(error).__name__}: {_first_line(error)}") from None
     path = folder / WEIGHTS_FILE
     try:
         arrays = safetensors.numpy.load_file(path)
@@ -79,7 +84,14 @@ def load(folder: pathlib.Path) -> PretrainedNetwork:
         raise UserError(f"{path} is missing") from None
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
-    shapes = variable_shapes(model, labels and labels.num_classes)
+    try:
+        shapes = variable_shapes(model, labels and labels.num_classes)
+    except UserError:
+        raise
+    except Exception as error:  # whatever values that no network has lead to
+        raise UserError(
+            f"{folder / CONFIG_FILE} is no network's: {type(error).__name__}: {_first_line(error)}"
+        ) from None
     wrong = sorted(name for name in {*shapes, *arrays} if name not in arrays or arrays[name].shape != shapes.get(name))
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -90,6 +102,10 @@ def load(folder: pathlib.Path) -> PretrainedNetwork:
 def is_native(folder: pathlib.Path) -> bool:
     """Whether a folder looks like one that `save` wrote."""
     return (folder / WEIGHTS_FILE).is_file()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
