@@ -309,7 +309,8 @@ train_step = jax.jit(make_train_step(model, optimizer, loss_fn, learning_rate=sc
 loss_sum, loss_count = 0.0, 0
 batches = data.train_batches(train_source, config.data, seed=config.train.seed)
 for _ in range(config.log.every_steps):
-    state, report = train_step(state, next(batches))
+    batch = next(batches)
+    state, report = train_step(state, {name: batch[name] for name in ("image", "label")})
     loss_sum, loss_count = loss_sum + float(report["loss_sum"]), loss_count + int(report["loss_count"])
 batches.close()
 

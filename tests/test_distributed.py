@@ -121,8 +121,8 @@ def test_a_killed_process_is_one_line_and_ends_the_others(single, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_stopped_process_is_noticed_by_its_silence(single, tmp_path, stopped):
-    """The heartbeat is ten seconds here."""
-    process = runs.start(tmp_path / "run", "--local-processes", "2", devices=2)
+    heartbeat = "--config.distributed.heartbeat_seconds=10"
+    process = runs.start(tmp_path / "run", "--local-processes", "2", heartbeat, devices=2)
     runs.wait_for(lambda: runs.has_logged(tmp_path / "run"))
     os.kill(runs.children(process)[stopped], signal.SIGSTOP)
     begin = time.monotonic()
