@@ -39,7 +39,7 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen, seconds: float = 120) -> tuple[int, list[str]]:
+def finish(process: subprocess.Popen, seconds: float = 300) -> tuple[int, list[str]]:
     """The exit code and the lines on standard error."""
     try:
         _, err = process.communicate(timeout=seconds)
@@ -52,7 +52,7 @@ def run(workdir: pathlib.Path, *arguments: str, devices: int = 1, config: str = 
     return finish(start(workdir, *arguments, devices=devices, config=config))
 
 
-def wait_for(condition, seconds: float = 90) -> None:
+def wait_for(condition, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -73,10 +73,17 @@ def is_saving(workdir: pathlib.Path) -> bool:
     return any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
 
-def children(process: subprocess.Popen) -> list[int]:
-    """The ids of a process' children, in the order of their start."""
-    path = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return sorted(int(id) for id in path.read_text().split())
+def children(pid: int) -> list[int]:
+    """The ids of a process' children that its main thread started, in the order of their start."""
+    return sorted(int(id) for id in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+def data_workers(pid: int) -> list[int]:
+    """The ids of a training process' data workers."""
+    started = [
+        int(id) for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children") for id in path.read_text().split()
+    ]
+    return [id for id in started if b"spawn_main" in pathlib.Path(f"/proc/{id}/cmdline").read_bytes()]
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -121,7 +128,7 @@ def lines(workdir: pathlib.Path) -> list[dict]:
 
 def evaluate(workdir: pathlib.Path, *arguments: str, devices: int = 1) -> tuple[int, list[str]]:
     words = [sys.executable, "-m", "deeplab_jax", "evaluate", "--workdir", str(workdir), *arguments]
-    done = subprocess.run(words, env=environment(devices), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, env=environment(devices), capture_output=True, text=True, timeout=300, check=False)
     return done.returncode, done.stderr.splitlines()
 
 

@@ -69,7 +69,7 @@ def stop_when_logging(workdir, *arguments, devices, child=None):
     if child is None:
         process.send_signal(signal.SIGTERM)
     else:
-        os.kill(runs.children(process)[child], signal.SIGTERM)
+        os.kill(runs.children(process.pid)[child], signal.SIGTERM)
     code, err = runs.finish(process)
     assert code == 75, err
     assert sum("stopped by SIGTERM at step" in line for line in err) == 1
@@ -101,12 +101,12 @@ def test_what_four_processes_saved_one_continues_and_the_other_way_round(single,
 def test_a_killed_process_is_one_line_and_ends_the_others(single, tmp_path):
     process = runs.start(tmp_path / "run", "--local-processes", "2", devices=2)
     runs.wait_for(lambda: runs.has_logged(tmp_path / "run"))
-    pids = runs.children(process)
+    pids = runs.children(process.pid)
     assert len(pids) == 2
     os.kill(pids[1], signal.SIGKILL)
     begin = time.monotonic()
     code, err = runs.finish(process)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30  # the heartbeat is 100
     assert code == 1
     assert err[-1] == (
         "deeplab-jax: process 1 of 2 was killed by SIGKILL; ended the 1 that waited for it; the same command continues "
@@ -124,14 +124,27 @@ def test_a_stopped_process_is_noticed_by_its_silence(single, tmp_path, stopped):
     heartbeat = "--config.distributed.heartbeat_seconds=10"
     process = runs.start(tmp_path / "run", "--local-processes", "2", heartbeat, devices=2)
     runs.wait_for(lambda: runs.has_logged(tmp_path / "run"))
-    os.kill(runs.children(process)[stopped], signal.SIGSTOP)
+    os.kill(runs.children(process.pid)[stopped], signal.SIGSTOP)
     begin = time.monotonic()
     code, err = runs.finish(process)
-    assert 5 < time.monotonic() - begin < 60
+    assert 5 < time.monotonic() - begin < 90
     assert code == 1
     assert err[-1].startswith(
         f"deeplab-jax: process {1 - stopped} of 2 was killed by SIGABRT, having lost another process"
     )
+
+
+@pytest.mark.slow
+def test_a_fault_of_one_process_is_shown_and_ends_the_others(single, tmp_path):
+    arguments = ["--local-processes", "2", "--config.data.workers=1"]
+    process = runs.start(tmp_path / "run", *arguments, devices=2)
+    runs.wait_for(lambda: runs.has_logged(tmp_path / "run"))
+    (worker,) = runs.data_workers(runs.children(process.pid)[1])
+    os.kill(worker, signal.SIGKILL)
+    code, err = runs.finish(process)
+    assert code == 1
+    assert err[-2].startswith("deeplab-jax: a data worker process died")
+    assert err[-1] == "deeplab-jax: process 1 of 2 stopped with exit code 1; ended the 1 that waited for it"
 
 
 def disagreeing(tmp_path, *others):

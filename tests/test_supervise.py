@@ -72,7 +72,7 @@ def parent():
         [sys.executable, "-c", textwrap.dedent(_PARENT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     process.stdout.readline()  # the first is ready
-    runs.wait_for(lambda: len(runs.children(process)) == 2)
+    runs.wait_for(lambda: len(runs.children(process.pid)) == 2)
     time.sleep(0.3)  # and the second
     yield process
     process.kill()
@@ -87,7 +87,7 @@ def test_sigterm_reaches_every_process(parent):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a process that its parent died")
 def test_no_process_outlives_its_parent(parent):
-    pids = runs.children(parent)
+    pids = runs.children(parent.pid)
     parent.kill()
     runs.wait_for(lambda: not any(pathlib.Path(f"/proc/{pid}").exists() and _running(pid) for pid in pids), seconds=20)
 
