@@ -238,6 +238,7 @@ def from_dict(values: Mapping[str, Any]) -> ConfigDict:
 
     Raises:
       UserError: a field that the schema does not have.
+      TypeError: a value of another type than the schema's.
     """
     config = base_config()
     _update(config, values, "")
@@ -248,10 +249,13 @@ def _update(config: ConfigDict, values: Mapping[str, Any], path: str) -> None:
     for key, value in values.items():
         if key not in config:
             raise UserError(f"config field {path}{key} does not exist{suggest(key, config.keys())}")
+        # What a ConfigDict would take for a value of any type.
+        if isinstance(config[key], ConfigDict) != isinstance(value, Mapping):
+            raise TypeError(f"{path}{key} cannot be {value!r}")
+        if value is None and config[key] is not None:
+            raise TypeError(f"{path}{key} has no value")
         if isinstance(value, Mapping):
             _update(config[key], value, f"{path}{key}.")
-        elif value is None and config[key] is not None:  # a ConfigDict would take it for any type
-            raise UserError(f"config field {path}{key} has no value; its default is {config[key]!r}")
         else:
             config[key] = tuple(value) if isinstance(value, list) else value
 
