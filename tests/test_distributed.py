@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import runs
 
+from deeplab_jax import distributed
+from deeplab_jax.config import to_dict
+from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import evaluate_workdir
 
 
@@ -191,6 +194,41 @@ def test_slurm_tells_the_processes_who_they_are(single, tmp_path):
     assert [code for code, _ in results] == [0, 0], results
     assert_close(tmp_path / "run", single)
     assert not any(line.startswith("step") for line in results[1][1])
+
+
+class Other:
+    """What a second process would send: its step, the length of its config, its config."""
+
+    def __init__(self, config, step):
+        values = to_dict(config)
+        for field in ("data_dir", "workers"):
+            del values["data"][field]
+        self._content, self._step = json.dumps(values, sort_keys=True).encode(), step
+
+    def gather(self, value):
+        if value.ndim:
+            return np.stack([value, np.frombuffer(self._content.ljust(len(value)), np.uint8)])
+        answer = self._step if self._step is not None else len(self._content)
+        self._step = None
+        return np.stack([value, np.int32(answer)])
+
+
+def check_against(monkeypatch, config, other, *, step=4, other_step=4):
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", Other(other, other_step).gather)
+    distributed.check_agreement(config, step)
+
+
+def test_what_processes_may_not_disagree_on_is_named(monkeypatch, tiny_config):
+    other = tiny_config.copy_and_resolve_references()
+    other.data.data_dir, other.data.workers = "/elsewhere", 3
+    check_against(monkeypatch, tiny_config, other)  # a machine's own affair
+    with pytest.raises(UserError, match=r"different steps \(process 0: 4, process 1: 6\); give them one shared"):
+        check_against(monkeypatch, tiny_config, other, other_step=6)
+    other.optimizer.learning_rate, other.train.seed = 0.5, 11
+    with pytest.raises(UserError, match="^process 1 has another config than process 0") as caught:
+        check_against(monkeypatch, tiny_config, other)
+    assert "(optimizer.learning_rate: 0.5 / 0.02; train.seed: 11 / 0)" in str(caught.value)
 
 
 @pytest.mark.slow
