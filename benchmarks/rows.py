@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from deeplab_jax import host_memory
+
 OURS = "benchmarks.ours"
 SUITES = ("step", "infer", "input", "metric", "startup", "ops")
 
@@ -56,6 +58,9 @@ class Row:
     ceiling: bool = False
 
 
+# How the command `deeplab-jax` starts itself.
+_OUR_ENVIRONMENT = {host_memory.VARIABLE: host_memory.TUNABLES}
+
 CEILING = Side("ceiling", OURS, {"kind": "ceiling"})
 
 _GUIDE = {"network": "guide", "size": 512, "batch": 4}
@@ -64,7 +69,7 @@ _SMP_MOBILENET = {"network": "smp_mobilenet_v2", "size": 256, "batch": 8}
 
 
 def _ours(kind: str, task: Mapping[str, Any], **more: Any) -> Side:
-    return Side("deeplab_jax", OURS, {"kind": kind} | dict(task) | more)
+    return Side("deeplab_jax", OURS, {"kind": kind} | dict(task) | more, environment=_OUR_ENVIRONMENT)
 
 
 def _kerascv(backend: str, task: Mapping[str, Any]) -> Side:
@@ -92,6 +97,12 @@ def _steps() -> list[Row]:
                 "PyTorch, channels_last, eager, logits before the last enlargement",
                 "step",
                 _GUIDE | {"network": "guide_logits_first"},
+            ),
+            None,
+        ),
+        "torch-kept-memory": (
+            dataclasses.replace(
+                _torch("PyTorch as above, with our settings of malloc", "step", _GUIDE), environment=_OUR_ENVIRONMENT
             ),
             None,
         ),
@@ -209,8 +220,9 @@ def _startup() -> list[Row]:
 
 
 def _ops() -> list[Row]:
-    ours = Side("deeplab_jax", "benchmarks.ours_operations", {"formulation": "auto"})
-    plain = Side("plain XLA operation", "benchmarks.ours_operations", {"formulation": "plain"})
+    module = "benchmarks.ours_operations"
+    ours = Side("deeplab_jax", module, {"formulation": "auto"}, environment=_OUR_ENVIRONMENT)
+    plain = Side("plain XLA operation", module, {"formulation": "plain"}, environment=_OUR_ENVIRONMENT)
     torch = Side("PyTorch, channels_last", "benchmarks.peers.torch_operations", {}, "torch")
     work, quick = "single operations", "single operations, an eighth of the size in each direction"
     return [
