@@ -14,7 +14,7 @@ from rich.console import Console
 from deeplab_jax import __version__
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
-from deeplab_jax.host_memory import keep_freed_memory
+from deeplab_jax.host_memory import use_large_pages
 
 _CONFIG_HELP = """configs:
   --config NAME_OR_FILE[:arg=value,...]   a config of the package or a file with get_config
@@ -37,7 +37,7 @@ class _OneLineParser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command and exits: 0 when done, 1 for a user's mistake, 2 for a wrong command line, 130 for Ctrl-C."""
     if argv is None:
-        keep_freed_memory()
+        use_large_pages()
     parser = _parser()
     argv = list(sys.argv[1:] if argv is None else argv)
     args, rest = parser.parse_known_args(argv)

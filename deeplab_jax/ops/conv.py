@@ -19,11 +19,13 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _SPARSE_SHARE = 0.6
 # The same for depthwise kernels: at .25 the parts take two thirds to three quarters of the time, at .56 a quarter more.
 _SPARSE_DEPTHWISE_SHARE = 0.4
-# Inputs of more values than this have the gradient of a dense kernel as a matrix product for each tap: XLA:CPU's
-# convolution leaves the cache there. With 128 channels on 128x128, two pictures take 72 ms and four 520 ms, as products
-# 80 and 150. With few channels the products are too thin: 64 channels on 256x256 take 930 ms as products and 360 plain.
+# Inputs of more values than this have the gradient of a dense kernel as a matrix product for each tap, a band of rows
+# at a time: XLA:CPU's convolution leaves the cache there. With 128 channels on 128x128, two pictures take 72 ms and four
+# 520 ms, as products 80 and 150. With few channels the products are too thin: 64 channels on 256x256 take 930 ms as
+# products and 360 plain.
 _CACHED_VALUES = 5e6
 _FEW_CHANNELS = 96
+_BAND = 8
 
 
 def conv2d(
@@ -40,7 +42,7 @@ def conv2d(
     On CPUs a 1x1 convolution is a matrix product, which XLA:CPU runs several times faster forwards and backwards, and
     an atrous convolution most of whose taps fall outside the picture is a matrix product for each tap, of the part of
     the picture that the tap meets. XLA:CPU's other convolutions run at the speed of its matrix products, but for the
-    kernel's gradient where the input is large, which is a matrix product for each tap as well.
+    kernel's gradient where the input is large: see `_CACHED_VALUES`.
     """
     pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2], stride=stride, rate=rate)
     meeting = _Meeting(x.shape[1:3], kernel.shape[:2], rate=rate, pads=pads)
@@ -81,13 +83,26 @@ def conv2d(
 
     def large_backward(x, kernel, cotangent):
         (x_cotangent,) = jax.linear_transpose(lambda x: plain(x, kernel), x)(cotangent)
-        padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        of_taps = {
-            (row, column): _kernel_gradient(_window(padded, top, left, x.shape[1:3]), cotangent)
-            for row, top in enumerate(_offsets(kernel.shape[0], rate))
-            for column, left in enumerate(_offsets(kernel.shape[1], rate))
-        }
-        return x_cotangent, _stack_taps(of_taps, kernel)
+        rows, columns = pads
+        bands = -(-x.shape[1] // _BAND)
+        rest = bands * _BAND - x.shape[1]
+        padded = jnp.pad(x, ((0, 0), (rows[0], rows[1] + rest), columns, (0, 0)))
+        padded_cotangent = jnp.pad(cotangent, ((0, 0), (0, rest), (0, 0), (0, 0)))
+        size = (_BAND, x.shape[2])
+
+        def add_band(band, total):
+            of_x = lax.dynamic_slice_in_dim(padded, band * _BAND, _BAND + sum(rows), axis=1)
+            of_cotangent = lax.dynamic_slice_in_dim(padded_cotangent, band * _BAND, _BAND, axis=1)
+            taps = [
+                _kernel_gradient(_window(of_x, top, left, size), of_cotangent)
+                for top in _offsets(kernel.shape[0], rate)
+                for left in _offsets(kernel.shape[1], rate)
+            ]
+            return total + jnp.stack(taps)
+
+        zero = jnp.zeros((kernel.shape[0] * kernel.shape[1], *kernel.shape[2:]), _accumulator(x.dtype))
+        of_kernel = lax.fori_loop(0, bands, add_band, zero)
+        return x_cotangent, of_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
     if formulation == "plain":
         return plain(x, kernel)
