@@ -66,6 +66,7 @@ CEILING = Side("ceiling", OURS, {"kind": "ceiling"})
 _GUIDE = {"network": "guide", "size": 512, "batch": 4}
 _SMP_RESNET = {"network": "smp_resnet50", "size": 512, "batch": 4}
 _SMP_MOBILENET = {"network": "smp_mobilenet_v2", "size": 256, "batch": 8}
+_SMP_STEPS = ("step/resnet50/smp", "step/mobilenet_v2/smp")
 
 
 def _ours(kind: str, task: Mapping[str, Any], **more: Any) -> Side:
@@ -141,7 +142,21 @@ def _steps() -> list[Row]:
             ceiling=True,
         )
     )
-    return rows
+    return rows + [_with_remat(row) for row in rows if row.key in ("step/guide/torch", *_SMP_STEPS)]
+
+
+def _with_remat(row: Row) -> Row:
+    """The row's memory and time with activations computed again for the gradient."""
+    ours = dataclasses.replace(row.ours, task=dict(row.ours.task) | {"overrides": {"train.remat": "activations"}})
+    text = "; ours with `train.remat=activations`"
+    return dataclasses.replace(
+        row,
+        key=f"{row.key}-remat",
+        work=row.work + text,
+        quick_work=row.quick_work + text,
+        ours=ours,
+        goal=None,
+    )
 
 
 def _inference() -> list[Row]:

@@ -75,6 +75,7 @@ def base_config() -> ConfigDict:
     train.examples = config_dict.placeholder(int)
     train.seed = 0
     train.compute_dtype = "float32"  # float32 | bfloat16; parameters, statistics, logits, loss stay float32
+    train.remat = "none"  # none | activations | units: what is computed again for the gradient instead of kept
     train.init_from = config_dict.placeholder(str)  # a preset, or a folder of one, or a workdir to start from
 
     config.optimizer = optimizer = ConfigDict()
@@ -324,6 +325,7 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
         "data.resize": ("squeeze", "scale_crop"),
         "data.random_flip": ("none", "horizontal", "horizontal_and_vertical"),
         "train.compute_dtype": ("float32", "bfloat16"),
+        "train.remat": ("none", "activations", "units"),
         "eval.protocol": ("whole", "squeeze", "guide"),
         "eval.void": ("ignore", "background"),
     }.items():

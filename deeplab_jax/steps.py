@@ -13,6 +13,10 @@ from deeplab_jax.train_state import TrainState
 
 Batch = dict[str, Array]
 
+# By platform. XLA:CPU's usual order of operations keeps its threads busy and everything in memory; our operations keep
+# the threads busy themselves.
+TRAIN_COMPILER_OPTIONS = {"cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}}
+
 
 def make_train_step(
     model: DeepLabV3Plus,

@@ -14,7 +14,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import Evaluator, open_split, save_scores
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import PARTS, build_model
-from deeplab_jax.steps import make_train_step
+from deeplab_jax.steps import TRAIN_COMPILER_OPTIONS, make_train_step
 from deeplab_jax.train_state import TrainState
 
 
@@ -41,7 +41,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
     eval_source = open_split(config, config.data.eval_split)
     labels = train_source.labels
     total_steps, warmup_steps, every = _durations(config, len(train_source))
-    model = build_model(config.model, labels.num_classes, compute_dtype=config.train.compute_dtype)
+    model = build_model(
+        config.model, labels.num_classes, compute_dtype=config.train.compute_dtype, remat=config.train.remat
+    )
     loss_fn = losses.make_loss(config.loss, num_classes=labels.num_classes)
     learning_rate = optimizer.make_schedule(config.optimizer, total_steps, warmup_steps)
     update_rule = optimizer.make_optimizer(config.optimizer, total_steps, warmup_steps, parts=PARTS)
@@ -77,6 +79,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
             make_train_step(model, update_rule, loss_fn, learning_rate=learning_rate, void=config.eval.void),
             out_shardings=(replicated, replicated),
             donate_argnums=0,
+            compiler_options=TRAIN_COMPILER_OPTIONS.get(jax.default_backend()),
         )
         evaluator = Evaluator(config, model, eval_source, mesh)
         writer = writers.Writer(
