@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from deeplab_jax.ops.padding import explicit_padding
-from deeplab_jax.ops.platform import on_cpu, transposed
+from deeplab_jax.ops.platform import UNCHANGED, on_cpu, transposed
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -73,7 +73,7 @@ def conv2d(
         }
         return functools.reduce(jnp.add, terms).astype(x.dtype), _stack_taps(of_taps, kernel)
 
-    if formulation == "plain":
+    if formulation in UNCHANGED:
         return plain(x, kernel)
     if kernel.shape[:2] == (1, 1):
         return on_cpu(matmul, matmul_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
@@ -176,7 +176,7 @@ def depthwise_conv2d(
         of_kernel = (sparse_kernel_backward if sparse else kernel_backward)(x, kernel, cotangent)
         return x_cotangent.astype(x.dtype), of_kernel
 
-    if formulation == "plain":
+    if formulation in UNCHANGED:
         return plain(x, kernel)
     return on_cpu(fast, fast_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
 
