@@ -374,11 +374,16 @@ def _validate_mesh(config: ConfigDict, devices: int, processes: int) -> None:
             f"the mesh takes {math.prod(sizes.values())} of {devices} devices, but every process needs its own in it; "
             "set mesh.data=-1"
         )
+    if devices // processes % sizes["spatial"]:
+        raise UserError(
+            f"mesh.spatial={sizes['spatial']} splits pictures over processes, which read whole ones; use a divisor of "
+            f"the {devices // processes} devices of a process"
+        )
     shards, parts = sizes["data"] * sizes["fsdp"], config.train.accumulate_steps
     if parts < 1:
         raise UserError(f"train.accumulate_steps={parts} must be at least 1")
     for field, size in (("data.batch_size", config.data.batch_size), ("eval.batch_size", eval_batch_size(config))):
-        if size < 1 or size % shards or size % processes:
+        if size < 1 or size % shards:
             raise UserError(f"{field}={size} does not divide over {shards} devices; use a multiple of {shards}")
     if config.data.batch_size % (shards * parts):
         raise UserError(

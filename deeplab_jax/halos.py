@@ -49,7 +49,7 @@ def _check(model: DeepLabV3Plus, field: str, size: tuple[int, int], spatial: int
         rows = height // spatial
         if max(padding) > rows and rows + reach >= height:
             raise UserError(
-                f"{path}: rate {rate} on {height} rows reaches over the whole picture from the {rows} rows that "
+                f"{path.partition('/')[2]}: rate {rate} on {height} rows reaches over the whole picture from the {rows} rows that "
                 f"mesh.spatial={spatial} leaves a device; use a smaller mesh.spatial, larger heights in {field} or "
                 "smaller rates"
             )

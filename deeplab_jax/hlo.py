@@ -34,7 +34,7 @@ class Collective:
     @property
     def num_bytes(self) -> int:
         """Bytes of what a device holds afterwards."""
-        return sum(_item_bytes(dtype) * math.prod(shape) for dtype, shape in self.arrays)
+        return sum(_bits(dtype) * math.prod(shape) for dtype, shape in self.arrays) // 8
 
 
 def collectives(text: str) -> list[Collective]:
@@ -50,15 +50,15 @@ def collectives(text: str) -> list[Collective]:
         instruction = _INSTRUCTION.match(line)
         if instruction is None:
             continue
-        opcode, _, is_start = instruction["opcode"].partition("-start")
-        if opcode not in KINDS or instruction["opcode"].endswith("-done"):
+        kind, starts, _ = instruction["opcode"].partition("-start")
+        if kind not in KINDS:
             continue
-        is_fused_scatter = opcode == "all-reduce" and computation.startswith(_FUSED_REDUCE_SCATTER)
         arrays = _arrays(instruction["type"])
-        if instruction["opcode"].endswith("-start"):
-            arrays = _results_of_start(opcode, arrays)
+        if starts:
+            arrays = _results_of_start(kind, arrays)
+        if kind == "all-reduce" and computation.startswith(_FUSED_REDUCE_SCATTER):
+            kind = "reduce-scatter"
         name = _OP_NAME.search(line)
-        kind = "reduce-scatter" if is_fused_scatter else opcode
         found.append(Collective(kind, arrays, name["name"] if name else ""))
     return found
 
@@ -83,6 +83,6 @@ def _results_of_start(kind: str, arrays):
     return tuple(data[len(data) // 2 :])
 
 
-def _item_bytes(dtype: str) -> float:
+def _bits(dtype: str) -> int:
     bits = re.search(r"\d+", dtype)
-    return 1 if bits is None else int(bits[0]) / 8  # pred is a byte
+    return 8 if bits is None else int(bits[0])  # pred is a byte

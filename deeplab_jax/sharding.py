@@ -16,7 +16,6 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import MESH_AXES, mesh_sizes
-from deeplab_jax.errors import UserError
 
 # Mesh axes that the batch is split over.
 BATCH_AXES = ("data", "fsdp")
@@ -34,24 +33,21 @@ def make_mesh(mesh: ConfigDict) -> Mesh:
     """The mesh of `config.mesh` over all processes' devices, or over the first ones if it takes fewer.
 
     Raises:
-      UserError: sizes that do not fit the devices, or a picture whose rows would lie in several processes.
+      UserError: sizes that do not fit the devices.
     """
     sizes = mesh_sizes(mesh, jax.device_count())
     devices = jax.devices()[: math.prod(sizes.values())]
     # Auto: XLA's partitioner propagates shardings. Explicit axes, make_mesh's default, refuse contractions and
     # scatters over sharded axes that the loss and the confusion matrix need.
     types = (AxisType.Auto,) * len(MESH_AXES)
-    made = jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
-    for columns in made.devices.reshape(-1, sizes["spatial"]):
-        if len({device.process_index for device in columns}) > 1:
-            raise UserError(
-                f"mesh.spatial={sizes['spatial']} splits a picture over processes, which read whole pictures; use a "
-                "divisor of the devices of a process"
-            )
-    return made
+    if sizes["spatial"] == 1:
+        return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
+    # Processes read whole pictures, so those that share one have to belong to one; make_mesh looks at the wires alone.
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices).reshape(*sizes.values()), MESH_AXES, axis_types=types)
 
 
-def formulation(mesh: Mesh) -> str:
+def formulation(mesh: Mesh | AbstractMesh) -> str:
     """The formulation of the network's operations (see `deeplab_jax.ops`) that keeps this mesh's axes split."""
     return "spatial" if mesh.shape["spatial"] > 1 else "auto"
 
