@@ -48,8 +48,9 @@ def _check(model: DeepLabV3Plus, field: str, size: tuple[int, int], spatial: int
         reach = rate * (eqn.invars[1].aval.shape[0] - 1)  # rows above and below together
         rows = height // spatial
         if max(padding) > rows and rows + reach >= height:
+            layer = path.partition("/")[2]  # without the network's own name
             raise UserError(
-                f"{path.partition('/')[2]}: rate {rate} on {height} rows reaches over the whole picture from the {rows} rows that "
+                f"{layer}: rate {rate} on {height} rows reaches over the whole picture from the {rows} rows that "
                 f"mesh.spatial={spatial} leaves a device; use a smaller mesh.spatial, larger heights in {field} or "
                 "smaller rates"
             )

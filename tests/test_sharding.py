@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import hlo, losses, metrics, ops, optimizer, sharding
 from deeplab_jax.config import base_config
+from deeplab_jax.evaluate import evaluate_workdir
 from deeplab_jax.halos import build_for_mesh
 from deeplab_jax.models import BACKBONES, PARTS, abstract_variables
 from deeplab_jax.steps import make_eval_step, make_train_step
+from deeplab_jax.train import train
 from deeplab_jax.train_state import TrainState
 
 CLASSES = 4
@@ -297,3 +299,22 @@ def test_counting_split_rows_gathers_none():
     compiled = function.lower(labels).compile()
     assert set(hlo.count_collectives(compiled.as_text())) == {"all-reduce"}
     np.testing.assert_array_equal(compiled(labels), function(random_batch()["label"]))
+
+
+# ---- Training ----
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_and_is_evaluated_on_another_mesh(tiny_config, tmp_path, compilation_cache):
+    with jax.enable_x64(False):
+        tiny_config.mesh.update({"data": 2, "fsdp": 4, "fsdp_min_size": 64})
+
+        tiny_config.checkpoint.every_steps = 1
+        scores = train(tiny_config, tmp_path / "run")
+        tiny_config.mesh.update({"data": 2, "fsdp": 1, "spatial": 2})
+        tiny_config.eval.protocol = "guide"
+        tiny_config.data.image_size = (32, 32)
+        guide = evaluate_workdir(tmp_path / "run", config=tiny_config)
+        tiny_config.mesh.update({"data": 1, "spatial": 1})
+        assert evaluate_workdir(tmp_path / "run", config=tiny_config)["mean_iou"] == pytest.approx(guide["mean_iou"])
+    assert scores["step"] == guide["step"] == 2
