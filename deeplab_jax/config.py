@@ -374,7 +374,7 @@ def _validate_mesh(config: ConfigDict, devices: int, processes: int) -> None:
             f"the mesh takes {math.prod(sizes.values())} of {devices} devices, but every process needs its own in it; "
             "set mesh.data=-1"
         )
-    if devices // processes % sizes["spatial"]:
+    if processes > 1 and devices // processes % sizes["spatial"]:
         raise UserError(
             f"mesh.spatial={sizes['spatial']} splits pictures over processes, which read whole ones; use a divisor of "
             f"the {devices // processes} devices of a process"

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 from rich.table import Table
 
@@ -139,7 +139,7 @@ def mesh_table(config: ConfigDict, num_classes: int, devices: int) -> Table:
     """
     config_lib.validate(config, devices=devices)
     sizes = config_lib.mesh_sizes(config.mesh, devices)
-    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     model = build_for_mesh(config, num_classes, mesh)
     # What the momentum's shapes are does not depend on the length of the training.
     state = TrainState.shapes(model, optimizer.make_optimizer(config.optimizer, total_steps=1, parts=PARTS))

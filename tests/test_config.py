@@ -345,7 +345,7 @@ def test_the_mesh_takes_the_rest_of_the_devices_where_it_says_so():
     config.update({"data": 2, "fsdp": -1, "spatial": 2})
     assert mesh_sizes(config, 8) == {"data": 2, "fsdp": 2, "spatial": 2}
     config.update({"fsdp": 1})
-    assert mesh_sizes(config, 8) == {"data": 2, "fsdp": 1, "spatial": 2}  # four of the eight
+    assert mesh_sizes(config, 7) == {"data": 2, "fsdp": 1, "spatial": 2}  # four of the seven
 
 
 def test_every_process_has_its_devices_in_the_mesh():

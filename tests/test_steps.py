@@ -66,11 +66,10 @@ def test_an_accumulated_step_is_the_whole_one_where_statistics_are_frozen():
     config.model.freeze_norm_statistics = True
     with jax.enable_x64(True):
         results = []
-        for accumulate in (1, 2, 4):
+        for accumulate in (1, 4):
             _, state, step = make_step(config, dtype="float64", accumulate=accumulate)
             results.append(jax.device_get(jax.jit(step)(float64(state), half_labelled_batch())))
-        for other in results[1:]:
-            jax.tree.map(assert_close, results[0], other)
+        jax.tree.map(assert_close, *results)
 
 
 def test_batch_norm_sees_one_part_of_an_accumulated_batch_after_the_other():
