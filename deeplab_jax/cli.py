@@ -202,9 +202,14 @@ def _presets(args: argparse.Namespace, rest: Sequence[str], console: Console) ->
 
 def _summary(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
     config = parse_config(rest)
-    from deeplab_jax.summary import summary_table
+    import jax
 
-    Console(width=None if sys.stdout.isatty() else 140).print(summary_table(config, args.classes))
+    from deeplab_jax.summary import mesh_table, summary_table
+
+    out = Console(width=None if sys.stdout.isatty() else 140)
+    out.print(summary_table(config, args.classes))
+    if args.mesh is not None:
+        out.print(mesh_table(config, args.classes, args.mesh or jax.device_count()))
 
 
 def _data_prepare(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
@@ -298,6 +303,14 @@ def _parser() -> argparse.ArgumentParser:
         commands, "summary", _summary, "Parameters and multiply-adds of a config's network.", takes_config=True
     )
     summary.add_argument("--classes", type=int, default=21, help="default: 21")
+    summary.add_argument(
+        "--mesh",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="DEVICES",
+        help="also list where each array lives on a mesh of so many devices; default: as many as are here",
+    )
 
     convert = add(commands, "convert", _convert, "Turn another framework's file into a folder that --preset takes.")
     convert.add_argument("file", type=pathlib.Path, metavar="FILE")

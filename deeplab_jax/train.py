@@ -12,8 +12,9 @@ from deeplab_jax import checkpoint, data, losses, metrics, optimizer, pretrained
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import Evaluator, open_split, save_scores
+from deeplab_jax.halos import build_for_mesh
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import PARTS, build_model
+from deeplab_jax.models import PARTS
 from deeplab_jax.steps import TRAIN_COMPILER_OPTIONS, make_train_step
 from deeplab_jax.train_state import TrainState
 
@@ -41,20 +42,19 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
     eval_source = open_split(config, config.data.eval_split)
     labels = train_source.labels
     total_steps, warmup_steps, every = _durations(config, len(train_source))
-    model = build_model(
-        config.model, labels.num_classes, compute_dtype=config.train.compute_dtype, remat=config.train.remat
-    )
+    mesh = sharding.make_mesh(config.mesh)
+    model = build_for_mesh(config, labels.num_classes, mesh)
     loss_fn = losses.make_loss(config.loss, num_classes=labels.num_classes)
     learning_rate = optimizer.make_schedule(config.optimizer, total_steps, warmup_steps)
     update_rule = optimizer.make_optimizer(config.optimizer, total_steps, warmup_steps, parts=PARTS)
     checkpoint.begin_workdir(workdir, config, labels)
 
-    mesh = sharding.make_mesh(config.mesh)
-    replicated = sharding.replicated(mesh)
     is_writer = jax.process_index() == 0
     with checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
         # ---- State: the workdir's newest checkpoint, or else init_from, or else random ----
-        state = TrainState.create_on(replicated, model, update_rule, seed=config.train.seed)
+        shapes = TrainState.shapes(model, update_rule)
+        shardings = sharding.state_shardings(shapes, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
+        state = TrainState.create_on(shardings, model, update_rule, seed=config.train.seed)
         if checkpoints.latest_step is not None:
             state = checkpoints.restore(state)
             _say(console, f"Continuing {workdir} from step {int(state.step)} of {total_steps}")
@@ -76,8 +76,16 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
 
         # ---- The loop ----
         train_step = jax.jit(
-            make_train_step(model, update_rule, loss_fn, learning_rate=learning_rate, void=config.eval.void),
-            out_shardings=(replicated, replicated),
+            make_train_step(
+                model,
+                update_rule,
+                loss_fn,
+                learning_rate=learning_rate,
+                void=config.eval.void,
+                accumulate=config.train.accumulate_steps,
+                shardings=shardings,
+            ),
+            out_shardings=(shardings, sharding.replicated(mesh)),
             donate_argnums=0,
             compiler_options=TRAIN_COMPILER_OPTIONS.get(jax.default_backend()),
         )

@@ -47,8 +47,13 @@ class TrainState:
         )
 
     @classmethod
-    def create_on(cls, sharding: jax.sharding.Sharding, model, optimizer, *, seed: int) -> "TrainState":
-        """`create`, compiled, with every leaf placed by `sharding`."""
+    def shapes(cls, model, optimizer) -> "TrainState":
+        """Shapes and dtypes of the state; computes nothing."""
+        return jax.eval_shape(lambda: cls.create(model, optimizer, seed=0))
+
+    @classmethod
+    def create_on(cls, sharding: "jax.sharding.Sharding | TrainState", model, optimizer, *, seed: int) -> "TrainState":
+        """`create`, compiled, with every leaf placed by `sharding`, or by that of its place in a state of them."""
         return _run_compiled(lambda: cls.create(model, optimizer, seed=seed), sharding)
 
 

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from deeplab_jax.ops.padding import explicit_padding
-from deeplab_jax.ops.platform import after, on_cpu, transposed
+from deeplab_jax.ops.platform import UNCHANGED, after, on_cpu, transposed
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -107,7 +107,7 @@ def conv2d(
         (x_cotangent,) = jax.linear_transpose(lambda x: plain(x, later), x)(cotangent)
         return x_cotangent, of_kernel
 
-    if formulation == "plain":
+    if formulation in UNCHANGED:
         return plain(x, kernel)
     if kernel.shape[:2] == (1, 1):
         return on_cpu(matmul, matmul_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
@@ -212,7 +212,7 @@ def depthwise_conv2d(
         (x_cotangent,) = transpose(cotangent.astype(accumulator))
         return x_cotangent.astype(x.dtype), of_kernel
 
-    if formulation == "plain":
+    if formulation in UNCHANGED:
         return plain(x, kernel)
     return on_cpu(fast, fast_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
 

@@ -5,6 +5,9 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
+# Of these, convolutions and pooling are XLA's own operations, of which its partitioner knows the halos.
+UNCHANGED = ("plain", "spatial")
+
 
 def on_cpu(fast: Callable, fast_backward: Callable, *, plain: Callable, plain_backward: Callable) -> Callable:
     """A function of arrays that is `fast` where the program runs on a CPU and `plain` elsewhere, in both directions.
