@@ -66,6 +66,7 @@ OPERATIONS = (
     Operation("conv", 32, 256, 256, kernel=3),
     Operation("conv", 64, 256, 256, kernel=3, stride=2),
     Operation("conv", 128, 304, 256, kernel=3),
+    Operation("conv", 256, 128, 128, kernel=3),
     Operation("conv", 32, 2048, 256, kernel=3, rate=12),
     Operation("conv", 512, 3, 64, kernel=7, stride=2),
     Operation("depthwise", 128, 256, kernel=3),

@@ -21,7 +21,7 @@ from deeplab_jax.data import prepare
 from deeplab_jax.labels import VOC
 from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.pretrained import PretrainedNetwork, native
-from deeplab_jax.steps import make_train_step
+from deeplab_jax.steps import TRAIN_COMPILER_OPTIONS, make_train_step
 from deeplab_jax.train_state import TrainState, init_variables
 
 CLASSES = 21
@@ -88,9 +88,9 @@ def _count(params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _prepare_step(config: ConfigDict):
+def prepare_step(config: ConfigDict) -> tuple:
     """The compiled step as `deeplab_jax.train` builds it, the first state, and the mesh."""
-    model = build_model(config.model, CLASSES, compute_dtype=config.train.compute_dtype)
+    model = build_model(config.model, CLASSES, compute_dtype=config.train.compute_dtype, remat=config.train.remat)
     mesh = sharding.make_mesh(config.mesh)
     total_steps = 2124
     update_rule = optimizer.make_optimizer(config.optimizer, total_steps, 0, parts=PARTS)
@@ -102,14 +102,15 @@ def _prepare_step(config: ConfigDict):
         void=config.eval.void,
     )
     replicated = sharding.replicated(mesh)
-    step = jax.jit(step, out_shardings=(replicated, replicated), donate_argnums=0)
+    options = TRAIN_COMPILER_OPTIONS.get(jax.default_backend())
+    step = jax.jit(step, out_shardings=(replicated, replicated), donate_argnums=0, compiler_options=options)
     return model, step, TrainState.create_on(replicated, model, update_rule, seed=0), mesh
 
 
 def train_step(task: dict) -> None:
     """Steps from uint8 arrays of the host to the next state, confusion matrix included."""
     config = network_config(task)
-    model, step, state, mesh = _prepare_step(config)
+    model, step, state, mesh = prepare_step(config)
     batch, parameters = random_batch(config), _count(state.params)
 
     def work():
@@ -130,7 +131,7 @@ def first_step(task: dict) -> None:
     """From the start of the process to the end of the first step; compiled programs are kept in the pair's folder."""
     jax.config.update("jax_compilation_cache_dir", task["pair_folder"])
     config = network_config(task)
-    _, step, state, mesh = _prepare_step(config)
+    _, step, state, mesh = prepare_step(config)
     jax.block_until_ready(step(state, sharding.to_global(random_batch(config), mesh)))
     worker.report({"first step": [worker.seconds_since_start()]}, packages=PACKAGES)
 

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from deeplab_jax import host_memory
+
 OURS = "benchmarks.ours"
 SUITES = ("step", "infer", "input", "metric", "startup", "ops")
 
@@ -56,15 +58,19 @@ class Row:
     ceiling: bool = False
 
 
+# How the command `deeplab-jax` starts itself.
+_OUR_ENVIRONMENT = {host_memory.VARIABLE: host_memory.TUNABLES}
+
 CEILING = Side("ceiling", OURS, {"kind": "ceiling"})
 
 _GUIDE = {"network": "guide", "size": 512, "batch": 4}
 _SMP_RESNET = {"network": "smp_resnet50", "size": 512, "batch": 4}
 _SMP_MOBILENET = {"network": "smp_mobilenet_v2", "size": 256, "batch": 8}
+_SMP_STEPS = ("step/resnet50/smp", "step/mobilenet_v2/smp")
 
 
 def _ours(kind: str, task: Mapping[str, Any], **more: Any) -> Side:
-    return Side("deeplab_jax", OURS, {"kind": kind} | dict(task) | more)
+    return Side("deeplab_jax", OURS, {"kind": kind} | dict(task) | more, environment=_OUR_ENVIRONMENT)
 
 
 def _kerascv(backend: str, task: Mapping[str, Any]) -> Side:
@@ -92,6 +98,13 @@ def _steps() -> list[Row]:
                 "PyTorch, channels_last, eager, logits before the last enlargement",
                 "step",
                 _GUIDE | {"network": "guide_logits_first"},
+            ),
+            None,
+        ),
+        "torch-large-pages": (
+            dataclasses.replace(
+                _torch("PyTorch, channels_last, eager, in KerasCV's order, in large pages", "step", _GUIDE),
+                environment=_OUR_ENVIRONMENT,
             ),
             None,
         ),
@@ -129,7 +142,21 @@ def _steps() -> list[Row]:
             ceiling=True,
         )
     )
-    return rows
+    return rows + [_with_remat(row) for row in rows if row.key in ("step/guide/torch", *_SMP_STEPS)]
+
+
+def _with_remat(row: Row) -> Row:
+    """The row's memory and time with activations computed again for the gradient."""
+    ours = dataclasses.replace(row.ours, task=dict(row.ours.task) | {"overrides": {"train.remat": "activations"}})
+    text = "; ours with `train.remat=activations`"
+    return dataclasses.replace(
+        row,
+        key=f"{row.key}-remat",
+        work=row.work + text,
+        quick_work=row.quick_work + text,
+        ours=ours,
+        goal=None,
+    )
 
 
 def _inference() -> list[Row]:
@@ -209,8 +236,9 @@ def _startup() -> list[Row]:
 
 
 def _ops() -> list[Row]:
-    ours = Side("deeplab_jax", "benchmarks.ours_operations", {"formulation": "auto"})
-    plain = Side("plain XLA operation", "benchmarks.ours_operations", {"formulation": "plain"})
+    module = "benchmarks.ours_operations"
+    ours = Side("deeplab_jax", module, {"formulation": "auto"}, environment=_OUR_ENVIRONMENT)
+    plain = Side("plain XLA operation", module, {"formulation": "plain"}, environment=_OUR_ENVIRONMENT)
     torch = Side("PyTorch, channels_last", "benchmarks.peers.torch_operations", {}, "torch")
     work, quick = "single operations", "single operations, an eighth of the size in each direction"
     return [

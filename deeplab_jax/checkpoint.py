@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from deeplab_jax import config as config_lib
-from deeplab_jax import digests
+from deeplab_jax import digests, distributed
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import LabelSet
@@ -26,9 +26,12 @@ from deeplab_jax.train_state import TrainState
 
 # A run continues only under the config that it began with; the rest of a config may change at any time.
 _FIXED_GROUPS = ("model", "data", "train", "optimizer", "loss")
-_FREE_FIELDS = ("data.data_dir", "data.workers", "data.eval_split", "data.unreadable", "train.nonfinite")
+_FREE_FIELDS = (
+    "data.data_dir", "data.workers", "data.eval_split", "data.unreadable", "train.nonfinite", "train.remat",
+)  # fmt: skip
 _NO_STEP = -1
 _CONFIG_FILE, _LABELS_FILE, _FOLDER, _LOCK_FILE = "config.json", "labels.json", "checkpoints", "lock"
+_DISK_IS_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
 class Checkpoints:
@@ -88,7 +91,7 @@ class Checkpoints:
         """
         if self._whole_step is None and self.found_step is not None:
             # One process looks, or processes that read a failing disk might choose differently.
-            step = self._find_whole_step() if jax.process_index() == 0 else 0
+            step = self._find_whole_step() if distributed.is_leader() else 0
             self._whole_step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
             self._manager.reload()  # some may have been renamed
             if self._whole_step == _NO_STEP:
@@ -179,16 +182,17 @@ class Checkpoints:
         return restored.variables
 
     def saved_variables(self, step: int | None = None) -> Any:
-        """Parameters and batch statistics of a checkpoint, whatever their shapes, on the default device.
+        """Parameters and batch statistics of a checkpoint, whatever their shapes, as NumPy arrays in each process.
 
         Args:
           step: of the checkpoint; default: the newest.
         """
         step = self.latest_step if step is None else step
         metadata = self._manager.item_metadata(step)["variables"]
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), metadata.tree)
-        return self._manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(like))).variables
+        restored = self._manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(like)))
+        return jax.device_get(restored.variables)
 
     def _find_whole_step(self) -> int:
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -200,6 +204,7 @@ class Checkpoints:
                     f"checkpoint {self._folder / str(step)} is damaged ({damage}); the one before it is used",
                     soft_wrap=True,
                     highlight=False,
+                    markup=False,
                 )
             if not self._read_only:
                 _rename_damaged(self._folder / str(step))
@@ -233,10 +238,6 @@ def begin_workdir(workdir: pathlib.Path, config: ConfigDict, labels: LabelSet) -
     Raises:
       UserError: the folder cannot be written, or its run has another config.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be made: {error.strerror}") from None
     path = workdir / _CONFIG_FILE
     if path.exists():
         differences = config_lib.differences(config, read_config(workdir), groups=_FIXED_GROUPS)
@@ -246,7 +247,7 @@ def begin_workdir(workdir: pathlib.Path, config: ConfigDict, labels: LabelSet) -
                 f"{workdir} holds a run of another config ({'; '.join(lines)}); choose another --workdir, or give the "
                 "run's own values to continue it"
             )
-    if jax.process_index() != 0:
+    if not distributed.is_leader():
         return
     write_json(path, config_lib.to_dict(config))
     write_json(workdir / _LABELS_FILE, {"class_names": labels.class_names, "palette": labels.palette})
@@ -254,12 +255,21 @@ def begin_workdir(workdir: pathlib.Path, config: ConfigDict, labels: LabelSet) -
 
 @contextlib.contextmanager
 def held(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps other trainings out of the workdir; the system lets go of it when this process ends, however it ends.
+    """Makes the workdir and keeps other trainings out of it.
+
+    The system lets go of it when this process ends, however it ends.
 
     Raises:
-      UserError: another training runs in it.
+      UserError: it cannot be made, or another training runs in it.
     """
-    if os.name != "posix" or jax.process_index() != 0:
+    if not distributed.is_leader():
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"workdir {workdir} cannot be made: {error.strerror}") from None
+    if os.name != "posix":
         yield
         return
     import fcntl
@@ -339,24 +349,17 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
 
 
-class _disk_errors:  # noqa: N801 - used as a `with` statement
+@contextlib.contextmanager
+def _disk_errors(folder: pathlib.Path) -> Iterator[None]:
     """Turns a full disk, which Orbax and TensorStore report in several ways, into one line."""
-
-    def __init__(self, folder: pathlib.Path):
-        self._folder = folder
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if error is None or not isinstance(error, Exception):
-            return
-        text = str(error)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if full or any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
-            for half_written in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(half_written, ignore_errors=True)  # it takes the room that is missing
-            raise UserError(
-                f"the disk is full: no checkpoint could be written to {self._folder}; older checkpoints are whole; "
-                "make room and run the same command again to continue"
-            ) from error
+    try:
+        yield
+    except Exception as error:
+        if not any(text in str(error) for text in _DISK_IS_FULL):
+            raise
+        for half_written in folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(half_written, ignore_errors=True)  # it takes the room that is missing
+        raise UserError(
+            f"the disk is full: no checkpoint could be written to {folder}; older checkpoints are whole; "
+            "make room and run the same command again to continue"
+        ) from error

@@ -16,6 +16,7 @@ from rich.console import Console
 from deeplab_jax import __version__
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import Preempted, UserError
+from deeplab_jax.host_memory import use_large_pages
 
 _CONFIG_HELP = """configs:
   --config NAME_OR_FILE[:arg=value,...]   a config of the package or a file with get_config
@@ -24,7 +25,6 @@ _CONFIG_HELP = """configs:
 
 # Of deeplab_jax.pretrained.FORMATS, which takes seconds to import: --help must not wait for it.
 _FORMATS = "kerascv, kerashub, torchvision, smp, timm, efficientnet-lite, tflite or tf-deeplab"
-
 
 _SUPERVISED = "DEEPLAB_JAX_SUPERVISED"  # set in the processes that deeplab_jax.supervise started
 
@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     0 when done, 1 for a user's mistake or a run of which a process died, 2 for a wrong command line, 75 when SIGTERM
     stopped a training that has saved its state and goes on with the same command, 130 for Ctrl-C.
     """
+    if argv is None:
+        use_large_pages()
     parser = _parser()
     argv = list(sys.argv[1:] if argv is None else argv)
     args, rest = parser.parse_known_args(argv)
@@ -167,8 +169,8 @@ def _join_processes(args: argparse.Namespace, config: ConfigDict, console: Conso
     if _SUPERVISED in os.environ:
         from deeplab_jax import distributed
 
-        launch = distributed.Launch(args.coordinator, args.num_processes, args.process_id)
-        distributed.start(launch, heartbeat_seconds=config.distributed.heartbeat_seconds)
+        heartbeat_seconds = config.distributed.heartbeat_seconds
+        distributed.start(args.coordinator, args.num_processes, args.process_id, heartbeat_seconds=heartbeat_seconds)
         console.quiet = not distributed.is_leader()
         return
     ways = (args.coordinator is not None) + args.cluster + (args.local_processes is not None)
@@ -251,9 +253,14 @@ def _presets(args: argparse.Namespace, rest: Sequence[str], console: Console) ->
 
 def _summary(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
     config = parse_config(rest)
-    from deeplab_jax.summary import summary_table
+    import jax
 
-    Console(width=None if sys.stdout.isatty() else 140).print(summary_table(config, args.classes))
+    from deeplab_jax.summary import mesh_table, summary_table
+
+    out = Console(width=None if sys.stdout.isatty() else 140)
+    out.print(summary_table(config, args.classes))
+    if args.mesh is not None:
+        out.print(mesh_table(config, args.classes, args.mesh or jax.device_count()))
 
 
 def _data_prepare(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
@@ -357,6 +364,14 @@ def _parser() -> argparse.ArgumentParser:
         commands, "summary", _summary, "Parameters and multiply-adds of a config's network.", takes_config=True
     )
     summary.add_argument("--classes", type=int, default=21, help="default: 21")
+    summary.add_argument(
+        "--mesh",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="DEVICES",
+        help="also list where each array lives on a mesh of so many devices; default: as many as are here",
+    )
 
     convert = add(commands, "convert", _convert, "Turn another framework's file into a folder that --preset takes.")
     convert.add_argument("file", type=pathlib.Path, metavar="FILE")

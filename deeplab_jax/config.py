@@ -8,6 +8,7 @@ import ast
 import difflib
 import importlib.util
 import json
+import math
 import pathlib
 import traceback
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,9 @@ from ml_collections import ConfigDict, config_dict
 from deeplab_jax.errors import UserError
 
 _DURATION_UNITS = ("steps", "epochs", "examples", "percent")
+
+# Axes of the device mesh, from the slowest to the fastest: devices next to each other share a picture's rows.
+MESH_AXES = ("data", "fsdp", "spatial")
 
 
 def base_config() -> ConfigDict:
@@ -75,7 +79,9 @@ def base_config() -> ConfigDict:
     train.epochs = config_dict.placeholder(float)
     train.examples = config_dict.placeholder(int)
     train.seed = 0
+    train.accumulate_steps = 1  # batches are computed in so many parts, one after the other; BatchNorm sees one part
     train.compute_dtype = "float32"  # float32 | bfloat16; parameters, statistics, logits, loss stay float32
+    train.remat = "none"  # none | activations | units: what is computed again for the gradient instead of kept
     train.ema_decay = config_dict.placeholder(float)  # a step; evaluation and prediction use parameters averaged so
     train.nonfinite = "stop"  # a NaN or infinite loss or gradient: stop | skip: the step changes no parameter
     train.init_from = config_dict.placeholder(str)  # a preset, or a folder of one, or a workdir to start from
@@ -126,7 +132,11 @@ def base_config() -> ConfigDict:
 
     config.distributed = ConfigDict({"heartbeat_seconds": 30})  # silence after which a process counts as dead
 
-    config.mesh = ConfigDict({"data": -1})  # devices along the batch; -1 is all of them
+    config.mesh = mesh = ConfigDict()  # devices along each axis; -1, for one of them, is the rest
+    mesh.data = -1  # the batch is split over data and fsdp
+    mesh.fsdp = 1  # parameters, momentum and batch statistics are split over it
+    mesh.spatial = 1  # the rows of pictures are split over it
+    mesh.fsdp_min_size = 2**14  # arrays of fewer elements are not split: gathering them takes longer than they save
 
     config.log = log = ConfigDict()
     log.every_steps = 10
@@ -315,13 +325,6 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
     _require(config, "model.backbone", "data.name", "data.batch_size", "data.image_size")
     if training:
         _require(config, "optimizer.learning_rate")
-    batch_size = config.data.batch_size
-    shards = devices if config.mesh.data == -1 else config.mesh.data
-    if shards < 1 or shards > devices:
-        raise UserError(f"mesh.data={config.mesh.data} needs as many devices, there are {devices}; -1 takes them all")
-    for field, size in (("data.batch_size", batch_size), ("eval.batch_size", eval_batch_size(config))):
-        if size < 1 or size % shards or size % processes:
-            raise UserError(f"{field}={size} does not divide over {shards} devices; use a multiple of {shards}")
     for field in ("data.image_size", "eval.image_size"):
         size = config[field.split(".")[0]].image_size
         if size is not None and (len(size) != 2 or min(size) < config.model.output_stride):
@@ -329,6 +332,7 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
                 f"{field}={tuple(size)} must be (height, width), each at least the output stride "
                 f"{config.model.output_stride}"
             )
+    _validate_mesh(config, devices, processes)
     if config.data.resize == "scale_crop" and not 0 < config.data.scale_range[0] <= config.data.scale_range[1]:
         raise UserError(f"data.scale_range={tuple(config.data.scale_range)} must be two rising factors above 0")
     for field, known in {
@@ -337,6 +341,7 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
         "data.unreadable": ("raise", "skip"),
         "train.nonfinite": ("stop", "skip"),
         "train.compute_dtype": ("float32", "bfloat16"),
+        "train.remat": ("none", "activations", "units"),
         "eval.protocol": ("whole", "squeeze", "guide"),
         "eval.void": ("ignore", "background"),
     }.items():
@@ -346,12 +351,89 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
     decay = config.train.ema_decay
     if decay is not None and not 0 < decay < 1:
         raise UserError(f"train.ema_decay={decay} must lie between 0 and 1, for instance 0.999")
-    for field in ("checkpoint.keep", "log.every_steps", "distributed.heartbeat_seconds"):
+    for field in ("checkpoint.keep", "log.every_steps", "mesh.fsdp_min_size", "distributed.heartbeat_seconds"):
         group, name = field.split(".")
         if config[group][name] < 1:
             raise UserError(f"{field}={config[group][name]} must be at least 1")
     if config.log.profile_steps < 0:
         raise UserError(f"log.profile_steps={config.log.profile_steps} must be at least 0")
+
+
+def mesh_sizes(mesh: ConfigDict, devices: int) -> dict[str, int]:
+    """Devices along each of `MESH_AXES`.
+
+    Args:
+      mesh: the `mesh` group of a config.
+      devices: that there are; without a -1 the mesh may take fewer.
+
+    Raises:
+      UserError: sizes that do not fit the devices.
+    """
+    sizes = {axis: mesh[axis] for axis in MESH_AXES}
+    given = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    for axis, size in sizes.items():
+        if size < 1 and size != -1:
+            raise UserError(f"mesh.{axis}={size} must be at least 1, or -1 for the rest of the devices")
+    if len(rest) > 1:
+        raise UserError(f"{given}: only one of them can be -1, the rest of the devices")
+    taken = math.prod(size for size in sizes.values() if size != -1)
+    if taken > devices:
+        raise UserError(f"{given} needs {taken} devices, there are {devices}; -1 for one of them takes the rest")
+    if rest and devices % taken:
+        raise UserError(f"{given} does not divide {devices} devices; choose sizes that do")
+    return sizes | dict.fromkeys(rest, devices // taken)
+
+
+def _validate_mesh(config: ConfigDict, devices: int, processes: int) -> None:
+    sizes = mesh_sizes(config.mesh, devices)
+    if processes > 1 and math.prod(sizes.values()) != devices:
+        raise UserError(
+            f"the mesh takes {math.prod(sizes.values())} of {devices} devices, but every process needs its own in it; "
+            "set mesh.data=-1"
+        )
+    if processes > 1 and devices // processes % sizes["spatial"]:
+        raise UserError(
+            f"mesh.spatial={sizes['spatial']} splits pictures over processes, which read whole ones; use a divisor of "
+            f"the {devices // processes} devices of a process"
+        )
+    shards, parts = sizes["data"] * sizes["fsdp"], config.train.accumulate_steps
+    if parts < 1:
+        raise UserError(f"train.accumulate_steps={parts} must be at least 1")
+    for field, size in (("data.batch_size", config.data.batch_size), ("eval.batch_size", eval_batch_size(config))):
+        if size < 1 or size % shards:
+            raise UserError(f"{field}={size} does not divide over {shards} devices; use a multiple of {shards}")
+    if config.data.batch_size % (shards * parts):
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} does not divide into train.accumulate_steps={parts} parts over "
+            f"{shards} devices; use a multiple of {shards * parts}"
+        )
+    if sizes["spatial"] > 1:
+        _validate_spatial(config, sizes["spatial"])
+
+
+def _validate_spatial(config: ConfigDict, spatial: int) -> None:
+    """Whether each device gets whole rows at every stride, and no step needs rows of the whole picture."""
+    rows = spatial * config.model.output_stride
+    if config.eval.protocol == "squeeze":
+        raise UserError(
+            f"eval.protocol='squeeze' resizes to each picture's own size, which mesh.spatial={spatial} cannot split; "
+            "use whole with eval.image_size, or guide"
+        )
+    fields = ("data.image_size", "eval.image_size") if config.eval.protocol == "whole" else ("data.image_size",)
+    for field in fields:
+        size = config[field.split(".")[0]].image_size
+        if size is None or size[0] % rows:
+            given = " is not set" if size is None else f"={tuple(size)} does not divide"
+            raise UserError(
+                f"{field}{given}; with mesh.spatial={spatial} and model.output_stride={config.model.output_stride} "
+                f"its height must be a multiple of {rows}"
+            )
+    if config.model.align_corners:
+        raise UserError(
+            f"model.align_corners=True needs heights of k * stride + 1, which mesh.spatial={spatial} does not divide; "
+            "leave one of them out"
+        )
 
 
 def eval_batch_size(config: ConfigDict) -> int:

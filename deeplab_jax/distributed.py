@@ -1,6 +1,5 @@
 """Runs of many processes: how they find each other, whether they agree, and when all of them stop."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -16,28 +15,20 @@ from ml_collections import ConfigDict
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
 
-_MAY_DIFFER = ("data.data_dir", "data.workers")
+_MAY_DIFFER = ("data.data_dir", "data.workers")  # a machine's own affair
 
 
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """Which process of a run this one is.
-
-    Attributes:
-      coordinator: HOST:PORT of process 0; None asks the cluster (a TPU pod, SLURM or Open MPI) for all three.
-      num_processes: of the run.
-      process_id: of this one, from 0.
-    """
-
-    coordinator: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
-
-
-def start(launch: Launch, *, heartbeat_seconds: int) -> None:
+def start(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, *, heartbeat_seconds: int
+) -> None:
     """Connects this process with the others; before anything uses a device.
 
-    A process that is silent for `heartbeat_seconds` is dead: the others then abort, see `deeplab_jax.supervise`.
+    Args:
+      coordinator: HOST:PORT of process 0; None asks the cluster (a TPU pod, SLURM or Open MPI) for it and the next two.
+      num_processes: of the run.
+      process_id: of this one, from 0.
+      heartbeat_seconds: a process that is silent for so long is dead: the others then abort, see
+        `deeplab_jax.supervise`.
 
     Raises:
       UserError: the others cannot be found.
@@ -45,16 +36,16 @@ def start(launch: Launch, *, heartbeat_seconds: int) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPU devices only
     try:
         jax.distributed.initialize(
-            launch.coordinator,
-            launch.num_processes,
-            launch.process_id,
-            cluster_detection_method=None if launch.coordinator is None else "deactivate",
+            coordinator,
+            num_processes,
+            process_id,
+            cluster_detection_method=None if coordinator is None else "deactivate",
             heartbeat_timeout_seconds=heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:
-        where = "the cluster" if launch.coordinator is None else launch.coordinator
+        who = "this process" if process_id is None else f"process {process_id}"
         raise UserError(
-            f"process {launch.process_id} cannot join the run at {where}: {' '.join(str(error).split())}; start every "
+            f"{who} cannot join the run at {coordinator or 'the cluster'}: {' '.join(str(error).split())}; start every "
             "process, with the same address and number of processes"
         ) from error
 
@@ -64,11 +55,31 @@ def is_leader() -> bool:
     return jax.process_index() == 0
 
 
-def check_agreement(config: ConfigDict, step: int | None) -> None:
-    """Compares config and newest checkpoint's step over all processes, before they wait for each other in vain.
+def check_same_config(config: ConfigDict) -> None:
+    """Compares the config over all processes, before they wait for each other in vain.
 
     Raises:
       UserError: in every process, naming one that differs and what differs.
+    """
+    if jax.process_count() == 1:
+        return
+    texts = _gather_texts(json.dumps(config_lib.to_dict(config)))
+    first, *others = (config_lib.from_dict(json.loads(text)) for text in texts)
+    for index, other in enumerate(others, start=1):
+        differences = config_lib.differences(other, first, groups=first.keys())
+        lines = [line for field, line in differences.items() if field not in _MAY_DIFFER]
+        if lines:
+            raise UserError(
+                f"process {index} has another config than process 0 ({'; '.join(lines)}); start all of them with the "
+                "same command"
+            )
+
+
+def check_same_step(step: int | None) -> None:
+    """Compares the step of the newest checkpoint, None if there is none, over all processes.
+
+    Raises:
+      UserError: in every process, if they do not see the same.
     """
     if jax.process_count() == 1:
         return
@@ -76,23 +87,6 @@ def check_agreement(config: ConfigDict, step: int | None) -> None:
     if len(set(steps)) > 1:
         shown = ", ".join(f"process {index}: {value}" for index, value in enumerate(steps))
         raise UserError(f"the processes would continue from different steps ({shown}); give them one shared --workdir")
-    values = config_lib.to_dict(config)
-    for path in _MAY_DIFFER:
-        group, field = path.split(".")
-        values[group].pop(field)
-    configs = [json.loads(text) for text in _gather_texts(json.dumps(values, sort_keys=True))]
-    for index, other in enumerate(configs):
-        different = [
-            f"{group}.{field}: {other[group][field]!r} / {value!r}"
-            for group, fields in configs[0].items()
-            for field, value in fields.items()
-            if other[group][field] != value
-        ]
-        if different:
-            raise UserError(
-                f"process {index} has another config than process 0 ({'; '.join(different)}); start all of them with "
-                "the same command"
-            )
 
 
 def _gather_texts(text: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Exponential moving averages of the parameters, which generalise better than the last step's."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -18,6 +19,7 @@ def averaging(train_step: Callable, decay: float) -> Callable:
       decay: a step, below 1; about 1 / (1 - decay) steps are averaged.
     """
 
+    @functools.wraps(train_step)
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         new, report = train_step(state, batch)
         averages = optax.incremental_update(new.params, state.ema_params, 1 - decay)

@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress
 
-from deeplab_jax import checkpoint, data, losses, metrics, pretrained, sharding, visualize
+from deeplab_jax import checkpoint, data, distributed, losses, metrics, pretrained, sharding, visualize
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
+from deeplab_jax.halos import build_for_mesh
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import DeepLabV3Plus, abstract_variables, build_model
+from deeplab_jax.models import DeepLabV3Plus, abstract_variables
 from deeplab_jax.pretrained import PretrainedNetwork
 from deeplab_jax.steps import make_eval_step
 
@@ -30,6 +31,7 @@ class Evaluator:
             losses.make_loss(config.loss, num_classes=model.num_classes),
             protocol=config.eval.protocol,
             void=config.eval.void,
+            mesh=mesh,
         )
         replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
         outputs = dict.fromkeys(("loss_sum", "loss_count", "confusion", "num_images"), replicated)
@@ -101,12 +103,12 @@ def evaluate_workdir(
     labels = checkpoint.read_labels(workdir)
     source = _open_split_with(labels, config, split, f"the network in {workdir}")
     mesh = sharding.make_mesh(config.mesh)
-    model = build_model(config.model, labels.num_classes, compute_dtype=config.train.compute_dtype)
+    model = build_for_mesh(config, labels.num_classes, mesh)
     with checkpoint.Checkpoints(workdir, read_only=True, console=console) as checkpoints:
         step = checkpoints.latest_step
         if step is None:
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
-        variables = checkpoints.restore_variables(abstract_variables(model, sharding.replicated(mesh)))
+        variables = checkpoints.restore_variables(_abstract_on(mesh, model, config))
     scores = Evaluator(config, model, source, mesh)(variables, console=console, gallery=config.log.gallery_images)
     return save_scores(workdir, scores, source.labels, config, step)
 
@@ -130,10 +132,14 @@ def evaluate_pretrained(
     config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count(), training=False)
     source = _open_split_with(network.labels, config, split, "the network")
     mesh = sharding.make_mesh(config.mesh)
-    model = build_model(config.model, network.labels.num_classes, compute_dtype=config.train.compute_dtype)
-    variables, _ = pretrained.merge(abstract_variables(model, sharding.replicated(mesh)), network.variables)
+    model = build_for_mesh(config, network.labels.num_classes, mesh)
+    variables, _ = pretrained.merge(_abstract_on(mesh, model, config), network.variables)
     scores = Evaluator(config, model, source, mesh)(variables, console=console)
     return {name: value for name, value in scores.items() if name != "gallery"} | {"config": config_lib.to_dict(config)}
+
+
+def _abstract_on(mesh: jax.sharding.Mesh, model: DeepLabV3Plus, config: ConfigDict) -> Any:
+    return sharding.with_shardings(abstract_variables(model), mesh, fsdp_min_size=config.mesh.fsdp_min_size)
 
 
 def _open_split_with(labels: LabelSet, config: ConfigDict, split: str | None, whose: str):
@@ -164,7 +170,7 @@ def save_scores(
     gallery = scores["gallery"]
     values = {name: value for name, value in scores.items() if name != "gallery"}
     values |= {"step": step, "config": config_lib.to_dict(config)}
-    if jax.process_index() == 0:
+    if distributed.is_leader():
         checkpoint.write_json(workdir / "metrics.json", values)
         if gallery:
             images, truths, predictions = zip(*gallery, strict=True)
@@ -175,7 +181,7 @@ def save_scores(
 
 def _pictures(batch: dict[str, Any], prediction: jax.Array) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Picture, truth and prediction of a batch's valid examples, each at the size it is scored at."""
-    local = np.concatenate([np.asarray(shard.data) for shard in prediction.addressable_shards])
+    local = sharding.to_local(prediction)
     pictures = []
     for i in np.flatnonzero(batch["valid"]):
         height, width = batch["size"][i].tolist()

@@ -40,7 +40,8 @@ def confusion_matrix(
         counted = counted & where
     # Pixels that do not count go to a bin of their own, which is cut off.
     cells = jnp.where(counted, labels * num_classes + predictions.astype(jnp.int32), num_classes**2)
-    counts = jnp.zeros(num_classes**2 + 1, jnp.int32).at[cells.reshape(-1)].add(1, mode="drop")
+    # Not flattened: devices that hold rows of a picture would have to gather it.
+    counts = jnp.zeros(num_classes**2 + 1, jnp.int32).at[cells].add(1, mode="drop")
     return counts[:-1].reshape(num_classes, num_classes)
 
 

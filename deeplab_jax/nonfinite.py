@@ -1,5 +1,6 @@
 """Losses that are NaN or infinite: steps that pass over them, and what is kept for whoever looks for the cause."""
 
+import functools
 import io
 import math
 import pathlib
@@ -26,6 +27,7 @@ def passing_over(train_step: Callable) -> Callable:
       train_step: of `deeplab_jax.steps.make_train_step`.
     """
 
+    @functools.wraps(train_step)
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         new, report = train_step(state, batch)
         finite = jnp.isfinite(report["loss_sum"]) & jnp.isfinite(report["gradient_norm"])

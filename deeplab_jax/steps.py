@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from deeplab_jax import metrics, ops
+from deeplab_jax import metrics, ops, sharding
 from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.train_state import TrainState
 
 Batch = dict[str, Array]
+
+# By platform. XLA:CPU's usual order of operations keeps its threads busy and everything in memory; our operations keep
+# the threads busy themselves.
+TRAIN_COMPILER_OPTIONS = {"cpu": {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}}
 
 
 def make_train_step(
@@ -21,8 +25,16 @@ def make_train_step(
     *,
     learning_rate: Callable,
     void: str = "ignore",
+    accumulate: int = 1,
+    shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """One step of gradient descent on a batch.
+
+    With `accumulate` the batch is computed in parts, one after the other, which takes the activations' memory of one
+    part. Part k is every `accumulate`-th example from the k-th, so that each device keeps its own examples. The
+    gradient is that of the mean loss over the whole batch, whatever each part's share of labelled pixels. BatchNorm,
+    however, normalises each part by the part's own statistics, and its running statistics move once a part; with
+    `model.freeze_norm_statistics` it does neither, and the step equals the undivided one.
 
     Args:
       model: the network.
@@ -30,6 +42,8 @@ def make_train_step(
       loss_fn: of `deeplab_jax.losses.make_loss`: (logits, labels) to (sum, valid count).
       learning_rate: the schedule, for the report.
       void: what the confusion matrix does with void pixels.
+      accumulate: parts of a batch.
+      shardings: of `deeplab_jax.sharding.state_shardings`, where the state is spread over a mesh.
 
     Returns:
       `step(state, batch)` with `image` uint8 (batch, height, width, channels) and `label` uint8 (batch, height,
@@ -37,30 +51,50 @@ def make_train_step(
       of the logits that the loss saw), `gradient_norm` (before clipping) and `learning_rate`.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        dropout_rng = jax.random.fold_in(state.rng, state.step)
+    def part_gradients(params, batch_stats, part: Batch, rng):
+        """Gradients of the sum of the loss over some examples, statistics after them, and what to report of them."""
 
-        def mean_loss(params):
+        def loss(params):
             (logits, _), updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                batch["image"],
+                {"params": params, "batch_stats": batch_stats},
+                part["image"],
                 train=True,
                 mutable=["batch_stats"],
-                rngs={"dropout": dropout_rng},
+                rngs={"dropout": rng},
             )
-            loss_sum, count = loss_fn(logits, batch["label"])
-            mean = loss_sum / jnp.maximum(count, 1).astype(loss_sum.dtype)
-            return mean, (loss_sum, count, logits, updates["batch_stats"])
+            loss_sum, loss_count = loss_fn(logits, part["label"])
+            confusion = metrics.confusion_matrix(
+                part["label"], jnp.argmax(logits, axis=-1), num_classes=model.num_classes, void=void
+            )
+            counts = {"loss_sum": loss_sum, "loss_count": loss_count, "confusion": confusion}
+            return loss_sum, (updates["batch_stats"], counts)
 
-        gradients, (loss_sum, count, logits, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
+        if shardings is not None:
+            params = sharding.gather(params, shardings.step.mesh)
+        gradients, (batch_stats, counts) = jax.grad(loss, has_aux=True)(params)
+        if shardings is not None:
+            # Said before anything reads them, so that each device receives the sum of its own share alone.
+            gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
+        return batch_stats, (gradients, counts)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        rng = jax.random.fold_in(state.rng, state.step)
+        if accumulate == 1:
+            batch_stats, sums = part_gradients(state.params, state.batch_stats, batch, rng)
+        else:
+            batch_stats, sums = _accumulate(
+                lambda batch_stats, part, k: part_gradients(
+                    state.params, batch_stats, part, jax.random.fold_in(rng, k)
+                ),
+                state.batch_stats,
+                batch,
+                accumulate,
+            )
+        gradients, counts = sums
+        count = jnp.maximum(counts["loss_count"], 1).astype(counts["loss_sum"].dtype)
+        gradients = jax.tree.map(lambda gradient: gradient / count.astype(gradient.dtype), gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        confusion = metrics.confusion_matrix(
-            batch["label"], jnp.argmax(logits, axis=-1), num_classes=model.num_classes, void=void
-        )
-        report = {
-            "loss_sum": loss_sum,
-            "loss_count": count,
-            "confusion": confusion,
+        report = counts | {
             "gradient_norm": optax.tree.norm(gradients),
             "learning_rate": learning_rate(state.step),
         }
@@ -76,7 +110,30 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: DeepLabV3Plus, loss_fn: Callable, *, protocol: str, void: str = "ignore") -> Callable:
+def _accumulate(compute: Callable, batch_stats, batch: Batch, count: int):
+    """Sums `compute(batch_stats, part, k)`, which returns new statistics and what to sum, over `count` parts."""
+    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), batch)
+
+    def add(carry, part_and_k):
+        batch_stats, sums = carry
+        batch_stats, new = compute(batch_stats, *part_and_k)
+        return (batch_stats, jax.tree.map(jnp.add, sums, new)), None
+
+    first = jax.tree.map(lambda x: x[0], parts)
+    _, shapes = jax.eval_shape(compute, batch_stats, first, 0)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    (batch_stats, sums), _ = jax.lax.scan(add, (batch_stats, zeros), (parts, jnp.arange(count)))
+    return batch_stats, sums
+
+
+def make_eval_step(
+    model: DeepLabV3Plus,
+    loss_fn: Callable,
+    *,
+    protocol: str,
+    void: str = "ignore",
+    mesh: jax.sharding.Mesh | None = None,
+) -> Callable:
     """Predicts a batch at the size it is scored at, and counts.
 
     Args:
@@ -84,6 +141,7 @@ def make_eval_step(model: DeepLabV3Plus, loss_fn: Callable, *, protocol: str, vo
       loss_fn: of `deeplab_jax.losses.make_loss`.
       protocol: `config.eval.protocol`; with `squeeze` the logits are resized to each picture's own size.
       void: what the confusion matrix does with void pixels.
+      mesh: over which the variables are spread.
 
     Returns:
       `step(variables, batch)` for batches of `deeplab_jax.data.eval_batches`. It returns `loss_sum`, `loss_count`,
@@ -92,6 +150,8 @@ def make_eval_step(model: DeepLabV3Plus, loss_fn: Callable, *, protocol: str, vo
     """
 
     def eval_step(variables, batch: Batch) -> dict[str, Array]:
+        if mesh is not None:
+            variables = sharding.gather(variables, mesh)
         logits, _ = model.apply(variables, batch["image"], train=False)
         labels, canvas = batch["label"], batch["label"].shape[1:3]
         if protocol == "squeeze":

@@ -1,4 +1,4 @@
-"""Parameters, output shapes and multiply-adds of each part of a network, counted exactly."""
+"""Parameters, output shapes and multiply-adds of each part of a network, and where each array lives on a mesh."""
 
 import dataclasses
 import math
@@ -7,11 +7,16 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.extend import core
+from jax.sharding import AbstractMesh, NamedSharding
 from ml_collections import ConfigDict
 from rich.table import Table
 
-from deeplab_jax.models import DeepLabV3Plus, abstract_variables, build_model
+from deeplab_jax import config as config_lib
+from deeplab_jax import optimizer, sharding
+from deeplab_jax.halos import build_for_mesh
+from deeplab_jax.jaxprs import equations
+from deeplab_jax.models import PARTS, DeepLabV3Plus, abstract_variables, build_model
+from deeplab_jax.train_state import TrainState
 
 # Rows of the table: prefixes of module paths, in the order of the computation.
 ROWS = ("backbone", "aspp", "decoder/encoder_refine", "decoder/low_level", "decoder/refine", "classifier")
@@ -78,7 +83,16 @@ def count_multiply_adds(model: DeepLabV3Plus, variables: Any, images: Any) -> Co
     """
     jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False)[0])(variables, images)
     counts = Counter()
-    _walk(jaxpr.jaxpr, "", counts)
+    for path, eqn in equations(jaxpr.jaxpr):
+        if eqn.primitive.name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval.shape
+            spec = eqn.params["dimension_numbers"].rhs_spec  # output features, input features, space
+            per_output = math.prod(kernel) // kernel[spec[0]]
+            counts[path, "conv"] += math.prod(eqn.outvars[0].aval.shape) * per_output
+        elif eqn.primitive.name == "dot_general":
+            contracted = eqn.params["dimension_numbers"][0][0]
+            depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+            counts[path, "matmul"] += math.prod(eqn.outvars[0].aval.shape) * depth
     return counts
 
 
@@ -115,35 +129,64 @@ def summary_table(config: ConfigDict, num_classes: int) -> Table:
     return table
 
 
+def mesh_table(config: ConfigDict, num_classes: int, devices: int) -> Table:
+    """The table that `deeplab-jax summary --mesh` prints: each array of the train state and of a batch, on a mesh.
+
+    Computes nothing, so the devices need not be there.
+
+    Raises:
+      UserError: a config that cannot be trained on so many devices.
+    """
+    config_lib.validate(config, devices=devices)
+    sizes = config_lib.mesh_sizes(config.mesh, devices)
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    model = build_for_mesh(config, num_classes, mesh)
+    # What the momentum's shapes are does not depend on the length of the training.
+    update_rule = optimizer.make_optimizer(config.optimizer, total_steps=1, parts=PARTS)
+    state = TrainState.shapes(model, update_rule, averages=config.train.ema_decay is not None)
+    shardings = sharding.state_shardings(state, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
+    placed = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    places = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shardings)}
+    size = (config.data.batch_size, *config.data.image_size)
+    placed["batch/image"] = jax.ShapeDtypeStruct((*size, model.in_channels), np.uint8)
+    placed["batch/label"] = jax.ShapeDtypeStruct(size, np.uint8)
+    places["batch/image"] = places["batch/label"] = sharding.picture_sharding(mesh)
+
+    table = Table(title=" x ".join(f"{axis} {size}" for axis, size in sizes.items()))
+    table.add_column("array")
+    table.add_column("shape", justify="right")
+    table.add_column("split")
+    table.add_column("bytes", justify="right")
+    table.add_column("bytes a device", justify="right")
+    totals = np.zeros(2, np.int64)
+    for name, leaf in placed.items():
+        shapes = (leaf.shape, places[name].shard_shape(leaf.shape))
+        whole, own = (math.prod(shape) * leaf.dtype.itemsize for shape in shapes)
+        totals += (whole, own)
+        shape = "x".join(map(str, leaf.shape))
+        table.add_row(name, shape, _split(places[name]), f"{whole:,}", f"{own:,}")
+    table.add_section()
+    table.add_row("sum", "", "", *(f"{total:,}" for total in totals))
+    return table
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _split(place: NamedSharding) -> str:
+    """Which axes of an array are split over which axes of the mesh."""
+    parts = []
+    for axis, entry in enumerate(place.spec):
+        names = [name for name in (entry if isinstance(entry, tuple) else (entry,)) if name is not None]
+        over = [name for name in names if place.mesh.shape[name] > 1]
+        if over:
+            parts.append(f"axis {axis} over {' x '.join(over)}")
+    return ", ".join(parts) or "whole"
+
+
 def _in_units(count: int) -> str:
     return f"{count / 1e9:.2f} G" if count >= 1e8 else f"{count / 1e6:.2f} M"
-
-
-def _walk(jaxpr: core.Jaxpr, prefix: str, counts: Counter) -> None:
-    for eqn in jaxpr.eqns:
-        path = "/".join(filter(None, (prefix, str(eqn.source_info.name_stack))))
-        if eqn.primitive.name == "conv_general_dilated":
-            kernel = eqn.invars[1].aval.shape
-            spec = eqn.params["dimension_numbers"].rhs_spec  # output features, input features, space
-            per_output = math.prod(kernel) // kernel[spec[0]]
-            counts[path, "conv"] += math.prod(eqn.outvars[0].aval.shape) * per_output
-        elif eqn.primitive.name == "dot_general":
-            contracted = eqn.params["dimension_numbers"][0][0]
-            depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-            counts[path, "matmul"] += math.prod(eqn.outvars[0].aval.shape) * depth
-        for inner in _inner(eqn.params):
-            _walk(inner, path, counts)
-
-
-def _inner(params: dict[str, Any]) -> list[core.Jaxpr]:
-    inner = []
-    for value in params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
-                inner.append(item.jaxpr)
-            elif isinstance(item, core.Jaxpr):
-                inner.append(item)
-    return inner
 
 
 def _sizes(tree: Any) -> dict[str, int]:

@@ -24,8 +24,9 @@ from deeplab_jax import (
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.evaluate import Evaluator, open_split, save_scores
-from deeplab_jax.models import PARTS, build_model
-from deeplab_jax.steps import make_train_step
+from deeplab_jax.halos import build_for_mesh
+from deeplab_jax.models import PARTS
+from deeplab_jax.steps import TRAIN_COMPILER_OPTIONS, make_train_step
 from deeplab_jax.train_log import TrainLog
 from deeplab_jax.train_state import TrainState
 
@@ -52,35 +53,40 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
     if not distributed.is_leader():
         console = None
     # ---- What the config means, checked before any work ----
+    distributed.check_same_config(config)
     config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count())
     train_source = open_split(config, config.data.train_split)
     eval_source = open_split(config, config.data.eval_split)
     labels = train_source.labels
     total_steps, warmup_steps, every = _durations(config, len(train_source))
-    model = build_model(config.model, labels.num_classes, compute_dtype=config.train.compute_dtype)
+    mesh = sharding.make_mesh(config.mesh)
+    model = build_for_mesh(config, labels.num_classes, mesh)
     loss_fn = losses.make_loss(config.loss, num_classes=labels.num_classes)
     learning_rate = optimizer.make_schedule(config.optimizer, total_steps, warmup_steps)
     update_rule = optimizer.make_optimizer(config.optimizer, total_steps, warmup_steps, parts=PARTS)
-    checkpoint.begin_workdir(workdir, config, labels)
 
-    mesh = sharding.make_mesh(config.mesh)
-    replicated = sharding.replicated(mesh)
     with (
         checkpoint.held(workdir),
         distributed.Preemption() as preemption,
         checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, console=console) as checkpoints,
     ):
-        distributed.check_agreement(config, checkpoints.found_step)
+        checkpoint.begin_workdir(workdir, config, labels)
+        distributed.check_same_step(checkpoints.found_step)
         # ---- State: the workdir's newest checkpoint, or else init_from, or else random ----
-        state, notes = TrainState.create_on(replicated, model, update_rule, seed=config.train.seed), {}
-        if config.train.init_from is not None and checkpoints.latest_step is None:
-            state, report = pretrained.init_from(state, config.model, config.train.init_from, console=console)
-            _say(console, report)
-        if config.train.ema_decay is not None:
-            state = state.with_averages()
+        averages = config.train.ema_decay is not None
+        shapes = TrainState.shapes(model, update_rule, averages=averages)
+        shapes = sharding.with_shardings(shapes, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+        window = None
         if checkpoints.latest_step is not None:
-            state, notes = checkpoints.restore(state)
+            state, notes = checkpoints.restore(shapes)
+            window = notes["window"]
             _say(console, f"Continuing {workdir} from step {int(state.step)} of {total_steps}")
+        else:
+            state = TrainState.create_on(shardings, model, update_rule, seed=config.train.seed, averages=averages)
+            if config.train.init_from is not None:
+                state, report = pretrained.init_from(state, config.model, config.train.init_from, console=console)
+                _say(console, report)
         first_step = int(state.step)
 
         # ---- Data: a pure function of seed and position ----
@@ -95,12 +101,25 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
         )
 
         # ---- The loop ----
-        train_step = make_train_step(model, update_rule, loss_fn, learning_rate=learning_rate, void=config.eval.void)
-        if config.train.ema_decay is not None:
+        train_step = make_train_step(
+            model,
+            update_rule,
+            loss_fn,
+            learning_rate=learning_rate,
+            void=config.eval.void,
+            accumulate=config.train.accumulate_steps,
+            shardings=shardings,
+        )
+        if averages:
             train_step = ema.averaging(train_step, config.train.ema_decay)
         if config.train.nonfinite == "skip":
             train_step = nonfinite.passing_over(train_step)
-        train_step = jax.jit(train_step, out_shardings=(replicated, replicated), donate_argnums=0)
+        train_step = jax.jit(
+            train_step,
+            out_shardings=(shardings, sharding.replicated(mesh)),
+            donate_argnums=0,
+            compiler_options=TRAIN_COMPILER_OPTIONS.get(jax.default_backend()),
+        )
         evaluator = Evaluator(config, model, eval_source, mesh)
         writer = writers.Writer(
             workdir,
@@ -114,8 +133,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
         profile = _Profile(workdir / "profile", config.log.profile_steps, first_step, total_steps)
         with writer, contextlib.closing(batches), contextlib.closing(profile):
             log = TrainLog(writer, labels, policy=config.train.nonfinite, folder=workdir / "nonfinite", console=console)
-            if "window" in notes:
-                log.resume(notes["window"])
+            if window is not None:
+                log.resume(window)
             for step in range(first_step + 1, total_steps + 1):
                 profile.begin_step(step, state)
                 batch = next(batches)

@@ -78,7 +78,7 @@ class TrainLog:
 
     def open_window(self) -> dict[str, Any]:
         """What is summed and not written yet, for `resume`; all reports must have been read."""
-        return {"totals": self._totals.to_json(), "counts": self._counts}
+        return {"totals": self._totals.to_json(), "counts": dict(self._counts)}
 
     def resume(self, window: dict[str, Any]) -> None:
         """Goes on in a window that another process has begun."""

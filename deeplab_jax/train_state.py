@@ -45,15 +45,18 @@ class TrainState:
         return self.replace(**{name: variables["params"]}, batch_stats=variables["batch_stats"], **fields)
 
     def with_averages(self) -> "TrainState":
-        """This state with `ema_params` that begin as a copy of the parameters."""
+        """This state with `ema_params` that begin as a copy of the parameters: a step donates both."""
         return self.replace(ema_params=jax.tree.map(jax.numpy.copy, self.params))
 
     @classmethod
-    def create(cls, model, optimizer, *, seed: int) -> "TrainState":
-        """The state before the first step; traceable, so that `jax.jit` can place it by shardings."""
+    def create(cls, model, optimizer, *, seed: int, averages: bool = False) -> "TrainState":
+        """The state before the first step, with `ema_params` if there are to be `averages`.
+
+        It is traceable, so that `jax.jit` can place it by shardings.
+        """
         init_rng, rng = jax.random.split(jax.random.PRNGKey(seed))
         variables = _init(model, init_rng)
-        return cls(
+        state = cls(
             step=jax.numpy.zeros((), jax.numpy.int32),
             examples_seen=jax.numpy.zeros((), jax.numpy.uint32),
             params=variables["params"],
@@ -61,11 +64,25 @@ class TrainState:
             opt_state=optimizer.init(variables["params"]),
             rng=rng,
         )
+        return state.with_averages() if averages else state
 
     @classmethod
-    def create_on(cls, sharding: jax.sharding.Sharding, model, optimizer, *, seed: int) -> "TrainState":
-        """`create`, compiled, with every leaf placed by `sharding`."""
-        return _run_compiled(lambda: cls.create(model, optimizer, seed=seed), sharding)
+    def shapes(cls, model, optimizer, *, averages: bool = False) -> "TrainState":
+        """Shapes and dtypes of the state; computes nothing."""
+        return jax.eval_shape(lambda: cls.create(model, optimizer, seed=0, averages=averages))
+
+    @classmethod
+    def create_on(
+        cls,
+        sharding: "jax.sharding.Sharding | TrainState",
+        model,
+        optimizer,
+        *,
+        seed: int,
+        averages: bool = False,
+    ) -> "TrainState":
+        """`create`, compiled, with every leaf placed by `sharding`, or by that of its place in a state of them."""
+        return _run_compiled(lambda: cls.create(model, optimizer, seed=seed, averages=averages), sharding)
 
 
 def init_variables(model, *, seed: int) -> dict[str, Any]:

@@ -314,14 +314,15 @@ def test_json_for_a_folder_that_is_not_there_is_one_line(tmp_path):
 @pytest.fixture
 def begun(tmp_path, tiny_config) -> pathlib.Path:
     workdir = tmp_path / "runs" / "first"
-    checkpoint.begin_workdir(workdir, tiny_config, SYNTHETIC)
+    with checkpoint.held(workdir):
+        checkpoint.begin_workdir(workdir, tiny_config, SYNTHETIC)
     return workdir
 
 
 def test_a_workdir_gives_its_config_and_classes_back(begun, tiny_config):
     assert to_dict(checkpoint.read_config(begun)) == to_dict(tiny_config)
     assert checkpoint.read_labels(begun) == SYNTHETIC
-    assert sorted(path.name for path in begun.iterdir()) == ["config.json", "labels.json"]
+    assert sorted(path.name for path in begun.iterdir()) == ["config.json", "labels.json", "lock"]
 
 
 @pytest.mark.parametrize(
@@ -331,6 +332,7 @@ def test_a_workdir_gives_its_config_and_classes_back(begun, tiny_config):
         ("data", "batch_size", 16, "data.batch_size: 16 / 8"),
         ("model", "output_stride", 8, "model.output_stride: 8 / 16"),
         ("train", "steps", 9, "train.steps: 9 / 2"),
+        ("train", "accumulate_steps", 2, "train.accumulate_steps: 2 / 1"),
         ("loss", "label_smoothing", 0.1, "loss.label_smoothing: 0.1 / 0.0"),
     ],
 )
@@ -354,7 +356,10 @@ def test_a_run_does_not_continue_under_another_config(begun, tiny_config, group,
         ("log", "every_steps", 1),
         ("data", "unreadable", "skip"),
         ("train", "nonfinite", "skip"),
+        ("train", "remat", "units"),
         ("mesh", "data", -1),
+        ("mesh", "fsdp", 4),
+        ("mesh", "spatial", 2),
     ],
 )
 def test_what_does_not_change_the_training_may_change_when_it_continues(begun, tiny_config, group, field, value):

@@ -15,6 +15,7 @@ from deeplab_jax.config import (
     find_config,
     from_dict,
     load_config,
+    mesh_sizes,
     parse_arg,
     suggest,
     to_dict,
@@ -274,8 +275,13 @@ def test_a_negative_duration_is_refused(unit):
         ("data.batch_size", 6, "^data.batch_size=6 does not divide over 4 devices; use a multiple of 4"),
         ("data.batch_size", 0, "^data.batch_size=0"),
         ("eval.batch_size", 6, "^eval.batch_size=6 does not divide over 4 devices"),
-        ("mesh.data", 5, "^mesh.data=5 needs as many devices, there are 4"),
-        ("mesh.data", 0, "^mesh.data=0"),
+        ("mesh.data", 5, "^mesh.data=5, mesh.fsdp=1, mesh.spatial=1 needs 5 devices, there are 4"),
+        ("mesh.data", 0, "^mesh.data=0 must be at least 1, or -1"),
+        ("mesh.fsdp", -1, "^mesh.data=-1, mesh.fsdp=-1, mesh.spatial=1: only one of them can be -1"),
+        ("mesh.fsdp", 3, "^mesh.data=-1, mesh.fsdp=3, mesh.spatial=1 does not divide 4 devices"),
+        ("mesh.fsdp_min_size", 0, "^mesh.fsdp_min_size=0 must be at least 1"),
+        ("train.accumulate_steps", 0, "^train.accumulate_steps=0 must be at least 1"),
+        ("train.accumulate_steps", 3, "^data.batch_size=.* train.accumulate_steps=3 parts .* use a multiple of 12"),
         ("data.image_size", (96,), "^data.image_size=.* must be .height, width."),
         ("data.image_size", (96, 7), "^data.image_size=.* at least the output stride 8"),
         ("eval.image_size", (4, 96), "^eval.image_size=.* at least the output stride 8"),
@@ -325,13 +331,70 @@ def test_scales_of_random_crops_have_to_rise(scales):
         validate(config)
 
 
-def test_a_batch_has_to_divide_over_processes_and_the_devices_of_the_mesh():
+def test_a_batch_has_to_divide_over_the_devices_of_the_mesh():
     config = load_config("quickstart", batch=6)
-    config.eval.batch_size = 6
     config.mesh.data = 2
     validate(config, devices=8)
-    with pytest.raises(UserError, match="^data.batch_size=6"):
+    config.mesh.update({"data": 2, "fsdp": 2})
+    with pytest.raises(UserError, match="^data.batch_size=6 does not divide over 4 devices"):
+        validate(config, devices=8)
+    config.data.batch_size, config.eval.batch_size = 4, 6
+    with pytest.raises(UserError, match="^eval.batch_size=6 does not divide over 4 devices"):
+        validate(config, devices=8)
+
+
+def test_the_mesh_takes_the_rest_of_the_devices_where_it_says_so():
+    config = base_config().mesh
+    assert mesh_sizes(config, 8) == {"data": 8, "fsdp": 1, "spatial": 1}
+    config.update({"data": 2, "fsdp": -1, "spatial": 2})
+    assert mesh_sizes(config, 8) == {"data": 2, "fsdp": 2, "spatial": 2}
+    config.update({"fsdp": 1})
+    assert mesh_sizes(config, 7) == {"data": 2, "fsdp": 1, "spatial": 2}  # four of the seven
+
+
+def test_every_process_has_its_devices_in_the_mesh():
+    config = load_config("quickstart", batch=8)
+    config.mesh.data = 4
+    validate(config, devices=8)
+    with pytest.raises(UserError, match="^the mesh takes 4 of 8 devices"):
+        validate(config, devices=8, processes=2)
+
+
+def test_a_picture_stays_in_one_process():
+    config = load_config("quickstart", batch=8, size=128)
+    config.eval.protocol = "guide"
+    config.model.output_stride = 8
+    config.mesh.update({"data": 2, "spatial": 4})
+    validate(config, devices=8, processes=2)
+    with pytest.raises(UserError, match="^mesh.spatial=4 splits pictures over processes.* the 2 devices of a process"):
         validate(config, devices=8, processes=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.image_size": (72, 64)}, r"^data.image_size=\(72, 64\) does not divide; .* must be a multiple of 32"),
+        ({"eval.image_size": (33, 64)}, r"^eval.image_size=\(33, 64\) does not divide"),
+        ({"eval.image_size": None}, "^eval.image_size is not set; .* must be a multiple of 32"),
+        ({"eval.protocol": "squeeze"}, "^eval.protocol='squeeze' .*mesh.spatial=4"),
+        ({"model.align_corners": True}, "^model.align_corners=True .*mesh.spatial=4"),
+        ({"data.image_size": (64, 50), "eval.image_size": (96, 17)}, None),  # widths are free
+        ({"eval.protocol": "guide", "eval.image_size": None}, None),
+    ],
+)
+def test_split_rows_need_heights_that_divide(changes, message):
+    config = load_config("quickstart", batch=8)
+    config.model.output_stride = 8
+    config.data.image_size = config.eval.image_size = (64, 64)
+    config.eval.protocol = "whole"
+    config.mesh.update({"data": 2, "spatial": 4})
+    with config.ignore_type():
+        config.update_from_flattened_dict(changes)
+    if message is None:
+        validate(config, devices=8)
+    else:
+        with pytest.raises(UserError, match=message):
+            validate(config, devices=8)
 
 
 def test_evaluation_takes_the_training_batch_unless_it_has_its_own():

@@ -163,12 +163,17 @@ def disagreeing(tmp_path, *others):
 
 
 @pytest.mark.slow
-def test_processes_with_different_configs_say_what_differs(compilation_cache, tmp_path):
-    err = disagreeing(tmp_path, ["--config.eval.every_steps=4"])
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [("eval.every_steps", 4, "4 / 5"), ("data.batch_size", 7, "7 / 8")],  # one of its own right, one that is wrong
+)
+def test_processes_with_different_configs_say_what_differs(compilation_cache, tmp_path, field, value, shown):
+    err = disagreeing(tmp_path, [f"--config.{field}={value}"])
     assert err[-1] == (
-        "deeplab-jax: process 1 has another config than process 0 (eval.every_steps: 4 / 5); start all of them with "
-        "the same command"
+        f"deeplab-jax: process 1 has another config than process 0 ({field}: {shown}); start all of them with the same "
+        "command"
     )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
@@ -197,38 +202,39 @@ def test_slurm_tells_the_processes_who_they_are(single, tmp_path):
 
 
 class Other:
-    """What a second process would send: its step, the length of its config, its config."""
+    """What a second process would send: the length of its config, its config."""
 
-    def __init__(self, config, step):
-        values = to_dict(config)
-        for field in ("data_dir", "workers"):
-            del values["data"][field]
-        self._content, self._step = json.dumps(values, sort_keys=True).encode(), step
+    def __init__(self, config):
+        self._content = json.dumps(to_dict(config)).encode()
 
     def gather(self, value):
         if value.ndim:
             return np.stack([value, np.frombuffer(self._content.ljust(len(value)), np.uint8)])
-        answer = self._step if self._step is not None else len(self._content)
-        self._step = None
-        return np.stack([value, np.int32(answer)])
+        return np.stack([value, np.int32(len(self._content))])
 
 
-def check_against(monkeypatch, config, other, *, step=4, other_step=4):
+def check_against(monkeypatch, config, other):
     monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
-    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", Other(other, other_step).gather)
-    distributed.check_agreement(config, step)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", Other(other).gather)
+    distributed.check_same_config(config)
 
 
 def test_what_processes_may_not_disagree_on_is_named(monkeypatch, tiny_config):
     other = tiny_config.copy_and_resolve_references()
     other.data.data_dir, other.data.workers = "/elsewhere", 3
     check_against(monkeypatch, tiny_config, other)  # a machine's own affair
-    with pytest.raises(UserError, match=r"different steps \(process 0: 4, process 1: 6\); give them one shared"):
-        check_against(monkeypatch, tiny_config, other, other_step=6)
-    other.optimizer.learning_rate, other.train.seed = 0.5, 11
+    other.train.seed, other.optimizer.learning_rate = 11, 0.5
     with pytest.raises(UserError, match="^process 1 has another config than process 0") as caught:
         check_against(monkeypatch, tiny_config, other)
-    assert "(optimizer.learning_rate: 0.5 / 0.02; train.seed: 11 / 0)" in str(caught.value)
+    assert "(train.seed: 11 / 0; optimizer.learning_rate: 0.5 / 0.02)" in str(caught.value)
+
+
+def test_processes_do_not_continue_from_different_steps(monkeypatch):
+    monkeypatch.setattr(distributed.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(distributed.multihost_utils, "process_allgather", lambda step: np.stack([step, np.int32(6)]))
+    distributed.check_same_step(6)
+    with pytest.raises(UserError, match=r"different steps \(process 0: 0, process 1: 6\); give them one shared"):
+        distributed.check_same_step(None)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplab_jax import ops
+from deeplab_jax.ops import conv
 
 # In float64, sums of a few hundred products of order 1 round by about 1e-14; 1e-9 leaves room and catches any real
 # difference of a formulation.
@@ -24,6 +25,12 @@ sizes = st.tuples(st.integers(1, 13), st.integers(1, 13))
 def float64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True)
+def small_cache(monkeypatch):
+    """What is large here is a matter of a moment; only `large 3x3` has the channels that count."""
+    monkeypatch.setattr(conv, "_CACHED_VALUES", 5000)
 
 
 def random(shape, seed=0):
@@ -264,6 +271,7 @@ FORMULATED = {
     "strided 1x1": (ops.conv2d, {"stride": 2}, (8, 7, 6, 5), (1, 1, 5, 4)),
     "3x3": (ops.conv2d, {}, (8, 8, 6, 5), (3, 3, 5, 4)),
     "sparse 3x3": (ops.conv2d, {"rate": 5}, (8, 8, 6, 5), (3, 3, 5, 4)),
+    "large 3x3": (ops.conv2d, {"rate": 2}, (8, 8, 6, 100), (3, 3, 100, 4)),
     "depthwise": (ops.depthwise_conv2d, {}, (8, 8, 6, 5), (3, 3, 1, 5)),
     "strided depthwise": (ops.depthwise_conv2d, {"stride": 2}, (8, 9, 6, 5), (5, 5, 1, 5)),
     "sparse depthwise": (ops.depthwise_conv2d, {"rate": 5}, (8, 8, 6, 5), (3, 3, 1, 5)),

@@ -1,4 +1,4 @@
-"""Training and evaluation steps: one device and many, void pixels, counting."""
+"""Training and evaluation steps: accumulation, void pixels, counting."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from deeplab_jax import losses, optimizer, sharding
+from deeplab_jax import losses, optimizer
 from deeplab_jax.config import base_config
 from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.steps import inside, make_eval_step, make_train_step
@@ -34,42 +34,73 @@ def random_batch(size=8, seed=0):
     return {"image": rng.integers(0, 256, (size, SIZE, SIZE, 3), dtype=np.uint8), "label": label}
 
 
-def make_step(config, dtype="float32"):
+def make_step(config, dtype="float32", accumulate=1):
     model = build_model(config.model, CLASSES, compute_dtype=dtype)
     rule = optimizer.make_optimizer(config.optimizer, 10, parts=PARTS)
     state = TrainState.create_on(jax.sharding.SingleDeviceSharding(jax.devices()[0]), model, rule, seed=0)
     loss_fn = losses.make_loss(config.loss, num_classes=CLASSES)
-    step = make_train_step(model, rule, loss_fn, learning_rate=optimizer.make_schedule(config.optimizer, 10))
+    schedule = optimizer.make_schedule(config.optimizer, 10)
+    step = make_train_step(model, rule, loss_fn, learning_rate=schedule, accumulate=accumulate)
     return model, state, step
 
 
-def test_a_step_on_eight_devices_is_the_step_on_one():
-    """BatchNorm, loss and gradients are of the global batch.
+def float64(state):
+    wide = {np.dtype(np.float32): np.float64}
+    return jax.tree.map(lambda leaf: np.asarray(leaf, wide.get(leaf.dtype, leaf.dtype)), jax.device_get(state))
 
-    In float64: in float32 depth amplifies rounding to percents.
-    """
+
+def half_labelled_batch():
+    """What is labelled differs between the examples, so that a mean of means is not the mean."""
+    batch = random_batch()
+    batch["label"][:2] = 255
+    batch["label"][2, 5:] = 255
+    return batch
+
+
+def assert_close(one, other):
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-9 * np.abs(one).max() + 1e-15)
+
+
+def test_an_accumulated_step_is_the_whole_one_where_statistics_are_frozen():
+    config = small_config()
+    config.model.freeze_norm_statistics = True
     with jax.enable_x64(True):
-        _, state, step = make_step(small_config(), dtype="float64")
-        state = state.replace(
-            params=jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.params),
-            batch_stats=jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), state.batch_stats),
-            opt_state=jax.tree.map(
-                lambda leaf: np.asarray(leaf, np.float64 if leaf.dtype.kind == "f" else leaf.dtype), state.opt_state
-            ),
-        )
         results = []
-        for count in (1, 8):
-            mesh = sharding.make_mesh(ConfigDict({"data": count}))
-            place = sharding.replicated(mesh)
-            jitted = jax.jit(step, out_shardings=(place, place))
-            results.append(jitted(jax.device_put(state, place), sharding.to_global(random_batch(), mesh)))
-        (one, one_report), (eight, eight_report) = jax.device_get(results)
-        np.testing.assert_array_equal(one_report["confusion"], eight_report["confusion"])
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), one, eight)
-        np.testing.assert_allclose(one_report["loss_sum"], eight_report["loss_sum"], rtol=1e-9)
-        assert (
-            np.abs(one.params["aspp"]["projection"]["kernel"] - state.params["aspp"]["projection"]["kernel"]).max() > 0
-        )
+        for accumulate in (1, 4):
+            _, state, step = make_step(config, dtype="float64", accumulate=accumulate)
+            results.append(jax.device_get(jax.jit(step)(float64(state), half_labelled_batch())))
+        jax.tree.map(assert_close, *results)
+
+
+def test_batch_norm_sees_one_part_of_an_accumulated_batch_after_the_other():
+    """The step is written out as one function: each part has its own statistics, and the loss is the mean over all."""
+    config = small_config()
+    config.optimizer.weight_decay = 0.0
+    with jax.enable_x64(True):
+        model, state, step = make_step(config, dtype="float64", accumulate=2)
+        state, batch = float64(state), half_labelled_batch()
+        loss_fn = losses.make_loss(config.loss, num_classes=CLASSES)
+
+        def mean_loss(params):
+            batch_stats, sums = state.batch_stats, []
+            for k in range(2):
+                (logits, _), updates = model.apply(
+                    {"params": params, "batch_stats": batch_stats},
+                    batch["image"][k::2],
+                    train=True,
+                    mutable=["batch_stats"],
+                )
+                batch_stats = updates["batch_stats"]
+                sums.append(loss_fn(logits, jnp.asarray(batch["label"][k::2])))
+            return sum(part for part, _ in sums) / sum(count for _, count in sums), batch_stats
+
+        gradients, batch_stats = jax.jit(jax.grad(mean_loss, has_aux=True))(state.params)
+        after, report = jax.jit(step)(state, batch)
+        expected = jax.tree.map(lambda param, gradient: param - 0.05 * gradient, state.params, gradients)
+        jax.tree.map(assert_close, expected, after.params)
+        jax.tree.map(assert_close, batch_stats, after.batch_stats)
+        assert int(report["confusion"].sum()) == int(report["loss_count"]) == (batch["label"] != 255).sum()
+        assert (int(after.step), int(after.examples_seen)) == (1, 8)
 
 
 @pytest.fixture(scope="module")

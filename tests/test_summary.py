@@ -148,3 +148,30 @@ def test_every_parameter_is_in_a_row(decoder):
     assert sum(row.parameters for row in rows) == sum(leaf.size for leaf in jax.tree.leaves(variables))
     assert sum(row.trainable for row in rows) == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert all(row.nominal > 0 for row in rows if row.name != "resizing")
+
+
+def test_the_mesh_table_lists_every_array_and_what_a_device_holds():
+    config = load_config("kerascv_guide", batch=8)
+    config.mesh.update({"data": -1, "fsdp": 4})
+    config.train.ema_decay = 0.999
+    table = summary.mesh_table(config, 21, 8)
+    columns = {column.header: list(column.cells) for column in table.columns}
+    rows = {name: cells for name, *cells in zip(*columns.values(), strict=True)}
+    assert table.title == "data 2 x fsdp 4 x spatial 1"
+    kernel = ["3x3x2048x256", "axis 3 over fsdp", f"{4 * 9 * 2048 * 256:,}", f"{9 * 2048 * 256:,}"]
+    for tree in ("params", "ema_params"):
+        assert rows[f"{tree}/aspp/branch_atrous1/conv/kernel"] == kernel
+    assert kernel in [cells for name, cells in rows.items() if name.startswith("opt_state/") and "atrous1" in name]
+    assert rows["batch_stats/aspp/projection_norm/mean"][1] == "whole"
+    batch = config.data.batch_size
+    assert rows["batch/image"][:2] == [f"{batch}x512x512x3", "axis 0 over data x fsdp"]
+    assert rows["batch/image"][3] == f"{batch // 8 * 512 * 512 * 3:,}"
+    *listed, total = [int(cell.replace(",", "")) for cell in columns["bytes a device"] if cell]
+    assert sum(listed) == total
+
+
+def test_the_mesh_table_splits_rows():
+    config = load_config("kerascv_guide", size=2048)
+    config.mesh.update({"data": 4, "spatial": 2})
+    columns = {column.header: list(column.cells) for column in summary.mesh_table(config, 21, 8).columns}
+    assert columns["split"][-2] == "axis 0 over data, axis 1 over spatial"  # batch/label; the sum is below

@@ -64,6 +64,7 @@ def test_a_window_that_another_process_continues_gives_the_same_means(tmp_path):
         first.add(step, report(step), batch("broken" if step == 2 else ""))
     first.catch_up()
     window = first.open_window()
+    first.add(3, report(3), batch("broken"))  # the window is written in the background while the training goes on
     second, rows, _ = make_log(tmp_path)
     second.resume(window)
     for step in (3, 4):

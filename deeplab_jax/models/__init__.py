@@ -15,7 +15,7 @@ from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.backbones import BACKBONES, OPTIONS
 from deeplab_jax.models.decoder import DECODERS
 from deeplab_jax.models.deeplab import PARTS, DeepLabV3Plus
-from deeplab_jax.models.layers import KERNEL_INITS
+from deeplab_jax.models.layers import KERNEL_INITS, REMATS
 
 __all__ = ["BACKBONES", "PARTS", "DeepLabV3Plus", "abstract_variables", "build_model"]
 
@@ -39,6 +39,7 @@ def build_model(model: ConfigDict, num_classes: int, *, compute_dtype: str = "fl
     _one_of("model.padding", fields["padding"], ops.PADDINGS)
     _one_of("model.kernel_init", fields["kernel_init"], KERNEL_INITS)
     _one_of("model.output_stride", fields["output_stride"], (8, 16, 32))
+    _one_of("train.remat", fields.get("remat", "none"), REMATS)
     _one_of("train.compute_dtype", compute_dtype, ("float32", "bfloat16", "float64"))
     try:
         scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])

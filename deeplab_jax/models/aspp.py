@@ -41,9 +41,10 @@ class ASPP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width features"]) -> Float[Array, "batch height width channels"]:
         size = x.shape[1:3]
-        branches = [ConvNormAct(self.layers, self.channels, name="branch_1x1")(x)]
+        branch = self.layers.unit(ConvNormAct)
+        branches = [branch(self.layers, self.channels, name="branch_1x1")(x)]
         branches += [
-            ConvNormAct(
+            branch(
                 self.layers,
                 self.channels,
                 kernel_size=3,
@@ -55,9 +56,9 @@ class ASPP(nn.Module):
         ]
         if self.image_pooling:
             mean = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.promote_types(x.dtype, jnp.float32))
-            branches.append(ConvNormAct(self.layers, self.channels, name="branch_pooling")(mean.astype(x.dtype)))
+            branches.append(branch(self.layers, self.channels, name="branch_pooling")(mean.astype(x.dtype)))
         if self.published_order:
-            branches = [jnp.concatenate([_broadcast(branch, size) for branch in branches], axis=-1)]
+            branches = [jnp.concatenate([_broadcast(x, size) for x in branches], axis=-1)]
         x = self.layers.concat_conv(self.channels, name="projection")(branches, size, _broadcast)
         x = nn.relu(self.layers.norm(name="projection_norm")(x))
         return nn.Dropout(self.dropout, deterministic=self.deterministic, name="dropout")(x)

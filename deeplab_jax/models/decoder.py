@@ -59,7 +59,7 @@ class Decoder(nn.Module):
     # `nowrap`: these are steps of the call, no scopes of their own in the paths that `summary` counts by.
     @nn.nowrap
     def _low_level(self, x: Array) -> Array:
-        return ConvNormAct(self.layers, self.low_level_channels, name="low_level")(x)
+        return self.layers.unit(ConvNormAct)(self.layers, self.low_level_channels, name="low_level")(x)
 
     @nn.nowrap
     def _join(self, encoder_output: Array, low_level_features: Array) -> Array:
@@ -79,4 +79,5 @@ class Decoder(nn.Module):
     @nn.nowrap
     def _refine(self, x: Array, name: str) -> Array:
         separable = self.style in ("separable", "smp")
-        return ConvNormAct(self.layers, self.channels, kernel_size=3, separable=separable, name=name)(x)
+        refine = self.layers.unit(ConvNormAct)
+        return refine(self.layers, self.channels, kernel_size=3, separable=separable, name=name)(x)

@@ -28,6 +28,8 @@ class DeepLabV3Plus(nn.Module):
       num_classes: features of the classifier.
       dtype: compute dtype of the convolutions; parameters, statistics and logits are float32.
       formulation: of the operations, see `deeplab_jax.ops`.
+      remat: what training computes again for the gradient instead of keeping it: `none`, `activations` (BatchNorm and
+        ReLU behind kept convolutions) or `units` (everything inside residual units and convolution blocks).
       published_order: computes in the order the originals draw: enlarge, then project or classify. The default
         order projects and classifies first, which is the same function (both are linear, and bilinear weights add up
         to one) at a fraction of the cost. For tests and for counting published multiply-adds.
@@ -64,6 +66,7 @@ class DeepLabV3Plus(nn.Module):
     input_std: Sequence[float] = (58.395, 57.12, 57.375)
     dtype: DTypeLike = jnp.float32
     formulation: str = "auto"
+    remat: str = "none"
     published_order: bool = False
 
     @nn.compact
@@ -156,4 +159,5 @@ class DeepLabV3Plus(nn.Module):
             dtype=self.dtype,
             formulation=self.formulation,
             separable_norm=self.separable_norm,
+            remat=self.remat if train else "none",
         )

@@ -5,7 +5,9 @@ import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -20,6 +22,10 @@ CLASSIFIER_INITS = {
     "he_normal": nn.initializers.truncated_normal(0.01),
     "glorot_uniform": nn.initializers.glorot_uniform(),
 }
+
+
+REMATS = ("none", "activations", "units")
+_CONVOLUTION = "convolution"  # the name under which rematerialisation finds what convolutions return
 
 
 class Conv(nn.Module):
@@ -45,7 +51,7 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             x = x + _bias(self, self.features)
-        return x
+        return checkpoint_name(x, _CONVOLUTION)
 
 
 class DepthwiseConv(nn.Module):
@@ -64,14 +70,11 @@ class DepthwiseConv(nn.Module):
         # variance is set by the fan-in of the window instead.
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
         kernel = self.param("kernel", init, (self.kernel_size, self.kernel_size, 1, x.shape[-1]), jnp.float32)
-        return ops.depthwise_conv2d(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            stride=self.stride,
-            rate=self.rate,
-            padding=self.padding,
-            formulation=self.formulation,
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        x = ops.depthwise_conv2d(
+            x, kernel, stride=self.stride, rate=self.rate, padding=self.padding, formulation=self.formulation
         )
+        return checkpoint_name(x, _CONVOLUTION)
 
 
 class ConcatConv(nn.Module):
@@ -114,7 +117,9 @@ def _bias(module: nn.Module, features: int) -> Float[Array, "1 1 1 features"]:
 class Layers:
     """The layer constructors that one part of the network uses, with its options bound.
 
-    `separable_norm` says whether BatchNorm and ReLU stand between the two convolutions of a separable one.
+    `separable_norm` says whether BatchNorm and ReLU stand between the two convolutions of a separable one. `remat`
+    says what the gradient finds kept: everything, what convolutions return (`activations` are computed again, which is
+    cheap), or what units receive (`units` are computed again, which is not).
 
     `norm` is Flax's BatchNorm: under `jax.jit` over a mesh it sees the global batch, with no `axis_name`.
     Flax's momentum is a decay: running = decay * running + (1 - decay) * batch.
@@ -128,6 +133,14 @@ class Layers:
     dtype: DTypeLike
     formulation: str
     separable_norm: bool = True
+    remat: str = "none"
+
+    def unit(self, module: type[nn.Module]) -> type[nn.Module]:
+        """The module class, whose calls keep for the gradient what `remat` says and compute the rest again."""
+        if self.remat == "none":
+            return module
+        save = jax.checkpoint_policies.save_only_these_names(_CONVOLUTION)
+        return nn.remat(module, policy=save if self.remat == "activations" else None)
 
     @property
     def conv(self):

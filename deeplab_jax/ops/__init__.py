@@ -2,7 +2,8 @@
 
 Every function takes a static `formulation`: "auto" chooses by platform, inside the compiled program, and by shape;
 "plain" is the standard XLA operation, which GPUs and TPUs get in any case, and what exports and multiply-add
-counts use. All formulations of an operation compute the same function.
+counts use; "spatial" is for pictures whose rows are split over devices, on any platform: it flattens no rows into
+another axis, and asks other devices for a few rows at most. All formulations of an operation compute the same function.
 """
 
 from deeplab_jax.ops.conv import conv2d, depthwise_conv2d

@@ -5,6 +5,9 @@ from collections.abc import Callable
 import jax
 from jax import lax
 
+# Of these, convolutions and pooling are XLA's own operations, of which its partitioner knows the halos.
+UNCHANGED = ("plain", "spatial")
+
 
 def on_cpu(fast: Callable, fast_backward: Callable, *, plain: Callable, plain_backward: Callable) -> Callable:
     """A function of arrays that is `fast` where the program runs on a CPU and `plain` elsewhere, in both directions.
@@ -35,12 +38,27 @@ def on_cpu(fast: Callable, fast_backward: Callable, *, plain: Callable, plain_ba
     return operation
 
 
-def transposed(bilinear: Callable) -> Callable:
-    """The backward function of a function that is linear in each of its two arguments; does not compute its value."""
+def after(array, other):
+    """The array, which cannot be used before `other` is computed.
+
+    Nothing but the optimiser waits for a kernel's gradient, so XLA:CPU would put them all off to the end of the step,
+    and every picture would be kept until then: half as much memory again. So the kernel that a picture's gradient
+    is computed with comes after its own gradient. XLA's barriers do not outlive compilation; zero times a value does.
+    """
+    return array + 0 * other[(0,) * other.ndim].astype(array.dtype)
+
+
+def transposed(bilinear: Callable, *, in_order: bool = False) -> Callable:
+    """The backward function of a function that is linear in each of its two arguments; does not compute its value.
+
+    With `in_order` the second argument's gradient is computed first.
+    """
 
     def backward(x, kernel, cotangent):
-        (x_cotangent,) = jax.linear_transpose(lambda x: bilinear(x, kernel), x)(cotangent)
         (kernel_cotangent,) = jax.linear_transpose(lambda kernel: bilinear(x, kernel), kernel)(cotangent)
+        if in_order:
+            kernel = after(kernel, kernel_cotangent)
+        (x_cotangent,) = jax.linear_transpose(lambda x: bilinear(x, kernel), x)(cotangent)
         return x_cotangent, kernel_cotangent
 
     return backward

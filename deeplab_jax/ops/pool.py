@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from deeplab_jax.ops.padding import explicit_padding
-from deeplab_jax.ops.platform import on_cpu
+from deeplab_jax.ops.platform import UNCHANGED, on_cpu
 
 
 def max_pool(
@@ -75,7 +75,7 @@ def max_pool(
         )  # batch, height, row phase, width, column phase, channels
         return (interleaved[:, : x.shape[1], : x.shape[2]],)
 
-    if formulation == "plain":
+    if formulation in UNCHANGED:
         return plain(x)
     return on_cpu(slices, slices_backward, plain=plain, plain_backward=plain_backward)(x)
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
-from deeplab_jax.ops.platform import on_cpu
+from deeplab_jax.ops.platform import UNCHANGED, on_cpu
 
 _MOST_PHASES = 16
 
@@ -24,7 +25,9 @@ def resize_bilinear(
 
     The plain form multiplies by dense matrices of weights. On CPUs, where both axes grow by a whole factor, each output
     pixel is a weighted sum of its two neighbours: the matrices are nearly all zeros, and products with them come with
-    transposed copies of the large result.
+    transposed copies of the large result. With the rows split over devices, where the height grows by a whole factor,
+    rows are interpolated by a convolution, for which a device needs a row of each neighbour; in other cases every
+    device gathers all rows.
 
     Args:
       x: what to resize.
@@ -50,7 +53,10 @@ def resize_bilinear(
 
     axes = [(1, height), (2, width)]
     factors = [_whole_factor(x.shape[axis], out_size, align_corners) for axis, out_size in axes]
-    if formulation == "plain" or None in factors:
+    if formulation == "spatial" and not align_corners and height % x.shape[1] == 0:
+        x = _enlarge_rows(x, height // x.shape[1])
+        return jax.image.resize(x, (*x.shape[:2], width, x.shape[-1]), "bilinear", antialias=False)
+    if formulation in UNCHANGED or None in factors:
         return plain(x)
     wide = jnp.promote_types(x.dtype, jnp.float32)  # sums of bfloat16 are rounded once
 
@@ -170,6 +176,36 @@ def _enlarge(x, axis, factor, out_size, align_corners):
         phases.append(one * (1 - weight) + two * weight)
     interleaved = jnp.stack(phases, axis=axis + 1).reshape(*x.shape[:axis], size * factor, *x.shape[axis + 1 :])
     return lax.slice_in_dim(interleaved, 0, out_size, axis=axis)
+
+
+def _enlarge_rows(x, factor):
+    """Interpolates the rows, at half-pixel centres, by a depthwise convolution with a triangle.
+
+    The convolution reads `factor - 1` zeros between the rows. Output row o lies at (o + 0.5) / factor - 0.5, so its
+    tap for an input row i depends on o - factor * i alone. Beyond the ends the convolution finds nothing where the
+    border should repeat: there an output row has the one neighbour that exists, whose weight becomes one.
+    """
+    height, channels = x.shape[1], x.shape[-1]
+    distances = np.arange(-2 * factor, 2 * factor + 1)
+    weights = np.maximum(0, 1 - np.abs(distances + 0.5 - factor / 2) / factor)
+    distances, weights = distances[weights > 0], weights[weights > 0]
+    kernel = np.broadcast_to(weights[::-1].reshape(-1, 1, 1, 1), (len(weights), 1, 1, channels))
+    y = lax.conv_general_dilated(
+        x,
+        jnp.asarray(kernel, x.dtype),
+        (1, 1),
+        ((distances[-1], factor - 1 - distances[0]), (0, 0)),
+        lhs_dilation=(factor, 1),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=channels,
+        precision=lax.Precision.HIGHEST,
+    )
+    totals = np.zeros(height * factor)
+    for row in range(height):
+        reached = row * factor + distances
+        inside = (reached >= 0) & (reached < len(totals))
+        totals[reached[inside]] += weights[inside]
+    return y * jnp.asarray(1 / totals, x.dtype).reshape(1, -1, 1, 1)
 
 
 def _enlarge_transposed(cotangent, axis, factor, size, align_corners):

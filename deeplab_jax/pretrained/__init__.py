@@ -151,7 +151,7 @@ def preset_config(network: PretrainedNetwork) -> ConfigDict:
 def init_from(
     state: TrainState, model: ConfigDict, name_or_path: str | pathlib.Path, *, console: Console | None = None
 ) -> tuple[TrainState, str]:
-    """A fresh state with the parameters and batch statistics of another run or a preset.
+    """A fresh state with the parameters, their averages if it has any, and batch statistics of another run or a preset.
 
     The classifier is taken over only if it has the same classes; its size decides. Of a backbone preset the backbone
     is. Everything else has to fit.
@@ -178,7 +178,10 @@ def init_from(
     if wrong:
         raise UserError(f"train.init_from={name_or_path} needs {', '.join(wrong)}")
     variables, report = merge(state.variables, network.variables, reinitialise=_new_parts(network))
-    return state.replace(**variables), f"Starting from {name_or_path}: {report}"
+    started = state.replace(**variables)
+    if state.ema_params is not None:
+        started = started.with_averages()
+    return started, f"Starting from {name_or_path}: {report}"
 
 
 def _new_parts(network: PretrainedNetwork) -> tuple[str, ...]:

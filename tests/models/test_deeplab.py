@@ -197,6 +197,46 @@ def test_frozen_norm_statistics_stay_and_are_used_in_training():
     jax.tree.map(np.testing.assert_array_equal, updates, variables["batch_stats"])
 
 
+@pytest.mark.parametrize(
+    ("backbone", "decoder", "dropout"),
+    [
+        ("resnet10_v1_slim", "paper", 0.5),
+        ("mobilenet_v2", "smp", 0.0),
+    ],
+)
+def test_computing_activations_again_changes_nothing_but_what_is_kept(backbone, decoder, dropout):
+    """Statistics are updated once, dropout draws the same again, and fewer activations wait for the gradient."""
+    config = small_model_config(backbone, decoder=decoder, aspp_separable=decoder == "smp", aspp_dropout=dropout)
+    images = random_images(2, 32, 32, 3)
+    with jax.enable_x64(True):
+        variables = random_variables(build_model(config, CLASSES))
+        variables = jax.tree.map(lambda leaf: leaf.astype(np.float64), variables)
+        results, kept = [], []
+        for remat in ("none", "activations", "units"):
+            model = build_model(config, CLASSES, compute_dtype="float64", remat=remat)
+
+            def loss(params, model=model):
+                (logits, _), updates = model.apply(
+                    {"params": params, "batch_stats": variables["batch_stats"]},
+                    images,
+                    train=True,
+                    mutable=["batch_stats"],
+                    rngs={"dropout": jax.random.key(1)},
+                )
+                return jnp.mean(logits**2), updates["batch_stats"]
+
+            results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"]))
+            residuals = jax.eval_shape(
+                lambda params, loss=loss: jax.vjp(loss, params, has_aux=True)[1], variables["params"]
+            )
+            kept.append(sum(leaf.size for leaf in jax.tree.leaves(residuals)))
+        # float64 over some sixty layers; the sums are the same, in another order at most.
+        for other in results[1:]:
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), results[0], other)
+    everything, convolutions, inputs = (values - count(variables["params"]) for values in kept)
+    assert inputs < convolutions < 0.8 * everything
+
+
 def test_dropout_needs_and_uses_its_rng():
     model = build_model(small_model_config(aspp_dropout=0.5), CLASSES)
     variables = random_variables(model)

@@ -52,6 +52,12 @@ def test_a_run_of_the_same_classes_starts_from_every_variable(trained, trained_v
     assert np.array_equal(state.rng, fresh.rng)
 
 
+def test_averages_start_from_what_is_taken(trained, trained_variables, tiny_config):
+    state, _ = init_from(fresh_state(tiny_config, 6).with_averages(), tiny_config.model, trained)
+    for params in (state.params, state.ema_params):
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, trained_variables["params"])))
+
+
 def test_a_run_of_other_classes_starts_from_all_but_the_classifier(trained, trained_variables, tiny_config):
     state, report = init_from(fresh_state(tiny_config, 3), tiny_config.model, trained)
     assert values_of(state.params["classifier"]) == {0.0}

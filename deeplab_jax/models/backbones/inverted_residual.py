@@ -79,7 +79,7 @@ class InvertedResidualNetwork(nn.Module):
         endpoints, stride = {}, 2
         for number, stage in enumerate(self.stages, 1):
             for i in range(stage.units):
-                x = InvertedResidual(
+                x = self.layers.unit(InvertedResidual)(
                     self.layers,
                     stage.features,
                     next(plan),

@@ -93,7 +93,7 @@ class ResNetV1(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"]) -> dict[str, Float[Array, "batch _ _ _"]]:
         x = self._run_stem(x)
         x = self.layers.max_pool(x, window=3, stride=2)
-        block_class = {"bottleneck": BottleneckV1, "basic": BasicBlockV1}[self.block]
+        block_class = self.layers.unit({"bottleneck": BottleneckV1, "basic": BasicBlockV1}[self.block])
         positions = [(stage, block) for stage, count in enumerate(self.blocks) for block in range(count)]
         strides = [self._stride(*position) for position in positions]
         plan = plan_units(strides, self.output_stride, stem_stride=4, spread_converted=self.spread_converted)

@@ -75,7 +75,8 @@ class ResNetV2(nn.Module):
             if stage == 3:
                 unit = unit.spread(multi_grid[block])
             name, project = f"stage{stage + 1}_block{block + 1}", block == 0
-            x = BottleneckV2(self.layers, self.width * 2**stage, unit, project_shortcut=project, name=name)(x)
+            block_class = self.layers.unit(BottleneckV2)
+            x = block_class(self.layers, self.width * 2**stage, unit, project_shortcut=project, name=name)(x)
             if block == self.blocks[stage] - 1:
                 endpoints[f"stage{stage + 1}"] = x
         if self.final_norm:

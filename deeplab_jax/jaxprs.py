@@ -1,0 +1,26 @@
+"""The equations of a traced program."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from jax.extend import core
+
+
+def equations(jaxpr: core.Jaxpr, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All equations, those of inner programs too, each with the path of the module that it stands in."""
+    for eqn in jaxpr.eqns:
+        path = "/".join(filter(None, (prefix, str(eqn.source_info.name_stack))))
+        yield path, eqn
+        for inner in _inner(eqn.params):
+            yield from equations(inner, path)
+
+
+def _inner(params: dict[str, Any]) -> list[core.Jaxpr]:
+    inner = []
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                inner.append(item.jaxpr)
+            elif isinstance(item, core.Jaxpr):
+                inner.append(item)
+    return inner

@@ -1,0 +1,71 @@
+"""Reading collectives from HLO text: CPU text as compiled here, and the forms that TPU compilers write."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from deeplab_jax import hlo
+
+TPU_TEXT = """\
+HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[8,128]{1,0:T(8,128)})->f32[8,128]{1,0:T(8,128)}}
+
+%all-reduce-scatter.1 (param_0: bf16[1024,128]) -> bf16[128,128] {
+  %param_0 = bf16[1024,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %all-reduce.9 = bf16[1024,128]{1,0:T(8,128)(2,1)} all-reduce(%param_0), channel_id=3, to_apply=%add
+  ROOT %slice.1 = bf16[128,128]{1,0:T(8,128)(2,1)} dynamic-slice(%all-reduce.9, %c), dynamic_slice_sizes={128,128}
+}
+
+%wrapped_reduce_scatter (p: f32[64]) -> f32[8] {
+  %p = f32[64]{0} parameter(0)
+  ROOT %reduce-scatter.2 = f32[8]{0} reduce-scatter(%p), dimensions={0}, to_apply=%add
+}
+
+ENTRY %main.5_spmd (param.1: f32[8,128]) -> f32[8,128] {
+  %param.1 = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %all-gather-start.1 = (f32[8,128]{1,0:T(8,128)}, f32[64,128]{1,0:T(8,128)S(1)}) all-gather-start(%param.1)
+  %all-gather-done.1 = f32[64,128]{1,0:T(8,128)S(1)} all-gather-done(%all-gather-start.1)
+  %collective-permute-start.2 = (bf16[2,1,16,8]{3,2,1,0}, bf16[2,1,16,8]{3,2,1,0}, u32[]{:S(2)}, u32[]{:S(2)}) \
+collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1}}, metadata={op_name="jit(step)/conv"}
+  %collective-permute-done.2 = bf16[2,1,16,8]{3,2,1,0} collective-permute-done(%collective-permute-start.2)
+  %all-reduce-start.7 = (f32[4]{0}, s32[]) all-reduce-start(%a, %b), to_apply=%add
+  %fusion.3 = bf16[128,128]{1,0:T(8,128)(2,1)} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
+  %async.1 = ((f32[64]{0}), f32[8]{0}, u32[]) async-start(%z), calls=%wrapped_reduce_scatter
+  ROOT %add.1 = f32[8,128]{1,0:T(8,128)} add(%param.1, %all-reduce.99), metadata={op_name="jit(step)/all-gather(x)"}
+}
+"""
+
+
+def test_fused_and_asynchronous_collectives_count_once():
+    found = hlo.collectives(TPU_TEXT)
+    assert [(item.kind, item.arrays) for item in found] == [
+        ("reduce-scatter", (("bf16", (1024, 128)),)),
+        ("reduce-scatter", (("f32", (8,)),)),
+        ("all-gather", (("f32", (64, 128)),)),
+        ("collective-permute", (("bf16", (2, 1, 16, 8)),)),
+        ("all-reduce", (("f32", (4,)), ("s32", ()))),
+    ]
+    assert found[2].num_bytes == 64 * 128 * 4
+    assert found[3].num_bytes == 2 * 16 * 8 * 2
+    assert found[4].num_bytes == 4 * 4 + 4
+    assert found[3].op_name == "jit(step)/conv"
+
+
+def test_a_compiled_program_has_the_collectives_it_was_written_with():
+    mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("devices",), ()))
+    x = jax.ShapeDtypeStruct((16, 4), np.float32, sharding=split)
+    programs = {
+        "all-gather": jax.jit(lambda x: 2 * x, out_shardings=whole),
+        "all-reduce": jax.jit(lambda x: x.sum(axis=0), out_shardings=whole),
+        "collective-permute": jax.jit(lambda x: jax.numpy.roll(x, 2, axis=0), out_shardings=split),
+    }
+    for kind, program in programs.items():
+        assert hlo.count_collectives(program.lower(x).compile().as_text()) == {kind: 1}
+    nothing = jax.jit(lambda x: 2 * x, out_shardings=split).lower(x).compile().as_text()
+    assert hlo.count_collectives(nothing) == {}
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("pred", 1), ("u8", 1), ("bf16", 2), ("s32", 4), ("f64", 8), ("s4", 0.5)])
+def test_bytes_follow_the_type(dtype, size):
+    assert hlo.Collective("all-reduce", ((dtype, (6, 10)),), "").num_bytes == 60 * size
