@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
@@ -61,12 +62,10 @@ def check_same_config(config: ConfigDict) -> None:
     Raises:
       UserError: in every process, naming one that differs and what differs.
     """
-    if jax.process_count() == 1:
-        return
-    texts = _gather_texts(json.dumps(config_lib.to_dict(config)))
-    first, *others = (config_lib.from_dict(json.loads(text)) for text in texts)
+    first, *others = gather(config_lib.to_dict(config))
     for index, other in enumerate(others, start=1):
-        differences = config_lib.differences(other, first, groups=first.keys())
+        pair = config_lib.from_dict(other), config_lib.from_dict(first)
+        differences = config_lib.differences(*pair, groups=first.keys())
         lines = [line for field, line in differences.items() if field not in _MAY_DIFFER]
         if lines:
             raise UserError(
@@ -81,20 +80,20 @@ def check_same_step(step: int | None) -> None:
     Raises:
       UserError: in every process, if they do not see the same.
     """
-    if jax.process_count() == 1:
-        return
-    steps = multihost_utils.process_allgather(np.int32(step or 0)).tolist()
+    steps = gather(step)
     if len(set(steps)) > 1:
-        shown = ", ".join(f"process {index}: {value}" for index, value in enumerate(steps))
+        shown = ", ".join(f"process {index}: {value or 0}" for index, value in enumerate(steps))
         raise UserError(f"the processes would continue from different steps ({shown}); give them one shared --workdir")
 
 
-def _gather_texts(text: str) -> list[str]:
-    """The text of every process, in order."""
-    content = text.encode()
-    longest = int(np.max(multihost_utils.process_allgather(np.int32(len(content)))))
-    padded = np.frombuffer(content.ljust(longest), np.uint8)
-    return [row.tobytes().decode() for row in multihost_utils.process_allgather(padded)]
+def gather(value: Any) -> list[Any]:
+    """The values of all processes, in order; each calls this with one that JSON can hold, and waits for the others."""
+    if jax.process_count() == 1:
+        return [value]
+    content = json.dumps(value).encode()
+    longest = np.max(multihost_utils.process_allgather(np.int32(len(content))))
+    padded = np.frombuffer(content.ljust(int(longest)), np.uint8)
+    return [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)]
 
 
 class Preemption:

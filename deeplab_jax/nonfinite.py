@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax import distributed
 from deeplab_jax.files import write_atomically
 from deeplab_jax.train_state import TrainState
 
@@ -46,9 +47,12 @@ def is_finite(report: dict[str, Any]) -> bool:
 
 
 def describe(step: int, report: dict[str, Any], batch: dict[str, np.ndarray], path: pathlib.Path) -> str:
-    """What a person wants to know about the step: its numbers, its examples, and where the batch is."""
+    """What a person wants to know about the step: its numbers, its examples, and where this process' batch is.
+
+    All processes of a run call this together.
+    """
     loss = float(report["loss_sum"]) / max(float(report["loss_count"]), 1)
-    ids = [str(id) for id in batch["id"]]
+    ids = [id for share in distributed.gather(batch["id"].tolist()) for id in share]
     more = f" and {len(ids) - _MOST_IDS} more" if len(ids) > _MOST_IDS else ""
     return (
         f"step {step} is not finite: loss {loss:.4g}, gradient norm {float(report['gradient_norm']):.4g}, "

@@ -101,6 +101,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(tmp_path, l
         assert saved["id"].tolist() == batch()["id"].tolist()
 
 
+def test_the_examples_of_all_processes_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(nonfinite.distributed, "gather", lambda ids: [ids, ["elsewhere"]])
+    said = nonfinite.describe(7, report(7, np.nan), batch(), tmp_path / "mine.npz")
+    assert "its examples: train_00000, train_00001, train_00002, elsewhere; its batch: " in said
+
+
 def test_skipped_steps_are_counted_and_do_not_enter_the_means(tmp_path):
     log, rows, shown = make_log(tmp_path, policy="skip")
     log.add(1, report(1), batch())
