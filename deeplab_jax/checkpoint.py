@@ -127,7 +127,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise UserError(
@@ -195,20 +195,24 @@ class Checkpoints:
         return jax.device_get(restored.variables)
 
     def _find_whole_step(self) -> int:
+        damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
-            damage = digests.find_damage(self._folder / str(step))
+            folder = self._folder / str(step)
+            damage = digests.find_damage(folder)
             if damage is None:
+                if not self._read_only:
+                    for other in damaged:
+                        _rename_damaged(other)
                 return step
+            damaged.append(folder)
             if self._console is not None:
                 self._console.print(
-                    f"checkpoint {self._folder / str(step)} is damaged ({damage}); the one before it is used",
+                    f"checkpoint {folder} is damaged ({damage}); the one before it is used",
                     soft_wrap=True,
                     highlight=False,
                     markup=False,
                 )
-            if not self._read_only:
-                _rename_damaged(self._folder / str(step))
-        return _NO_STEP
+        return _NO_STEP  # and none is renamed, or the next start would find no checkpoint and begin anew
 
 
 class _DigestedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):

@@ -205,10 +205,12 @@ def test_when_every_checkpoint_is_damaged_nothing_is_restored(two_saved, tmp_pat
     workdir = shutil.copytree(two_saved, tmp_path / "run")
     for step in ("1", "2"):
         (workdir / "checkpoints" / step / "digests.json").unlink()
-    checkpoints, said = open_said(workdir, read_only=True)
-    with checkpoints, pytest.raises(UserError, match="^every checkpoint in .*checkpoints is damaged; restore"):
-        _ = checkpoints.latest_step
-    assert said.getvalue().count("it has no digests.json") == 2
+    for read_only in (True, False, False):  # a run that is started again does not begin anew
+        checkpoints, said = open_said(workdir, read_only=read_only)
+        with checkpoints, pytest.raises(UserError, match="^every checkpoint in .*checkpoints is damaged; restore"):
+            _ = checkpoints.latest_step
+        assert said.getvalue().count("it has no digests.json") == 2
+    assert steps_of(workdir) == [1, 2]
 
 
 def test_a_reader_does_not_disturb_a_run_that_is_saving(two_saved, tmp_path):
