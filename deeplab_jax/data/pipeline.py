@@ -131,6 +131,8 @@ def _stream(dataset: grain.MapDataset, workers: int) -> Iterator[Any]:
     with contextlib.closing(iter(_parallel(dataset, workers))) as batches:
         try:
             yield from batches
+        except UserError as error:  # to which Grain may add lines about its traceback
+            raise UserError(str(error).partition("\n")[0]) from error
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):  # Grain has no kind of its own for a dead worker
                 raise
