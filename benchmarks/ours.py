@@ -21,7 +21,7 @@ from deeplab_jax.data import prepare
 from deeplab_jax.labels import VOC
 from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.pretrained import PretrainedNetwork, native
-from deeplab_jax.steps import TRAIN_COMPILER_OPTIONS, make_train_step
+from deeplab_jax.steps import make_train_step, train_compiler_options
 from deeplab_jax.train_state import TrainState, init_variables
 
 CLASSES = 21
@@ -102,7 +102,7 @@ def prepare_step(config: ConfigDict) -> tuple:
         void=config.eval.void,
     )
     replicated = sharding.replicated(mesh)
-    options = TRAIN_COMPILER_OPTIONS.get(jax.default_backend())
+    options = train_compiler_options(config.train.remat, jax.default_backend())
     step = jax.jit(step, out_shardings=(replicated, replicated), donate_argnums=0, compiler_options=options)
     return model, step, TrainState.create_on(replicated, model, update_rule, seed=0), mesh
 

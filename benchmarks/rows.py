@@ -61,6 +61,11 @@ class Row:
 # How the command `deeplab-jax` starts itself.
 _OUR_ENVIRONMENT = {host_memory.VARIABLE: host_memory.TUNABLES}
 
+# What `host_memory` names as faster and larger.
+KEPT_MEMORY = (
+    f"{host_memory.TUNABLES}:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**40}"
+)
+
 CEILING = Side("ceiling", OURS, {"kind": "ceiling"})
 
 _GUIDE = {"network": "guide", "size": 512, "batch": 4}
@@ -101,13 +106,6 @@ def _steps() -> list[Row]:
             ),
             None,
         ),
-        "torch-large-pages": (
-            dataclasses.replace(
-                _torch("PyTorch, channels_last, eager, in KerasCV's order, in large pages", "step", _GUIDE),
-                environment=_OUR_ENVIRONMENT,
-            ),
-            None,
-        ),
     }
     rows = [
         Row(f"step/guide/{name}", work, _ours("step", _GUIDE), peer, 3, quick, goal, ceiling=True)
@@ -140,6 +138,19 @@ def _steps() -> list[Row]:
             "train step of segmentation_models.pytorch's DeepLabV3Plus with MobileNetV2, 64x64, batch 2",
             0.90,
             ceiling=True,
+        )
+    )
+    kept = _OUR_ENVIRONMENT | {host_memory.VARIABLE: KEPT_MEMORY}
+    guide = next(row for row in rows if row.key == "step/guide/torch")
+    text = "; ours with freed memory kept"
+    rows.append(
+        dataclasses.replace(
+            guide,
+            key=f"{guide.key}-kept-memory",
+            work=guide.work + text,
+            quick_work=guide.quick_work + text,
+            ours=dataclasses.replace(guide.ours, environment=kept),
+            goal=None,
         )
     )
     return rows + [_with_remat(row) for row in rows if row.key in ("step/guide/torch", *_SMP_STEPS)]
