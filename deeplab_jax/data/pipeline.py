@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -127,6 +128,7 @@ def decoded(source, indices: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray
 def _parallel(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
     if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which programs without absl.app do not parse
         flags.FLAGS.mark_as_parsed()
+    cv2.setNumThreads(1)  # examples are read side by side already: threads inside one would take their cores
     if workers == 0:
         return dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8))
     # Workers take whole batches in turn, which changes nothing about their order.
