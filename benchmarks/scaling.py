@@ -1,5 +1,4 @@
-"""What a train step should take by counting, and what it takes: `python -m benchmarks.scaling` prints the tables of
-docs/performance.md.
+"""What a train step should take by counting, and what it takes: `python -m benchmarks.scaling` prints both as tables.
 
 Multiply-adds are those of `deeplab-jax summary`, column `executed`, three times: forward, gradient of the pictures,
 gradient of the kernels. Bytes are the values that the forward pass hands to the backward pass, each array once, plus

@@ -131,7 +131,6 @@ def test_a_batch_without_labels_is_harmless(jitted):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the options are of XLA:CPU")
 def test_computing_activations_again_takes_less_memory():
     temporaries = []
     for remat in ("none", "activations"):
