@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from deeplab_jax import host_memory
-
 OURS = "benchmarks.ours"
 SUITES = ("step", "infer", "input", "metric", "startup", "ops")
 
@@ -58,8 +56,13 @@ class Row:
     ceiling: bool = False
 
 
-# How the command `deeplab-jax` starts itself.
-_OUR_ENVIRONMENT = {host_memory.VARIABLE: host_memory.TUNABLES}
+# How the command `deeplab-jax` starts itself (`deeplab_jax.host_memory`, which the parent does not import), and what is
+# named there as faster and larger.
+OUR_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+_KEPT_MEMORY = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
+    f"glibc.malloc.trim_threshold={2**40}"
+}
 
 CEILING = Side("ceiling", OURS, {"kind": "ceiling"})
 
@@ -70,7 +73,7 @@ _SMP_STEPS = ("step/resnet50/smp", "step/mobilenet_v2/smp")
 
 
 def _ours(kind: str, task: Mapping[str, Any], **more: Any) -> Side:
-    return Side("deeplab_jax", OURS, {"kind": kind} | dict(task) | more, environment=_OUR_ENVIRONMENT)
+    return Side("deeplab_jax", OURS, {"kind": kind} | dict(task) | more, environment=OUR_ENVIRONMENT)
 
 
 def _kerascv(backend: str, task: Mapping[str, Any]) -> Side:
@@ -98,13 +101,6 @@ def _steps() -> list[Row]:
                 "PyTorch, channels_last, eager, logits before the last enlargement",
                 "step",
                 _GUIDE | {"network": "guide_logits_first"},
-            ),
-            None,
-        ),
-        "torch-large-pages": (
-            dataclasses.replace(
-                _torch("PyTorch, channels_last, eager, in KerasCV's order, in large pages", "step", _GUIDE),
-                environment=_OUR_ENVIRONMENT,
             ),
             None,
         ),
@@ -142,19 +138,30 @@ def _steps() -> list[Row]:
             ceiling=True,
         )
     )
-    return rows + [_with_remat(row) for row in rows if row.key in ("step/guide/torch", *_SMP_STEPS)]
+    memory = [row for row in rows if row.key in ("step/guide/torch", *_SMP_STEPS)]
+    kept = [row for row in rows if row in memory or row.key == "step/guide/kerascv-tensorflow"]
+    return rows + [_with_remat(row) for row in memory] + [_with_kept_memory(row) for row in kept]
 
 
 def _with_remat(row: Row) -> Row:
-    """The row's memory and time with activations computed again for the gradient."""
-    ours = dataclasses.replace(row.ours, task=dict(row.ours.task) | {"overrides": {"train.remat": "activations"}})
-    text = "; ours with `train.remat=activations`"
+    """The row with activations computed again for the gradient, for its memory."""
+    task = dict(row.ours.task) | {"overrides": {"train.remat": "activations"}}
+    return _variant(row, "remat", "ours with `train.remat=activations`", task=task)
+
+
+def _with_kept_memory(row: Row) -> Row:
+    """The row with freed memory kept by our process, as TensorFlow's allocator does."""
+    return _variant(row, "kept", "ours keeps freed memory", environment=_KEPT_MEMORY)
+
+
+def _variant(row: Row, suffix: str, text: str, **ours: Any) -> Row:
+    """The row with our side changed, without a goal."""
     return dataclasses.replace(
         row,
-        key=f"{row.key}-remat",
-        work=row.work + text,
-        quick_work=row.quick_work + text,
-        ours=ours,
+        key=f"{row.key}-{suffix}",
+        work=f"{row.work}; {text}",
+        quick_work=f"{row.quick_work}; {text}",
+        ours=dataclasses.replace(row.ours, **ours),
         goal=None,
     )
 
@@ -178,7 +185,7 @@ def _inference() -> list[Row]:
 
 def _input() -> list[Row]:
     text = "batches of 4 from {} JPEGs of 500x375 with masks in SBD's layout, flipped, 512x512"
-    task = {"workers": 2, "size": 512, "batch": 4}
+    task = {"workers": 0, "size": 512, "batch": 4}  # threads, as the configs have it
     work, quick = text.format(120), text.format(16)
     prepare = Side("pictures", "benchmarks.pictures", {"count": 120})
     kerascv = dataclasses.replace(_kerascv("tensorflow", {"kind": "input", "size": 512}), name="KerasCV's tf.data")
@@ -237,8 +244,8 @@ def _startup() -> list[Row]:
 
 def _ops() -> list[Row]:
     module = "benchmarks.ours_operations"
-    ours = Side("deeplab_jax", module, {"formulation": "auto"}, environment=_OUR_ENVIRONMENT)
-    plain = Side("plain XLA operation", module, {"formulation": "plain"}, environment=_OUR_ENVIRONMENT)
+    ours = Side("deeplab_jax", module, {"formulation": "auto"}, environment=OUR_ENVIRONMENT)
+    plain = Side("plain XLA operation", module, {"formulation": "plain"}, environment=OUR_ENVIRONMENT)
     torch = Side("PyTorch, channels_last", "benchmarks.peers.torch_operations", {}, "torch")
     work, quick = "single operations", "single operations, an eighth of the size in each direction"
     return [

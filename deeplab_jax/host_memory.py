@@ -1,9 +1,8 @@
 """Large pages of memory, where the network runs on the processor.
 
 XLA:CPU asks malloc for a step's temporaries, gigabytes of them, and frees them behind it. glibc hands such blocks back
-to the system, and the next step faults them in again, 4 KiB at a time: of 15.2 s for a step of the KerasCV guide's
-network (512x512, batch 4, two cores) that is 2. In pages of 2 MiB it takes 13.3 s. glibc reads the setting once, as a
-process begins.
+to the system, and the next step faults them in again, 4 KiB at a time: a step of the KerasCV guide's network (512x512,
+batch 4, two cores) took 15.2 s so, and 13.3 s in pages of 2 MiB. glibc reads the setting once, as a process begins.
 
 To keep the memory instead (`mmap_max=0`, `arena_max=1` and a high `trim_threshold`) took 11.5 s, but what is allocated
 behind the temporaries may keep the next step from fitting in their place: then the process needs twice the memory.

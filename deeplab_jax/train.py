@@ -26,7 +26,7 @@ from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.evaluate import Evaluator, open_split, save_scores
 from deeplab_jax.halos import build_for_mesh
 from deeplab_jax.models import PARTS
-from deeplab_jax.steps import TRAIN_COMPILER_OPTIONS, make_train_step
+from deeplab_jax.steps import make_train_step, train_compiler_options
 from deeplab_jax.train_log import TrainLog
 from deeplab_jax.train_state import TrainState
 
@@ -118,7 +118,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
             train_step,
             out_shardings=(shardings, sharding.replicated(mesh)),
             donate_argnums=0,
-            compiler_options=TRAIN_COMPILER_OPTIONS.get(jax.default_backend()),
+            compiler_options=train_compiler_options(config.train.remat, jax.default_backend()),
         )
         evaluator = Evaluator(config, model, eval_source, mesh)
         writer = writers.Writer(

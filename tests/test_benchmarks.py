@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import results, runner
-from benchmarks.rows import SUITES, Row, Side, all_rows
+from benchmarks.rows import OUR_ENVIRONMENT, SUITES, Row, Side, all_rows
+from deeplab_jax import host_memory
 
 # Prints what its task holds for the pair, and notes that it ran.
 FAKE_WORKER = """
@@ -201,10 +202,14 @@ def test_rows_have_keys_of_their_suites():
     assert all(key.count("/") == 2 for key in keys)
 
 
+def test_our_processes_start_as_the_command_does():
+    assert {host_memory.VARIABLE: host_memory.TUNABLES} == OUR_ENVIRONMENT
+
+
 def test_the_parent_imports_no_framework():
     program = "import benchmarks.__main__, sys, json; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=runner.CHECKOUT, capture_output=True, check=True)
-    assert not {"jax", "numpy"} & set(json.loads(done.stdout))
+    assert not {"jax", "numpy", "deeplab_jax"} & set(json.loads(done.stdout))
 
 
 def test_a_real_row_at_its_smallest(tmp_path):

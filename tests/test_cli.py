@@ -404,6 +404,16 @@ def test_the_presets_are_a_table_on_stdout(run):
         assert name in out
 
 
+def test_a_summary_lists_where_arrays_live_on_devices_that_are_not_here(run):
+    code, out, err = run("summary", "--config", "quickstart:size=64,batch=32", "--mesh", "32", "--config.mesh.fsdp=4")
+    assert (code, err) == (0, [])
+    assert "data 8 x fsdp 4 x spatial 1" in out
+    assert "axis 0 over data x fsdp" in out
+    code, _, err = run("summary", "--config", "quickstart:size=64,batch=32", "--mesh", "32", "--config.mesh.fsdp=5")
+    assert code == 1
+    assert "mesh.fsdp=5" in err[0]
+
+
 def test_a_summary_is_a_table_on_stdout(run):
     code, out, err = run("summary", "--config", "quickstart:size=64", "--classes", "6")
     assert (code, err) == (0, [])

@@ -29,7 +29,7 @@ def float64():
 
 @pytest.fixture(autouse=True)
 def small_cache(monkeypatch):
-    """What is large here is a matter of a moment; only `large 3x3` has the channels that count."""
+    """What is large here is a matter of a moment; only `large 3x3` and its like have the channels that count."""
     monkeypatch.setattr(conv, "_CACHED_VALUES", 5000)
 
 
@@ -272,6 +272,8 @@ FORMULATED = {
     "3x3": (ops.conv2d, {}, (8, 8, 6, 5), (3, 3, 5, 4)),
     "sparse 3x3": (ops.conv2d, {"rate": 5}, (8, 8, 6, 5), (3, 3, 5, 4)),
     "large 3x3": (ops.conv2d, {"rate": 2}, (8, 8, 6, 100), (3, 3, 100, 4)),
+    "large 3x3, two bands": (ops.conv2d, {}, (8, 16, 3, 100), (3, 3, 100, 4)),
+    "large 3x3, uneven bands": (ops.conv2d, {}, (8, 13, 3, 100), (3, 3, 100, 4)),
     "depthwise": (ops.depthwise_conv2d, {}, (8, 8, 6, 5), (3, 3, 1, 5)),
     "strided depthwise": (ops.depthwise_conv2d, {"stride": 2}, (8, 9, 6, 5), (5, 5, 1, 5)),
     "sparse depthwise": (ops.depthwise_conv2d, {"rate": 5}, (8, 8, 6, 5), (3, 3, 1, 5)),

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import losses, optimizer
 from deeplab_jax.config import base_config
 from deeplab_jax.models import PARTS, build_model
-from deeplab_jax.steps import inside, make_eval_step, make_train_step
+from deeplab_jax.steps import inside, make_eval_step, make_train_step, train_compiler_options
 from deeplab_jax.train_state import TrainState
 
 CLASSES = 4
@@ -35,7 +35,7 @@ def random_batch(size=8, seed=0):
 
 
 def make_step(config, dtype="float32", accumulate=1):
-    model = build_model(config.model, CLASSES, compute_dtype=dtype)
+    model = build_model(config.model, CLASSES, compute_dtype=dtype, remat=config.train.remat)
     rule = optimizer.make_optimizer(config.optimizer, 10, parts=PARTS)
     state = TrainState.create_on(jax.sharding.SingleDeviceSharding(jax.devices()[0]), model, rule, seed=0)
     loss_fn = losses.make_loss(config.loss, num_classes=CLASSES)
@@ -129,6 +129,20 @@ def test_a_batch_without_labels_is_harmless(jitted):
     after, report = step(state, batch)
     assert float(report["loss_sum"]) == int(report["loss_count"]) == int(report["confusion"].sum()) == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
+
+
+def test_computing_activations_again_takes_less_memory():
+    temporaries = []
+    for remat in ("none", "activations"):
+        config = small_config()
+        config.train.remat = remat
+        _, state, step = make_step(config)
+        options = train_compiler_options(remat, "cpu")
+        batch = {"image": np.zeros((8, 96, 96, 3), np.uint8), "label": np.zeros((8, 96, 96), np.uint8)}
+        compiled = jax.jit(step, donate_argnums=0, compiler_options=options).lower(state, batch).compile()
+        temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert temporaries[1] < 0.9 * temporaries[0]
+    assert train_compiler_options("activations", "tpu") is None
 
 
 def test_what_can_be_learned_is_learned(jitted):

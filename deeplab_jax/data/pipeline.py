@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -16,6 +18,7 @@ from deeplab_jax.data import pictures, transforms
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
+_THREADS = min(16, (os.cpu_count() or 1) + 1)  # decoding and resizing hold no lock of the interpreter
 _MOST_UNREADABLE = 10  # examples in a row that are passed over: more of them are no accident
 _ROUND_TO = 32  # default canvases are multiples of it, plus 1: sizes of k * stride + 1 keep atrous features aligned
 
@@ -146,7 +149,8 @@ def _parallel(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
     if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which programs without absl.app do not parse
         flags.FLAGS.mark_as_parsed()
     if workers == 0:
-        return dataset.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8))
+        cv2.setNumThreads(1)  # examples are read side by side already: threads inside one would take their cores
+        return dataset.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=8))
     # Workers take whole batches in turn, which changes nothing about their order.
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
     return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(options)

@@ -23,7 +23,6 @@ CLASSIFIER_INITS = {
     "glorot_uniform": nn.initializers.glorot_uniform(),
 }
 
-
 REMATS = ("none", "activations", "units")
 _CONVOLUTION = "convolution"  # the name under which rematerialisation finds what convolutions return
 
@@ -137,10 +136,9 @@ class Layers:
 
     def unit(self, module: type[nn.Module]) -> type[nn.Module]:
         """The module class, whose calls keep for the gradient what `remat` says and compute the rest again."""
-        if self.remat == "none":
-            return module
-        save = jax.checkpoint_policies.save_only_these_names(_CONVOLUTION)
-        return nn.remat(module, policy=save if self.remat == "activations" else None)
+        if self.remat == "activations":
+            return nn.remat(module, policy=jax.checkpoint_policies.save_only_these_names(_CONVOLUTION))
+        return nn.remat(module) if self.remat == "units" else module
 
     @property
     def conv(self):

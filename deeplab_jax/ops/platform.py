@@ -41,9 +41,10 @@ def on_cpu(fast: Callable, fast_backward: Callable, *, plain: Callable, plain_ba
 def after(array, other):
     """The array, which cannot be used before `other` is computed.
 
-    Nothing but the optimiser waits for a kernel's gradient, so XLA:CPU would put them all off to the end of the step,
-    and every picture would be kept until then: half as much memory again. So the kernel that a picture's gradient
-    is computed with comes after its own gradient. XLA's barriers do not outlive compilation; zero times a value does.
+    Nothing but the optimiser waits for a kernel's gradient, so even where XLA:CPU orders a step for memory it would put
+    them all off to the end, and every picture would be kept until then: a quarter more memory. So the kernel that a
+    picture's gradient is computed with comes after its own gradient. XLA's barriers do not outlive compilation; zero
+    times a value does.
     """
     return array + 0 * other[(0,) * other.ndim].astype(array.dtype)
 

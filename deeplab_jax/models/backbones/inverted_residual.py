@@ -76,10 +76,11 @@ class InvertedResidualNetwork(nn.Module):
 
         strides = [stage.stride if i == 0 else 1 for stage in self.stages for i in range(stage.units)]
         plan = iter(plan_units(strides, self.output_stride, stem_stride=2, spread_converted=self.spread_converted))
+        block_class = self.layers.unit(InvertedResidual)
         endpoints, stride = {}, 2
         for number, stage in enumerate(self.stages, 1):
             for i in range(stage.units):
-                x = self.layers.unit(InvertedResidual)(
+                x = block_class(
                     self.layers,
                     stage.features,
                     next(plan),

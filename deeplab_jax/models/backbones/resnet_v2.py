@@ -70,12 +70,12 @@ class ResNetV2(nn.Module):
         strides = [self._stride(*position) for position in positions]
         plan = plan_units(strides, self.output_stride, stem_stride=4, spread_converted=self.spread_converted)
         multi_grid = tuple(self.multi_grid) or (1,) * self.blocks[-1]
+        block_class = self.layers.unit(BottleneckV2)
         endpoints = {}
         for (stage, block), unit in zip(positions, plan, strict=True):
             if stage == 3:
                 unit = unit.spread(multi_grid[block])
             name, project = f"stage{stage + 1}_block{block + 1}", block == 0
-            block_class = self.layers.unit(BottleneckV2)
             x = block_class(self.layers, self.width * 2**stage, unit, project_shortcut=project, name=name)(x)
             if block == self.blocks[stage] - 1:
                 endpoints[f"stage{stage + 1}"] = x
