@@ -65,7 +65,7 @@ def check_same_config(config: ConfigDict) -> None:
     first, *others = gather(config_lib.to_dict(config))
     for index, other in enumerate(others, start=1):
         pair = config_lib.from_dict(other), config_lib.from_dict(first)
-        differences = config_lib.differences(*pair, groups=first.keys())
+        differences = config_lib.differences(*pair, groups=tuple(first))
         lines = [line for field, line in differences.items() if field not in _MAY_DIFFER]
         if lines:
             raise UserError(

@@ -286,8 +286,8 @@ def test_a_fault_of_the_code_keeps_its_traceback(monkeypatch, tmp_path):
 def test_training_leaves_its_scores_config_pictures_and_a_checkpoint(trained, tiny_config):
     names = {path.name for path in trained.iterdir()}
     assert names == {
-        "checkpoints", "config.json", "curves.png", "gallery.png", "labels.json", "learning_rate.png", "metrics.json",
-        "metrics.jsonl",
+        "checkpoints", "config.json", "curves.png", "gallery.png", "labels.json", "learning_rate.png", "lock",
+        "metrics.json", "metrics.jsonl",
     }  # fmt: skip
     scores = json.loads((trained / "metrics.json").read_text())
     assert scores["step"] == 2

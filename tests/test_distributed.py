@@ -146,7 +146,8 @@ def test_a_fault_of_one_process_is_shown_and_ends_the_others(single, tmp_path):
     os.kill(worker, signal.SIGKILL)
     code, err = runs.finish(process)
     assert code == 1
-    assert err[-2].startswith("deeplab-jax: a data worker process died")
+    # Between the two, Python may warn of the memory that the killed worker shared.
+    assert any(line.startswith("deeplab-jax: a data worker process died") for line in err)
     assert err[-1] == "deeplab-jax: process 1 of 2 stopped with exit code 1; ended the 1 that waited for it"
 
 
@@ -209,7 +210,7 @@ def test_what_processes_may_not_disagree_on_is_named(monkeypatch, tiny_config):
     other.train.seed, other.optimizer.learning_rate = 11, 0.5
     with pytest.raises(UserError, match="^process 1 has another config than process 0") as caught:
         distributed.check_same_config(tiny_config)
-    assert "(train.seed: 11 / 0; optimizer.learning_rate: 0.5 / 0.02)" in str(caught.value)
+    assert "(optimizer.learning_rate: 0.5 / 0.02; train.seed: 11 / 0)" in str(caught.value)
 
 
 def test_processes_do_not_continue_from_different_steps(monkeypatch):
