@@ -13,6 +13,9 @@ import runs
 
 from deeplab_jax import supervise
 
+# Other tests may have started JAX in this process, which warns of forks; the parent of a run has not started it.
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
+
 SLEEP = "import time; time.sleep(60)"
 FAIL = "import sys; print('deeplab-jax: bad data', file=sys.stderr); sys.exit(1)"
 DIE = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"

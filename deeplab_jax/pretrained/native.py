@@ -68,7 +68,11 @@ def load(folder: pathlib.Path) -> PretrainedNetwork:
         labels = None
         if values["class_names"] is not None:
             labels = LabelSet(tuple(values["class_names"]), tuple(tuple(color) for color in values["palette"]))
-        image_size, protocol, report = values["image_size"], values["protocol"], tuple(values["report"])
+        image_size, protocol, report = (
+            values["image_size"],
+            values["protocol"],
+            tuple(str(line) for line in values["report"]),
+        )
         if image_size is not None:
             image_size = height, width = tuple(int(extent) for extent in image_size)
             if min(height, width) < 1:
