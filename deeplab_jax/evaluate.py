@@ -26,16 +26,7 @@ class Evaluator:
 
     def __init__(self, config: ConfigDict, model: DeepLabV3Plus, source, mesh: jax.sharding.Mesh):
         self._config, self._source, self._mesh = config, source, mesh
-        step = make_eval_step(
-            model,
-            losses.make_loss(config.loss, num_classes=model.num_classes),
-            protocol=config.eval.protocol,
-            void=config.eval.void,
-            mesh=mesh,
-        )
-        replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-        outputs = dict.fromkeys(("loss_sum", "loss_count", "confusion", "num_images"), replicated)
-        self._step = jax.jit(step, out_shardings=outputs | {"prediction": split})
+        self._step = jit_eval_step(config, model, mesh)
 
     def __call__(self, variables: Any, *, console: Console | None = None, gallery: int = 0) -> dict[str, Any]:
         """Scores the whole split.
@@ -82,6 +73,20 @@ class Evaluator:
             )
         scores = totals.scores(self._source.labels.class_names)
         return scores | {"num_images": totals.num_images, "gallery": pictures}
+
+
+def jit_eval_step(config: ConfigDict, model: DeepLabV3Plus, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+    """The compiled `step(variables, batch)` of `deeplab_jax.steps.make_eval_step` that a config evaluates with."""
+    step = make_eval_step(
+        model,
+        losses.make_loss(config.loss, num_classes=model.num_classes),
+        protocol=config.eval.protocol,
+        void=config.eval.void,
+        mesh=mesh,
+    )
+    replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    outputs = dict.fromkeys(("loss_sum", "loss_count", "confusion", "num_images"), replicated)
+    return jax.jit(step, out_shardings=outputs | {"prediction": split})
 
 
 def evaluate_workdir(

@@ -7,6 +7,7 @@ BatchNorm's statistics, the loss and the gradients are those of the global batch
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,14 +30,19 @@ RULES = (
 )
 
 
-def make_mesh(mesh: ConfigDict) -> Mesh:
+def make_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of `config.mesh` over all processes' devices, or over the first ones if it takes fewer.
+
+    Args:
+      mesh: the `mesh` group of a config.
+      devices: others than those that are here.
 
     Raises:
       UserError: sizes that do not fit the devices.
     """
-    sizes = mesh_sizes(mesh, jax.device_count())
-    devices = jax.devices()[: math.prod(sizes.values())]
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(mesh, len(devices))
+    devices = devices[: math.prod(sizes.values())]
     # Auto: XLA's partitioner propagates shardings. Explicit axes, make_mesh's default, refuse contractions and
     # scatters over sharded axes that the loss and the confusion matrix need.
     types = (AxisType.Auto,) * len(MESH_AXES)

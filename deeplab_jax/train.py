@@ -12,21 +12,15 @@ from deeplab_jax import (
     checkpoint,
     data,
     distributed,
-    ema,
-    losses,
-    nonfinite,
-    optimizer,
     pretrained,
     sharding,
+    train_program,
     visualize,
     writers,
 )
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.evaluate import Evaluator, open_split, save_scores
-from deeplab_jax.halos import build_for_mesh
-from deeplab_jax.models import PARTS
-from deeplab_jax.steps import make_train_step, train_compiler_options
 from deeplab_jax.train_log import TrainLog
 from deeplab_jax.train_state import TrainState
 
@@ -60,10 +54,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
     labels = train_source.labels
     total_steps, warmup_steps, every = _durations(config, len(train_source))
     mesh = sharding.make_mesh(config.mesh)
-    model = build_for_mesh(config, labels.num_classes, mesh)
-    loss_fn = losses.make_loss(config.loss, num_classes=labels.num_classes)
-    learning_rate = optimizer.make_schedule(config.optimizer, total_steps, warmup_steps)
-    update_rule = optimizer.make_optimizer(config.optimizer, total_steps, warmup_steps, parts=PARTS)
+    program = train_program.build(
+        config, labels.num_classes, mesh, total_steps=total_steps, warmup_steps=warmup_steps
+    )
 
     with (
         checkpoint.held(workdir),
@@ -73,17 +66,19 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
         checkpoint.begin_workdir(workdir, config, labels)
         distributed.check_same_step(checkpoints.found_step)
         # ---- State: the workdir's newest checkpoint, or else init_from, or else random ----
-        averages = config.train.ema_decay is not None
-        shapes = TrainState.shapes(model, update_rule, averages=averages)
-        shapes = sharding.with_shardings(shapes, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
         window = None
         if checkpoints.latest_step is not None:
-            state, notes = checkpoints.restore(shapes)
+            state, notes = checkpoints.restore(program.shapes)
             window = notes["window"]
             _say(console, f"Continuing {workdir} from step {int(state.step)} of {total_steps}")
         else:
-            state = TrainState.create_on(shardings, model, update_rule, seed=config.train.seed, averages=averages)
+            state = TrainState.create_on(
+                program.shardings,
+                program.model,
+                program.update_rule,
+                seed=config.train.seed,
+                averages=config.train.ema_decay is not None,
+            )
             if config.train.init_from is not None:
                 state, report = pretrained.init_from(state, config.model, config.train.init_from, console=console)
                 _say(console, report)
@@ -101,26 +96,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
         )
 
         # ---- The loop ----
-        train_step = make_train_step(
-            model,
-            update_rule,
-            loss_fn,
-            learning_rate=learning_rate,
-            void=config.eval.void,
-            accumulate=config.train.accumulate_steps,
-            shardings=shardings,
-        )
-        if averages:
-            train_step = ema.averaging(train_step, config.train.ema_decay)
-        if config.train.nonfinite == "skip":
-            train_step = nonfinite.passing_over(train_step)
-        train_step = jax.jit(
-            train_step,
-            out_shardings=(shardings, sharding.replicated(mesh)),
-            donate_argnums=0,
-            compiler_options=train_compiler_options(config.train.remat, jax.default_backend()),
-        )
-        evaluator = Evaluator(config, model, eval_source, mesh)
+        evaluator = Evaluator(config, program.model, eval_source, mesh)
         writer = writers.Writer(
             workdir,
             total_steps=total_steps,
@@ -139,7 +115,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
                 profile.begin_step(step, state)
                 batch = next(batches)
                 arrays = sharding.to_global({"image": batch["image"], "label": batch["label"]}, mesh)
-                state, report = train_step(state, arrays)
+                state, report = program.step(state, arrays)
                 log.add(step, report, batch)
                 stops, evaluates = preemption.reached(step), _due(step, every["eval"]) and step < total_steps
                 if _due(step, every["log"]) or evaluates or step == total_steps:
@@ -169,7 +145,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
                 writer.write_evaluation(total_steps, scores, labels)
     scores = save_scores(workdir, scores, labels, config, total_steps)
     if distributed.is_leader():
-        visualize.plot_learning_rate(learning_rate, total_steps, path=workdir / "learning_rate.png")
+        visualize.plot_learning_rate(program.learning_rate, total_steps, path=workdir / "learning_rate.png")
         visualize.plot_curves(workdir / "metrics.jsonl", path=workdir / "curves.png")
     return scores
 

@@ -1,0 +1,84 @@
+"""The compiled step that a config trains with on a mesh, and the shapes of the state it turns."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from deeplab_jax import ema, losses, nonfinite, optimizer, sharding
+from deeplab_jax.halos import build_for_mesh
+from deeplab_jax.models import PARTS, DeepLabV3Plus
+from deeplab_jax.steps import make_train_step, train_compiler_options
+from deeplab_jax.train_state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainProgram:
+    """What `train` runs and `aot` measures.
+
+    Attributes:
+      model: the network, with the operations that the mesh needs.
+      update_rule: of the parameters.
+      learning_rate: the schedule, of the step.
+      shapes: of the state, each leaf with its sharding.
+      step: jitted, `step(state, batch)` of `deeplab_jax.steps.make_train_step`; the state is donated.
+    """
+
+    model: DeepLabV3Plus
+    update_rule: optax.GradientTransformation
+    learning_rate: Callable
+    shapes: TrainState
+    step: jax.stages.Wrapped
+
+    @property
+    def shardings(self) -> TrainState:
+        """Where each leaf of the state lives."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
+
+
+def build(
+    config: ConfigDict, num_classes: int, mesh: Mesh, *, total_steps: int, warmup_steps: int
+) -> TrainProgram:
+    """The program of a config that `deeplab_jax.config.validate` has passed. Computes nothing.
+
+    Args:
+      config: a whole config.
+      num_classes: of the data set.
+      mesh: of `deeplab_jax.sharding.make_mesh`; its devices need not be there.
+      total_steps: of the training.
+      warmup_steps: of the learning rate.
+
+    Raises:
+      UserError: a value that the network, the loss or the update rule cannot be built with.
+    """
+    model = build_for_mesh(config, num_classes, mesh)
+    loss_fn = losses.make_loss(config.loss, num_classes=num_classes)
+    learning_rate = optimizer.make_schedule(config.optimizer, total_steps, warmup_steps)
+    update_rule = optimizer.make_optimizer(config.optimizer, total_steps, warmup_steps, parts=PARTS)
+    averages = config.train.ema_decay is not None
+    shapes = TrainState.shapes(model, update_rule, averages=averages)
+    shapes = sharding.with_shardings(shapes, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    step = make_train_step(
+        model,
+        update_rule,
+        loss_fn,
+        learning_rate=learning_rate,
+        void=config.eval.void,
+        accumulate=config.train.accumulate_steps,
+        shardings=shardings,
+    )
+    if averages:
+        step = ema.averaging(step, config.train.ema_decay)
+    if config.train.nonfinite == "skip":
+        step = nonfinite.passing_over(step)
+    step = jax.jit(
+        step,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+        compiler_options=train_compiler_options(config.train.remat, mesh.devices.flat[0].platform),
+    )
+    return TrainProgram(model, update_rule, learning_rate, shapes, step)
