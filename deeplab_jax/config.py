@@ -70,6 +70,8 @@ def base_config() -> ConfigDict:
     data.scale_range = (0.5, 2.0)  # of scale_crop
     data.scale_step = 0.25  # of scale_crop; 0 draws from the whole range
     data.random_flip = "horizontal"  # none | horizontal | horizontal_and_vertical
+    data.color_jitter = 0.0  # j: brightness, contrast and saturation each by a random factor of 1 - j to 1 + j
+    data.repeat_threshold = 0.0  # pictures of classes in a smaller share of pictures come more often; 0: all alike
     data.workers = 0  # processes that read and transform; 0 uses threads of this one
     data.unreadable = "raise"  # an example that cannot be read: raise | skip: the next one takes its place, counted
     data.num_examples = config_dict.placeholder(int)  # per split, of generated data sets only
@@ -109,6 +111,8 @@ def base_config() -> ConfigDict:
     loss.name = "softmax_cross_entropy"  # softmax_cross_entropy: mean over labelled pixels | keras: over all pixels
     loss.label_smoothing = 0.0
     loss.class_weights = ()  # one factor per class
+    loss.teacher = config_dict.placeholder(str)  # a preset, folder or workdir of the same classes to learn from too
+    loss.teacher_weight = 0.5  # share of the teacher's probabilities in the target; the labels have the rest
 
     config.eval = evaluation = ConfigDict()
     evaluation.protocol = "whole"
@@ -348,6 +352,15 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
         group, name = field.split(".")
         if config[group][name] not in known:
             raise UserError(f"{field}={config[group][name]!r} does not exist{suggest(str(config[group][name]), known)}")
+    if not 0 <= config.data.color_jitter < 1:
+        raise UserError(f"data.color_jitter={config.data.color_jitter} must be at least 0 and below 1")
+    if not 0 <= config.data.repeat_threshold <= 1:
+        raise UserError(f"data.repeat_threshold={config.data.repeat_threshold} must be a share, from 0 to 1")
+    if config.loss.teacher is not None:
+        if config.loss.name != "softmax_cross_entropy":
+            raise UserError(f"loss.teacher needs loss.name='softmax_cross_entropy' (is {config.loss.name!r})")
+        if not 0 < config.loss.teacher_weight <= 1:
+            raise UserError(f"loss.teacher_weight={config.loss.teacher_weight} must be above 0 and at most 1")
     decay = config.train.ema_decay
     if decay is not None and not 0 < decay < 1:
         raise UserError(f"train.ema_decay={decay} must lie between 0 and 1, for instance 0.999")

@@ -22,6 +22,8 @@ def softmax_cross_entropy(
     *,
     class_weights: tuple[float, ...] = (),
     label_smoothing: float = 0.0,
+    teacher_logits: Float[Array, "batch height width classes"] | None = None,
+    teacher_weight: float = 0.0,
     where: Bool[Array, "batch height width"] | None = None,
 ) -> tuple[Float[Array, ""], Array]:
     """Cross-entropy summed over the labelled pixels, and how many they are.
@@ -32,6 +34,9 @@ def softmax_cross_entropy(
       class_weights: a factor for each class, by which both the sum and the count are weighted (as PyTorch does);
         () for ones.
       label_smoothing: s moves the target from 1 to 1 - s + s / classes, and from 0 to s / classes.
+      teacher_logits: of another network on the same pictures, whose probabilities join the target (arXiv 1503.02531,
+        section 2, at temperature 1).
+      teacher_weight: w makes the target (1 - w) * labels + w * probabilities.
       where: pixels that exist; others add nothing.
 
     Returns:
@@ -41,6 +46,9 @@ def softmax_cross_entropy(
     counted = labels != IGNORE_LABEL if where is None else (labels != IGNORE_LABEL) & where
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)
     target = _smooth(_one_hot(labels, logits), label_smoothing)
+    if teacher_logits is not None:
+        probabilities = jax.nn.softmax(teacher_logits.astype(logits.dtype), axis=-1)
+        target = (1 - teacher_weight) * target + teacher_weight * probabilities
     # sum(target) is 1 where a pixel is labelled: -sum(target * log_softmax) without storing log_softmax
     pixel_losses = log_normaliser - jnp.sum(target * logits, axis=-1)
     if not class_weights:
@@ -79,7 +87,7 @@ LOSSES = {"softmax_cross_entropy": softmax_cross_entropy, "keras": keras_categor
 
 
 def make_loss(loss: ConfigDict, *, num_classes: int) -> Loss:
-    """The loss of `config.loss`: (logits, labels, where=None) to (sum, count).
+    """The loss of `config.loss`: (logits, labels, where=None, teacher_logits=None) to (sum, count).
 
     Raises:
       UserError: no such loss, or class weights that do not fit the classes.
@@ -92,9 +100,12 @@ def make_loss(loss: ConfigDict, *, num_classes: int) -> Loss:
     if not 0 <= loss.label_smoothing < 1:
         raise UserError(f"loss.label_smoothing={loss.label_smoothing} must be at least 0 and below 1")
 
-    def compute(logits, labels, where=None):
+    def compute(logits, labels, where=None, teacher_logits=None):
+        taught = {}
+        if teacher_logits is not None:
+            taught = {"teacher_logits": teacher_logits, "teacher_weight": loss.teacher_weight}
         return LOSSES[loss.name](
-            logits, labels, class_weights=weights, label_smoothing=loss.label_smoothing, where=where
+            logits, labels, class_weights=weights, label_smoothing=loss.label_smoothing, where=where, **taught
         )
 
     return compute

@@ -42,9 +42,10 @@ def make_train_step(
       shardings: of `deeplab_jax.sharding.state_shardings`, where the state is spread over a mesh.
 
     Returns:
-      `step(state, batch)` with `image` uint8 (batch, height, width, channels) and `label` uint8 (batch, height,
-      width). It returns the next state and a report: `loss_sum`, `loss_count`, `confusion` (int32, classes by classes,
-      of the logits that the loss saw), `gradient_norm` (before clipping) and `learning_rate`.
+      `step(state, batch)` with `image` uint8 (batch, height, width, channels), `label` uint8 (batch, height, width) and,
+      where there is a teacher, `teacher_logits` (batch, height, width, classes). It returns the next state and a
+      report: `loss_sum`, `loss_count`, `confusion` (int32, classes by classes, of the logits that the loss saw),
+      `gradient_norm` (before clipping) and `learning_rate`.
     """
 
     def part_gradients(params, batch_stats, part: Batch, rng):
@@ -58,7 +59,8 @@ def make_train_step(
                 mutable=["batch_stats"],
                 rngs={"dropout": rng},
             )
-            loss_sum, loss_count = loss_fn(logits, part["label"])
+            taught = {"teacher_logits": part["teacher_logits"]} if "teacher_logits" in part else {}
+            loss_sum, loss_count = loss_fn(logits, part["label"], **taught)
             confusion = metrics.confusion_matrix(
                 part["label"], jnp.argmax(logits, axis=-1), num_classes=model.num_classes, void=void
             )

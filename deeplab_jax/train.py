@@ -11,6 +11,7 @@ from rich.console import Console
 from deeplab_jax import (
     checkpoint,
     data,
+    distillation,
     distributed,
     pretrained,
     sharding,
@@ -54,9 +55,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
     labels = train_source.labels
     total_steps, warmup_steps, every = _durations(config, len(train_source))
     mesh = sharding.make_mesh(config.mesh)
-    program = train_program.build(
-        config, labels.num_classes, mesh, total_steps=total_steps, warmup_steps=warmup_steps
-    )
+    program = train_program.build(config, labels.num_classes, mesh, total_steps=total_steps, warmup_steps=warmup_steps)
 
     with (
         checkpoint.held(workdir),
@@ -95,6 +94,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
             pad_color=data.pad_color(config.model.input_mean),
         )
 
+        teacher = None
+        if config.loss.teacher is not None:
+            teacher = distillation.Teacher(config, labels, mesh, console=console)
+
         # ---- The loop ----
         evaluator = Evaluator(config, program.model, eval_source, mesh)
         writer = writers.Writer(
@@ -115,6 +118,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
                 profile.begin_step(step, state)
                 batch = next(batches)
                 arrays = sharding.to_global({"image": batch["image"], "label": batch["label"]}, mesh)
+                if teacher is not None:
+                    arrays = teacher(arrays)
                 state, report = program.step(state, arrays)
                 log.add(step, report, batch)
                 stops, evaluates = preemption.reached(step), _due(step, every["eval"]) and step < total_steps

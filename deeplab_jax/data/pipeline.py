@@ -15,6 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from deeplab_jax.data import pictures, transforms
+from deeplab_jax.data.sampling import RepeatedSource
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
@@ -60,6 +61,8 @@ def train_batches(
       UserError: a stored example is damaged, and `data.unreadable` is `raise` or many in a row are.
     """
     transform = _Augment(data.copy_and_resolve_references(), tuple(pad_color))
+    if data.repeat_threshold:
+        source = RepeatedSource(source, data.repeat_threshold, seed=_stream_seed(seed))
     dataset = grain.MapDataset.range(len(source)).seed(_stream_seed(seed)).shuffle().repeat()
     dataset = dataset.map(_TrainExample(source, data.unreadable)).random_map(transform)
     dataset = dataset[examples_seen:][process_index::process_count]

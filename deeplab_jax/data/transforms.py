@@ -92,10 +92,28 @@ def random_flip(
     return image, label_map
 
 
+def random_color(image: Picture, rng: np.random.Generator, *, strength: float) -> Picture:
+    """Brightness, contrast (about the mean grey) and saturation, each by its own factor of 1 - strength to 1 + strength.
+
+    Args:
+      image: the picture.
+      rng: of this example.
+      strength: below 1.
+    """
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    mean_grey = float(grey.mean())
+    # saturation * image + (1 - saturation) * grey, then contrast * (x - mean) + mean, then brightness * x, in one pass
+    factor = brightness * contrast
+    offset = brightness * (1 - contrast) * mean_grey
+    grey = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(image, factor * saturation, grey, factor * (1 - saturation), offset)
+
+
 def augment(
     image: Picture, label_map: LabelMap, rng: np.random.Generator, data: ConfigDict, *, pad_color: Sequence[int]
 ) -> tuple[NewPicture, NewLabelMap]:
-    """The training transform of `config.data`: to `image_size` by squeezing or by scale and crop, then flips."""
+    """The training transform of `config.data`: to `image_size` by squeezing or by scale and crop, flips, colours."""
     if data.resize == "scale_crop":
         image, label_map = random_scale_crop(
             image,
@@ -109,4 +127,7 @@ def augment(
     else:
         image = resize_image(image, data.image_size, antialias=data.antialias)
         label_map = resize_label_map(label_map, data.image_size)
-    return random_flip(image, label_map, rng, directions=data.random_flip)
+    image, label_map = random_flip(image, label_map, rng, directions=data.random_flip)
+    if data.color_jitter:
+        image = random_color(image, rng, strength=data.color_jitter)
+    return image, label_map

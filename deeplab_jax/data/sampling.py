@@ -1,0 +1,59 @@
+"""Repeat factor sampling: pictures of rare classes come more often (LVIS, arXiv 1908.03195, section 4.1)."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from deeplab_jax.data import pictures
+from deeplab_jax.labels import IGNORE_LABEL
+
+
+def classes_present(source) -> Bool[np.ndarray, "examples classes"]:
+    """Which classes each label map of a source has a pixel of; reads all of them.
+
+    Raises:
+      UserError: a stored mask is damaged.
+    """
+    present = np.zeros((len(source), source.labels.num_classes), bool)
+    for i in range(len(source)):
+        label_map = source[i]["label"]
+        if isinstance(label_map, bytes):
+            label_map = pictures.decode_label_map(label_map, source[i]["id"])
+        found = np.unique(label_map)
+        present[i, found[found != IGNORE_LABEL]] = True
+    return present
+
+
+def repeat_factors(present: Bool[np.ndarray, "examples classes"], threshold: float) -> Float[np.ndarray, "examples"]:
+    """How often each picture comes: max(1, sqrt(threshold / f)), f being the share of pictures with its rarest class."""
+    share = present.mean(axis=0)
+    of_class = np.sqrt(threshold / np.maximum(share, 1 / len(present))).clip(min=1)
+    return np.where(present, of_class, 1).max(axis=1)
+
+
+class RepeatedSource:
+    """A source in which each example stands as often as its repeat factor says; a fraction is rounded by chance."""
+
+    def __init__(self, source, threshold: float, *, seed: int):
+        """Reads all label maps.
+
+        Args:
+          source: of `open_source`.
+          threshold: the share of pictures below which a class counts as rare.
+          seed: of the rounding.
+
+        Raises:
+          UserError: a stored mask is damaged.
+        """
+        factors = repeat_factors(classes_present(source), threshold)
+        rng = np.random.default_rng(seed)
+        counts = np.floor(factors + rng.random(len(factors))).astype(int)
+        self._source, self._positions = source, np.repeat(np.arange(len(source)), counts)
+        self.labels = source.labels
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[int(self._positions[index])]
