@@ -13,7 +13,7 @@ from deeplab_jax.config import base_config, parse_arg
 
 
 def get_config(arg=None):
-    """Arguments: `teacher` (a preset or folder), `init` (where it starts), `size` (of crops), `batch`, `steps`, `rate`."""
+    """Arguments: `teacher` (a preset or folder), `init` (likewise), `size` (of crops), `batch`, `steps`, `rate`."""
     arg = parse_arg(arg, teacher="", init="efficientnet_lite0_imagenet", size=193, batch=8, steps=2000, rate=0.2)
     config = base_config()
 

@@ -42,8 +42,8 @@ def make_train_step(
       shardings: of `deeplab_jax.sharding.state_shardings`, where the state is spread over a mesh.
 
     Returns:
-      `step(state, batch)` with `image` uint8 (batch, height, width, channels), `label` uint8 (batch, height, width) and,
-      where there is a teacher, `teacher_logits` (batch, height, width, classes). It returns the next state and a
+      `step(state, batch)` with `image` uint8 (batch, height, width, channels), `label` uint8 (batch, height, width)
+      and, where there is a teacher, `teacher_logits` (batch, height, width, classes). It returns the next state and a
       report: `loss_sum`, `loss_count`, `confusion` (int32, classes by classes, of the logits that the loss saw),
       `gradient_norm` (before clipping) and `learning_rate`.
     """

@@ -103,7 +103,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_made_anew(straight, tmp_pat
     file.write_bytes(content)
     code, err = runs.run(damaged)
     assert code == 0, err
-    (line,) = [line for line in err if "damaged" in line]
+    (line,) = [line for line in err if "is damaged" in line]
     assert f"{damaged}/checkpoints/10 is damaged (its file training/" in line
     assert "is not what was written); the one before it is used" in line
     assert any("from step 8 of 10" in line for line in err)

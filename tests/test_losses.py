@@ -180,3 +180,22 @@ def test_make_loss_passes_its_options_on(name, function):
 def test_a_wrong_option_is_named(fields, message):
     with pytest.raises(UserError, match=message):
         make_loss(config(**fields), num_classes=5)
+
+
+def test_a_teacher_takes_its_share_of_the_target(float64):
+    logits, labels = batch(dtype=np.float64)
+    teacher_logits = jnp.asarray(np.random.default_rng(1).normal(size=logits.shape))
+    compute = make_loss(config(teacher_weight=0.3), num_classes=5)
+    total, count = compute(logits, labels, teacher_logits=teacher_logits)
+    target = 0.7 * one_hot(labels) + 0.3 * scipy.special.softmax(np.asarray(teacher_logits), axis=-1)
+    expected = -np.sum(target * scipy.special.log_softmax(np.asarray(logits), axis=-1), axis=-1)
+    counted = np.asarray(labels) != 255
+    np.testing.assert_allclose(total, expected[counted].sum(), rtol=1e-12)  # float64, in another order
+    assert count == counted.sum()
+
+
+def test_a_student_that_agrees_with_its_teacher_has_no_gradient(float64):
+    logits, labels = batch(dtype=np.float64)
+    compute = make_loss(config(teacher_weight=1.0), num_classes=5)
+    gradient = jax.grad(lambda x: compute(x, labels, teacher_logits=logits)[0])(logits)
+    np.testing.assert_allclose(gradient, 0, atol=1e-15)  # differences of numbers below 1

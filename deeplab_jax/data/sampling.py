@@ -26,7 +26,10 @@ def classes_present(source) -> Bool[np.ndarray, "examples classes"]:
 
 
 def repeat_factors(present: Bool[np.ndarray, "examples classes"], threshold: float) -> Float[np.ndarray, "examples"]:
-    """How often each picture comes: max(1, sqrt(threshold / f)), f being the share of pictures with its rarest class."""
+    """How often each picture comes: max(1, sqrt(threshold / f)), f being the share of pictures with its rarest class.
+
+    A class that no picture has counts as being in one.
+    """
     share = present.mean(axis=0)
     of_class = np.sqrt(threshold / np.maximum(share, 1 / len(present))).clip(min=1)
     return np.where(present, of_class, 1).max(axis=1)

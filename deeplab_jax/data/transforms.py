@@ -93,7 +93,7 @@ def random_flip(
 
 
 def random_color(image: Picture, rng: np.random.Generator, *, strength: float) -> Picture:
-    """Brightness, contrast (about the mean grey) and saturation, each by its own factor of 1 - strength to 1 + strength.
+    """Brightness, contrast (about the mean grey) and saturation, each by a factor of 1 - strength to 1 + strength.
 
     Args:
       image: the picture.

@@ -153,3 +153,33 @@ def test_pad_to_only_grows():
     pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
     assert transforms.pad_to(pixels, (1, 2), 9) is pixels
     np.testing.assert_array_equal(transforms.pad_to(pixels, (3, 2), 9), [[0, 1, 2], [3, 4, 5], [9, 9, 9]])
+
+
+def test_colours_change_by_brightness_contrast_and_saturation_in_this_order_of_draws():
+    """Against the three steps written out, within the rounding of the grey and of the result."""
+    image = np.random.default_rng(0).integers(60, 190, (8, 9, 3)).astype(np.uint8)
+    brightness, contrast, saturation = np.random.default_rng(5).uniform(0.8, 1.2, 3)
+    grey = image @ np.array([0.299, 0.587, 0.114])  # BT.601
+    expected = saturation * image + (1 - saturation) * grey[..., None]
+    expected = brightness * (contrast * (expected - grey.mean()) + grey.mean())
+    changed = transforms.random_color(image, np.random.default_rng(5), strength=0.2)
+    assert changed.dtype == np.uint8
+    np.testing.assert_allclose(changed, expected, atol=1.2)
+    assert not np.array_equal(changed, image)
+
+
+def test_colours_change_neither_labels_nor_the_other_draws():
+    label_map = random_labels(3, (40, 50))
+    image = np.random.default_rng(3).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    plain, jittered = (
+        transforms.augment(
+            image,
+            label_map,
+            np.random.default_rng(7),
+            data_config(resize="scale_crop", color_jitter=strength),
+            pad_color=PAD_COLOR,
+        )
+        for strength in (0.0, 0.4)
+    )
+    np.testing.assert_array_equal(plain[1], jittered[1])
+    assert not np.array_equal(plain[0], jittered[0])

@@ -1,0 +1,63 @@
+"""Repeat factor sampling: rare classes come more often, by the formula of its paper."""
+
+import contextlib
+import itertools
+
+import numpy as np
+import pytest
+
+from deeplab_jax import data
+from deeplab_jax.config import base_config
+from deeplab_jax.data import sampling
+from deeplab_jax.labels import LabelSet
+
+
+class Source:
+    """Eight pictures of class 0; half of them have class 1 too, and one has class 2."""
+
+    labels = LabelSet.from_names(("a", "b", "c"))
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        label_map = np.zeros((6, 5), np.uint8)
+        label_map[0] = 255
+        if index % 2:
+            label_map[1] = 1
+        if index == 6:
+            label_map[2, 2] = 2
+        return {"image": np.full((6, 5, 3), index, np.uint8), "label": label_map, "id": str(index)}
+
+
+def test_classes_are_found_and_void_is_none():
+    present = sampling.classes_present(Source())
+    assert present[:, 0].all()
+    assert np.flatnonzero(present[:, 1]).tolist() == [1, 3, 5, 7]
+    assert np.flatnonzero(present[:, 2]).tolist() == [6]
+
+
+def test_factors_are_those_of_the_paper():
+    factors = sampling.repeat_factors(sampling.classes_present(Source()), threshold=0.5)
+    np.testing.assert_allclose(factors, [1, 1, 1, 1, 1, 1, 2, 1])  # sqrt(.5 / .125) = 2; class 1 is in half of them
+
+
+@pytest.mark.parametrize(("threshold", "at_least", "at_most"), [(0.5, 2, 2), (0.28125, 1, 2)])
+def test_an_example_stands_as_often_as_its_factor_rounded_by_chance(threshold, at_least, at_most):
+    counts = []
+    for seed in range(200):
+        source = sampling.RepeatedSource(Source(), threshold, seed=seed)
+        ids = [source[i]["id"] for i in range(len(source))]
+        assert sorted(set(ids)) == [str(i) for i in range(8)]
+        counts.append(ids.count("6"))
+    assert (min(counts), max(counts)) == (at_least, at_most)
+    # sqrt(.28125 / .125) = 1.5 on average; 200 draws of a coin stay within .11 of it but once in a thousand times
+    assert abs(np.mean(counts) - np.sqrt(threshold / 0.125)) < 0.12
+
+
+def test_a_stream_has_the_rare_picture_twice_an_epoch():
+    config = base_config().data
+    config.update({"batch_size": 3, "image_size": (6, 5), "random_flip": "none", "repeat_threshold": 0.5})
+    with contextlib.closing(data.train_batches(Source(), config, seed=0)) as batches:
+        ids = [id for batch in itertools.islice(batches, 3) for id in batch["id"].tolist()]
+    assert sorted(ids) == ["0", "1", "2", "3", "4", "5", "6", "6", "7"]
