@@ -2,7 +2,7 @@
 
     deeplab-jax data prepare voc2012_segmentation --source FOLDER
     deeplab-jax convert --from tflite --output runs/teacher deeplabv3_mnv2_pascal_quant.tflite
-    deeplab-jax train --config deeplabv3plus_efficientnet_lite0_distilled_voc:teacher=runs/teacher --workdir runs/distilled
+    deeplab-jax train --config deeplabv3plus_efficientnet_lite0_distilled_voc:teacher=runs/teacher --workdir runs/net
 
 The teacher, here Google's mobile DeepLabv3 with MobileNetV2, sees every crop as the network does. Pictures with classes
 that fewer than 15 % of all pictures have come more often, crops vary in scale and colour, and the parameters are
