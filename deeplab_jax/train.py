@@ -54,9 +54,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
     labels = train_source.labels
     total_steps, warmup_steps, every = _durations(config, len(train_source))
     mesh = sharding.make_mesh(config.mesh)
-    program = train_program.build(
-        config, labels.num_classes, mesh, total_steps=total_steps, warmup_steps=warmup_steps
-    )
+    program = train_program.build(config, labels.num_classes, mesh, total_steps=total_steps, warmup_steps=warmup_steps)
 
     with (
         checkpoint.held(workdir),

@@ -39,9 +39,7 @@ class TrainProgram:
         return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
 
 
-def build(
-    config: ConfigDict, num_classes: int, mesh: Mesh, *, total_steps: int, warmup_steps: int
-) -> TrainProgram:
+def build(config: ConfigDict, num_classes: int, mesh: Mesh, *, total_steps: int, warmup_steps: int) -> TrainProgram:
     """The program of a config that `deeplab_jax.config.validate` has passed. Computes nothing.
 
     Args:
