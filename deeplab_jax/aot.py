@@ -133,6 +133,11 @@ def topology_devices(topology: str) -> list[jax.Device]:
     return described.devices
 
 
+def libtpu_version() -> str:
+    """Of the compiler."""
+    return importlib.metadata.version("libtpu")
+
+
 def compile_program(
     config: ConfigDict,
     devices: Sequence[jax.Device],
@@ -167,10 +172,10 @@ def compile_program(
     try:
         compiled = step.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
-        needed = _NEEDED.search(str(error))
+        needed = needed_bytes(str(error))
         if needed is None:
             raise
-        return TooLarge(batch_size, batch_size // shards, round(float(needed["needed"] or needed["used"]) * GIB))
+        return TooLarge(batch_size, batch_size // shards, needed)
     seconds = time.monotonic() - begin
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     return Program(
@@ -213,6 +218,12 @@ def _eval_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
         "valid": ((count,), np.bool_),
     }
     return jit_eval_step(config, model, mesh), (variables, sharding.abstract_batch(batch, mesh))
+
+
+def needed_bytes(message: str) -> int | None:
+    """How much memory a program needs, from what the compiler says of one that is too large; None of other errors."""
+    found = _NEEDED.search(message)
+    return None if found is None else round(float(found["needed"] or found["used"]) * GIB)
 
 
 def by_kind(exchanges: Sequence[hlo.Collective]) -> dict[str, dict[str, int]]:
@@ -280,7 +291,7 @@ def to_json(topology: str, program: Program | TooLarge, *, predicted: int | None
         "chip": dataclasses.asdict(chip),
         "fits": isinstance(program, Program),
         "jax": jax.__version__,
-        "libtpu": importlib.metadata.version("libtpu"),
+        "libtpu": libtpu_version(),
     }
     if predicted is not None:
         values["predicted_batch_per_chip"] = predicted
@@ -394,5 +405,5 @@ def _table(title: str, first: str, *others: str) -> Table:
     return table
 
 
-def _bytes(count: float) -> str:
+def _bytes(count: int | float) -> str:
     return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.2f} MiB"
