@@ -138,15 +138,15 @@ def libtpu_version() -> str:
     return importlib.metadata.version("libtpu")
 
 
-def compile_program(
+def lowered(
     config: ConfigDict,
     devices: Sequence[jax.Device],
     *,
     num_classes: int,
     batch_per_chip: int | None = None,
     inference: bool = False,
-) -> Program | TooLarge:
-    """Compiles the step that a config trains with, or evaluates with, for devices that need not be there.
+) -> jax.stages.Lowered:
+    """The step that a config trains with, or evaluates with, traced for devices that need not be there.
 
     Args:
       config: a whole config; no data are opened.
@@ -158,19 +158,32 @@ def compile_program(
     Raises:
       UserError: a config that cannot be run on so many devices.
     """
-    sizes = config_lib.mesh_sizes(config.mesh, len(devices))
-    shards = sizes["data"] * sizes["fsdp"]
-    config = config.copy_and_resolve_references()
-    if batch_per_chip is not None:
-        config.data.batch_size = config.eval.batch_size = batch_per_chip * shards
+    config = _with_batch(config, len(devices), batch_per_chip)
     processes = len({device.process_index for device in devices})
     config_lib.validate(config, devices=len(devices), processes=processes, training=not inference)
     mesh = sharding.make_mesh(config.mesh, devices)
     step, arguments = (_eval_step if inference else _train_step)(config, num_classes, mesh)
-    batch_size = arguments[1]["image"].shape[0]
+    return step.lower(*arguments)
+
+
+def compile_program(
+    config: ConfigDict,
+    devices: Sequence[jax.Device],
+    *,
+    num_classes: int,
+    batch_per_chip: int | None = None,
+    inference: bool = False,
+) -> Program | TooLarge:
+    """Compiles what `lowered` traces, whose arguments and errors it has."""
+    options = {"num_classes": num_classes, "batch_per_chip": batch_per_chip, "inference": inference}
+    traced = lowered(config, devices, **options)
+    sizes = config_lib.mesh_sizes(config.mesh, len(devices))
+    shards = sizes["data"] * sizes["fsdp"]
+    config = _with_batch(config, len(devices), batch_per_chip)
+    batch_size = config_lib.eval_batch_size(config) if inference else config.data.batch_size
     begin = time.monotonic()
     try:
-        compiled = step.lower(*arguments).compile()
+        compiled = traced.compile()
     except jax.errors.JaxRuntimeError as error:
         needed = needed_bytes(str(error))
         if needed is None:
@@ -192,6 +205,15 @@ def compile_program(
         collectives=by_kind(hlo.collectives(compiled.as_text())),
         compile_seconds=seconds,
     )
+
+
+def _with_batch(config: ConfigDict, devices: int, batch_per_chip: int | None) -> ConfigDict:
+    if batch_per_chip is None:
+        return config
+    sizes = config_lib.mesh_sizes(config.mesh, devices)
+    config = config.copy_and_resolve_references()
+    config.data.batch_size = config.eval.batch_size = batch_per_chip * sizes["data"] * sizes["fsdp"]
+    return config
 
 
 def _train_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):

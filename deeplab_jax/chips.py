@@ -87,7 +87,7 @@ class Roofline:
         return max(("compute", "memory", "interconnect"), key=lambda resource: getattr(self, resource))
 
 
-def roofline(chip: Chip, *, flops: float, bytes_accessed: float, sent_bytes: float) -> Roofline:
+def roofline(chip: Chip, *, flops: float, bytes_accessed: float, sent_bytes: int | float) -> Roofline:
     """The roofline of a program that computes, moves to and from memory, and sends so much on each chip."""
     return Roofline(
         compute=flops / chip.flops,
