@@ -263,6 +263,30 @@ def _summary(args: argparse.Namespace, rest: Sequence[str], console: Console) ->
         out.print(mesh_table(config, args.classes, args.mesh or jax.device_count()))
 
 
+def _aot(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    config = parse_config(rest)
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing runs: a TPU of this machine stays free
+    jax.config.update("jax_enable_compilation_cache", False)  # how long it takes to compile is part of the answer
+    from deeplab_jax import aot, checkpoint
+
+    if args.batch_per_chip is not None and args.batch_per_chip < 1:
+        raise UsageError(f"--batch-per-chip {args.batch_per_chip} must be at least 1")
+    values = aot.report(
+        config,
+        args.topology,
+        num_classes=args.classes,
+        batch_per_chip=args.batch_per_chip,
+        inference=args.inference,
+        search=args.find_batch,
+        console=console,
+        out=Console(width=None if sys.stdout.isatty() else 140),
+    )
+    if args.json is not None:
+        checkpoint.write_json(args.json, values)
+
+
 def _data_prepare(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
     from deeplab_jax.data.prepare import prepare
 
@@ -372,6 +396,25 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DEVICES",
         help="also list where each array lives on a mesh of so many devices; default: as many as are here",
     )
+
+    aot = add(
+        commands,
+        "aot",
+        _aot,
+        "What a config needs on a TPU slice, from its compiler; no TPU needed.",
+        takes_config=True,
+    )
+    aot.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="of the slice, for instance v5e:4x4")
+    aot.add_argument(
+        "--batch-per-chip",
+        type=int,
+        metavar="N",
+        help="pictures of a chip, or of the mesh.spatial chips that share them; default: the config's own",
+    )
+    aot.add_argument("--find-batch", action="store_true", help="also find the largest batch a chip: three compilations")
+    aot.add_argument("--inference", action="store_true", help="the evaluation's step instead of the training's")
+    aot.add_argument("--classes", type=int, default=21, help="default: 21")
+    aot.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write it all here")
 
     convert = add(commands, "convert", _convert, "Turn another framework's file into a folder that --preset takes.")
     convert.add_argument("file", type=pathlib.Path, metavar="FILE")

@@ -13,6 +13,12 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<type>.*?) (?P<opcode>[
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.-]+) (?:\(.*\) -> .*)?\{$")
 _ARRAY = re.compile(r"\b(?P<dtype>pred|[a-z]+\d+\w*)\[(?P<dims>[\d,]*)\]")
 _OP_NAME = re.compile(r'op_name="(?P<name>[^"]*)"')
+_CHANNEL = re.compile(r"channel_id=(?P<id>\d+)")
+_PARTITIONS = re.compile(r"num_partitions=(?P<count>\d+)")
+# Which devices exchange: lists of them, an iota of groups and members, or axes of a mesh, whole or in parts.
+_GROUPS_LISTED = re.compile(r"replica_groups=\{\{(?P<first>[\d,]+)\}")
+_GROUPS_IOTA = re.compile(r"replica_groups=\[(?P<groups>\d+),(?P<members>\d+)\]")
+_GROUPS_NAMED = re.compile(r"replica_groups=mesh\[(?P<mesh>[^\]]*)\] \{(?P<axes>[^}]*)\}")
 # What TPU compilers call a fusion of an all-reduce and the slice of it that a device keeps.
 _FUSED_REDUCE_SCATTER = "all-reduce-scatter"
 
@@ -25,25 +31,47 @@ class Collective:
       kind: one of `KINDS`; a fusion that reduces and keeps a slice is a `reduce-scatter`.
       arrays: dtype and shape of what a device holds afterwards.
       op_name: the operation of the traced program that it comes from, "" if unknown.
+      devices: that exchange with each other.
+      fused: of a fused `reduce-scatter`: `arrays` are what is reduced, of which a device keeps its slice.
     """
 
     kind: str
     arrays: tuple[tuple[str, tuple[int, ...]], ...]
     op_name: str
+    devices: int = 1
+    fused: bool = False
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of what a device holds afterwards."""
+        """Bytes of `arrays`."""
         return sum(_bits(dtype) * math.prod(shape) for dtype, shape in self.arrays) // 8
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that a device sends where they go around a ring, which no other order undercuts.
+
+        A reduction of n arrays of b bytes, or the gathering of n parts of b / n, passes (n - 1) / n * b on; to reduce
+        and give everyone the result is both.
+        """
+        if self.kind in ("collective-permute", "collective-broadcast"):
+            return self.num_bytes
+        whole = self.num_bytes
+        if self.kind == "reduce-scatter" and not self.fused:
+            whole *= self.devices
+        once = whole * (self.devices - 1) // self.devices
+        return 2 * once if self.kind == "all-reduce" else once
 
 
 def collectives(text: str) -> list[Collective]:
     """All collectives in a program's HLO text (`jax.stages.Compiled.as_text()`), in the order of the text.
 
     An asynchronous one counts where it starts. One inside a fusion or an asynchronous wrapper counts in the computation
-    that these call, which the text holds once.
+    that these call, which the text holds once. Where a TPU compiler cuts one into pieces, which it fuses with the
+    computations they run beside, every piece names the same channel: these count once.
     """
-    found, computation = [], ""
+    found, computation, channels = [], "", set()
+    partitions = _PARTITIONS.search(text)
+    partitions = int(partitions["count"]) if partitions else 1
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
             computation = header["name"]
@@ -53,19 +81,45 @@ def collectives(text: str) -> list[Collective]:
         kind, starts, _ = instruction["opcode"].partition("-start")
         if kind not in KINDS:
             continue
+        channel = _CHANNEL.search(line)
+        if channel and "fus" in computation:
+            if (kind, channel["id"]) in channels:
+                continue
+            channels.add((kind, channel["id"]))
         arrays = _arrays(instruction["type"])
         if starts:
             arrays = _results_of_start(kind, arrays)
-        if kind == "all-reduce" and computation.startswith(_FUSED_REDUCE_SCATTER):
-            kind = "reduce-scatter"
+        fused = kind == "all-reduce" and computation.startswith(_FUSED_REDUCE_SCATTER)
         name = _OP_NAME.search(line)
-        found.append(Collective(kind, arrays, name["name"] if name else ""))
+        found.append(
+            Collective(
+                kind="reduce-scatter" if fused else kind,
+                arrays=arrays,
+                op_name=name["name"] if name else "",
+                devices=_group_size(line, partitions),
+                fused=fused,
+            )
+        )
     return found
 
 
 def count_collectives(text: str) -> dict[str, int]:
     """How many collectives of each kind a program's HLO text has; kinds that it has none of are left out."""
     return dict(Counter(collective.kind for collective in collectives(text)))
+
+
+def _group_size(line: str, partitions: int) -> int:
+    """How many devices exchange with each other; all of them if the text does not say."""
+    if listed := _GROUPS_LISTED.search(line):
+        return listed["first"].count(",") + 1
+    if iota := _GROUPS_IOTA.search(line):
+        return int(iota["members"])
+    if named := _GROUPS_NAMED.search(line):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named["mesh"])}
+        # A part of an axis says its size itself: 'axis':(devices before it)size.
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named["axes"])
+        return math.prod(int(part) if part else sizes[axis] for axis, part in axes)
+    return partitions
 
 
 def _arrays(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:

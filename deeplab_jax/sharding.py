@@ -138,11 +138,22 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     Arrays of three axes or more are pictures or label maps.
     """
 
-    def place(value: np.ndarray) -> jax.Array:
-        sharding = picture_sharding(mesh) if value.ndim >= 3 else batch_sharding(mesh)
-        return jax.make_array_from_process_local_data(sharding, value)
+    return {
+        name: jax.make_array_from_process_local_data(_of_batch(mesh, value.ndim), value)
+        for name, value in batch.items()
+    }
 
-    return {name: place(value) for name, value in batch.items()}
+
+def abstract_batch(batch: dict[str, tuple[tuple[int, ...], Any]], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `to_global` gives of a batch, as shapes, from its arrays' global shapes and dtypes."""
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=_of_batch(mesh, len(shape)))
+        for name, (shape, dtype) in batch.items()
+    }
+
+
+def _of_batch(mesh: Mesh, ndim: int) -> NamedSharding:
+    return picture_sharding(mesh) if ndim >= 3 else batch_sharding(mesh)
 
 
 def to_local(array: jax.Array) -> np.ndarray:

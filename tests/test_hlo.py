@@ -51,6 +51,55 @@ def test_fused_and_asynchronous_collectives_count_once():
     assert found[3].op_name == "jit(step)/conv"
 
 
+PIECES = """\
+HloModule jit_step, is_scheduled=true, num_partitions=8
+
+%fused_computation.1 (p: bf16[3,3,64,8]) -> bf16[3,3,64,64] {
+  ROOT %all-gather.1 = bf16[3,3,64,64]{3,2,1,0} all-gather(%p), channel_id=5, replica_groups=[4,2]<=[8], dimensions={3}
+}
+
+%async_collective_fusion.2 (p: bf16[3,3,64,8]) -> bf16[3,3,64,64] {
+  ROOT %all-gather.2 = bf16[3,3,64,64]{3,2,1,0} all-gather(%p), channel_id=5, replica_groups=[4,2]<=[8], dimensions={3}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %all-reduce.1 = f32[8]{0} all-reduce(%p), channel_id=6, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %all-reduce.2 = f32[8]{0} all-reduce(%p), channel_id=7, to_apply=%add
+  %all-reduce.3 = f32[8]{0} all-reduce(%p), channel_id=8, \
+replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, to_apply=%add
+  %all-reduce.4 = f32[8]{0} all-reduce(%p), channel_id=9, \
+replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1':(1)2}, to_apply=%add
+}
+"""
+
+
+def test_pieces_of_one_collective_count_once_and_groups_are_read_in_any_form():
+    found = hlo.collectives(PIECES)
+    assert [(item.kind, item.devices) for item in found] == [
+        ("all-gather", 2),
+        ("all-reduce", 4),
+        ("all-reduce", 8),
+        ("all-reduce", 2),
+        ("all-reduce", 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fused", "sent"),
+    [
+        ("all-reduce", False, 2 * 3 * 40),
+        ("all-gather", False, 3 * 40),
+        ("reduce-scatter", True, 3 * 40),
+        ("reduce-scatter", False, 3 * 160),  # its array is the part that a device keeps
+        ("all-to-all", False, 3 * 40),
+        ("collective-permute", False, 160),
+    ],
+)
+def test_sent_bytes_go_around_a_ring(kind, fused, sent):
+    item = hlo.Collective(kind, (("f32", (40,)),), "", devices=4, fused=fused)
+    assert item.sent_bytes == sent
+
+
 def test_a_compiled_program_has_the_collectives_it_was_written_with():
     mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("devices",), ()))
