@@ -1,12 +1,14 @@
 """Configs: typed arguments, durations, validation, JSON and back, and every config that the package brings."""
 
 import json
+import math
 import pathlib
 
 import pytest
 from ml_collections import ConfigDict, config_dict
 
 from deeplab_jax.config import (
+    MESH_AXES,
     base_config,
     config_folders,
     differences,
@@ -143,9 +145,13 @@ def test_the_package_brings_configs():
     assert {"quickstart", "kerascv_guide"} <= {file.stem for file in CONFIG_FILES}
 
 
+def fewest_devices(config):
+    return math.prod(max(size, 1) for size in (config.mesh[axis] for axis in MESH_AXES))
+
+
 def test_every_config_is_valid_and_describes_a_network(config_file):
     config = load_config(str(config_file))
-    validate(config, devices=1)
+    validate(config, devices=fewest_devices(config))
     model = build_model(config.model, num_classes=21, compute_dtype=config.train.compute_dtype)
     assert model.backbone == config.model.backbone
     length = duration_steps(config.train, batch_size=config.data.batch_size, num_examples=10_000)
@@ -185,7 +191,7 @@ def test_every_config_survives_json(config_file):
     assert to_dict(again) == values
     assert differences(config, again, groups=tuple(config)) == {}
     assert isinstance(again.data.image_size, tuple)
-    validate(again)
+    validate(again, devices=fewest_devices(again))
 
 
 def test_a_field_that_json_has_and_the_schema_has_not_is_refused_by_its_path():
