@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -56,16 +57,17 @@ class Checkpoints:
         self._read_only, self._console = read_only, console
         self._policy = _NewestAndBest(keep)
         self._best, self._whole_step = None, None
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._policy,
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
-            temporary_path_class=_DigestedFolder,
-        )
         # Named here, so that a manager that has not written or read yet knows how to look into them.
         handlers = {item: ocp.StandardCheckpointHandler() for item in ("variables", "training")}
         handlers["notes"] = ocp.JsonCheckpointHandler()
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        with _without_warnings("absl"):  # Orbax warns of each option that reading alone implies
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=self._policy,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                temporary_path_class=_DigestedFolder,
+            )
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -255,6 +257,17 @@ def begin_workdir(workdir: pathlib.Path, config: ConfigDict, labels: LabelSet) -
         return
     write_json(path, config_lib.to_dict(config))
     write_json(workdir / _LABELS_FILE, {"class_names": labels.class_names, "palette": labels.palette})
+
+
+@contextlib.contextmanager
+def _without_warnings(logger_name: str) -> Iterator[None]:
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

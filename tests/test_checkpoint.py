@@ -404,3 +404,9 @@ def test_a_config_of_a_field_that_is_gone_is_named(begun):
     (begun / "config.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match="config field model.outptu_stride does not exist; did you mean output_stride?"):
         checkpoint.read_config(begun)
+
+
+def test_opening_a_run_to_read_it_logs_no_warning(trained, caplog):
+    with checkpoint.Checkpoints(trained, read_only=True) as checkpoints:
+        assert checkpoints.latest_step == 2
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
