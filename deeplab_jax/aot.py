@@ -143,7 +143,6 @@ def lowered(
     devices: Sequence[jax.Device],
     *,
     num_classes: int,
-    batch_per_chip: int | None = None,
     inference: bool = False,
 ) -> jax.stages.Lowered:
     """The step that a config trains with, or evaluates with, traced for devices that need not be there.
@@ -152,13 +151,11 @@ def lowered(
       config: a whole config; no data are opened.
       devices: of `topology_devices`.
       num_classes: of the data set.
-      batch_per_chip: pictures of one chip, or of the chips that share their rows; default: as the config has it.
       inference: the evaluation's step instead of the training's.
 
     Raises:
       UserError: a config that cannot be run on so many devices.
     """
-    config = _with_batch(config, len(devices), batch_per_chip)
     processes = len({device.process_index for device in devices})
     config_lib.validate(config, devices=len(devices), processes=processes, training=not inference)
     mesh = sharding.make_mesh(config.mesh, devices)
@@ -174,12 +171,16 @@ def compile_program(
     batch_per_chip: int | None = None,
     inference: bool = False,
 ) -> Program | TooLarge:
-    """Compiles what `lowered` traces, whose arguments and errors it has."""
-    options = {"num_classes": num_classes, "batch_per_chip": batch_per_chip, "inference": inference}
-    traced = lowered(config, devices, **options)
+    """Compiles what `lowered` traces, whose arguments and errors it has.
+
+    With `batch_per_chip` the batch is so many pictures for each chip, or for the chips that share their rows.
+    """
     sizes = config_lib.mesh_sizes(config.mesh, len(devices))
     shards = sizes["data"] * sizes["fsdp"]
-    config = _with_batch(config, len(devices), batch_per_chip)
+    if batch_per_chip is not None:
+        config = config.copy_and_resolve_references()
+        config.data.batch_size = config.eval.batch_size = batch_per_chip * shards
+    traced = lowered(config, devices, num_classes=num_classes, inference=inference)
     batch_size = config_lib.eval_batch_size(config) if inference else config.data.batch_size
     begin = time.monotonic()
     try:
@@ -207,15 +208,6 @@ def compile_program(
     )
 
 
-def _with_batch(config: ConfigDict, devices: int, batch_per_chip: int | None) -> ConfigDict:
-    if batch_per_chip is None:
-        return config
-    sizes = config_lib.mesh_sizes(config.mesh, devices)
-    config = config.copy_and_resolve_references()
-    config.data.batch_size = config.eval.batch_size = batch_per_chip * sizes["data"] * sizes["fsdp"]
-    return config
-
-
 def _train_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
     durations = {"batch_size": config.data.batch_size, "num_examples": _EXAMPLES}
     total = config_lib.duration_steps(config.train, **durations) or 1
@@ -223,6 +215,8 @@ def _train_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
     program = train_program.build(config, num_classes, mesh, total_steps=total, warmup_steps=warmup)
     size = (config.data.batch_size, *config.data.image_size)
     batch = {"image": ((*size, config.model.in_channels), np.uint8), "label": (size, np.uint8)}
+    if config.loss.teacher is not None:  # the teacher is a program of its own, which is not compiled here
+        batch["teacher_logits"] = ((*size, num_classes), np.float32)
     return program.step, (program.shapes, sharding.abstract_batch(batch, mesh))
 
 

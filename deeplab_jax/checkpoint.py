@@ -60,7 +60,7 @@ class Checkpoints:
         # Named here, so that a manager that has not written or read yet knows how to look into them.
         handlers = {item: ocp.StandardCheckpointHandler() for item in ("variables", "training")}
         handlers["notes"] = ocp.JsonCheckpointHandler()
-        with _without_warnings("absl"):  # Orbax warns of each option that reading alone implies
+        with _without_remarks():
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=not read_only,
@@ -260,17 +260,6 @@ def begin_workdir(workdir: pathlib.Path, config: ConfigDict, labels: LabelSet) -
 
 
 @contextlib.contextmanager
-def _without_warnings(logger_name: str) -> Iterator[None]:
-    logger = logging.getLogger(logger_name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
 def held(workdir: pathlib.Path) -> Iterator[None]:
     """Makes the workdir and keeps other trainings out of it.
 
@@ -364,6 +353,18 @@ def _rename_damaged(folder: pathlib.Path) -> None:
 
 def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Silences what Orbax warns of through absl: each option that reading alone implies."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ from deeplab_jax.errors import UserError
 
 _DURATION_UNITS = ("steps", "epochs", "examples", "percent")
 
+PROTOCOLS = ("whole", "squeeze", "guide")  # of eval.protocol, see base_config
+
 # Axes of the device mesh, from the slowest to the fastest: devices next to each other share a picture's rows.
 MESH_AXES = ("data", "fsdp", "spatial")
 
@@ -346,7 +348,7 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
         "train.nonfinite": ("stop", "skip"),
         "train.compute_dtype": ("float32", "bfloat16"),
         "train.remat": ("none", "activations", "units"),
-        "eval.protocol": ("whole", "squeeze", "guide"),
+        "eval.protocol": PROTOCOLS,
         "eval.void": ("ignore", "background"),
     }.items():
         group, name = field.split(".")

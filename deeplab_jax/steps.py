@@ -59,8 +59,7 @@ def make_train_step(
                 mutable=["batch_stats"],
                 rngs={"dropout": rng},
             )
-            taught = {"teacher_logits": part["teacher_logits"]} if "teacher_logits" in part else {}
-            loss_sum, loss_count = loss_fn(logits, part["label"], **taught)
+            loss_sum, loss_count = loss_fn(logits, part["label"], teacher_logits=part.get("teacher_logits"))
             confusion = metrics.confusion_matrix(
                 part["label"], jnp.argmax(logits, axis=-1), num_classes=model.num_classes, void=void
             )

@@ -11,7 +11,6 @@ from rich.console import Console
 from deeplab_jax import (
     checkpoint,
     data,
-    distillation,
     distributed,
     pretrained,
     sharding,
@@ -20,9 +19,11 @@ from deeplab_jax import (
     writers,
 )
 from deeplab_jax import config as config_lib
+from deeplab_jax.distillation import Teacher
 from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.evaluate import Evaluator, open_split, save_scores
 from deeplab_jax.train_log import TrainLog
+from deeplab_jax.train_program import TrainProgram
 from deeplab_jax.train_state import TrainState
 
 
@@ -56,6 +57,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
     total_steps, warmup_steps, every = _durations(config, len(train_source))
     mesh = sharding.make_mesh(config.mesh)
     program = train_program.build(config, labels.num_classes, mesh, total_steps=total_steps, warmup_steps=warmup_steps)
+    teacher = None if config.loss.teacher is None else Teacher(config, labels, mesh, console=console)
 
     with (
         checkpoint.held(workdir),
@@ -65,22 +67,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
         checkpoint.begin_workdir(workdir, config, labels)
         distributed.check_same_step(checkpoints.found_step)
         # ---- State: the workdir's newest checkpoint, or else init_from, or else random ----
-        window = None
-        if checkpoints.latest_step is not None:
+        if checkpoints.latest_step is None:
+            state, window = _new_state(config, program, console), None
+        else:
             state, notes = checkpoints.restore(program.shapes)
             window = notes["window"]
             _say(console, f"Continuing {workdir} from step {int(state.step)} of {total_steps}")
-        else:
-            state = TrainState.create_on(
-                program.shardings,
-                program.model,
-                program.update_rule,
-                seed=config.train.seed,
-                averages=config.train.ema_decay is not None,
-            )
-            if config.train.init_from is not None:
-                state, report = pretrained.init_from(state, config.model, config.train.init_from, console=console)
-                _say(console, report)
         first_step = int(state.step)
 
         # ---- Data: a pure function of seed and position ----
@@ -94,10 +86,6 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
             pad_color=data.pad_color(config.model.input_mean),
         )
 
-        teacher = None
-        if config.loss.teacher is not None:
-            teacher = distillation.Teacher(config, labels, mesh, console=console)
-
         # ---- The loop ----
         evaluator = Evaluator(config, program.model, eval_source, mesh)
         writer = writers.Writer(
@@ -109,6 +97,13 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
             console=console,
             enabled=distributed.is_leader(),
         )
+
+        def evaluate(step: int, state: TrainState) -> dict[str, Any]:
+            with writer.pause():
+                scores = evaluator(state.evaluated_variables, console=console, gallery=config.log.gallery_images)
+                writer.write_evaluation(step, scores, labels)
+            return scores
+
         profile = _Profile(workdir / "profile", config.log.profile_steps, first_step, total_steps)
         with writer, contextlib.closing(batches), contextlib.closing(profile):
             log = TrainLog(writer, labels, policy=config.train.nonfinite, folder=workdir / "nonfinite", console=console)
@@ -128,12 +123,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
                 is_best = False
                 if evaluates:
                     log.catch_up()
-                    with writer.pause():
-                        scores = evaluator(
-                            state.evaluated_variables, console=console, gallery=config.log.gallery_images
-                        )
-                        writer.write_evaluation(step, scores, labels)
-                    is_best = checkpoints.is_best(step, scores["mean_iou"])
+                    is_best = checkpoints.is_best(step, evaluate(step, state)["mean_iou"])
                 if stops or is_best or _due(step, every["checkpoint"]) or step == total_steps:
                     # Read before it is saved: no checkpoint holds what a loss that is not finite has made.
                     log.catch_up()
@@ -145,14 +135,27 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
             profile.begin_step(total_steps + 1, state)
 
             # ---- The end ----
-            with writer.pause():
-                scores = evaluator(state.evaluated_variables, console=console, gallery=config.log.gallery_images)
-                writer.write_evaluation(total_steps, scores, labels)
+            scores = evaluate(total_steps, state)
     scores = save_scores(workdir, scores, labels, config, total_steps)
     if distributed.is_leader():
         visualize.plot_learning_rate(program.learning_rate, total_steps, path=workdir / "learning_rate.png")
         visualize.plot_curves(workdir / "metrics.jsonl", path=workdir / "curves.png")
     return scores
+
+
+def _new_state(config: ConfigDict, program: TrainProgram, console: Console | None) -> TrainState:
+    """The state before the first step: random, but for what `train.init_from` gives."""
+    state = TrainState.create_on(
+        program.shardings,
+        program.model,
+        program.update_rule,
+        seed=config.train.seed,
+        averages=config.train.ema_decay is not None,
+    )
+    if config.train.init_from is not None:
+        state, report = pretrained.init_from(state, config.model, config.train.init_from, console=console)
+        _say(console, report)
+    return state
 
 
 class _Profile:

@@ -253,3 +253,10 @@ def test_mistakes_of_the_command_are_one_line(arguments, message, tiny_arguments
     assert done.value.code != 0
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_step_with_a_teacher_takes_its_logits_too(tiny_config, compiled):
+    tiny_config.mesh.data = -1
+    alone = compiled(tiny_config)
+    tiny_config.loss.teacher = "somewhere"
+    assert compiled(tiny_config).arguments - alone.arguments == 32 * 32 * CLASSES * 4  # float32, a picture a chip

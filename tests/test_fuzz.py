@@ -1,5 +1,6 @@
 """Random and damaged input of every kind that people hand over: a result, or one clear line, and nothing else."""
 
+import contextlib
 import io
 import json
 import tarfile
@@ -252,6 +253,23 @@ json_values = st.recursive(
 )
 
 
+def loads_or_says_why(preset):
+    try:
+        native.load(preset)
+    except UserError as error:
+        assert_one_line(error)
+
+
+@contextlib.contextmanager
+def restored(path):
+    """Gives a file its content back in the end."""
+    original = path.read_bytes()
+    try:
+        yield
+    finally:
+        path.write_bytes(original)
+
+
 def test_the_config_of_a_preset(preset):
     path = preset / "config.json"
     original = path.read_bytes()
@@ -265,15 +283,10 @@ def test_the_config_of_a_preset(preset):
         group = changed["model"] if len(place) == 2 else changed
         group[place[-1]] = value
         path.write_text(json.dumps(changed))
-        try:
-            native.load(preset)
-        except UserError as error:
-            assert_one_line(error)
+        loads_or_says_why(preset)
 
-    try:
+    with restored(path):
         check()
-    finally:
-        path.write_bytes(original)
 
 
 def test_the_weights_of_a_preset(preset):
@@ -285,12 +298,7 @@ def test_the_weights_of_a_preset(preset):
     @given(damaged(original[:header]))
     def check(content):
         path.write_bytes(content + original[header:])
-        try:
-            native.load(preset)
-        except UserError as error:
-            assert_one_line(error)
+        loads_or_says_why(preset)
 
-    try:
+    with restored(path):
         check()
-    finally:
-        path.write_bytes(original)

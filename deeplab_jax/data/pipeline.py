@@ -62,7 +62,7 @@ def train_batches(
     """
     transform = _Augment(data.copy_and_resolve_references(), tuple(pad_color))
     if data.repeat_threshold:
-        source = RepeatedSource(source, data.repeat_threshold, seed=_stream_seed(seed))
+        source = RepeatedSource(source, data.repeat_threshold, seed=_stream_seed(seed), unreadable=data.unreadable)
     dataset = grain.MapDataset.range(len(source)).seed(_stream_seed(seed)).shuffle().repeat()
     dataset = dataset.map(_TrainExample(source, data.unreadable)).random_map(transform)
     dataset = dataset[examples_seen:][process_index::process_count]

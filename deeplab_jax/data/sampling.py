@@ -6,20 +6,31 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from deeplab_jax.data import pictures
+from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
 
-def classes_present(source) -> Bool[np.ndarray, "examples classes"]:
+def classes_present(source, *, unreadable: str = "raise") -> Bool[np.ndarray, "examples classes"]:
     """Which classes each label map of a source has a pixel of; reads all of them.
 
+    Args:
+      source: of `open_source`.
+      unreadable: `config.data.unreadable`; with `skip` an example that cannot be read has no class.
+
     Raises:
-      UserError: a stored mask is damaged.
+      UserError: an example cannot be read, and `unreadable` is `raise`.
     """
     present = np.zeros((len(source), source.labels.num_classes), bool)
     for i in range(len(source)):
-        label_map = source[i]["label"]
-        if isinstance(label_map, bytes):
-            label_map = pictures.decode_label_map(label_map, source[i]["id"])
+        try:
+            example = source[i]
+            label_map = example["label"]
+            if isinstance(label_map, bytes):
+                label_map = pictures.decode_label_map(label_map, example["id"])
+        except UserError:
+            if unreadable == "raise":
+                raise
+            continue
         found = np.unique(label_map)
         present[i, found[found != IGNORE_LABEL]] = True
     return present
@@ -36,24 +47,27 @@ def repeat_factors(present: Bool[np.ndarray, "examples classes"], threshold: flo
 
 
 class RepeatedSource:
-    """A source in which each example stands as often as its repeat factor says; a fraction is rounded by chance."""
+    """A source in which each example stands as often as its repeat factor says; a fraction is rounded by chance.
 
-    def __init__(self, source, threshold: float, *, seed: int):
+    It is longer than the source. Epochs of a config are still of the source's length.
+    """
+
+    def __init__(self, source, threshold: float, *, seed: int, unreadable: str = "raise"):
         """Reads all label maps.
 
         Args:
           source: of `open_source`.
           threshold: the share of pictures below which a class counts as rare.
           seed: of the rounding.
+          unreadable: as in `classes_present`.
 
         Raises:
-          UserError: a stored mask is damaged.
+          UserError: as `classes_present`.
         """
-        factors = repeat_factors(classes_present(source), threshold)
+        factors = repeat_factors(classes_present(source, unreadable=unreadable), threshold)
         rng = np.random.default_rng(seed)
         counts = np.floor(factors + rng.random(len(factors))).astype(int)
         self._source, self._positions = source, np.repeat(np.arange(len(source)), counts)
-        self.labels = source.labels
 
     def __len__(self) -> int:
         return len(self._positions)

@@ -68,16 +68,13 @@ def load(folder: pathlib.Path) -> PretrainedNetwork:
         labels = None
         if values["class_names"] is not None:
             labels = LabelSet(tuple(values["class_names"]), tuple(tuple(color) for color in values["palette"]))
-        image_size, protocol, report = (
-            values["image_size"],
-            values["protocol"],
-            tuple(str(line) for line in values["report"]),
-        )
+        image_size, protocol = values["image_size"], values["protocol"]
+        report = tuple(str(line) for line in values["report"])
         if image_size is not None:
             image_size = height, width = tuple(int(extent) for extent in image_size)
             if min(height, width) < 1:
                 raise ValueError(f"image_size {height}x{width}")
-        if protocol not in ("whole", "squeeze", "guide"):
+        if protocol not in config_lib.PROTOCOLS:
             raise ValueError(f"protocol {protocol!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / CONFIG_FILE} is damaged: {type(error).__name__}: {_first_line(error)}") from None

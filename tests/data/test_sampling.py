@@ -9,6 +9,7 @@ import pytest
 from deeplab_jax import data
 from deeplab_jax.config import base_config
 from deeplab_jax.data import sampling
+from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 
 
@@ -61,3 +62,30 @@ def test_a_stream_has_the_rare_picture_twice_an_epoch():
     with contextlib.closing(data.train_batches(Source(), config, seed=0)) as batches:
         ids = [id for batch in itertools.islice(batches, 3) for id in batch["id"].tolist()]
     assert sorted(ids) == ["0", "1", "2", "3", "4", "5", "6", "6", "7"]
+
+
+class Damaged(Source):
+    """The only picture of class 2 cannot be read."""
+
+    def __getitem__(self, index):
+        if index == 6:
+            raise UserError("example 6 is damaged")
+        return super().__getitem__(index)
+
+
+def test_an_example_that_cannot_be_read_is_an_error_or_has_no_class():
+    with pytest.raises(UserError, match="^example 6 is damaged"):
+        sampling.classes_present(Damaged())
+    present = sampling.classes_present(Damaged(), unreadable="skip")
+    assert not present[6].any()
+    assert present[5].tolist() == [True, True, False]
+
+
+def test_a_stream_with_rare_classes_passes_over_what_it_cannot_read():
+    config = base_config().data
+    config.update({"batch_size": 8, "image_size": (6, 5), "random_flip": "none", "repeat_threshold": 0.5})
+    config.unreadable = "skip"
+    with contextlib.closing(data.train_batches(Damaged(), config, seed=0)) as batches:
+        batch = next(batches)
+    assert sorted(batch["id"].tolist()) == ["0", "1", "2", "3", "4", "5", "7", "7"]
+    assert [message for message in batch["unreadable"].tolist() if message] == ["example 6 is damaged"]
