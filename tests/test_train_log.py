@@ -187,12 +187,13 @@ def toy_step(state, batch):
     return new, {"loss_sum": value, "gradient_norm": jnp.abs(value)}
 
 
-def test_averages_follow_the_parameters():
+def test_averages_follow_parameters_and_statistics():
     new, _ = jax.jit(ema.averaging(toy_step, 0.75))(toy_state(), {"value": jnp.float32(2.0)})
     np.testing.assert_array_equal(new.params["kernel"], [3.0, 0.0])
-    np.testing.assert_array_equal(new.ema_params["kernel"], [1.5, -1.5])
+    np.testing.assert_array_equal(new.batch_stats["mean"], [5.0])
+    assert new.evaluated_variables is new.ema_variables
     np.testing.assert_array_equal(new.evaluated_variables["params"]["kernel"], [1.5, -1.5])
-    np.testing.assert_array_equal(new.evaluated_variables["batch_stats"]["mean"], [5.0])
+    np.testing.assert_array_equal(new.evaluated_variables["batch_stats"]["mean"], [3.5])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -180,7 +180,7 @@ def init_from(
         raise UserError(f"train.init_from={name_or_path} needs {', '.join(wrong)}")
     variables, report = merge(state.variables, network.variables, reinitialise=_new_parts(network))
     started = state.replace(**variables)
-    if state.ema_params is not None:
+    if state.ema_variables is not None:
         started = started.with_averages()
     return started, f"Starting from {name_or_path}: {report}"
 
