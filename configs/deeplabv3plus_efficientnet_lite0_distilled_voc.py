@@ -16,8 +16,15 @@ from deeplab_jax.config import load_config, parse_arg
 from deeplab_jax.errors import UserError
 
 _LEGS = {
-    1: {"size": 193, "scale_range": (0.4, 1.1), "steps": 5200, "rate": 0.2, "init": "efficientnet_lite0_imagenet"},
-    2: {"size": 225, "scale_range": (0.5, 1.3), "steps": 1300, "rate": 0.1, "init": ""},
+    1: {
+        "init": "efficientnet_lite0_imagenet",
+        "size": 193,
+        "scale_range": (0.4, 1.1),
+        "steps": 5200,
+        "rate": 0.2,
+        "ema_decay": 0.998,
+    },
+    2: {"init": "", "size": 225, "scale_range": (0.5, 1.3), "steps": 1600, "rate": 0.1, "ema_decay": 0.995},
 }
 
 
@@ -40,7 +47,7 @@ def get_config(arg=None):
     config.data.color_jitter = 0.3
     config.data.repeat_threshold = 0.15
 
-    config.train.ema_decay = 0.998
+    config.train.ema_decay = leg["ema_decay"]
     config.loss.teacher = arg.teacher or None
     config.checkpoint.every_percent = 5.0
     return config
