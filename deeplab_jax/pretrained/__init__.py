@@ -19,6 +19,7 @@ from deeplab_jax.train_state import TrainState, init_variables
 
 __all__ = [
     "BACKBONE_FIELDS",
+    "DEFAULT_PRESET",
     "FORMATS",
     "PretrainedNetwork",
     "from_preset",
@@ -28,6 +29,9 @@ __all__ = [
     "merge",
     "preset_config",
 ]
+
+# What labels pictures where nothing else is named; it comes with the package.
+DEFAULT_PRESET = "deeplab_v3_plus_efficientnet_lite0_pascalvoc"
 
 # What `deeplab-jax convert --from` knows: the module of this package whose `load(path)` reads it.
 FORMATS = {
