@@ -157,7 +157,7 @@ class Predictor:
         Raises:
           UserError: one of them is no picture.
         """
-        if isinstance(images, (str, os.PathLike, Image.Image)) or np.ndim(images) == 3:
+        if isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 0) == 3:
             raise UserError("give a list of pictures, for instance predictor([picture])")
         masks, previous = [], None
         for position, image in enumerate(images):
