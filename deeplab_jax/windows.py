@@ -17,10 +17,11 @@ _HOP, _MARGIN, _RAMP = 2 / 3, 1 / 12, 1 / 6
 def window_size(window: Sequence[int], output_stride: int, *, align_corners: bool) -> tuple[int, int]:
     """The window rounded up to what keeps its pixels aligned with the whole picture's: multiples of the stride.
 
-    With `align_corners` one more, so that the corners of the features lie on those of the window.
+    At least two strides, so that neighbours overlap. With `align_corners` one pixel more: the corners of the features
+    lie on those of the window.
     """
     extra = int(align_corners)
-    height, width = (max(1, math.ceil((extent - extra) / output_stride)) * output_stride + extra for extent in window)
+    height, width = (max(2, math.ceil((extent - extra) / output_stride)) * output_stride + extra for extent in window)
     return height, width
 
 
