@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from deeplab_jax.config import load_config
     from deeplab_jax.evaluate import evaluate_workdir
     from deeplab_jax.models import DeepLabV3Plus
-    from deeplab_jax.predict import Predictor
+    from deeplab_jax.predict import Prediction, Predictor
     from deeplab_jax.pretrained import from_preset
     from deeplab_jax.visualize import plot_segmentation_mask_gallery
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # `deeplab_jax.train` is its module, and one name cannot be both. Import it as `from deeplab_jax.train import train`.
 _EXPORTS = {
     "DeepLabV3Plus": "deeplab_jax.models",
+    "Prediction": "deeplab_jax.predict",
     "Predictor": "deeplab_jax.predict",
     "evaluate_workdir": "deeplab_jax.evaluate",
     "from_preset": "deeplab_jax.pretrained",
@@ -27,6 +28,7 @@ _EXPORTS = {
 
 __all__ = [
     "DeepLabV3Plus",
+    "Prediction",
     "Predictor",
     "evaluate_workdir",
     "from_preset",

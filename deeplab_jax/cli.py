@@ -28,6 +28,10 @@ _CONFIG_HELP = """configs:
 # Of deeplab_jax.pretrained.FORMATS, which takes seconds to import: --help must not wait for it.
 _FORMATS = "kerascv, kerashub, torchvision, smp, timm, efficientnet-lite, tflite, tf-deeplab, workdir or deeplab_jax"
 
+# Of deeplab_jax.video, likewise.
+_VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
+_CODECS = ("mpeg4", "vp9")
+
 _SUPERVISED = "DEEPLAB_JAX_SUPERVISED"  # set in the processes that deeplab_jax.supervise started
 
 
@@ -223,17 +227,67 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], console: Console) -
 
 
 def _predict(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
-    from deeplab_jax import checkpoint, pretrained
+    sources = [path for path in args.inputs if path.suffix.lower() in _VIDEO_SUFFIXES and not path.is_dir()]
+    pictures = [path for path in args.inputs if path not in sources]
+    sources += [] if args.camera is None else [args.camera]
+    if not args.inputs and not sources:
+        raise UsageError(
+            "nothing to label: give pictures, folders, videos or --camera; see `deeplab-jax predict --help`"
+        )
+    if args.smooth is not None and not sources:
+        raise UsageError("--smooth is for videos, and there is none")
+    from deeplab_jax import checkpoint, pretrained, video
+    from deeplab_jax.files import make_folder
     from deeplab_jax.predict import Predictor, predict_files
 
-    if args.preset is not None:
-        network = pretrained.load(args.preset, console=console)
-        predictor = Predictor.from_pretrained(network, parse_config(rest, base=pretrained.preset_config(network)))
+    targets = [video.overlay_path(source, args.output) for source in sources]
+    if len(set(targets)) < len(targets):
+        raise UserError("two videos have one name; predict them into different --output folders")
+    if args.workdir is not None:
+        network, base = None, checkpoint.read_config(args.workdir)
     else:
-        config = parse_config(rest, base=checkpoint.read_config(args.workdir))
-        predictor = Predictor.from_workdir(args.workdir, config)
-    written = predict_files(predictor, args.inputs, args.output, console=console)
-    console.print(f"{len(written) // 2} masks and overlays in {args.output}", soft_wrap=True)
+        network = pretrained.load(args.preset or pretrained.DEFAULT_PRESET, console=console)
+        base = pretrained.preset_config(network)
+    config = parse_config(rest, base=base)
+    options = {"size": args.size, "window": args.window, "classes": args.classes, "flip": args.flip or config.eval.flip}
+    options["scales"] = args.scales or tuple(config.eval.scales)
+    if network is None:
+        predictor = Predictor.from_workdir(args.workdir, config, **options)
+    else:
+        predictor = Predictor.from_pretrained(network, config, **options)
+    if pictures:
+        written = predict_files(predictor, pictures, args.output, console=console)
+        console.print(f"{len(written) // 2} masks and overlays in {args.output}", soft_wrap=True)
+    make_folder(args.output, "--output")
+    for source, target in zip(sources, targets, strict=True):
+        label = predictor.smoothed(1.0 if args.smooth is None else args.smooth)
+        report = video.label_video(label, source, target, predictor.labels, codec=args.codec, console=console)
+        stages = ", ".join(f"{stage} {value:.1f} ms" for stage, value in report.milliseconds.items())
+        console.print(
+            f"{report.frames} frames in {report.path}, {report.frames_per_second:.1f} a second ({stages})",
+            soft_wrap=True,
+        )
+        if report.interrupted and source != args.camera:
+            _fail(f"interrupted; {report.path} ends there", 130)
+
+
+def _benchmark_latency(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    from deeplab_jax import checkpoint, pretrained
+    from deeplab_jax.latency import latency_table, measure_latency
+
+    name = args.workdir or args.preset or pretrained.DEFAULT_PRESET
+    network = pretrained.load(name, console=console)
+    results = measure_latency(
+        network,
+        args.sizes or [network.image_size or (513, 513)],
+        args.batches,
+        compute_dtype=args.compute_dtype,
+        repetitions=args.repetitions,
+        console=console,
+    )
+    Console(width=None if sys.stdout.isatty() else 120).print(latency_table(results, f"{name}, {args.compute_dtype}"))
+    if args.json is not None:
+        checkpoint.write_json(args.json, {"results": [result._asdict() for result in results]})
 
 
 def _convert(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
@@ -390,10 +444,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the scores here")
     _add_processes(evaluate)
 
-    predict = add(commands, "predict", _predict, "Label pictures: a mask and an overlay for each.", takes_config=True)
-    predict.add_argument("inputs", nargs="+", type=pathlib.Path, metavar="IMAGE|FOLDER")
-    _add_network(predict)
-    predict.add_argument("--output", type=pathlib.Path, required=True, help="folder for the results")
+    _add_predict(add(commands, "predict", _predict, "Label pictures and videos.", takes_config=True))
+
+    latency = add(commands, "benchmark-latency", _benchmark_latency, "Time a network: p50 and p95 by size and batch.")
+    _add_network(latency, required=False)
+    latency.add_argument("--sizes", type=_sizes, metavar="HxW,...", help="of the pictures; default: the network's own")
+    latency.add_argument("--batches", type=_counts, default=[1], metavar="N,...", help="pictures at a time; default: 1")
+    latency.add_argument("--repetitions", type=_count, default=50, metavar="N", help="of each; default: 50")
+    latency.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
+    latency.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the results here")
 
     summary = add(
         commands, "summary", _summary, "Parameters and multiply-adds of a config's network.", takes_config=True
@@ -474,7 +533,59 @@ def _add_processes(command: argparse.ArgumentParser) -> None:
     group.add_argument("--local-processes", type=int, metavar="N", help="start the run's N processes on this machine")
 
 
-def _add_network(command: argparse.ArgumentParser) -> None:
-    network = command.add_mutually_exclusive_group(required=True)
+def _add_predict(predict: argparse.ArgumentParser) -> None:
+    predict.add_argument("inputs", nargs="*", type=pathlib.Path, metavar="IMAGE|FOLDER|VIDEO")
+    _add_network(predict, required=False)
+    predict.add_argument("--output", type=pathlib.Path, required=True, help="folder for the results")
+    predict.add_argument("--size", type=_size, metavar="HxW", help="of the network's input; default: the network's own")
+    predict.add_argument("--scales", type=_scales, metavar="S,...", help="average over these factors, e.g. 0.75,1,1.25")
+    predict.add_argument("--flip", action="store_true", help="average with what the mirrored picture gives")
+    predict.add_argument("--window", type=_size, metavar="HxW", help="slide a window of this size over large pictures")
+    predict.add_argument(
+        "--classes", type=lambda text: text.split(","), metavar="NAME,...", help="choose among these; default: all"
+    )
+    video = predict.add_argument_group("videos: one with the classes' colours over each frame")
+    video.add_argument("--camera", type=int, metavar="INDEX", help="label what a camera sees, until Ctrl-C")
+    video.add_argument(
+        "--smooth", type=float, metavar="ALPHA", help="weight of a frame in the average over time; default: 1, none"
+    )
+    video.add_argument(
+        "--codec", choices=_CODECS, default=_CODECS[0], help="vp9 for browsers, slow; default: mpeg4, for players"
+    )
+
+
+def _add_network(command: argparse.ArgumentParser, *, required: bool = True) -> None:
+    network = command.add_mutually_exclusive_group(required=required)
     network.add_argument("--workdir", type=pathlib.Path, help="of a training run")
-    network.add_argument("--preset", metavar="NAME|FOLDER", help="see `deeplab-jax presets` and `deeplab-jax convert`")
+    default = "" if required else "; default: the network that comes with the package"
+    network.add_argument(
+        "--preset", metavar="NAME|FOLDER", help=f"see `deeplab-jax presets` and `deeplab-jax convert`{default}"
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, for instance 257x257")
+    return int(sides[0]), int(sides[1])
+
+
+def _sizes(text: str) -> list[tuple[int, int]]:
+    return [_size(item) for item in text.split(",")]
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(item) for item in text.split(",")]
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(scale) for scale in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of factors, for instance 0.75,1,1.25") from None

@@ -123,6 +123,8 @@ def base_config() -> ConfigDict:
     # guide:   picture and ground truth resized to data.image_size and scored there (the KerasCV guide)
     evaluation.image_size = config_dict.placeholder(tuple)  # of `whole`; default: what holds the largest picture
     evaluation.batch_size = config_dict.placeholder(int)  # default: data.batch_size
+    evaluation.scales = (1.0,)  # factors at which a picture is seen; the views' probabilities are averaged
+    evaluation.flip = False  # every scale is seen mirrored as well
     evaluation.void = "ignore"  # ignore | background (as Keras' MeanIoU on one-hot labels)
     evaluation.every_steps = config_dict.placeholder(int)  # while training; default: at the end only
     evaluation.every_epochs = config_dict.placeholder(float)
@@ -354,6 +356,7 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
         group, name = field.split(".")
         if config[group][name] not in known:
             raise UserError(f"{field}={config[group][name]!r} does not exist{suggest(str(config[group][name]), known)}")
+    check_scales("eval.scales", config.eval.scales)
     if not 0 <= config.data.color_jitter < 1:
         raise UserError(f"data.color_jitter={config.data.color_jitter} must be at least 0 and below 1")
     if not 0 <= config.data.repeat_threshold <= 1:
@@ -372,6 +375,12 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
             raise UserError(f"{field}={config[group][name]} must be at least 1")
     if config.log.profile_steps < 0:
         raise UserError(f"log.profile_steps={config.log.profile_steps} must be at least 0")
+
+
+def check_scales(name: str, scales: Sequence[float]) -> None:
+    """Raises a UserError unless these are factors to see pictures at."""
+    if not scales or not all(isinstance(scale, (int, float)) and 0 < scale < math.inf for scale in scales):
+        raise UserError(f"{name}={tuple(scales)} must be factors above 0, for instance (0.75, 1.0, 1.25)")
 
 
 def mesh_sizes(mesh: ConfigDict, devices: int) -> dict[str, int]:
@@ -434,6 +443,11 @@ def _validate_spatial(config: ConfigDict, spatial: int) -> None:
         raise UserError(
             f"eval.protocol='squeeze' resizes to each picture's own size, which mesh.spatial={spatial} cannot split; "
             "use whole with eval.image_size, or guide"
+        )
+    if any(scale != 1 for scale in config.eval.scales):
+        raise UserError(
+            f"eval.scales={tuple(config.eval.scales)} gives heights that mesh.spatial={spatial} does not divide; "
+            "leave one of them out"
         )
     fields = ("data.image_size", "eval.image_size") if config.eval.protocol == "whole" else ("data.image_size",)
     for field in fields:

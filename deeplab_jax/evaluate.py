@@ -81,6 +81,8 @@ def jit_eval_step(config: ConfigDict, model: DeepLabV3Plus, mesh: jax.sharding.M
         model,
         losses.make_loss(config.loss, num_classes=model.num_classes),
         protocol=config.eval.protocol,
+        scales=tuple(config.eval.scales),
+        flip=config.eval.flip,
         void=config.eval.void,
         mesh=mesh,
     )

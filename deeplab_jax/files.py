@@ -1,9 +1,21 @@
-"""Writing files whole or not at all."""
+"""Folders to write into, and files written whole or not at all."""
 
 import os
 import pathlib
 
 from deeplab_jax.errors import UserError
+
+
+def make_folder(folder: pathlib.Path, name: str) -> None:
+    """Makes a folder and those around it, if they are not there.
+
+    Raises:
+      UserError: it cannot be made; `name` tells what it is for.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{name} {folder} cannot be made: {error.strerror}") from None
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:

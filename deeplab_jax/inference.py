@@ -1,71 +1,96 @@
-"""From a picture of any size to labels at this size: what an evaluation protocol means for one picture."""
+"""What evaluation and prediction share: views of pictures, the average of what a network says of them, and sizes."""
 
-import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
-from ml_collections import ConfigDict
+from jaxtyping import Array, Float, UInt8
 
-from deeplab_jax import data, ops
+from deeplab_jax import ops
 from deeplab_jax.models import DeepLabV3Plus
 
-# Sizes are rounded up to multiples of it, so that pictures of many sizes share few compiled programs.
-_BUCKET = 64
+_STEP = 64  # sizes are rounded up to multiples of it, of more where pictures are large
+_STEPS_PER_OCTAVE = 4  # of sizes beyond eight times that step
 
 
-class PicturePredictor:
-    """Runs a network on single pictures as `config.eval.protocol` says, with one compiled program a size bucket.
+class View(NamedTuple):
+    """What the network says of one scaled, perhaps mirrored, version of a batch; not mirrored any more.
 
-    `whole` keeps a picture's size and pads it (one that is larger than `eval.image_size` is scaled down to fit);
-    `squeeze` and `guide` resize it to `data.image_size`. Labels come at the picture's own size in any case. They equal
-    those of an evaluation where both pad alike: under `whole`, with `eval.image_size` set; without it an evaluation
-    pads to its largest picture and this to the bucket, and image pooling sees the padding.
+    Attributes:
+      size: height and width of the network's input.
+      logits: at this size.
+      coarse: the same at the classifier's resolution.
     """
 
-    def __init__(self, model: DeepLabV3Plus, variables: Any, config: ConfigDict):
-        self._model, self._variables = model, variables
-        self._squeeze = None if config.eval.protocol == "whole" else tuple(config.data.image_size)
-        self._largest = None if config.eval.image_size is None else tuple(config.eval.image_size)
-        self._antialias = config.data.antialias
-        self._pad_color = data.pad_color(config.model.input_mean)
-
-    def __call__(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width"]:
-        """The label of every pixel."""
-        height, width = image.shape[:2]
-        network_input, extent = self._fit(image)
-        canvas = tuple(_round_up(size) for size in (height, width))
-        labels = self._run(
-            self._variables,
-            network_input[None],
-            np.array([extent], np.int32),
-            np.array([[height, width]], np.int32),
-            canvas,
-        )
-        return np.asarray(labels)[0, :height, :width]
-
-    def _fit(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """What the network sees, and which part of it, at the top left, is the picture."""
-        if self._squeeze is not None:
-            return data.resize_image(image, self._squeeze, antialias=self._antialias), self._squeeze
-        extent = image.shape[:2]
-        if self._largest is None:
-            return data.pad_to(image, [_round_up(size) + 1 for size in extent], self._pad_color), extent
-        factor = min(1.0, *(most / size for most, size in zip(self._largest, extent, strict=True)))
-        if factor < 1:
-            extent = tuple(max(1, math.floor(size * factor)) for size in extent)
-            image = data.resize_image(image, extent)
-        return data.pad_to(image, self._largest, self._pad_color), extent
-
-    @functools.partial(jax.jit, static_argnums=(0, 5))
-    def _run(self, variables, images, extents, sizes, canvas: Sequence[int]) -> jax.Array:
-        logits, _ = self._model.apply(variables, images, train=False)
-        return ops.predict_resized(logits.astype(jnp.float32), extents, sizes, canvas)
+    size: tuple[int, int]
+    logits: Float[Array, "batch height width classes"]
+    coarse: Float[Array, "batch _ _ classes"]
 
 
-def _round_up(size: int) -> int:
-    return math.ceil(size / _BUCKET) * _BUCKET
+def network_views(
+    model: DeepLabV3Plus,
+    variables: Any,
+    images: UInt8[Array | np.ndarray, "batch height width channels"],
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> Iterator[View]:
+    """The views of arXiv 1706.05587, section 4.1: pictures at several scales, each also mirrored left to right.
+
+    Padding belongs to the batch and is scaled and mirrored with it: at scale s a side of n pixels becomes
+    `scaled_size`, which keeps sizes of k * stride + 1 such where s allows. Scaling is bilinear at half-pixel centres
+    without antialiasing, of float values.
+
+    Args:
+      model: the network.
+      variables: its parameters and statistics.
+      images: RGB of range 0-255.
+      scales: factors of both sides.
+      flip: whether every scale is seen mirrored as well.
+    """
+    for size, scaled in ((scaled_size(images.shape[1:3], scale), images) for scale in scales):
+        if size != tuple(images.shape[1:3]):
+            scaled = ops.resize_bilinear(jnp.asarray(images, jnp.float32), size, formulation=model.formulation)
+        logits, endpoints = model.apply(variables, scaled, train=False)
+        yield View(size, logits, endpoints["logits"])
+        if flip:
+            logits, endpoints = model.apply(variables, scaled[:, :, ::-1], train=False)
+            yield View(size, logits[:, :, ::-1], endpoints["logits"][:, :, ::-1])
+
+
+def view_sizes(size: Sequence[int], scales: Sequence[float], flip: bool) -> list[tuple[int, int]]:
+    """Height and width of what the network sees in each of `network_views`."""
+    return [scaled_size(size, scale) for scale in scales for _ in range(1 + flip)]
+
+
+def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
+    """Height and width at a scale: `(n - 1) * scale + 1`, rounded, so that the corner pixels' centres scale."""
+    height, width = (max(1, round((extent - 1) * scale) + 1) for extent in size)
+    return height, width
+
+
+def average_probabilities(views: Sequence[Float[Array, "..."]], *, axis: int) -> Float[Array, "..."]:
+    """The mean of the views' softmax; `axis` holds the classes."""
+    return sum(jax.nn.softmax(logits, axis=axis) for logits in views) / len(views)
+
+
+def log_probabilities(probabilities: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Logits of given probabilities: their logarithm, where 0 becomes the least normal number.
+
+    The cross-entropy of these is that of the probabilities; a pixel adds 87.3 to it at most, in float32.
+    """
+    return jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))
+
+
+def bucket(extent: int) -> int:
+    """A height or width rounded up, so that pictures of many sizes share few compiled programs.
+
+    To multiples of 64 up to 512, of 128 up to 1024, of 256 up to 2048, and so on: 8 buckets up to 512, 4 more with each
+    doubling. Above 256, at most a quarter is added.
+    """
+    octave = math.ceil(math.log2(max(1, extent)))
+    step = max(_STEP, 2**octave // (2 * _STEPS_PER_OCTAVE))
+    return math.ceil(extent / step) * step

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from deeplab_jax import metrics, ops, sharding
+from deeplab_jax import inference, metrics, ops, sharding
 from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.train_state import TrainState
 
@@ -139,6 +139,8 @@ def make_eval_step(
     loss_fn: Callable,
     *,
     protocol: str,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
     void: str = "ignore",
     mesh: jax.sharding.Mesh | None = None,
 ) -> Callable:
@@ -148,6 +150,10 @@ def make_eval_step(
       model: the network.
       loss_fn: of `deeplab_jax.losses.make_loss`.
       protocol: `config.eval.protocol`; with `squeeze` the logits are resized to each picture's own size.
+      scales: of `config.eval`: with more than one view of a picture, `deeplab_jax.inference.network_views`, its logits
+        are resized to what is scored, and the class of the largest mean probability is predicted. The loss is that of
+        the mean probabilities.
+      flip: of `config.eval`: every scale is seen mirrored as well.
       void: what the confusion matrix does with void pixels.
       mesh: over which the variables are spread.
 
@@ -160,11 +166,22 @@ def make_eval_step(
     def eval_step(variables, batch: Batch) -> dict[str, Array]:
         if mesh is not None:
             variables = sharding.gather(variables, mesh)
-        logits, _ = model.apply(variables, batch["image"], train=False)
         labels, canvas = batch["label"], batch["label"].shape[1:3]
-        if protocol == "squeeze":
-            extents = jnp.broadcast_to(jnp.asarray(logits.shape[1:3], jnp.int32).reshape(1, 2), batch["size"].shape)
-            logits = ops.resize_to_sizes(logits, extents, batch["size"], canvas)
+        logits = []
+        for view in inference.network_views(model, variables, batch["image"], scales=scales, flip=flip):
+            scored = view.logits
+            if protocol == "squeeze":
+                extents = jnp.broadcast_to(jnp.asarray(view.size, jnp.int32).reshape(1, 2), batch["size"].shape)
+                scored = ops.resize_to_sizes(scored, extents, batch["size"], canvas)
+            elif view.size != tuple(canvas):
+                factors = jnp.asarray(view.size, scored.dtype) / jnp.asarray(canvas, scored.dtype)
+                extents = batch["size"].astype(scored.dtype) * factors.reshape(1, 2)
+                scored = ops.resize_to_sizes(scored, extents, batch["size"], canvas)
+            logits.append(scored)
+        if len(logits) == 1:
+            (logits,) = logits
+        else:
+            logits = inference.log_probabilities(inference.average_probabilities(logits, axis=-1))
         counted = inside(batch["size"], canvas) & batch["valid"].reshape(-1, 1, 1)
         loss_sum, loss_count = loss_fn(logits, labels, where=counted)
         prediction = jnp.argmax(logits, axis=-1).astype(jnp.uint8)

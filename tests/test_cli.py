@@ -20,6 +20,7 @@ COMMANDS = (
     ["train"],
     ["evaluate"],
     ["predict"],
+    ["benchmark-latency"],
     ["summary"],
     ["convert"],
     ["presets"],
@@ -84,6 +85,12 @@ def test_python_m_runs_the_command():
         (("data", "prepare", "sbd", "--sorce", "x"), "unknown argument --sorce"),
         (("evaluate", "--data", "sbd"), "one of the arguments --workdir --preset is required"),
         (("predict", "a.png", "--output", "o", "--workdir", "w", "--preset", "p"), "--preset: not allowed with"),
+        (("predict", "--output", "o"), "nothing to label: give pictures, folders, videos or --camera"),
+        (("predict", "a.png", "--output", "o", "--smooth", "0.5"), "--smooth is for videos, and there is none"),
+        (("predict", "a.png", "--output", "o", "--size", "257"), "'257' is not HEIGHTxWIDTH, for instance 257x257"),
+        (("predict", "a.png", "--output", "o", "--scales", "1,x"), "'1,x' is not a list of factors"),
+        (("predict", "a.mp4", "--output", "o", "--codec", "h264"), "invalid choice: 'h264'"),
+        (("benchmark-latency", "--batches", "1,0"), "'0' is not a number of at least 1"),
         (("convert", "x.pth", "--output", "o"), "required: --from"),
         (
             ("train", "--workdir", "w", "--config", "quickstart", "--config.data.batchsize=8"),
@@ -397,6 +404,16 @@ def test_a_mistake_with_a_pretrained_network_is_one_line(run, arguments, message
     monkeypatch.chdir(tmp_path)
     _fails_with_one_line(run(*arguments), message)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_network_named_the_packages_own_predicts(run, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("deeplab_jax.pretrained.DEFAULT_PRESET", str(trained))
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.png")
+    options = ["--scales", "1,1.5", "--classes", "disk,star", "--window", "32x32"]
+    code, _, err = run("predict", tmp_path / "a.png", "--output", tmp_path / "out", *options)
+    assert (code, err[-1]) == (0, f"1 masks and overlays in {tmp_path / 'out'}")
+    with Image.open(tmp_path / "out" / "a_mask.png") as mask:
+        assert set(np.unique(np.asarray(mask))) <= {1, 4}
 
 
 def test_a_preset_is_evaluated_and_predicts(run, trained, tmp_path):

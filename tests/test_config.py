@@ -296,6 +296,9 @@ def test_a_negative_duration_is_refused(unit):
         ("train.compute_dtype", "float16", "^train.compute_dtype='float16' does not exist; did you mean bfloat16?"),
         ("eval.protocol", "hole", "^eval.protocol='hole' does not exist; did you mean whole?"),
         ("eval.void", "ignored", "^eval.void='ignored' does not exist; did you mean ignore?"),
+        ("eval.scales", (), "^eval.scales=.* must be factors above 0, for instance"),
+        ("eval.scales", (1.0, 0.0), "^eval.scales=.1.0, 0.0. must be factors above 0, for instance"),
+        ("eval.scales", ("1",), "^eval.scales=.* must be factors above 0, for instance"),
         ("checkpoint.keep", 0, "^checkpoint.keep=0 must be at least 1"),
         ("log.every_steps", 0, "^log.every_steps=0 must be at least 1"),
         ("data.unreadable", "skp", "^data.unreadable='skp' does not exist; did you mean skip?"),
@@ -384,6 +387,7 @@ def test_a_picture_stays_in_one_process():
         ({"eval.image_size": None}, "^eval.image_size is not set; .* must be a multiple of 32"),
         ({"eval.protocol": "squeeze"}, "^eval.protocol='squeeze' .*mesh.spatial=4"),
         ({"model.align_corners": True}, "^model.align_corners=True .*mesh.spatial=4"),
+        ({"eval.scales": (0.75, 1.0)}, "^eval.scales=.0.75, 1.0. .*mesh.spatial=4"),
         ({"data.image_size": (64, 50), "eval.image_size": (96, 17)}, None),  # widths are free
         ({"eval.protocol": "guide", "eval.image_size": None}, None),
     ],

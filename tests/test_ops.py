@@ -265,6 +265,36 @@ def test_predict_resized_is_the_arg_max_of_the_resized_logits(block):
     np.testing.assert_array_equal(predictions, np.argmax(ops.resize_to_sizes(*arguments), axis=-1))
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("block", [8, 64])
+def test_strips_of_logits_at_the_classifiers_resolution_equal_resizing_twice(block, align_corners):
+    """Of two views: to the network's input, then to each picture's size; wherever strips begin, whatever they need."""
+    inputs = [(33, 45), (21, 25)]
+    coarse = [random((3, 9, 12, 5)).astype(np.float32), random((3, 6, 7, 5), seed=1).astype(np.float32)]
+    sizes = jnp.array([[133, 90], [33, 45], [7, 5]])  # grows so that strips need few rows, stays, shrinks
+    extents = [jnp.array([[33, 45], [20, 31], [33, 40]]), jnp.array([[21, 25], [13, 17], [21.0, 22.5]])]
+    canvas = (133, 90)
+    got = jax.jit(
+        lambda views: ops.map_resized(
+            views, extents, sizes, canvas, lambda strips: jnp.stack(strips, axis=-1),
+            inputs=inputs, align_corners=align_corners, block=block,
+        )
+    )(coarse)  # fmt: skip
+    assert got.shape == (3, 133, 5, 90, 2)
+    for view in range(2):
+        full = ops.resize_bilinear(jnp.asarray(coarse[view]), inputs[view], align_corners=align_corners)
+        expected = np.asarray(ops.resize_to_sizes(full, extents[view], sizes, canvas)).swapaxes(2, 3)
+        for i, (height, width) in enumerate(sizes.tolist()):
+            np.testing.assert_allclose(got[i, :height, :, :width, view], expected[i, :height, :, :width], **TOLERANCE)
+
+
+def test_arg_max_is_that_of_numpy_and_the_first_of_equal_scores():
+    scores = np.random.default_rng(0).integers(0, 4, (5, 40, 7)).astype(np.float32)
+    label, score = jax.jit(ops.arg_max)(scores)
+    np.testing.assert_array_equal(label, scores.argmax(axis=1))
+    np.testing.assert_array_equal(score, scores.max(axis=1))
+
+
 # Each operation where it has a formulation of its own: options, and shapes of the arguments. Batch 8, for 8 devices.
 FORMULATED = {
     "1x1": (ops.conv2d, {}, (8, 8, 6, 5), (1, 1, 5, 4)),

@@ -1,18 +1,22 @@
 """Prediction: every kind of picture at its own size, and the same labels that evaluation scores."""
 
+import dataclasses
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from conftest import make_folder, scene
 from PIL import Image
 
-from deeplab_jax import checkpoint, data, evaluate, metrics
+from deeplab_jax import checkpoint, data, evaluate, metrics, pretrained
 from deeplab_jax.data import pictures
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL, SYNTHETIC
+from deeplab_jax.models import build_model
 from deeplab_jax.predict import Predictor, find_pictures, predict_files
+from deeplab_jax.train_state import init_variables
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,194 @@ def test_a_picture_is_labelled_the_same_alone_and_among_others(predictor):
     alone = predictor([first])[0]
     assert np.array_equal(alone, predictor([second, first])[1])
     assert len(np.unique(alone)) > 1  # else any mix-up would go unnoticed
+
+
+# ---- Kinds of pictures and of results ----
+
+
+def test_paths_pillows_pictures_and_arrays_may_be_mixed(predictor, tmp_path):
+    upright = photo(45, 31)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(upright).copy()).save(tmp_path / "side.png", exif=exif)
+    with Image.open(tmp_path / "side.png") as opened:
+        masks = predictor([tmp_path / "side.png", upright, str(tmp_path / "side.png"), opened, photo(33, 47)])
+    assert [mask.shape for mask in masks] == [(45, 31)] * 4 + [(33, 47)]
+    for mask in masks[:4]:
+        assert np.array_equal(mask, masks[1])
+    assert np.array_equal(predictor.predict(tmp_path / "side.png").labels, masks[1])
+    masks[0][:] = 0  # they are the caller's
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([np.zeros((20, 20), np.uint8)], "^picture 0 is an array of uint8 and shape .20, 20.; give uint8 RGB"),
+        ([np.zeros((20, 20, 4), np.uint8)], "^picture 0 is an array of uint8 and shape"),
+        ([np.zeros((20, 20, 3))], "^picture 0 is an array of float64"),
+        ([np.zeros((0, 20, 3), np.uint8)], "^picture 0 is an array of uint8 and shape"),
+        (["nowhere/none.jpg"], "none.jpg does not exist"),
+        ("photo.jpg", "^give a list of pictures"),
+        (np.zeros((20, 20, 3), np.uint8), "^give a list of pictures"),
+    ],
+)
+def test_what_is_no_picture_is_named(predictor, images, message):
+    with pytest.raises(UserError, match=message):
+        predictor(images)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_labels_are_the_likeliest_classes_and_confidence_is_their_probability(trained, predictor, several):
+    if several:
+        predictor = Predictor.from_workdir(trained, scales=(1.0, 1.5))
+    picture = photo(46, 65)
+    result, full = predictor.predict(picture), predictor.predict(picture, probabilities=True)
+    assert result.probabilities is None
+    assert np.array_equal(result.labels, predictor([picture])[0])
+    assert np.array_equal(result.labels, full.labels)
+    assert full.probabilities.shape == (46, 65, SYNTHETIC.num_classes)
+    np.testing.assert_allclose(full.probabilities.sum(axis=-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(result.confidence, full.probabilities.max(axis=-1), rtol=1e-5)
+    chosen = np.take_along_axis(full.probabilities, full.labels[..., None].astype(int), axis=-1)[..., 0]
+    np.testing.assert_allclose(chosen, full.confidence, rtol=1e-5)
+    assert result.confidence.dtype == np.float32
+    assert np.ptp(result.confidence) > 0
+
+
+def test_among_chosen_classes_probabilities_are_shared_anew(trained, predictor):
+    picture = photo(46, 65)
+    among_all = predictor.predict(picture, probabilities=True).probabilities
+    config = checkpoint.read_config(trained)
+    config.eval.protocol, config.eval.image_size = "whole", (65, 65)
+    few = Predictor.from_workdir(trained, config, classes=["star", 0, "2"])
+    assert few.labels == SYNTHETIC
+    result = few.predict(picture, probabilities=True)
+    chosen = [0, 2, 4]
+    expected = among_all[..., chosen] / among_all[..., chosen].sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(result.probabilities[..., chosen], expected, rtol=1e-4)
+    assert not result.probabilities[..., [1, 3, 5]].any()
+    assert set(np.unique(result.labels)) <= set(chosen)
+    assert np.mean(result.labels == np.array(chosen)[expected.argmax(axis=-1)]) > 0.999  # ties within rounding
+
+
+def test_probabilities_of_several_views_are_the_mean_of_each(trained):
+    picture = photo(40, 52)
+
+    def probabilities(image, **options):
+        return Predictor.from_workdir(trained, **options).predict(image, probabilities=True).probabilities
+
+    one, other = probabilities(picture), probabilities(picture, scales=(0.5,))
+    assert np.abs(one - other).max() > 1e-3
+    np.testing.assert_allclose(probabilities(picture, scales=(1.0, 0.5)), (one + other) / 2, atol=1e-5)
+    mirrored = probabilities(picture[:, ::-1].copy())[:, ::-1]
+    np.testing.assert_allclose(probabilities(picture, flip=True), (one + mirrored) / 2, atol=1e-5)
+
+
+def test_the_size_of_the_networks_input_can_be_chosen(trained):
+    config = checkpoint.read_config(trained)
+    config.data.image_size = (48, 80)
+    picture = photo(60, 70)
+    expected = Predictor.from_workdir(trained, config).predict(picture)
+    result = Predictor.from_workdir(trained, size=(48, 80)).predict(picture)
+    np.testing.assert_array_equal(result.confidence, expected.confidence)
+    usual = Predictor.from_workdir(trained).predict(picture)
+    assert np.abs(usual.confidence - expected.confidence).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": ["strar"]}, "^class 'strar' does not exist; did you mean star?"),
+        ({"classes": [6]}, "^class '6' does not exist"),
+        ({"classes": []}, "^no classes to choose among"),
+        ({"scales": ()}, "^scales=.* must be factors above 0"),
+        ({"size": (64, 64), "window": (64, 64)}, "^size and window exclude each other"),
+        ({"size": (8, 64)}, "^size=.8, 64. must be .height, width., each at least the output stride 16"),
+        ({"window": (64,)}, "^window=.64,. must be .height, width."),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(trained, options, message):
+    with pytest.raises(UserError, match=message):
+        Predictor.from_workdir(trained, **options)
+
+
+# ---- Compilations ----
+
+
+def test_many_sizes_share_few_compiled_programs(trained, caplog):
+    """Twelve sizes lie in four pairs of buckets: one network, resized to four canvases; or four networks."""
+    sizes = [(50, 60), (64, 64), (33, 20), (10, 63), (70, 50), (100, 64), (128, 1)]
+    sizes += [(64, 65), (1, 128), (65, 65), (90, 127), (128, 128)]
+    config = checkpoint.read_config(trained)
+    config.eval.protocol = "whole"
+    counts = []
+    for predictor in (Predictor.from_workdir(trained), Predictor.from_workdir(trained, config)):
+        caplog.clear()
+        with jax.log_compiles():
+            masks = predictor([photo(*size) for size in sizes])
+        assert [mask.shape for mask in masks] == sizes
+        compiled = [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.msg]
+        counts.append(len(compiled))
+    assert counts == [1 + 4, 4 + 4]
+
+
+# ---- Windows and videos ----
+
+
+@pytest.fixture
+def sharp_network(trained):
+    """`predictor`'s network in float64 without image pooling, and its config: what it says of a pixel is local."""
+    network = pretrained.load(trained)
+    config = checkpoint.read_config(trained)
+    config.train.compute_dtype, config.model.image_pooling, config.model.atrous_rates = "float64", False, (1,)
+    config.eval.protocol = "whole"
+    model = build_model(config.model, network.labels.num_classes)
+    variables = init_variables(model, seed=3)
+    variables["params"]["classifier"]["kernel"] *= 30  # else all probabilities are nearly alike
+    return dataclasses.replace(network, variables=variables, model=config.model), config
+
+
+def test_windows_say_what_the_whole_picture_does_where_they_see_enough(sharp_network):
+    """Windows of 384 begin at 0 and 256. More than 150 pixels from a window's border its network sees all it can."""
+    network, config = sharp_network
+    picture = np.tile(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), (1, 10, 1))
+    with jax.enable_x64(True):
+        whole = Predictor.from_pretrained(network, config, size=(64, 640)).predict(picture, probabilities=True)
+        slid = Predictor.from_pretrained(network, config, window=(64, 384)).predict(picture, probabilities=True)
+    difference = np.abs(whole.probabilities - slid.probabilities).max(axis=(0, 2))
+    assert np.ptp(whole.probabilities) > 0.1
+    assert difference[:224].max() < 1e-9  # float64; what differs is the order of sums
+    assert difference[-224:].max() < 1e-9
+    assert 1e-6 < difference[224:-224].max() < 1  # where neither window sees enough
+    np.testing.assert_allclose(slid.probabilities.sum(axis=-1), 1, rtol=1e-9)
+
+
+def test_windows_compile_one_program_for_pictures_of_all_sizes(trained, caplog):
+    predictor = Predictor.from_workdir(trained, window=(48, 64))
+    with jax.log_compiles():
+        masks = predictor([photo(100, 150), photo(30, 20), photo(48, 64), photo(130, 40)])
+    assert [mask.shape for mask in masks] == [(100, 150), (30, 20), (48, 64), (130, 40)]
+    assert sum("Finished XLA compilation" in record.msg for record in caplog.records) == 2
+
+
+def test_smoothing_mixes_what_the_network_says_of_frames(predictor):
+    one, other = photo(46, 65), photo(46, 65)[:, ::-1].copy()
+    expected = predictor([one, other])
+    assert not np.array_equal(*expected)
+    plain, slow = predictor.smoothed(1), predictor.smoothed(1e-6)
+    assert all(np.array_equal(plain(frame), mask) for frame, mask in zip((one, other), expected, strict=True))
+    assert all(np.array_equal(slow(frame), expected[0]) for frame in (one, other, other))
+    half = predictor.smoothed(0.5)
+    assert np.array_equal(half(one), expected[0])
+    for _ in range(40):
+        label_map = half(other)
+    assert np.array_equal(label_map, expected[1])  # what is left of the first frame is rounded away
+    for alpha in (0, 1.1):
+        with pytest.raises(UserError, match=f"^smoothing by {alpha} is not above 0 and at most 1"):
+            predictor.smoothed(alpha)
+
+
+# ---- Files ----
 
 
 def _save_kinds(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
@@ -176,14 +368,16 @@ def photos(tmp_path_factory) -> pathlib.Path:
     return root / "data"
 
 
+@pytest.mark.parametrize("views", [{}, {"scales": (1.0, 1.25), "flip": True}], ids=["one view", "four views"])
 @pytest.mark.parametrize(("protocol", "image_size"), [("whole", (65, 65)), ("squeeze", None)], ids=["whole", "squeeze"])
-def test_predicted_masks_score_what_evaluation_says(workdir, photos, protocol, image_size):
+def test_predicted_masks_score_what_evaluation_says(workdir, photos, protocol, image_size, views):
     config = checkpoint.read_config(workdir)
+    config.eval.update(views)
     config.data.name, config.data.data_dir = "folder", str(photos)
     config.eval.protocol, config.eval.image_size, config.eval.void = protocol, image_size, "ignore"
     scored = evaluate.evaluate_workdir(workdir, config=config, split="val")
 
-    predictor = Predictor.from_workdir(workdir, config)
+    predictor = Predictor.from_workdir(workdir, config, **views)
     source = data.open_source("folder", "val", data_dir=photos)
     sizes, confusion = set(), np.zeros((SYNTHETIC.num_classes,) * 2, np.int64)
     for i in range(len(source)):

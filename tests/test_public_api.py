@@ -20,6 +20,7 @@ def test_import_brings_nothing_heavy():
 def test_public_names_are_the_things_of_their_modules():
     homes = {
         "DeepLabV3Plus": "models",
+        "Prediction": "predict",
         "Predictor": "predict",
         "evaluate_workdir": "evaluate",
         "from_preset": "pretrained",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from deeplab_jax import losses, optimizer
+from deeplab_jax import losses, ops, optimizer
 from deeplab_jax.config import base_config
 from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.steps import inside, make_eval_step, make_train_step, train_compiler_options
@@ -197,6 +197,37 @@ def test_squeezed_logits_come_back_at_the_pictures_size(jitted):
         got = np.asarray(report["prediction"][i, :height, :width])
         # Two classes may tie within rounding at a pixel or two.
         assert (got == np.asarray(expected)).mean() > 0.99
+
+
+@pytest.mark.parametrize("protocol", ["whole", "squeeze"])
+def test_several_views_are_scored_by_their_mean_probabilities(jitted, protocol):
+    model, state, _ = jitted
+    loss_fn = losses.make_loss(base_config().loss, num_classes=CLASSES)
+    step = jax.jit(make_eval_step(model, loss_fn, protocol=protocol, scales=(1.0, 1.5), flip=True))
+    sizes = np.array([[24, 24], [20, 13]], np.int32)
+    batch = random_batch(2) | {"size": sizes, "valid": np.array([True, True])}
+    report = step(state.variables, batch)
+    loss_sum, count, confusion = 0.0, 0, np.zeros((CLASSES, CLASSES), int)
+    for i, (height, width) in enumerate(sizes.tolist()):
+        mean = 0
+        for side in (24, 35):  # 1.5 * 23 + 1 is 35.5
+            image = jax.image.resize(
+                batch["image"][i : i + 1].astype(np.float32), (1, side, side, 3), "bilinear", antialias=False
+            )
+            for mirror in (1, -1):
+                logits = model.apply(state.variables, image[:, :, ::mirror], train=False)[0][:, :, ::mirror]
+                part = (side, side) if protocol == "squeeze" else (height * side / 24, width * side / 24)
+                logits = ops.resize_to_sizes(logits, jnp.array([part]), jnp.array([[height, width]]), (24, 24))
+                mean += jax.nn.softmax(logits[0, :height, :width]) / 4
+        label = batch["label"][i, :height, :width]
+        labelled = label != 255
+        mean, label = np.asarray(mean)[labelled], label[labelled]
+        loss_sum -= np.log(mean[np.arange(len(label)), label]).sum()
+        count += len(label)
+        np.add.at(confusion, (label, mean.argmax(axis=-1)), 1)
+    assert int(report["loss_count"]) == count
+    np.testing.assert_allclose(report["loss_sum"], loss_sum, rtol=1e-5)  # float32, in another order
+    assert np.abs(np.asarray(report["confusion"]) - confusion).sum() <= 4  # a pixel or two where classes tie
 
 
 def test_inside_marks_each_pictures_own_pixels():

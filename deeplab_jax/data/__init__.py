@@ -4,7 +4,7 @@ import os
 import pathlib
 
 from deeplab_jax.config import suggest
-from deeplab_jax.data.pictures import PICTURE_SUFFIXES, read_picture
+from deeplab_jax.data.pictures import PICTURE_SUFFIXES, Picture, as_picture, read_picture
 from deeplab_jax.data.pipeline import decode_example, decoded, eval_batches, pad_color, train_batches
 from deeplab_jax.data.sources.synthetic import SPLIT_SIZES, SyntheticSource
 from deeplab_jax.data.transforms import pad_to, resize_image
@@ -13,6 +13,8 @@ from deeplab_jax.errors import UserError
 __all__ = [
     "PICTURE_SUFFIXES",
     "SOURCES",
+    "Picture",
+    "as_picture",
     "decode_example",
     "decoded",
     "default_data_dir",

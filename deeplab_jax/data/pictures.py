@@ -1,6 +1,7 @@
 """Reading and encoding pictures and label maps, exactly, with errors that name the file."""
 
 import io
+import os
 import pathlib
 import warnings
 
@@ -14,6 +15,9 @@ from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
+# A file, a PIL picture, or RGB pixels. Any array: `as_picture` says what is wrong with it.
+Picture = str | os.PathLike | Image.Image | np.ndarray
+
 _ORIENTATION_TAG = 0x0112
 
 
@@ -24,6 +28,25 @@ def read_picture(path: pathlib.Path) -> UInt8[np.ndarray, "height width 3"]:
       UserError: the file is missing, truncated or no picture.
     """
     return np.asarray(_upright_rgb(_open(path), path))
+
+
+def as_picture(image: Picture, name: str) -> UInt8[np.ndarray, "height width 3"]:
+    """RGB pixels of a picture in whatever form: what `read_picture` makes of a file or a PIL picture, an array itself.
+
+    Raises:
+      UserError: it is no picture; `name` tells which.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_picture(pathlib.Path(image))
+    if isinstance(image, Image.Image):
+        return np.asarray(_upright_rgb(image, name))
+    if not isinstance(image, np.ndarray):
+        raise UserError(f"{name} is a {type(image).__name__}; give a path, a PIL picture or an array")
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise UserError(
+            f"{name} is an array of {image.dtype} and shape {image.shape}; give uint8 RGB of (height, width, 3)"
+        )
+    return image
 
 
 def encode_picture(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
@@ -140,7 +163,7 @@ def _open(path: pathlib.Path) -> Image.Image:
         raise UserError(f"picture {path} cannot be read: {error}; it is truncated or no picture") from None
 
 
-def _upright_rgb(image: Image.Image, path: pathlib.Path) -> Image.Image:
+def _upright_rgb(image: Image.Image, path: pathlib.Path | str) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255
         values = np.asarray(image).astype(np.uint32)

@@ -9,13 +9,16 @@ another axis, and asks other devices for a few rows at most. All formulations of
 from deeplab_jax.ops.conv import conv2d, depthwise_conv2d
 from deeplab_jax.ops.padding import PADDINGS, explicit_padding
 from deeplab_jax.ops.pool import max_pool
-from deeplab_jax.ops.resize import predict_resized, resize_bilinear, resize_to_sizes
+from deeplab_jax.ops.resize import resize_bilinear, resize_to_sizes
+from deeplab_jax.ops.strips import arg_max, map_resized, predict_resized
 
 __all__ = [
     "PADDINGS",
+    "arg_max",
     "conv2d",
     "depthwise_conv2d",
     "explicit_padding",
+    "map_resized",
     "max_pool",
     "predict_resized",
     "resize_bilinear",

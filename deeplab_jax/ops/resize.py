@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Shaped
 
 from deeplab_jax.ops.platform import UNCHANGED, on_cpu
 
@@ -77,8 +77,8 @@ def resize_bilinear(
 
 def resize_to_sizes(
     x: Float[Array, "batch height width channels"],
-    extents: Int[Array, "batch 2"],
-    sizes: Int[Array, "batch 2"],
+    extents: Shaped[Array, "batch 2"],
+    sizes: Shaped[Array, "batch 2"],
     canvas: Sequence[int],
 ) -> Float[Array, "batch canvas_height canvas_width channels"]:
     """Resizes the top left part of each element to a size of its own (half-pixel bilinear), on a common canvas.
@@ -92,36 +92,9 @@ def resize_to_sizes(
         its border.
       canvas: height and width of the result.
     """
-    rows = _half_pixel_weights(x.shape[1], extents[:, 0], sizes[:, 0], canvas[0], x.dtype)
-    columns = _half_pixel_weights(x.shape[2], extents[:, 1], sizes[:, 1], canvas[1], x.dtype)
+    rows = half_pixel_weights(x.shape[1], extents[:, 0], sizes[:, 0], canvas[0], x.dtype)
+    columns = half_pixel_weights(x.shape[2], extents[:, 1], sizes[:, 1], canvas[1], x.dtype)
     return jax.vmap(lambda image, row, column: _apply(image[None], row, column)[0])(x, rows, columns)
-
-
-def predict_resized(
-    logits: Float[Array, "batch height width classes"],
-    extents: Int[Array, "batch 2"],
-    sizes: Int[Array, "batch 2"],
-    canvas: Sequence[int],
-    *,
-    block: int = 64,
-) -> UInt8[Array, "batch canvas_height canvas_width"]:
-    """The arg max over classes of `resize_to_sizes`, computed `block` rows at a time.
-
-    Full-size logits of a large photo would take gigabytes; this never holds more than a strip of them.
-    """
-    rows = _half_pixel_weights(logits.shape[1], extents[:, 0], sizes[:, 0], canvas[0], logits.dtype)
-    columns = _half_pixel_weights(logits.shape[2], extents[:, 1], sizes[:, 1], canvas[1], logits.dtype)
-    strips = -(-canvas[0] // block)
-    rows = jnp.pad(rows, ((0, 0), (0, strips * block - canvas[0]), (0, 0)))
-
-    def predict_strip(strip):
-        some = lax.dynamic_slice_in_dim(rows, strip * block, block, axis=1)
-        resized = jax.vmap(lambda image, row, column: _apply(image[None], row, column)[0])(logits, some, columns)
-        return jnp.argmax(resized, axis=-1).astype(jnp.uint8)
-
-    labels = lax.map(predict_strip, jnp.arange(strips))  # strips batch block width
-    labels = jnp.moveaxis(labels, 0, 1).reshape(len(logits), strips * block, canvas[1])
-    return labels[:, : canvas[0]]
 
 
 def _apply(x, rows, columns):
@@ -138,10 +111,18 @@ def _triangle(positions, last, size, dtype):
     return jnp.maximum(0, 1 - jnp.abs(positions - grid)).astype(dtype)
 
 
-def _half_pixel_weights(size, extents, out_sizes, canvas, dtype):
+def half_pixel_weights(size, extents, out_sizes, canvas, dtype):
+    """Weights (batch, canvas, size) that resize the first `extents` of `size` pixels to the first `out_sizes`."""
     extents, out_sizes = extents.astype(dtype)[:, None], out_sizes.astype(dtype)[:, None]
     out = jnp.minimum(jnp.arange(canvas, dtype=dtype)[None], out_sizes - 1)
     return _triangle((out + 0.5) * (extents / out_sizes) - 0.5, extents - 1, size, dtype)
+
+
+def axis_weights(size, out_size, dtype, *, align_corners):
+    """Weights (out_size, size) of one axis of `resize_bilinear`."""
+    if align_corners:
+        return _align_corners_weights(size, out_size, dtype)
+    return half_pixel_weights(size, jnp.array([size]), jnp.array([out_size]), out_size, dtype)[0]
 
 
 def _align_corners_weights(size, out_size, dtype):

@@ -18,6 +18,7 @@ from deeplab_jax.train_state import TrainState, init_variables
 
 __all__ = [
     "BACKBONE_FIELDS",
+    "DEFAULT_PRESET",
     "FORMATS",
     "PretrainedNetwork",
     "from_preset",
@@ -27,6 +28,9 @@ __all__ = [
     "merge",
     "preset_config",
 ]
+
+# What labels pictures where nothing else is named; it comes with the package.
+DEFAULT_PRESET = "deeplab_v3_plus_efficientnet_lite0_pascalvoc"
 
 # What `deeplab-jax convert --from` and presets know: the module of this package whose `load(path)` reads it.
 FORMATS = {

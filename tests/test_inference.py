@@ -1,0 +1,145 @@
+"""What evaluation and prediction share, and sliding windows."""
+
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax import inference, windows
+from deeplab_jax.config import base_config
+from deeplab_jax.models import build_model
+from deeplab_jax.train_state import init_variables
+
+CLASSES = 4
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A small network without image pooling, whose logits differ from pixel to pixel, and its parameters."""
+    config = base_config()
+    config.model.backbone = "resnet10_v1_slim"
+    config.model.atrous_rates = (1,)
+    config.model.image_pooling = False
+    config.model.aspp_channels = config.model.decoder_channels = config.model.low_level_channels = 8
+    model = build_model(config.model, CLASSES)
+    variables = init_variables(model, seed=1)
+    variables["params"]["classifier"]["kernel"] *= 100  # else all probabilities are nearly alike
+    return model, variables
+
+
+def pictures(height: int, width: int, count: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+# ---- Sizes ----
+
+
+def test_sizes_of_strides_plus_one_stay_such_at_quarter_scales():
+    assert [inference.scaled_size((513, 257), scale) for scale in (0.5, 0.75, 1, 1.25, 1.75)] == [
+        (257, 129), (385, 193), (513, 257), (641, 321), (897, 449),
+    ]  # fmt: skip
+    assert inference.scaled_size((3, 1), 0.1) == (1, 1)
+
+
+def test_buckets_hold_their_sizes_add_little_and_are_few():
+    extents = range(1, 4097)
+    buckets = [inference.bucket(extent) for extent in extents]
+    assert all(extent <= size for extent, size in zip(extents, buckets, strict=True))
+    assert all(size - extent < max(64, extent / 4) for extent, size in zip(extents, buckets, strict=True))
+    assert [len({size for size in buckets if size <= most}) for most in (512, 1024, 2048, 4096)] == [8, 12, 16, 20]
+    assert buckets == sorted(buckets)
+
+
+# ---- Views ----
+
+
+def test_views_are_what_the_network_says_of_scaled_and_mirrored_pictures(network):
+    model, variables = network
+    images = pictures(33, 49, count=2)
+    views = list(inference.network_views(model, variables, images, scales=(1.0, 0.5), flip=True))
+    assert (
+        [view.size for view in views]
+        == inference.view_sizes((33, 49), (1.0, 0.5), True)
+        == 2 * [(33, 49)] + 2 * [(17, 25)]
+    )
+    small = jax.image.resize(images.astype(np.float32), (2, 17, 25, 3), "bilinear", antialias=False)
+    for view, seen, mirrored in zip(views, (images, images, small, small), (False, True) * 2, strict=True):
+        logits, endpoints = model.apply(variables, seen[:, :, ::-1] if mirrored else seen, train=False)
+        for got, expected in ((view.logits, logits), (view.coarse, endpoints["logits"])):
+            # Rounding of one network, twice; logits are of the order of ten.
+            np.testing.assert_allclose(got, expected[:, :, ::-1] if mirrored else expected, atol=1e-3)
+    assert np.abs(views[0].logits - views[1].logits).max() > 0.1  # mirroring matters
+
+
+def test_the_mean_of_views_is_of_probabilities():
+    views = [np.array([[0.0, 10.0]]), np.array([[3.0, 0.0]])]
+    mean = inference.average_probabilities(views, axis=1)
+    expected = [(1 / (1 + np.exp(10)) + 1 / (1 + np.exp(-3))) / 2]
+    np.testing.assert_allclose(mean[:, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(inference.log_probabilities(mean)), mean, rtol=1e-6)
+    assert np.isfinite(inference.log_probabilities(np.zeros((1, 2), np.float32))).all()
+
+
+# ---- Windows ----
+
+
+@pytest.mark.parametrize("extent", [1, 96, 97, 100, 112, 160, 161, 500, 1023])
+@pytest.mark.parametrize(("window", "stride"), [(96, 16), (97, 16), (64, 32), (16, 8)])
+def test_windows_cover_a_picture_overlap_by_a_third_and_end_with_it(extent, window, stride):
+    starts = windows.window_starts(extent, window, stride)
+    assert starts[0] == 0
+    assert all(start % stride == 0 for start in starts)
+    hops = np.diff(starts)
+    assert all(hops > 0)
+    assert all(hops <= max(stride, 2 / 3 * window))
+    end = starts[-1] + window
+    assert end >= extent
+    assert len(starts) == 1 or end - extent < stride
+
+
+def test_windows_keep_the_alignment_of_features():
+    assert windows.window_size((257, 256), 16, align_corners=False) == (272, 256)
+    assert windows.window_size((257, 256), 16, align_corners=True) == (257, 257)
+    assert windows.window_size((8, 9), 8, align_corners=False) == (16, 16)  # one stride could not overlap
+
+
+@pytest.mark.parametrize("starts", [[0], [0, 48], [0, 48, 96, 160]])
+def test_weights_add_up_to_one_and_vanish_at_borders_within_the_picture(starts):
+    window = 96
+    weights = windows.blending_weights(starts, window)
+    total = np.zeros(starts[-1] + window)
+    for start, profile in zip(starts, weights, strict=True):
+        total[start : start + window] += profile
+    np.testing.assert_allclose(total, 1, rtol=1e-12)
+    assert weights.min() >= 0
+    for profile in weights[1:]:
+        assert not profile[:8].any()
+    for profile in weights[:-1]:
+        assert not profile[-8:].any()
+
+
+def neighbourhood(pixels: np.ndarray) -> np.ndarray:
+    """Two classes' scores (height, classes, width) of 15x15 neighbourhoods; beyond the border there is nothing."""
+    padded = np.pad(pixels[..., 0].astype(np.float64), 7)
+    sums = np.lib.stride_tricks.sliding_window_view(padded, (15, 15)).sum(axis=(2, 3)) / 255 / 225
+    return np.stack([sums, 1 - sums], axis=1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(250, 304), (96, 96), (40, 200)])
+def test_what_sees_no_further_than_the_margin_is_as_of_the_whole_picture(height, width):
+    """Seven pixels are less than the twelfth of a window of 96, so that every window's say is of what it sees whole."""
+    (image,) = pictures(height, width)
+    seen = []
+
+    def predict(pixels):
+        seen.append(pixels.shape)
+        return neighbourhood(pixels)
+
+    strips = [
+        strip.copy()
+        for strip in windows.blended_strips(image, (96, 96), predict, output_stride=16, pad_color=(0, 0, 0))
+    ]
+    assert set(seen) == {(96, 96, 3)}
+    assert max(len(strip) for strip in strips) <= 96  # what is held at a time
+    np.testing.assert_allclose(np.concatenate(strips), neighbourhood(image), rtol=1e-12)
+    if height > 96:
+        assert len(strips) > 2
