@@ -25,6 +25,9 @@ _CONFIG_HELP = """configs:
 
 # Of deeplab_jax.pretrained.FORMATS, which takes seconds to import: --help must not wait for it.
 _FORMATS = "kerascv, kerashub, torchvision, smp, timm, efficientnet-lite, tflite or tf-deeplab"
+# Of deeplab_jax.export.FORMATS, for the same reason.
+_EXPORT_FORMATS = ("stablehlo", "savedmodel", "tflite", "onnx")
+_ANY = "any"
 
 _SUPERVISED = "DEEPLAB_JAX_SUPERVISED"  # set in the processes that deeplab_jax.supervise started
 
@@ -287,6 +290,33 @@ def _aot(args: argparse.Namespace, rest: Sequence[str], console: Console) -> Non
         checkpoint.write_json(args.json, values)
 
 
+def _export(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # a program is written, for all platforms; nothing runs
+    from deeplab_jax import export, pretrained
+
+    network = pretrained.load(args.workdir if args.preset is None else args.preset, console=console)
+    size, batch = args.size, args.batch
+    if size is None:
+        size = network.image_size
+    if batch is None and args.to == "tflite":
+        batch = 1
+    options = export.ExportOptions(
+        size=None if size == _ANY else size,
+        batch=None if batch == _ANY else batch,
+        argmax=args.argmax,
+        uint8=args.uint8,
+    )
+    values = export.export_network(network, args.to, args.output, options)
+    given, made = ("x".join(map(str, values[side]["shape"])) for side in ("input", "output"))
+    console.print(
+        f"{args.output}: {values['input']['dtype']} pictures {given} to {values['output']['dtype']} "
+        f"{values['output']['contents']} {made}; described in {export.metadata_path(args.to, args.output)}",
+        soft_wrap=True,
+    )
+
+
 def _data_prepare(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
     from deeplab_jax.data.prepare import prepare
 
@@ -326,6 +356,20 @@ def _data_show(args: argparse.Namespace, rest: Sequence[str], console: Console) 
     images, label_maps = zip(*data.decoded(source, [i * len(source) // count for i in range(count)]), strict=True)
     visualize.plot_segmentation_mask_gallery(images, label_maps, labels=source.labels, path=args.output)
     console.print(f"{count} of {len(source)} examples of {args.name}/{args.split} in {args.output}", soft_wrap=True)
+
+
+def _size(text: str) -> tuple[int, int] | str:
+    if text == _ANY:
+        return text
+    height, width = (int(extent) for extent in text.split("x"))
+    return height, width
+
+
+def _count(text: str) -> int | str:
+    return text if text == _ANY else int(text)
+
+
+_size.__name__, _count.__name__ = "HxW", "count"  # what argparse calls them where it refuses a value
 
 
 def _report(scores: dict, workdir: pathlib.Path | None, console: Console) -> None:
@@ -415,6 +459,21 @@ def _parser() -> argparse.ArgumentParser:
     aot.add_argument("--inference", action="store_true", help="the evaluation's step instead of the training's")
     aot.add_argument("--classes", type=int, default=21, help="default: 21")
     aot.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write it all here")
+
+    export = add(commands, "export", _export, "Write a trained network for another runtime; see docs/export.md.")
+    export.add_argument(
+        "--to", required=True, choices=_EXPORT_FORMATS, metavar="FORMAT", help=", ".join(_EXPORT_FORMATS)
+    )
+    _add_network(export)
+    export.add_argument(
+        "--output", type=pathlib.Path, required=True, metavar="PATH", help="file; of savedmodel a folder"
+    )
+    export.add_argument(
+        "--size", type=_size, metavar="HxW|any", help="of the pictures; default: the network's own, any if it has none"
+    )
+    export.add_argument("--batch", type=_count, metavar="N|any", help="pictures a call; default: any, of tflite 1")
+    export.add_argument("--argmax", action="store_true", help="uint8 labels come out instead of float32 logits")
+    export.add_argument("--uint8", action="store_true", help="pictures go in as uint8 instead of float32")
 
     convert = add(commands, "convert", _convert, "Turn another framework's file into a folder that --preset takes.")
     convert.add_argument("file", type=pathlib.Path, metavar="FILE")

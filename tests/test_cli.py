@@ -20,6 +20,7 @@ COMMANDS = (
     ["evaluate"],
     ["predict"],
     ["summary"],
+    ["export"],
     ["convert"],
     ["presets"],
     ["data"],

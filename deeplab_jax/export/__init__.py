@@ -93,6 +93,8 @@ def _write_folder(output: pathlib.Path, save, description: str) -> None:
         path.write_text(description)
         os.replace(temporary, output)
     except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror}; check the folder and the disk's free space") from error
+        raise UserError(
+            f"cannot write {output}: {error.strerror}; check the folder and the disk's free space"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

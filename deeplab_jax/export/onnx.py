@@ -9,8 +9,7 @@ jax2onnx would do more than is needed here, but its releases (0.17.1 in October 
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +25,7 @@ _IR_VERSION = 8  # of the same release
 
 
 def to_onnx(program: Program, metadata: dict[str, str]) -> bytes:
-    """A model with the input `images` and the output `logits` or `labels`. Pictures have one size; the batch may be any.
+    """A model with the input `images` and the output `logits` or `labels`; pictures have one size, any number of them.
 
     Args:
       program: what is exported.
@@ -37,11 +36,12 @@ def to_onnx(program: Program, metadata: dict[str, str]) -> bytes:
     """
     onnx = _onnx()
     traced = jax.make_jaxpr(program.function)(program.pictures())
-    graph = _Graph()
+    # In one compiled program: on their own, hundreds of small operations would be compiled one after the other.
+    constants = jax.jit(lambda consts: _constants(traced.jaxpr, consts, [_PICTURES])[0])(traced.consts)
+    graph = _Graph(constants)
     (images,) = traced.jaxpr.invars
-    values = graph.run(traced.jaxpr, traced.consts, [Tensor("images", images.aval, tuple(range(images.aval.ndim)))])
+    (result,) = graph.run(traced.jaxpr, [Tensor("images", images.aval, tuple(range(images.aval.ndim)))])
     name = "labels" if program.options.argmax else "logits"
-    (result,) = values
     stored = graph.stored(result, tuple(range(result.aval.ndim)))
     graph.node("Identity", [stored], output=name)
 
@@ -88,38 +88,72 @@ class Node:
     attributes: dict[str, Any]
 
 
-class _Graph:
-    """Nodes and initialisers, in the order in which they were made."""
+_PICTURES = object()  # a value that depends on pictures, while constants are computed
 
-    def __init__(self):
+
+def _constants(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """What the equations that depend on pictures read besides, in their order; and the values of the program."""
+    known = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
+
+    def read(variable):
+        return variable.val if isinstance(variable, core.Literal) else known[variable]
+
+    found = []
+    for equation in jaxpr.eqns:
+        operands = [read(variable) for variable in equation.invars]
+        inner = _inner(equation)
+        if inner is not None:
+            more, results = _constants(inner.jaxpr, inner.consts, operands)
+            found += more
+        elif any(operand is _PICTURES for operand in operands):
+            found += [operand for operand in operands if operand is not _PICTURES]
+            results = [_PICTURES] * len(equation.outvars)
+        else:
+            results = equation.primitive.bind(*operands, **equation.params)
+            results = results if equation.primitive.multiple_results else [results]
+        known.update(zip(equation.outvars, results, strict=True))
+    return found, [read(variable) for variable in jaxpr.outvars]
+
+
+def _inner(equation: core.JaxprEqn) -> core.ClosedJaxpr | None:
+    """The program that an equation calls, if it does nothing else."""
+    return equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+
+
+class _Graph:
+    """Nodes and initialisers, in the order in which they were made. `constants` are those of `_constants`."""
+
+    def __init__(self, constants: Iterable[Array]):
+        self._constants = iter(constants)
         self._nodes: dict[str, Node] = {}  # by output
         self._arrays: dict[str, np.ndarray] = {}
         self._stored: dict[tuple[str, tuple[int, ...]], str] = {}
 
-    def run(self, jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-        """Translates a traced program; its values, each a `Tensor` or, where no picture is part of it, an array."""
-        known = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
+    def run(self, jaxpr: core.Jaxpr, arguments: Sequence[Any]) -> list[Any]:
+        """Translates a traced program, given and giving a `Tensor` for all that depends on pictures."""
+        known = {}
+        for variable, argument in zip(jaxpr.invars, arguments, strict=True):
+            if isinstance(argument, Tensor):
+                known[variable] = argument
 
         def read(variable):
-            return variable.val if isinstance(variable, core.Literal) else known[variable]
+            return None if isinstance(variable, core.Literal) else known.get(variable)
 
         for equation in jaxpr.eqns:
             operands = [read(variable) for variable in equation.invars]
-            known.update(zip(equation.outvars, self._apply(equation, operands), strict=True))
+            if any(operand is not None for operand in operands):
+                known.update(zip(equation.outvars, self._translate(equation, operands), strict=True))
         return [read(variable) for variable in jaxpr.outvars]
 
-    def _apply(self, equation: core.JaxprEqn, operands: list[Any]) -> list[Any]:
-        primitive, params = equation.primitive, equation.params
-        if not any(isinstance(operand, Tensor) for operand in operands):
-            functions, bound = primitive.get_bind_params(params)
-            result = primitive.bind(*functions, *operands, **bound)
-            return list(result) if primitive.multiple_results else [result]
-        inner = params.get("jaxpr") or params.get("call_jaxpr")
+    def _translate(self, equation: core.JaxprEqn, operands: list[Tensor | None]) -> list[Tensor | None]:
+        inner = _inner(equation)
         if inner is not None:
-            return self.run(inner.jaxpr, inner.consts, operands)
-        if primitive.name not in _TRANSLATIONS:
-            raise UserError(f"the operation {primitive.name} of this network has no translation into ONNX")
-        return [_TRANSLATIONS[primitive.name](self, equation.outvars[0].aval, operands, params)]
+            return self.run(inner.jaxpr, operands)
+        name = equation.primitive.name
+        if name not in _TRANSLATIONS:
+            raise UserError(f"the operation {name} of this network has no translation into ONNX")
+        operands = [np.asarray(next(self._constants)) if operand is None else operand for operand in operands]
+        return [_TRANSLATIONS[name](self, equation.outvars[0].aval, operands, equation.params)]
 
     def node(self, kind: str, inputs: Sequence[str], *, output: str | None = None, **attributes: Any) -> str:
         """Adds a node; the name of what it makes."""
@@ -180,8 +214,7 @@ def _operand(graph, operand, places) -> str:
     """Of an element-wise node over tensors with these places."""
     if isinstance(operand, Tensor):
         return graph.stored(operand, places)
-    value = np.asarray(operand)
-    return graph.array(value if value.ndim == 0 else value.transpose(np.argsort(places)))
+    return graph.array(operand if operand.ndim == 0 else operand.transpose(np.argsort(places)))
 
 
 def _subtract(graph, aval, operands, params):
@@ -189,25 +222,25 @@ def _subtract(graph, aval, operands, params):
     if isinstance(other, Tensor):
         return _elementwise("Sub")(graph, aval, operands, params)
     # onnxruntime merges additions with the convolution before them, but no subtractions.
-    return _elementwise("Add")(graph, aval, [tensor, -np.asarray(other)], params)
+    return _elementwise("Add")(graph, aval, [tensor, -other], params)
 
 
 def _maximum(graph, aval, operands, params):
     tensor, other = operands
-    if not isinstance(other, Tensor) and np.all(np.asarray(other) == 0):
+    if not isinstance(other, Tensor) and not np.any(other):
         return Tensor(graph.node("Relu", [tensor.name]), aval, tensor.places)
     return _elementwise("Max")(graph, aval, operands, params)
 
 
 def _minimum(graph, aval, operands, params):
     tensor, other = operands
-    if isinstance(other, Tensor) or np.ndim(other) != 0:
+    if isinstance(other, Tensor) or other.ndim:
         return _elementwise("Min")(graph, aval, operands, params)
     made_by, bounds = graph.producer(tensor), [""]
     source = tensor.name
     if made_by is not None and made_by.kind == "Relu":
         source, bounds = made_by.inputs[0], [graph.array(np.zeros((), aval.dtype))]
-    return Tensor(graph.node("Clip", [source, *bounds, graph.array(np.asarray(other))]), aval, tensor.places)
+    return Tensor(graph.node("Clip", [source, *bounds, graph.array(other)]), aval, tensor.places)
 
 
 def _cast(graph, aval, operands, params):
@@ -221,7 +254,7 @@ def _convolution(graph, aval, operands, params):
     numbers = params["dimension_numbers"]
     if isinstance(kernel, Tensor) or set(params["lhs_dilation"]) != {1} or params["batch_group_count"] != 1:
         raise UserError("a convolution of this network has no translation into ONNX")
-    kernel = np.asarray(kernel).transpose(numbers.rhs_spec)
+    kernel = kernel.transpose(numbers.rhs_spec)
     before, after = zip(*params["padding"], strict=True)
     name = graph.node(
         "Conv",
@@ -259,10 +292,9 @@ def _product(graph, aval, operands, params):
     swapped = not isinstance(first, Tensor)
     if swapped:
         first, second, left, right = second, first, right, left
-    if isinstance(second, Tensor) or np.ndim(second) != 2 or len(left) != 1 or left_batch or right_batch:
+    if isinstance(second, Tensor) or second.ndim != 2 or len(left) != 1 or left_batch or right_batch:
         raise UserError("a matrix product of this network has no translation into ONNX")
-    matrix = np.asarray(second)
-    matrix = matrix if right[0] == 0 else matrix.T  # what is summed over, what comes out
+    matrix = second if right[0] == 0 else second.T  # what is summed over, what comes out
     (axis,), rank = left, first.aval.ndim
     if first.places[axis] == rank - 1:
         name = graph.node("MatMul", [first.name, graph.array(matrix)])
@@ -304,7 +336,9 @@ def _broadcast(graph, aval, operands, params):
     new = [axis for axis in range(aval.ndim) if axis not in axes]
     if new:
         name = graph.node("Unsqueeze", [name, graph.array(np.asarray(new))])
-    grown = [(axis, axis not in axes or tensor.aval.shape[axes.index(axis)] != size) for axis, size in enumerate(aval.shape)]
+    grown = [
+        (axis, axis not in axes or tensor.aval.shape[axes.index(axis)] != size) for axis, size in enumerate(aval.shape)
+    ]
     target = [aval.shape[axis] if grows else 1 for axis, grows in grown]
     if any(size != 1 for size in target):
         name = graph.node("Expand", [name, graph.array(np.asarray(target))])
@@ -328,7 +362,9 @@ def _slice(graph, aval, operands, params):
     if not cut:
         return tensor
     return Tensor(
-        graph.node("Slice", [tensor.name, *(graph.array(np.asarray(column)) for column in columns)]), aval, tensor.places
+        graph.node("Slice", [tensor.name, *(graph.array(np.asarray(column)) for column in columns)]),
+        aval,
+        tensor.places,
     )
 
 
@@ -375,6 +411,6 @@ def _onnx():
         import onnx
     except ImportError as error:
         raise UserError(
-            f"the package onnx cannot be imported ({error}); install the extra: pip install 'deeplab_jax[onnx]'"
+            f"the package onnx cannot be imported ({error}); install the extra: pip install 'deeplab_jax[export]'"
         ) from None
     return onnx
