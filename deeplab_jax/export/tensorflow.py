@@ -20,7 +20,6 @@ def save_saved_model(program: Program, folder: pathlib.Path) -> None:
     function = _convert(tf, program, PLATFORMS)
     module = tf.Module()
     module.serving = function
-    # What TensorFlow says of a signature that starts with no variable and of an asset that is not there is no news.
     tf.saved_model.save(module, os.fspath(folder), signatures={"serving_default": function.get_concrete_function()})
 
 
