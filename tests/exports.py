@@ -27,14 +27,13 @@ def network(**fields) -> PretrainedNetwork:
 
 
 def with_random_variables(network: PretrainedNetwork) -> PretrainedNetwork:
-    """The network with kernels that keep the variance, statistics near those of such kernels, and sharp logits."""
+    """The network with kernels that keep the variance, and norms that are not the identity."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
         name = path[-1].key
         if name == "kernel":
-            deviation = np.sqrt(2 / np.prod(leaf.shape[:3])) * (10 if path[1].key == "classifier" else 1)
-            value = deviation * rng.standard_normal(leaf.shape)
+            value = np.sqrt(2 / np.prod(leaf.shape[:3])) * rng.standard_normal(leaf.shape)
         elif name in ("scale", "var"):
             value = rng.uniform(0.5, 1.5, leaf.shape)
         else:

@@ -15,7 +15,7 @@ from deeplab_jax.export.program import make_program
 from deeplab_jax.labels import SYNTHETIC
 from deeplab_jax.pretrained import PretrainedNetwork, native
 
-# Float32 rounding of two formulations, of logits that reach ten or more.
+# Float32 rounding of two formulations, of logits that reach some units.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
 

@@ -62,7 +62,7 @@ def test_logits_are_those_of_jax(file_format, network, tmp_path):
     images = exports.noise(2, 33, 47)
     logits, expected = exports.run_exported(file_format, path, images), exports.logits(network, images)
     assert (logits.dtype, logits.shape) == (np.float32, (2, 33, 47, 6))
-    # Float32 rounding of other kernels, in other orders, of logits that reach ten and more.
+    # Float32 rounding of other kernels, in other orders, of logits that reach some units.
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     assert np.ptp(expected) > 1
     values = json.loads(export.metadata_path(file_format, path).read_text())
