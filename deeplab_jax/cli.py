@@ -32,6 +32,10 @@ _FORMATS = "kerascv, kerashub, torchvision, smp, timm, efficientnet-lite, tflite
 _VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 _CODECS = ("mpeg4", "vp9")
 
+# Of deeplab_jax.export.FORMATS, for the same reason.
+_EXPORT_FORMATS = ("stablehlo", "savedmodel", "tflite", "onnx")
+_ANY = "any"
+
 _SUPERVISED = "DEEPLAB_JAX_SUPERVISED"  # set in the processes that deeplab_jax.supervise started
 
 
@@ -295,19 +299,12 @@ def _convert(args: argparse.Namespace, rest: Sequence[str], console: Console) ->
 
     network = import_file(args.file, args.format)
     if args.size is not None:
-        network = dataclasses.replace(network, image_size=_size(args.size))
+        network = dataclasses.replace(network, image_size=args.size)
     native.save(network, args.output, half=args.half)
     for line in network.report:
         console.print(line, soft_wrap=True)
     what = f"{network.labels.num_classes} classes" if network.labels else "a backbone alone"
     console.print(f"{network.model.backbone}, {what}, in {args.output}", soft_wrap=True)
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if match is None:
-        raise UsageError(f"--size {text} is no HEIGHTxWIDTH such as 321x321")
-    return int(match[1]), int(match[2])
 
 
 def _presets(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
@@ -350,6 +347,33 @@ def _aot(args: argparse.Namespace, rest: Sequence[str], console: Console) -> Non
     )
     if args.json is not None:
         checkpoint.write_json(args.json, values)
+
+
+def _export(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # a program is written, for all platforms; nothing runs
+    from deeplab_jax import export, pretrained
+
+    network = pretrained.load(args.workdir if args.preset is None else args.preset, console=console)
+    size, batch = args.size, args.batch
+    if size is None:
+        size = network.image_size
+    if batch is None and args.to == "tflite":
+        batch = 1
+    options = export.ExportOptions(
+        size=None if size == _ANY else size,
+        batch=None if batch == _ANY else batch,
+        argmax=args.argmax,
+        uint8=args.uint8,
+    )
+    values = export.export_network(network, args.to, args.output, options)
+    given, made = ("x".join(map(str, values[side]["shape"])) for side in ("input", "output"))
+    console.print(
+        f"{args.output}: {values['input']['dtype']} pictures {given} to {values['output']['dtype']} "
+        f"{values['output']['contents']} {made}; described in {export.metadata_path(args.to, args.output)}",
+        soft_wrap=True,
+    )
 
 
 def _data_prepare(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
@@ -488,13 +512,33 @@ def _parser() -> argparse.ArgumentParser:
     aot.add_argument("--classes", type=int, default=21, help="default: 21")
     aot.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write it all here")
 
+    export = add(commands, "export", _export, "Write a trained network for another runtime; see docs/export.md.")
+    export.add_argument(
+        "--to", required=True, choices=_EXPORT_FORMATS, metavar="FORMAT", help=", ".join(_EXPORT_FORMATS)
+    )
+    _add_network(export)
+    export.add_argument(
+        "--output", type=pathlib.Path, required=True, metavar="PATH", help="file; of savedmodel a folder"
+    )
+    export.add_argument(
+        "--size",
+        type=_size_or_any,
+        metavar="HxW|any",
+        help="of the pictures; default: the network's own, any if it has none",
+    )
+    export.add_argument(
+        "--batch", type=_count_or_any, metavar="N|any", help="pictures a call; default: any, of tflite 1"
+    )
+    export.add_argument("--argmax", action="store_true", help="uint8 labels come out instead of float32 logits")
+    export.add_argument("--uint8", action="store_true", help="pictures go in as uint8 instead of float32")
+
     convert = add(
         commands, "convert", _convert, "Turn another framework's file, or a run, into a folder that --preset takes."
     )
     convert.add_argument("file", type=pathlib.Path, metavar="FILE|FOLDER")
     convert.add_argument("--from", dest="format", required=True, metavar="FORMAT", help=_FORMATS)
     convert.add_argument("--output", type=pathlib.Path, required=True, metavar="FOLDER")
-    convert.add_argument("--size", metavar="HEIGHTxWIDTH", help="that pictures get for the network; default: as it was")
+    convert.add_argument("--size", type=_size, metavar="HxW", help="of the network's input; default: as it was")
     convert.add_argument("--half", action="store_true", help="kernels as float16: half the size, read as float32")
 
     add(commands, "presets", _presets, "List the pretrained networks: from where, with which score on what.")
@@ -570,6 +614,10 @@ def _size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
+def _size_or_any(text: str) -> tuple[int, int] | str:
+    return text if text == _ANY else _size(text)
+
+
 def _sizes(text: str) -> list[tuple[int, int]]:
     return [_size(item) for item in text.split(",")]
 
@@ -578,6 +626,10 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
+
+
+def _count_or_any(text: str) -> int | str:
+    return text if text == _ANY else _count(text)
 
 
 def _counts(text: str) -> list[int]:

@@ -22,6 +22,7 @@ COMMANDS = (
     ["predict"],
     ["benchmark-latency"],
     ["summary"],
+    ["export"],
     ["convert"],
     ["presets"],
     ["data"],
@@ -388,7 +389,7 @@ def test_a_run_becomes_a_folder_to_hand_on(run, trained, tmp_path):
         assert (folder / name).read_bytes() == (again / name).read_bytes()
     code, _, err = run("convert", "--from", "workdir", trained, "--size", "48", "--output", tmp_path / "other")
     assert code == 2
-    assert "--size 48 is no HEIGHTxWIDTH such as 321x321" in err[-1]
+    assert "'48' is not HEIGHTxWIDTH, for instance 257x257" in err[-1]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from deeplab_jax.ops.padding import explicit_padding
+from deeplab_jax.ops.padding import explicit_padding, lax_padding
 from deeplab_jax.ops.platform import UNCHANGED, on_cpu
 
 
@@ -30,9 +30,10 @@ def max_pool(
     out_size = [-(-extent // stride) for extent in x.shape[1:3]]
 
     def plain(x):
-        return lax.reduce_window(
-            x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), ((0, 0), *pads, (0, 0))
-        )  # -inf is the identity that lax differentiates
+        around = lax_padding(padding, pads)
+        around = around if isinstance(around, str) else ((0, 0), *around, (0, 0))
+        # -inf is the identity that lax differentiates
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), around)
 
     def plain_backward(x, cotangent):
         return jax.vjp(plain, x)[1](cotangent)
