@@ -234,6 +234,26 @@ def _predict(args: argparse.Namespace, rest: Sequence[str], console: Console) ->
     console.print(f"{len(written) // 2} masks and overlays in {args.output}", soft_wrap=True)
 
 
+def _demo(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    for option, value in (("--max-megabytes", args.max_megabytes), ("--max-megapixels", args.max_megapixels)):
+        if value < 1:
+            raise UsageError(f"{option} {value} must be at least 1")
+    if not 0 <= args.port < 2**16:
+        raise UsageError(f"--port {args.port} must be between 0 and 65535")
+    _use_compilation_cache()
+    from deeplab_jax import demo_page
+
+    demo_page.serve(
+        args.preset,
+        args.workdir,
+        host=args.host,
+        port=args.port,
+        max_bytes=args.max_megabytes * 10**6,
+        max_pixels=args.max_megapixels * 10**6,
+        console=console,
+    )
+
+
 def _convert(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
     from deeplab_jax.pretrained import import_file, native
 
@@ -383,6 +403,20 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("inputs", nargs="+", type=pathlib.Path, metavar="IMAGE|FOLDER")
     _add_network(predict)
     predict.add_argument("--output", type=pathlib.Path, required=True, help="folder for the results")
+
+    demo = add(commands, "demo", _demo, "Serve a page on this machine where networks can be tried on pictures.")
+    demo.add_argument(
+        "--preset",
+        nargs="+",
+        default=[],
+        metavar="NAME|FOLDER",
+        help="first in the page's menu; presets that are on this disk are in it anyway",
+    )
+    demo.add_argument("--workdir", type=pathlib.Path, help="of a training run, likewise")
+    demo.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, which other machines do not reach")
+    demo.add_argument("--port", type=int, default=7860, help="default: 7860; 0 for any free one")
+    demo.add_argument("--max-megabytes", type=int, default=32, metavar="N", help="of an uploaded file; default: 32")
+    demo.add_argument("--max-megapixels", type=int, default=25, metavar="N", help="of a picture; default: 25")
 
     summary = add(
         commands, "summary", _summary, "Parameters and multiply-adds of a config's network.", takes_config=True

@@ -120,17 +120,13 @@ def fetch_preset(preset: Preset, console: Console | None = None) -> pathlib.Path
         be.
     """
     console = console or Console(quiet=True)
-    cached = cache_folder() / preset.file
-    if cached.is_file():
-        return _verified(cached, preset, console)
-    if preset.package is not None and (path := _find_package_file(preset)):
+    path = find_file(preset)
+    if path is not None:
         return _verified(path, preset, console)
-    mirror = os.environ.get("DEEPLAB_JAX_MIRROR")
-    if mirror and urllib.parse.urlsplit(mirror).scheme not in ("http", "https"):
+    cached, mirror = cache_folder() / preset.file, os.environ.get("DEEPLAB_JAX_MIRROR")
+    if mirror and not _is_web_address(mirror):
         path = _mirror_folder(mirror) / preset.file
-        if not path.is_file():
-            raise UserError(f"DEEPLAB_JAX_MIRROR={mirror} has no {preset.file}; {_by_hand(preset, path)}")
-        return _verified(path, preset, console)
+        raise UserError(f"DEEPLAB_JAX_MIRROR={mirror} has no {preset.file}; {_by_hand(preset, path)}")
     if preset.package is not None and not mirror:
         raise UserError(f"preset {preset.name} comes with a package; {_by_hand(preset, cached)}")
     if preset.digest is None:
@@ -148,6 +144,23 @@ def fetch_preset(preset: Preset, console: Console | None = None) -> pathlib.Path
         otherwise = f"{_by_hand(preset, cached)}, or set DEEPLAB_JAX_MIRROR to a folder or address that has it"
         download(url, cached, digest=preset.digest, size=preset.size, otherwise=otherwise, progress=progress)
     return cached
+
+
+def find_file(preset: Preset) -> pathlib.Path | None:
+    """The preset's file if it is on this disk, not verified: in the cache, in its package, or in a mirror folder.
+
+    Raises:
+      UserError: $DEEPLAB_JAX_MIRROR is no folder and no address.
+    """
+    cached = cache_folder() / preset.file
+    if cached.is_file():
+        return cached
+    if preset.package is not None and (path := _find_package_file(preset)):
+        return path
+    mirror = os.environ.get("DEEPLAB_JAX_MIRROR")
+    if mirror and not _is_web_address(mirror) and (path := _mirror_folder(mirror) / preset.file).is_file():
+        return path
+    return None
 
 
 def presets_table() -> Table:
@@ -203,6 +216,10 @@ def _as_at_first_use(path: pathlib.Path, preset: Preset, console: Console) -> pa
             f"{path} is not the file that was used before (sha256 noted in {noted}); if it is right, remove the note"
         )
     return path
+
+
+def _is_web_address(mirror: str) -> bool:
+    return urllib.parse.urlsplit(mirror).scheme in ("http", "https")
 
 
 def _mirror_folder(mirror: str) -> pathlib.Path:
