@@ -28,8 +28,11 @@ _DELETE_AFTER = (600, 3600)  # seconds: how often files of the page are looked t
 _FONT = ("system-ui", "sans-serif")  # of the visitor's machine: a web font would be fetched
 _CSS = pathlib.Path(__file__).with_suffix(".css")
 
+_HEAD = "<h1>deeplab_jax</h1> <p>What is where in a picture. Nothing leaves the machine that serves this page.</p>"
+_HINT = '<p class="time">The first picture of a size takes longer: the network is compiled for it.</p>'
+
 # What a browser may fetch, and from where: this server, whatever a release of Gradio asks for.
-_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'"
+_POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'"
 
 
 def serve(
@@ -57,8 +60,6 @@ def serve(
       UserError: Gradio is not installed, the address cannot be bound, or a network cannot be loaded.
     """
     _import_gradio()
-    import uvicorn
-
     with _bound(host, port) as listener, tempfile.TemporaryDirectory(prefix="deeplab_jax_demo_") as folder:
         networks = demo.Networks(demo.networks_here(named, workdir), max_pixels=max_pixels)
         labels = [networks.labels(name) for name in networks.names[: max(1, len(named) + (workdir is not None))]]
@@ -68,6 +69,8 @@ def serve(
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         console.print(f"open http://{shown}:{port} in a browser; Ctrl-C ends it", soft_wrap=True)
+        import uvicorn
+
         # Without a limit, the end would wait for browsers to let go of their connections.
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn ends, then raises the signal again
@@ -75,9 +78,7 @@ def serve(
             uvicorn.Server(config).run(sockets=[listener])
 
 
-def build_app(
-    networks: demo.Networks, *, max_bytes: int, examples: Sequence[pathlib.Path] = ()
-) -> "fastapi.FastAPI":
+def build_app(networks: demo.Networks, *, max_bytes: int, examples: Sequence[pathlib.Path] = ()) -> "fastapi.FastAPI":
     """The page as an ASGI application.
 
     Args:
@@ -93,12 +94,7 @@ def build_app(
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
-    @app.middleware("http")
-    async def keep_requests_here(request: fastapi.Request, call_next: Any) -> fastapi.Response:
-        response = await call_next(request)
-        response.headers["Content-Security-Policy"] = _POLICY
-        return response
-
+    app.add_middleware(_KeepRequestsHere)
     return gradio.mount_gradio_app(
         app,
         _blocks(gradio, networks, max_bytes, examples),
@@ -137,20 +133,33 @@ def respond(networks: demo.Networks, picture: str | None, name: str) -> tuple[An
     return result.overlay, mask, _report(result)
 
 
-def _blocks(
-    gradio: Any, networks: demo.Networks, max_bytes: int, examples: Sequence[pathlib.Path]
-) -> "gradio.Blocks":
+class _KeepRequestsHere:
+    """ASGI middleware that tells the browser to ask nobody else."""
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"content-security-policy", _POLICY)]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_policy)
+
+
+def _blocks(gradio: Any, networks: demo.Networks, max_bytes: int, examples: Sequence[pathlib.Path]) -> "gradio.Blocks":
     kinds = f"JPEG, PNG, WebP, BMP or TIFF, up to {max_bytes / 1e6:g} MB and {networks.max_pixels / 1e6:g} megapixels"
     with gradio.Blocks(
         title="deeplab_jax", analytics_enabled=False, fill_width=True, delete_cache=_DELETE_AFTER
     ) as blocks:
-        gradio.HTML("<h1>deeplab_jax</h1><p>What is where in a picture. It stays on this machine.</p>", elem_id="head")
+        gradio.HTML(_HEAD, elem_id="head", padding=False)
         with gradio.Row(equal_height=False):
             with gradio.Column(scale=1, min_width=280):
                 picture = gradio.Image(
                     type="filepath",
                     image_mode=None,
-                    sources=["upload", "clipboard"],
+                    sources=["upload"],
                     label="Picture",
                     height=240,
                     buttons=[],
@@ -159,7 +168,7 @@ def _blocks(
                 )
                 # Gradio's own opens the file with Pillow; read_picture does, and says what is wrong with it.
                 picture.preprocess = lambda payload: payload and payload.path
-                gradio.HTML(f"<p>{kinds}</p>", elem_id="kinds")
+                gradio.HTML(f"<p>{kinds}</p>", elem_id="kinds", padding=False)
                 network = gradio.Dropdown(list(networks.names), label="Network", filterable=False, elem_id="network")
                 button = gradio.Button("Label the picture", variant="primary", elem_id="run")
                 if examples:
@@ -172,13 +181,17 @@ def _blocks(
                             format="png",
                             interactive=False,
                             buttons=["download", "fullscreen"],
+                            alt_text=alt_text,
                             elem_id=label.lower(),
                             elem_classes="result",
                             min_width=240,
                         )
-                        for label in ("Overlay", "Mask")
+                        for label, alt_text in (
+                            ("Overlay", "The picture tinted with its classes"),
+                            ("Mask", "The class of every pixel, as a colour"),
+                        )
                     )
-                report = gradio.HTML(elem_id="report")
+                report = gradio.HTML(_HINT, elem_id="report", padding=False)
         button.click(
             lambda picture, name: respond(networks, picture, name),
             [picture, network],
@@ -196,7 +209,7 @@ def _report(result: demo.Segmentation) -> str:
         f"{_seconds(seconds)} to {what}"
         for seconds, what in (
             (result.load_seconds, "read the network"),
-            (result.compile_seconds, "compile it for this size"),
+            (result.compile_seconds, "compile the network for this size"),
         )
         if seconds >= 0.1
     ]

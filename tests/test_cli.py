@@ -19,6 +19,7 @@ COMMANDS = (
     ["train"],
     ["evaluate"],
     ["predict"],
+    ["demo"],
     ["summary"],
     ["convert"],
     ["presets"],
@@ -83,6 +84,8 @@ def test_python_m_runs_the_command():
         (("data", "prepare", "sbd", "--sorce", "x"), "unknown argument --sorce"),
         (("evaluate", "--data", "sbd"), "one of the arguments --workdir --preset is required"),
         (("predict", "a.png", "--output", "o", "--workdir", "w", "--preset", "p"), "--preset: not allowed with"),
+        (("demo", "--port", "70000"), "--port 70000 must be between 0 and 65535"),
+        (("demo", "--max-megapixels", "0"), "--max-megapixels 0 must be at least 1"),
         (("convert", "x.pth", "--output", "o"), "required: --from"),
         (
             ("train", "--workdir", "w", "--config", "quickstart", "--config.data.batchsize=8"),
