@@ -196,6 +196,7 @@ def _blocks(gradio: Any, networks: demo.Networks, max_bytes: int, examples: Sequ
             lambda picture, name: respond(networks, picture, name),
             [picture, network],
             [overlay, mask, report],
+            show_progress_on=[overlay, mask],
             concurrency_limit=_CONCURRENT,
             api_visibility="private",
         )

@@ -1,5 +1,6 @@
 """The demo's server as a user starts it, and its page in headless Chromium."""
 
+import base64
 import contextlib
 import io
 import json
@@ -101,11 +102,29 @@ class Page:
         """Asks for the labels."""
         self.driver.find_element(By.CSS_SELECTOR, "#run").click()
 
+    def label(self, path: pathlib.Path) -> str:
+        """Uploads a file, clicks, and returns what the page reports once it shows the result."""
+        self.upload(path)
+        self.wait("#picture img")
+        self.click()
+        report = self.wait("#report .time", "labelled in")
+        self.wait("#overlay img")
+        self.wait("#mask img")
+        return report
+
     def pixels(self, kind: str) -> Image.Image:
         """The picture that `overlay` or `mask` shows, as it was served."""
         source = self.driver.find_element(By.CSS_SELECTOR, f"#{kind} img").get_attribute("src")
         with urllib.request.urlopen(source, timeout=60) as response:
             return Image.open(io.BytesIO(response.read()))
+
+    def screenshot(self) -> Image.Image:
+        """The page from its top to just below its content."""
+        bottom = "document.querySelector('.gradio-container > main').lastElementChild.getBoundingClientRect().bottom"
+        size = self.driver.execute_script(f"return [window.innerWidth, {bottom}]")
+        clip = {"x": 0, "y": 0, "width": size[0], "height": size[1] + 20, "scale": 1}
+        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
+        return Image.open(io.BytesIO(base64.b64decode(shot["data"])))
 
     def requests(self) -> list[str]:
         """The address of everything the page has asked for."""

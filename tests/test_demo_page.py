@@ -40,17 +40,6 @@ def make_photo(path: pathlib.Path, height: int, width: int, seed: int = 3) -> pa
     return path
 
 
-def label(page: Page, path: pathlib.Path) -> str:
-    """What the page reports of a picture; returns when it shows it."""
-    page.upload(path)
-    page.wait("#picture img")
-    page.click()
-    report = page.wait("#report .time", "labelled in")
-    page.wait("#overlay img")
-    page.wait("#mask img")
-    return report
-
-
 def check(page: Page, path: pathlib.Path, predictor: Predictor) -> None:
     """Every pixel is compared: the page serves PNG."""
     image = data.read_picture(path)
@@ -68,7 +57,7 @@ def check(page: Page, path: pathlib.Path, predictor: Predictor) -> None:
 def test_a_picture_is_uploaded_labelled_and_shown_and_nobody_else_is_asked(address, predictor, tmp_path):
     path = make_photo(tmp_path / "photo.png", 150, 201)
     with Page(address) as page:
-        report = label(page, path)
+        report = page.label(path)
         assert "201 x 150 pixels labelled in" in report
         check(page, path, predictor)
         asked = page.requests()
@@ -85,14 +74,14 @@ def test_a_photo_that_lies_on_its_side_is_shown_upright(address, predictor, tmp_
     exif[0x0112] = 6
     Image.fromarray(scene(3, 90, 120)[0]).save(tmp_path / "portrait.jpg", exif=exif)
     with Page(address) as page:
-        assert "90 x 120 pixels labelled in" in label(page, tmp_path / "portrait.jpg")
+        assert "90 x 120 pixels labelled in" in page.label(tmp_path / "portrait.jpg")
         check(page, tmp_path / "portrait.jpg", predictor)
 
 
 def test_a_real_photo_is_labelled(address, predictor, shared):
     path = min((shared / "data" / "voc_subset").rglob("*.jpg"))
     with Page(address) as page:
-        label(page, path)
+        page.label(path)
         check(page, path, predictor)
 
 
@@ -130,7 +119,7 @@ def test_what_is_too_large_or_damaged_is_said_on_the_page_and_the_next_picture_w
         page.wait("#report .problem", "Picture damaged.jpg cannot be read")
         page.open(address)
         photo = make_photo(tmp_path / "photo.png", 110, 140)
-        label(page, photo)
+        page.label(photo)
         check(page, photo, predictor)
 
 
@@ -153,7 +142,7 @@ def test_a_file_of_too_many_bytes_is_refused_by_the_page_and_by_the_server(addre
 
 def test_a_phone_shows_it_without_scrolling_sideways(address, tmp_path):
     with Page(address, width=390, height=844) as page:
-        label(page, make_photo(tmp_path / "photo.png", 110, 140))
+        page.label(make_photo(tmp_path / "photo.png", 110, 140))
         width = page.driver.execute_script("return document.documentElement.scrollWidth")
         assert width == 390
         assert page.driver.execute_script("return document.querySelector('#overlay img').clientWidth") > 250
