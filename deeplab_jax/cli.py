@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import os
 import pathlib
-import re
 import sys
 import time
 import traceback
@@ -294,6 +293,26 @@ def _benchmark_latency(args: argparse.Namespace, rest: Sequence[str], console: C
         checkpoint.write_json(args.json, {"results": [result._asdict() for result in results]})
 
 
+def _demo(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    for option, value in (("--max-megabytes", args.max_megabytes), ("--max-megapixels", args.max_megapixels)):
+        if value < 1:
+            raise UsageError(f"{option} {value} must be at least 1")
+    if not 0 <= args.port < 2**16:
+        raise UsageError(f"--port {args.port} must be between 0 and 65535")
+    _use_compilation_cache()
+    from deeplab_jax import demo_page
+
+    demo_page.serve(
+        args.preset,
+        args.workdir,
+        host=args.host,
+        port=args.port,
+        max_bytes=args.max_megabytes * 10**6,
+        max_pixels=args.max_megapixels * 10**6,
+        console=console,
+    )
+
+
 def _convert(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
     from deeplab_jax.pretrained import import_file, native
 
@@ -478,6 +497,20 @@ def _parser() -> argparse.ArgumentParser:
     latency.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
     latency.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the results here")
 
+    demo = add(commands, "demo", _demo, "Serve a page on this machine where networks can be tried on pictures.")
+    demo.add_argument(
+        "--preset",
+        nargs="+",
+        default=[],
+        metavar="NAME|FOLDER",
+        help="first in the page's menu; presets that are on this disk are in it anyway",
+    )
+    demo.add_argument("--workdir", type=pathlib.Path, help="of a training run, likewise")
+    demo.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, which other machines do not reach")
+    demo.add_argument("--port", type=int, default=7860, help="default: 7860; 0 for any free one")
+    demo.add_argument("--max-megabytes", type=int, default=32, metavar="N", help="of an uploaded file; default: 32")
+    demo.add_argument("--max-megapixels", type=int, default=25, metavar="N", help="of a picture; default: 25")
+
     summary = add(
         commands, "summary", _summary, "Parameters and multiply-adds of a config's network.", takes_config=True
     )
@@ -524,11 +557,9 @@ def _parser() -> argparse.ArgumentParser:
         "--size",
         type=_size_or_any,
         metavar="HxW|any",
-        help="of the pictures; default: the network's own, any if it has none",
+        help="of the pictures; default: the network's own, else any",
     )
-    export.add_argument(
-        "--batch", type=_count_or_any, metavar="N|any", help="pictures a call; default: any, of tflite 1"
-    )
+    export.add_argument("--batch", type=_count_or_any, metavar="N|any", help="pictures a call; default: any, tflite 1")
     export.add_argument("--argmax", action="store_true", help="uint8 labels come out instead of float32 logits")
     export.add_argument("--uint8", action="store_true", help="pictures go in as uint8 instead of float32")
 

@@ -21,6 +21,7 @@ COMMANDS = (
     ["evaluate"],
     ["predict"],
     ["benchmark-latency"],
+    ["demo"],
     ["summary"],
     ["export"],
     ["convert"],
@@ -92,6 +93,8 @@ def test_python_m_runs_the_command():
         (("predict", "a.png", "--output", "o", "--scales", "1,x"), "'1,x' is not a list of factors"),
         (("predict", "a.mp4", "--output", "o", "--codec", "h264"), "invalid choice: 'h264'"),
         (("benchmark-latency", "--batches", "1,0"), "'0' is not a number of at least 1"),
+        (("demo", "--port", "70000"), "--port 70000 must be between 0 and 65535"),
+        (("demo", "--max-megapixels", "0"), "--max-megapixels 0 must be at least 1"),
         (("convert", "x.pth", "--output", "o"), "required: --from"),
         (
             ("train", "--workdir", "w", "--config", "quickstart", "--config.data.batchsize=8"),
