@@ -30,7 +30,7 @@ class Chip:
     topology_options: tuple[tuple[str, str], ...] = ()
 
 
-# By the name that topologies have. The pages were read as published in 2025 and 2026.
+#: By the name that topologies have. The pages were read as published in 2025 and 2026.
 CHIPS = {
     "v4": Chip(
         flops=275e12,

@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.config import MESH_AXES, mesh_sizes
 
-# Mesh axes that the batch is split over.
+#: Mesh axes that the batch is split over.
 BATCH_AXES = ("data", "fsdp")
 
-# By its path in the train state, which axes of an array may be split over `fsdp`: the first that divides is. A kernel
-# is (height, width, input features, features); the rest are vectors of features. A pattern is the last part of a path.
+#: By its path in the train state, which axes of an array may be split over `fsdp`: the first that divides is. A kernel
+#: is (height, width, input features, features); the rest are vectors of features. A pattern is the last part of a path.
 RULES = (
     (r"kernel", (3, 2)),
     (r"bias|scale|mean|var", (0,)),

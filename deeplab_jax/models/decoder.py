@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from deeplab_jax.models.layers import ConvNormAct, Layers
 
+#: Values of `model.decoder`.
 DECODERS = ("paper", "separable", "kerascv", "torchvision", "smp", "none")
 
 

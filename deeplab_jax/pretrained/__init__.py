@@ -29,7 +29,7 @@ __all__ = [
     "preset_config",
 ]
 
-# What `deeplab-jax convert --from` knows: the module of this package whose `load(path)` reads it.
+#: What `deeplab-jax convert --from` knows: the module of this package whose `load(path)` reads it.
 FORMATS = {
     "kerascv": "kerascv",
     "kerashub": "kerashub",
@@ -41,8 +41,8 @@ FORMATS = {
     "tf-deeplab": "tf_deeplab",
 }
 
-# Fields of config.model that change what a backbone computes with the same parameters. The others either change the
-# parameters, which the merge sees, or are free to choose: the output stride, how logits are resized.
+#: Fields of config.model that change what a backbone computes with the same parameters. The others either change the
+#: parameters, which the merge sees, or are free to choose: the output stride, how logits are resized.
 BACKBONE_FIELDS = (
     "backbone", "width_multiplier", "padding", "backbone_norm_epsilon", "input_mean", "input_std",
 )  # fmt: skip
