@@ -89,7 +89,7 @@ def base_config() -> ConfigDict:
     train.remat = "none"  # none | activations | units: what is computed again for the gradient instead of kept
     train.ema_decay = config_dict.placeholder(
         float
-    )  # of the parameters' average at each step; evaluation and prediction use it
+    )  # of averaged parameters, a step; evaluation and prediction use them
     train.nonfinite = "stop"  # a NaN or infinite loss or gradient: stop | skip: the step changes no parameter
     train.init_from = config_dict.placeholder(str)  # a preset, or a folder of one, or a workdir to start from
 

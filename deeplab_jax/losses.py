@@ -11,7 +11,7 @@ from deeplab_jax.config import suggest
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
-#: (logits, labels, where=None, teacher_logits=None) to the sum over pixels and the count that divides it.
+# (logits, labels, where=None, teacher_logits=None) to the sum over pixels and the count that divides it.
 Loss = Callable[..., tuple[Float[Array, ""], Array]]
 
 _KERAS_EPSILON = 1e-7

@@ -56,11 +56,9 @@ class Configs(_Table):
         rows = []
         for path in sorted(pathlib.Path(config_lib.__file__).parents[1].glob("configs/*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            (function,) = (
-                node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "get_config"
-            )
-            what = ast.get_docstring(tree).partition("\n")[0]
-            rows.append((f"`{path.stem}`", what, ast.get_docstring(function)))
+            get_config = next(node for node in tree.body if getattr(node, "name", None) == "get_config")
+            what = ast.get_docstring(tree).partition("\n\n")[0]
+            rows.append((f"`{path.stem}`", " ".join(what.split()), _arguments(get_config)))
         return markdown_table(("config", "what", "behind the colon"), rows)
 
 
@@ -86,6 +84,12 @@ class Presets(_Table):
             for preset in presets
         ]
         return markdown_table(("preset", "backbone", "score, as published", "file"), rows)
+
+
+def _arguments(get_config: ast.FunctionDef) -> str:
+    """What its docstring says of them, which begins with `Arguments` in every config."""
+    text = " ".join(ast.get_docstring(get_config).split())
+    return text.removeprefix("Arguments: ").removesuffix(".")
 
 
 def _default(field: config_fields.Field) -> str:
