@@ -34,6 +34,7 @@ default_role = "py:obj"
 nitpick_ignore_regex = [(r"py:.*", r"(?!deeplab_jax\.).*")]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_typehints_format = "fully-qualified"  # made short by `signatures`
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
@@ -41,6 +42,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False
 
 # ---- The theme: its own files only, no fonts or scripts from elsewhere ----
 html_theme = "furo"

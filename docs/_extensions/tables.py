@@ -58,8 +58,8 @@ class Configs(_Table):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             get_config = next(node for node in tree.body if getattr(node, "name", None) == "get_config")
             what = ast.get_docstring(tree).partition("\n\n")[0]
-            rows.append((f"`{path.stem}`", " ".join(what.split()), _arguments(get_config)))
-        return markdown_table(("config", "what", "behind the colon"), rows)
+            rows.append((f"`{path.stem}`", f"{' '.join(what.split())}\n{_arguments(get_config)}"))
+        return markdown_table(("config", "what, and its arguments"), rows)
 
 
 class Presets(_Table):
@@ -76,20 +76,17 @@ class Presets(_Table):
             raise self.error(f"no preset has the task {task}")
         rows = [
             (
-                f"`{preset.name}`",
-                f"`{preset.backbone}`",
-                f"{preset.score} ({preset.score_source})" if preset.score else "none published",
-                f"{preset.size_in_words}, {preset.licence}",
+                f"`{preset.name}`\n`{preset.backbone}`",
+                f"{preset.score}\n{preset.score_source}" if preset.score else "none published",
+                f"{preset.size_in_words}\n{preset.licence}",
             )
             for preset in presets
         ]
-        return markdown_table(("preset", "backbone", "score, as published", "file"), rows)
+        return markdown_table(("preset, backbone", "score as published, by", "file"), rows)
 
 
 def _arguments(get_config: ast.FunctionDef) -> str:
-    """What its docstring says of them, which begins with `Arguments` in every config."""
-    text = " ".join(ast.get_docstring(get_config).split())
-    return text.removeprefix("Arguments: ").removesuffix(".")
+    return " ".join(ast.get_docstring(get_config).split())
 
 
 def _default(field: config_fields.Field) -> str:
