@@ -88,7 +88,14 @@ class Roofline:
 
 
 def roofline(chip: Chip, *, flops: float, bytes_accessed: float, sent_bytes: int | float) -> Roofline:
-    """The roofline of a program that computes, moves to and from memory, and sends so much on each chip."""
+    """The roofline of a program that computes, moves to and from memory, and sends so much on each chip.
+
+    Args:
+      chip: its published peaks.
+      flops: floating-point operations of a step, on each chip.
+      bytes_accessed: that operations read and write.
+      sent_bytes: to other chips.
+    """
     return Roofline(
         compute=flops / chip.flops,
         memory=bytes_accessed / chip.hbm_bandwidth,

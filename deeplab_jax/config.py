@@ -297,6 +297,13 @@ def duration_steps(
 
     Epochs and examples are rounded to whole steps, at least one; percent is of `total_steps`.
 
+    Args:
+      group: of a config, or any mapping.
+      prefix: of the fields' names, such as `every_`.
+      batch_size: examples a step.
+      num_examples: of the split, an epoch.
+      total_steps: of the training; needed for percent.
+
     Returns:
       The steps, or None if none of the four is set.
 

@@ -98,6 +98,12 @@ def state_shardings(tree: PyTree, mesh: Mesh | AbstractMesh, *, fsdp_min_size: i
 def partition_spec(name: str, shape: tuple[int, ...], fsdp: int, *, fsdp_min_size: int) -> PartitionSpec:
     """How an array is split over `fsdp` devices: by the first rule that names it, if it is large and divides at all.
 
+    Args:
+      name: its path in the train state, such as `params/classifier/kernel`.
+      shape: of the whole array.
+      fsdp: devices along the axis.
+      fsdp_min_size: elements of the smallest array that is split.
+
     Raises:
       ValueError: no rule names it.
     """
