@@ -24,7 +24,7 @@ templates_path = []
 
 # ---- Pages in Markdown ----
 myst_heading_anchors = 3  # `page.md#a-heading` is a link that is checked
-myst_enable_extensions = ["deflist", "attrs_inline"]
+highlight_language = "text"  # of blocks that name none
 
 # ---- Docstrings ----
 nitpicky = True
