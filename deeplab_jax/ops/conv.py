@@ -45,6 +45,17 @@ def conv2d(
     an atrous convolution most of whose taps fall outside the picture is a matrix product for each tap, of the part of
     the picture that the tap meets. XLA:CPU's other convolutions run at the speed of its matrix products, but for the
     kernel's gradient where the input is large: see `_CACHED_VALUES`.
+
+    Args:
+      x: the pictures or features.
+      kernel: the taps, for each input channel and each output feature.
+      stride: of the window, in pixels along both axes.
+      rate: the atrous rate: pixels from tap to tap.
+      padding: one of `PADDINGS`, see `explicit_padding`.
+      formulation: see `deeplab_jax.ops`.
+
+    Raises:
+      ValueError: `symmetric` padding of a kernel of even size.
     """
     pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2], stride=stride, rate=rate)
     meeting = _Meeting(x.shape[1:3], kernel.shape[:2], rate=rate, pads=pads)

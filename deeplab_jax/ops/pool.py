@@ -25,6 +25,13 @@ def max_pool(
     Where several values of a window are equal the first one has the gradient. On CPUs it is the maximum of strided
     slices, and its gradient goes to each pixel from the few windows that contain it: XLA:CPU's select-and-scatter runs
     on one core and takes ten times as long, and the gradient of a chain of maxima longer still.
+
+    Args:
+      x: the features.
+      window: pixels along both axes.
+      stride: of the window, in pixels along both axes.
+      padding: one of `PADDINGS`, see `explicit_padding`.
+      formulation: see `deeplab_jax.ops`.
     """
     pads = explicit_padding(padding, x.shape[1:3], (window, window), stride=stride)
     out_size = [-(-extent // stride) for extent in x.shape[1:3]]

@@ -29,10 +29,10 @@ __all__ = [
     "preset_config",
 ]
 
-# What labels pictures where nothing else is named; it comes with the package.
+#: What labels pictures where nothing else is named; it comes with the package.
 DEFAULT_PRESET = "deeplab_v3_plus_efficientnet_lite0_pascalvoc"
 
-# What `deeplab-jax convert --from` and presets know: the module of this package whose `load(path)` reads it.
+#: What `deeplab-jax convert --from` and presets know: the module of this package whose `load(path)` reads it.
 FORMATS = {
     "kerascv": "kerascv",
     "kerashub": "kerashub",
@@ -46,8 +46,8 @@ FORMATS = {
     "deeplab_jax": "native",
 }
 
-# Fields of config.model that change what a backbone computes with the same parameters. The others either change the
-# parameters, which the merge sees, or are free to choose: the output stride, how logits are resized.
+#: Fields of config.model that change what a backbone computes with the same parameters. The others either change the
+#: parameters, which the merge sees, or are free to choose: the output stride, how logits are resized.
 BACKBONE_FIELDS = (
     "backbone", "width_multiplier", "padding", "backbone_norm_epsilon", "input_mean", "input_std",
 )  # fmt: skip

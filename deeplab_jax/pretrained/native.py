@@ -22,6 +22,7 @@ from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pretrained.network import PretrainedNetwork, variable_shapes
 
+#: The two files of a folder.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _FORMAT, _VERSION = "deeplab_jax", 1
 
