@@ -1,8 +1,10 @@
 """The `deeplab-jax` command: parses, then hands over."""
 
 import argparse
+import dataclasses
 import os
 import pathlib
+import re
 import sys
 import time
 import traceback
@@ -24,7 +26,7 @@ _CONFIG_HELP = """configs:
 """
 
 # Of deeplab_jax.pretrained.FORMATS, which takes seconds to import: --help must not wait for it.
-_FORMATS = "kerascv, kerashub, torchvision, smp, timm, efficientnet-lite, tflite or tf-deeplab"
+_FORMATS = "kerascv, kerashub, torchvision, smp, timm, efficientnet-lite, tflite, tf-deeplab, workdir or deeplab_jax"
 
 _SUPERVISED = "DEEPLAB_JAX_SUPERVISED"  # set in the processes that deeplab_jax.supervise started
 
@@ -238,11 +240,20 @@ def _convert(args: argparse.Namespace, rest: Sequence[str], console: Console) ->
     from deeplab_jax.pretrained import import_file, native
 
     network = import_file(args.file, args.format)
-    native.save(network, args.output)
+    if args.size is not None:
+        network = dataclasses.replace(network, image_size=_size(args.size))
+    native.save(network, args.output, half=args.half)
     for line in network.report:
         console.print(line, soft_wrap=True)
     what = f"{network.labels.num_classes} classes" if network.labels else "a backbone alone"
     console.print(f"{network.model.backbone}, {what}, in {args.output}", soft_wrap=True)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
+        raise UsageError(f"--size {text} is no HEIGHTxWIDTH such as 321x321")
+    return int(match[1]), int(match[2])
 
 
 def _presets(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
@@ -411,15 +422,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="pictures of a chip, or of the mesh.spatial chips that share them; default: the config's own",
     )
-    aot.add_argument("--find-batch", action="store_true", help="also find the largest batch a chip: three compilations")
+    aot.add_argument(
+        "--find-batch", action="store_true", help="also find the largest batch a chip, by compiling several"
+    )
     aot.add_argument("--inference", action="store_true", help="the evaluation's step instead of the training's")
     aot.add_argument("--classes", type=int, default=21, help="default: 21")
     aot.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write it all here")
 
-    convert = add(commands, "convert", _convert, "Turn another framework's file into a folder that --preset takes.")
-    convert.add_argument("file", type=pathlib.Path, metavar="FILE")
+    convert = add(
+        commands, "convert", _convert, "Turn another framework's file, or a run, into a folder that --preset takes."
+    )
+    convert.add_argument("file", type=pathlib.Path, metavar="FILE|FOLDER")
     convert.add_argument("--from", dest="format", required=True, metavar="FORMAT", help=_FORMATS)
     convert.add_argument("--output", type=pathlib.Path, required=True, metavar="FOLDER")
+    convert.add_argument("--size", metavar="HEIGHTxWIDTH", help="that pictures get for the network; default: as it was")
+    convert.add_argument("--half", action="store_true", help="kernels as float16: half the size, read as float32")
 
     add(commands, "presets", _presets, "List the pretrained networks: from where, with which score on what.")
 

@@ -26,14 +26,14 @@ class Recorder(writers.Writer):
         self.rows.append({"step": step, **values})
 
 
-def report(step, loss=None, confusion=None):
+def report(step, loss=None, confusion=None, gradient_norm=0.5):
     if confusion is None:
         confusion = np.arange(36).reshape(6, 6) + step
     return {
         "loss_sum": jnp.float32(loss if loss is not None else 10.1 * step),
         "loss_count": jnp.int32(7),
         "confusion": jnp.asarray(confusion, jnp.int32),
-        "gradient_norm": jnp.float32(0.5),
+        "gradient_norm": jnp.float32(gradient_norm),
         "learning_rate": jnp.float32(0.125),
     }
 
@@ -101,6 +101,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(tmp_path, l
         assert saved["id"].tolist() == batch()["id"].tolist()
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_too(tmp_path):
+    log, _, _ = make_log(tmp_path)
+    log.add(7, report(7, gradient_norm=np.inf), batch())
+    with pytest.raises(UserError, match="^step 7 is not finite: loss 10.1, gradient norm inf"):
+        log.catch_up()
+
+
 def test_the_examples_of_all_processes_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(nonfinite.distributed, "gather", lambda ids: [ids, ["elsewhere"]])
     said = nonfinite.describe(7, report(7, np.nan), batch(), tmp_path / "mine.npz")
@@ -137,6 +144,14 @@ def test_a_collapse_to_one_class_is_warned_of_once(tmp_path):
     warnings = [line for line in shown.getvalue().splitlines() if line]
     assert [line.split(":")[1] for line in warnings] == [" step 2", " step 5"]
     assert "every pixel since the last line is predicted as ring; the network has collapsed" in warnings[0]
+
+
+def test_pictures_of_one_class_are_no_collapse(tmp_path):
+    log, _, shown = make_log(tmp_path)
+    log.add(1, report(1, confusion=np.diag([0, 0, 5, 0, 0, 0])), batch())
+    log.end_window(1)
+    log.catch_up()
+    assert shown.getvalue() == ""
 
 
 def test_an_unreadable_example_is_warned_of_once(tmp_path):
