@@ -85,9 +85,7 @@ portrait = cv2.resize(portrait, (256, 300), interpolation=cv2.INTER_AREA)
 
 predictor = deeplab_jax.Predictor.from_preset(WEIGHTS)
 (mask,) = predictor([portrait])
-Image.fromarray(
-    visualize.add_legend(visualize.overlay(portrait, mask, predictor.labels), mask, predictor.labels)
-)
+Image.fromarray(visualize.add_legend(visualize.overlay(portrait, mask, predictor.labels), mask, predictor.labels))
 
 # %% [markdown]
 """

@@ -253,9 +253,7 @@ native.save(mine, pathlib.Path("networks/again"))
 loaded_model, loaded = deeplab_jax.from_preset("networks/mine")
 equal = jax.tree.map(np.array_equal, loaded, variables)
 print(f"{sum(jax.tree.leaves(equal))} of {len(jax.tree.leaves(equal))} arrays are equal")
-again = jax.jit(lambda variables, images: loaded_model.apply(variables, images, train=False)[0])(
-    loaded, portrait[None]
-)
+again = jax.jit(lambda variables, images: loaded_model.apply(variables, images, train=False)[0])(loaded, portrait[None])
 print("largest difference of logits:", float(np.abs(np.asarray(again) - np.asarray(logits)).max()))
 for file in sorted(pathlib.Path("networks/mine").iterdir()):
     same = file.read_bytes() == (pathlib.Path("networks/again") / file.name).read_bytes()

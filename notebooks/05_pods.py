@@ -46,7 +46,7 @@ from rich.console import Console
 from rich.table import Table
 
 import deeplab_jax
-from deeplab_jax import aot, data, hlo, sharding, train_program
+from deeplab_jax import aot, data, sharding, train_program
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import PARTS, build_model
@@ -78,8 +78,8 @@ devices.
 | axis | splits | and devices tell each other |
 |---|---|---|
 | `data` | the batch | sums: BatchNorm's statistics, gradients, the loss, the counts |
-| `fsdp` | the batch, and parameters with their momentum and statistics | the same, and each parameter where it is used |
-| `spatial` | the rows of pictures, features and label maps | the same as `data`, and the rows at the edges of each one's own |
+| `fsdp` | the batch; parameters, momentum, statistics | the same, and each parameter where it is used |
+| `spatial` | the rows of pictures, features and label maps | the same as `data`, and the rows at each one's edges |
 
 The next cell asks JAX where everything lies and draws it: a batch of eight pictures, and the kernel of a convolution,
 its input features from top to bottom and its output features from left to right. The numbers are those of the devices
@@ -128,7 +128,9 @@ grid = figure.subplots(len(MESHES), 2, width_ratios=(8, 1))
 for (pictures, weights), (name, sizes) in zip(grid, MESHES.items(), strict=True):
     mesh = mesh_of(sizes)
     pictures.imshow(np.concatenate([source[i]["image"] for i in range(8)], axis=1))
-    for ((first, last), (top, bottom), _), holders in parts_of(sharding.picture_sharding(mesh), (8, size, size)).items():
+    for ((first, last), (top, bottom), _), holders in parts_of(
+        sharding.picture_sharding(mesh), (8, size, size)
+    ).items():
         for i in range(first, last):
             draw_part(pictures, i * size, top, size, bottom - top, holders)
     spec = sharding.partition_spec("params/conv/kernel", kernel, mesh.shape["fsdp"], fsdp_min_size=2**14)
@@ -274,7 +276,8 @@ rows = []
 for name, sizes in MESHES.items():
     program = aot.compile_program(small_config(sizes, "float32"), jax.devices(), num_classes=num_classes)
     exchanged = ", ".join(
-        f"{entry['count']} {kind}s of {entry['bytes'] / 1e6:.2f} MB" for kind, entry in sorted(program.collectives.items())
+        f"{entry['count']} {kind}s of {entry['bytes'] / 1e6:.2f} MB"
+        for kind, entry in sorted(program.collectives.items())
     )
     rows.append((name, f"{program.arguments / 1e6:.2f}", f"{program.temporaries / 1e6:.2f}", exchanged))
 table = Table(title="one training step, a device")
@@ -304,7 +307,7 @@ deeplab-jax aot --config deeplabv3plus_resnet101_voc --config.train.compute_dtyp
 These are recorded answers of that command, with the topologies of the rows (jax 0.10.2, libtpu 0.0.42.1): ResNet-101
 of the papers' config, 513x513 pixels, bfloat16.
 
-| slice | batch | arguments | temporaries | code | total, GiB | GFLOP a chip | all-reduces | MB sent | roofline ms | images/s |
+| slice | batch | arguments | temporaries | code | GiB in all | GFLOP | all-reduces | MB sent | ms, roofline | images/s |
 |---|---|---|---|---|---|---|---|---|---|---|
 | `v5e:2x2` | 16 | 0.45 | 3.43 | 0.24 | 4.12 of 15.75 | 2,445 | 214 | 179.7 | 88.8 | 180 |
 | `v5e:4x4` | 64 | 0.45 | 3.43 | 0.24 | 4.12 | 2,445 | 214 | 224.6 | 88.8 | 720 |
