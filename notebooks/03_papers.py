@@ -231,12 +231,15 @@ sizes and `align_corners`, the corners of features and pictures coincide at ever
 # %%
 workdir = pathlib.Path(tempfile.mkdtemp()) / "small"
 
-small = deeplab_jax.load_config("quickstart", steps=300, size=65)
+small = deeplab_jax.load_config("quickstart", steps=250, size=65)
 small.model.output_stride = 16
 small.model.atrous_rates = (1, 2)
 small.model.align_corners = True
 small.optimizer.schedule = "poly"
+small.data.batch_size = 8
+small.optimizer.learning_rate = 0.3
 small.eval.protocol = "whole"
+small.eval.image_size = (65, 65)
 small.log.tensorboard = False
 small.log.every_steps = 100
 
