@@ -374,7 +374,7 @@ def _export(args: argparse.Namespace, rest: Sequence[str], console: Console) -> 
     jax.config.update("jax_platforms", "cpu")  # a program is written, for all platforms; nothing runs
     from deeplab_jax import export, pretrained
 
-    network = pretrained.load(args.workdir if args.preset is None else args.preset, console=console)
+    network = pretrained.load(args.workdir or args.preset or pretrained.DEFAULT_PRESET, console=console)
     size, batch = args.size, args.batch
     if size is None:
         size = network.image_size
@@ -549,7 +549,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--to", required=True, choices=_EXPORT_FORMATS, metavar="FORMAT", help=", ".join(_EXPORT_FORMATS)
     )
-    _add_network(export)
+    _add_network(export, required=False)
     export.add_argument(
         "--output", type=pathlib.Path, required=True, metavar="PATH", help="file; of savedmodel a folder"
     )
