@@ -48,8 +48,8 @@ def with_random_variables(network: PretrainedNetwork) -> PretrainedNetwork:
 def logits(network: PretrainedNetwork, images: np.ndarray) -> np.ndarray:
     """What JAX computes here."""
     model = build_model(network.model, network.labels.num_classes)
-    run = jax.jit(lambda images: model.apply(network.variables, images, train=False)[0])
-    return np.concatenate([run(images[i : i + 1]) for i in range(len(images))])
+    run = jax.jit(lambda variables, images: model.apply(variables, images, train=False)[0])
+    return np.concatenate([run(network.variables, images[i : i + 1]) for i in range(len(images))])
 
 
 def noise(count: int, height: int, width: int, dtype=np.float32) -> np.ndarray:

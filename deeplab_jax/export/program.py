@@ -99,9 +99,10 @@ def make_program(network: PretrainedNetwork, options: ExportOptions, *, formulat
     if network.labels is None:
         raise UserError(f"a {network.model.backbone} backbone alone has no classes; train from it, then export that")
     model = build_model(network.model, network.labels.num_classes, formulation=formulation)
+    variables = jax.tree.map(jnp.asarray, network.variables)
 
     def function(images):
-        logits, _ = model.apply(network.variables, images, train=False)
+        logits, _ = model.apply(variables, images, train=False)
         return jnp.argmax(logits, axis=-1).astype(jnp.uint8) if options.argmax else logits
 
     # A ResNet's unit of stride 2 adds what a 3x3 window and what a slice, or a 1x1 window, leave of a size. That these
