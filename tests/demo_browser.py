@@ -56,6 +56,7 @@ class Page:
     """The page in a browser of its own."""
 
     def __init__(self, address: str, *, width: int = 1280, height: int = 800, zoom: int | float = 1):
+        self._width = width
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         options = webdriver.ChromeOptions()
         for flag in (
@@ -120,9 +121,9 @@ class Page:
 
     def screenshot(self) -> Image.Image:
         """The page from its top to just below its content."""
-        bottom = "document.querySelector('.gradio-container > main').lastElementChild.getBoundingClientRect().bottom"
-        size = self.driver.execute_script(f"return [window.innerWidth, {bottom}]")
-        clip = {"x": 0, "y": 0, "width": size[0], "height": size[1] + 20, "scale": 1}
+        script = "return Math.max(...['#run', '#report'].map(i => document.querySelector(i).getBoundingClientRect().bottom))"
+        bottom = self.driver.execute_script(script)
+        clip = {"x": 0, "y": 0, "width": self._width, "height": bottom + 20, "scale": 1}
         shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
         return Image.open(io.BytesIO(base64.b64decode(shot["data"])))
 

@@ -129,7 +129,7 @@ def test_a_file_of_too_many_bytes_is_refused_by_the_page_and_by_the_server(addre
     Image.fromarray(noise).save(heavy)
     with Page(address) as page:
         page.upload(heavy)
-        page.wait(".toast-body", "exceeds")
+        page.wait(".toast-body", "exceed the maximum allowed size of 1.0 Mb")
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + heavy.read_bytes()
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     request = urllib.request.Request(f"{address}/gradio_api/upload", data=body + b"\r\n--x--\r\n", headers=headers)
@@ -137,7 +137,7 @@ def test_a_file_of_too_many_bytes_is_refused_by_the_page_and_by_the_server(addre
         urllib.request.urlopen(request, timeout=60)
     with refused.value as error:
         assert error.code == 413
-        assert b"maximum allowed size of 1000000 bytes" in error.read()
+        assert b"maximum allowed size of 1048576 bytes" in error.read()
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(address, tmp_path):
