@@ -146,3 +146,14 @@ def test_a_phone_shows_it_without_scrolling_sideways(address, tmp_path):
         width = page.driver.execute_script("return document.documentElement.scrollWidth")
         assert width == 390
         assert page.driver.execute_script("return document.querySelector('#overlay img').clientWidth") > 250
+
+
+def test_uploaded_pictures_go_when_the_server_is_told_to_end(trained, tmp_path):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    photo = make_photo(tmp_path / "photo.png", 110, 140)
+    with serving("--workdir", str(trained), temporary=folder) as url, Page(url) as page:
+        page.upload(photo)
+        page.wait("#picture img")
+        assert list(folder.rglob("photo.png"))
+    assert list(folder.iterdir()) == []
