@@ -307,7 +307,7 @@ def _demo(args: argparse.Namespace, rest: Sequence[str], console: Console) -> No
         args.workdir,
         host=args.host,
         port=args.port,
-        max_bytes=args.max_megabytes * 10**6,
+        max_bytes=args.max_megabytes * 2**20,
         max_pixels=args.max_megapixels * 10**6,
         console=console,
     )

@@ -141,10 +141,14 @@ class _Slot:
 
     def __init__(self, load: Loader):
         self._load, self.lock = load, threading.Lock()
+        self._predictor: Predictor | None = None
 
-    @functools.cached_property
+    @property
     def predictor(self) -> Predictor:
-        return self._load()
+        # Not a cached_property: that of Python 3.11 has one lock for all instances.
+        if self._predictor is None:
+            self._predictor = self._load()
+        return self._predictor
 
 
 def _label(predictor: Predictor, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width"]:

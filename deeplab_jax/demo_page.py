@@ -149,13 +149,13 @@ class _KeepRequestsHere:
 
 
 def _blocks(gradio: Any, networks: demo.Networks, max_bytes: int, examples: Sequence[pathlib.Path]) -> "gradio.Blocks":
-    kinds = f"JPEG, PNG, WebP, BMP or TIFF, up to {max_bytes / 1e6:g} MB and {networks.max_pixels / 1e6:g} megapixels"
+    kinds = f"JPEG, PNG, WebP, BMP or TIFF, up to {max_bytes / 2**20:g} MB and {networks.max_pixels / 1e6:g} megapixels"
     with gradio.Blocks(
         title="deeplab_jax", analytics_enabled=False, fill_width=True, delete_cache=_DELETE_AFTER
     ) as blocks:
         gradio.HTML(_HEAD, elem_id="head", padding=False)
         with gradio.Row(equal_height=False):
-            with gradio.Column(scale=1, min_width=280):
+            with gradio.Column(scale=3, min_width=280):
                 picture = gradio.Image(
                     type="filepath",
                     image_mode=None,
@@ -173,7 +173,7 @@ def _blocks(gradio: Any, networks: demo.Networks, max_bytes: int, examples: Sequ
                 button = gradio.Button("Label the picture", variant="primary", elem_id="run")
                 if examples:
                     gradio.Examples([[str(path)] for path in examples], [picture], label="Drawn by the package")
-            with gradio.Column(scale=3, min_width=320):
+            with gradio.Column(scale=7, min_width=320):
                 with gradio.Row():
                     overlay, mask = (
                         gradio.Image(

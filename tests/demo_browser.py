@@ -28,16 +28,23 @@ _FLAGS = (
 
 
 @contextlib.contextmanager
-def serving(*arguments: str) -> Iterator[str]:
-    """The address of a running `deeplab-jax demo`."""
+def serving(*arguments: str, temporary: pathlib.Path | None = None) -> Iterator[str]:
+    """The address of a running `deeplab-jax demo`, which is then told to end as a system does.
+
+    Args:
+      *arguments: of the command.
+      temporary: where it makes temporary folders; default: where all programs do.
+    """
     command = [sys.executable, "-m", "deeplab_jax", "demo", "--port", "0", *arguments]
     with tempfile.TemporaryFile("w+") as log:
-        server = subprocess.Popen(command, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        environment = os.environ if temporary is None else {**os.environ, "TMPDIR": str(temporary)}
+        server = subprocess.Popen(command, stderr=log, env=environment)
         try:
             yield _wait_for_address(server, log)
         finally:
             server.terminate()
-            server.wait(30)
+            code = server.wait(60)
+        assert code == 0
 
 
 def _wait_for_address(server: subprocess.Popen, log: io.TextIOBase) -> str:
@@ -56,6 +63,7 @@ class Page:
     """The page in a browser of its own."""
 
     def __init__(self, address: str, *, width: int = 1280, height: int = 800, zoom: int | float = 1):
+        self._width = width
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         options = webdriver.ChromeOptions()
         for flag in (
@@ -120,9 +128,11 @@ class Page:
 
     def screenshot(self) -> Image.Image:
         """The page from its top to just below its content."""
-        bottom = "document.querySelector('.gradio-container > main').lastElementChild.getBoundingClientRect().bottom"
-        size = self.driver.execute_script(f"return [window.innerWidth, {bottom}]")
-        clip = {"x": 0, "y": 0, "width": size[0], "height": size[1] + 20, "scale": 1}
+        script = (
+            "return Math.max(...['#run', '#report'].map(i => document.querySelector(i).getBoundingClientRect().bottom))"
+        )
+        bottom = self.driver.execute_script(script)
+        clip = {"x": 0, "y": 0, "width": self._width, "height": bottom + 20, "scale": 1}
         shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
         return Image.open(io.BytesIO(base64.b64decode(shot["data"])))
 

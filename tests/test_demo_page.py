@@ -129,7 +129,7 @@ def test_a_file_of_too_many_bytes_is_refused_by_the_page_and_by_the_server(addre
     Image.fromarray(noise).save(heavy)
     with Page(address) as page:
         page.upload(heavy)
-        page.wait(".toast-body", "exceeds")
+        page.wait(".toast-body", "exceed the maximum allowed size of 1.0 Mb")
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + heavy.read_bytes()
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     request = urllib.request.Request(f"{address}/gradio_api/upload", data=body + b"\r\n--x--\r\n", headers=headers)
@@ -137,7 +137,7 @@ def test_a_file_of_too_many_bytes_is_refused_by_the_page_and_by_the_server(addre
         urllib.request.urlopen(request, timeout=60)
     with refused.value as error:
         assert error.code == 413
-        assert b"maximum allowed size of 1000000 bytes" in error.read()
+        assert b"maximum allowed size of 1048576 bytes" in error.read()
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(address, tmp_path):
@@ -146,3 +146,14 @@ def test_a_phone_shows_it_without_scrolling_sideways(address, tmp_path):
         width = page.driver.execute_script("return document.documentElement.scrollWidth")
         assert width == 390
         assert page.driver.execute_script("return document.querySelector('#overlay img').clientWidth") > 250
+
+
+def test_uploaded_pictures_go_when_the_server_is_told_to_end(trained, tmp_path):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    photo = make_photo(tmp_path / "photo.png", 110, 140)
+    with serving("--workdir", str(trained), temporary=folder) as url, Page(url) as page:
+        page.upload(photo)
+        page.wait("#picture img")
+        assert list(folder.rglob("photo.png"))
+    assert list(folder.iterdir()) == []
