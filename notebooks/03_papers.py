@@ -254,7 +254,7 @@ Each row below is one evaluation of that checkpoint on the same 200 scenes. From
 
 # %%
 def evaluate(stride, scales=(1.0,), flip=False):
-    """Mean IoU and accuracy of the checkpoint in percent, and multiply-adds in 10^6 of a picture."""
+    """Mean IoU and accuracy of the checkpoint, in percent."""
     changed = small.copy_and_resolve_references()
     changed.model.output_stride, changed.eval.scales, changed.eval.flip = stride, scales, flip
     scores = deeplab_jax.evaluate_workdir(workdir, config=changed)

@@ -49,7 +49,6 @@ import deeplab_jax
 from deeplab_jax import pretrained
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import build_model
 from deeplab_jax.pretrained import efficientnet_lite, native, table
 from deeplab_jax.pretrained.torch_file import read_torch_file
 
@@ -143,66 +142,7 @@ run("deeplab-jax convert --from torchvision lite0.pth --output networks/other")
 
 # %% [markdown]
 """
-## 4. Does it compute the same?
-
-Names and shapes could all fit and the network still compute something else. The tests of this project compare each
-format's blocks with outputs that the original framework computed. Without that framework, the classification layers
-that a backbone leaves out are a check too: they are in the file, and here they are applied to our features with NumPy.
-
-The picture is the portrait of Grace Hopper that matplotlib brings (United States Navy, public domain). Among
-ImageNet's 1,000 classes, number 652 is *military uniform*.
-"""
-
-# %%
-portrait = np.asarray(Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg")).convert("RGB"))
-portrait = cv2.resize(portrait[30:542], (224, 224), interpolation=cv2.INTER_AREA)
-
-
-def features_at(stride, image):
-    """The backbone's features of one picture, at an output stride."""
-    fields = network.model.copy_and_resolve_references()
-    fields.output_stride = stride
-    model = build_model(fields, num_classes=1)
-    variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), image[None], train=False)
-    variables, _ = pretrained.merge(variables, network.variables, reinitialise=("aspp", "decoder", "classifier"))
-    apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False)[1]["features"])
-    return np.asarray(apply(variables, image[None]))
-
-
-features = features_at(32, portrait)  # a classification network shrinks by 32
-x = features @ arrays["_conv_head.weight"][:, :, 0, 0].T
-x = (x - arrays["_bn1.running_mean"]) / np.sqrt(arrays["_bn1.running_var"] + 1e-3)
-x = np.clip(x * arrays["_bn1.weight"] + arrays["_bn1.bias"], 0, 6).mean(axis=(1, 2))
-logits = (x @ arrays["_fc.weight"].T + arrays["_fc.bias"])[0]
-probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-
-print("features", features.shape)
-for number in np.argsort(-probabilities)[:3]:
-    print(f"class {number}: {100 * probabilities[number]:.1f} %")
-Image.fromarray(portrait)
-
-# %% [markdown]
-"""
-## 5. Another output stride, the same parameters
-
-For segmentation the features should be finer. At output stride 8 the backbone leaves out two halvings and spreads its
-kernels instead. The parameters stay, and so do the features: every fourth one in each direction is the one that the
-network has at stride 32, up to float32's rounding. The picture is 225 = 7 x 32 + 1 pixels wide, so that the grids
-share their corners.
-"""
-
-# %%
-odd = cv2.resize(portrait, (225, 225), interpolation=cv2.INTER_AREA)
-coarse, middle, fine = (features_at(stride, odd) for stride in (32, 16, 8))
-for stride, found in ((32, coarse), (16, middle), (8, fine)):
-    step = 32 // stride
-    difference = np.abs(found[:, ::step, ::step] - coarse).max()
-    print(f"stride {stride:2}: {found.shape}, largest difference on the common grid {difference:.1e}")
-print(f"largest feature {np.abs(coarse).max():.1f}")
-
-# %% [markdown]
-"""
-## 6. A segmentation network of your own classes
+## 4. A segmentation network of your own classes
 
 `from_preset` takes the folder, the name of a preset, or the workdir of a run. With `num_classes` it builds the network
 around what is there, and says what is new. Further arguments are fields of `config.model`.
@@ -214,10 +154,6 @@ head = {"output_stride": 16, "aspp_channels": 64, "decoder": "separable", "decod
 model, variables = deeplab_jax.from_preset(
     "networks/lite0", num_classes=labels.num_classes, console=Console(file=sys.stdout, width=112), **head
 )
-logits, endpoints = jax.jit(lambda variables, images: model.apply(variables, images, train=False))(
-    variables, portrait[None]
-)
-print(logits.shape, {name: endpoints[name].shape for name in ("low_level_features", "features", "decoder")})
 
 # %% [markdown]
 """
@@ -234,11 +170,70 @@ _, _ = deeplab_jax.from_preset(
 """
 A training starts from either with `--config.train.init_from=networks/lite0`. It refuses a config whose backbone would
 compute something else with these parameters, and prints the overrides that make it fit.
+[02_your_own_photos](02_your_own_photos.ipynb) is such a training.
 
+## 5. Does it compute the same?
+
+Names and shapes could all fit and the network still compute something else. The tests of this project compare each
+format's blocks with outputs that the original framework computed. Without that framework, the classification layers
+that a backbone leaves out are a check too: they are in the file, and here NumPy applies them to our features.
+
+A Flax module holds no parameters: `clone` gives the network another output stride, and the same `variables` fit. A
+classification network shrinks pictures by 32.
+
+The picture is the portrait of Grace Hopper that matplotlib brings (United States Navy, public domain).
+"""
+
+# %%
+portrait = np.asarray(Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg")).convert("RGB"))
+portrait = cv2.resize(portrait[30:542], (225, 225), interpolation=cv2.INTER_AREA)
+
+
+def features_at(stride):
+    """The backbone's features of the portrait at an output stride; XLA leaves out what is not asked for."""
+    strided = model.clone(output_stride=stride)
+    run = jax.jit(lambda variables, images: strided.apply(variables, images, train=False)[1]["features"])
+    return np.asarray(run(variables, portrait[None]))
+
+
+features = {32: features_at(32)}
+x = features[32] @ arrays["_conv_head.weight"][:, :, 0, 0].T
+x = (x - arrays["_bn1.running_mean"]) / np.sqrt(arrays["_bn1.running_var"] + 1e-3)
+x = np.clip(x * arrays["_bn1.weight"] + arrays["_bn1.bias"], 0, 6).mean(axis=(1, 2))
+logits = (x @ arrays["_fc.weight"].T + arrays["_fc.bias"])[0]
+probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+
+for number in np.argsort(-probabilities)[:3]:
+    print(f"class {number}: {100 * probabilities[number]:.1f} %")
+Image.fromarray(portrait)
+
+# %% [markdown]
+"""
+Of ImageNet's 1,000 classes, number 652 is *military uniform*, 906 *Windsor tie* and 834 *suit*.
+
+## 6. Another output stride, the same parameters
+
+For segmentation the features should be finer. At output stride 8 the backbone leaves out two halvings and spreads its
+kernels instead. The parameters stay, and so do the features: every fourth one in each direction is the one that the
+network has at stride 32, up to rounding. The picture is 225 = 7 x 32 + 1 pixels wide, so that the grids share their
+corners.
+"""
+
+# %%
+features |= {stride: features_at(stride) for stride in (16, 8)}
+for stride, found in features.items():
+    step = 32 // stride
+    difference = np.abs(found[:, ::step, ::step] - features[32]).max()
+    print(f"stride {stride:2}: {found.shape}, largest difference on the common grid {difference:.1e}")
+print(f"largest feature {features[32].max():.1f}")
+
+# %% [markdown]
+"""
 ## 7. Save, load, compare
 
 The folder is the project's own format; [docs/pretrained.md](../docs/pretrained.md) says what is in it. The same network
-gives the same bytes, and loading gives the same numbers.
+gives the same bytes, and loading gives the same numbers. With `half` (`deeplab-jax convert --half`) kernels are rounded
+to float16, which halves the file.
 """
 
 # %%
@@ -249,12 +244,19 @@ mine = pretrained.PretrainedNetwork(
 )
 native.save(mine, pathlib.Path("networks/mine"))
 native.save(mine, pathlib.Path("networks/again"))
+native.save(mine, pathlib.Path("networks/half"), half=True)
 
 loaded_model, loaded = deeplab_jax.from_preset("networks/mine")
+print("the same network:", loaded_model == model)
 equal = jax.tree.map(np.array_equal, loaded, variables)
 print(f"{sum(jax.tree.leaves(equal))} of {len(jax.tree.leaves(equal))} arrays are equal")
-again = jax.jit(lambda variables, images: loaded_model.apply(variables, images, train=False)[0])(loaded, portrait[None])
-print("largest difference of logits:", float(np.abs(np.asarray(again) - np.asarray(logits)).max()))
+
+run_network = jax.jit(lambda variables, images: model.apply(variables, images, train=False)[0])
+logits = run_network(variables, portrait[None])
+print(f"logits {logits.shape}, largest {np.abs(logits).max():.2f}")
+for folder in ("networks/mine", "networks/half"):
+    _, loaded = deeplab_jax.from_preset(folder)
+    print(f"{folder}: largest difference {np.abs(run_network(loaded, portrait[None]) - logits).max():.1e}")
 for file in sorted(pathlib.Path("networks/mine").iterdir()):
     same = file.read_bytes() == (pathlib.Path("networks/again") / file.name).read_bytes()
     print(f"{file}: {file.stat().st_size:,} bytes, written twice the same: {same}")
@@ -269,8 +271,9 @@ shorter list, by importer.
 
 # %%
 for file_format in pretrained.FORMATS:
-    named = [preset for preset in table.load_table().values() if preset.format == file_format]
-    print(f"{file_format}: {', '.join(preset.name for preset in named) or 'no presets, but files can be converted'}")
+    named = [preset.name for preset in table.load_table().values() if preset.format == file_format]
+    if named:
+        print(f"{file_format}: {', '.join(named)}")
 
 # %% [markdown]
 """
@@ -295,7 +298,7 @@ run("deeplab-jax predict photos --preset deeplabv3_resnet50_coco --output masks"
 ## 9. Where to go next
 
 - `deeplab-jax evaluate --preset NAME --data voc2012_segmentation` scores a preset or a folder on your data.
-- [docs/pretrained.md](../docs/pretrained.md) has the eight formats, and how far each was shown to agree with the
+- [docs/pretrained.md](../docs/pretrained.md) has the formats, and how far each was shown to agree with the
   original.
 - A format that is missing is one file: [CONTRIBUTING.md](../CONTRIBUTING.md), *Add a foreign format*.
 """
