@@ -10,41 +10,15 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from rich.console import Console
 
-from deeplab_jax import __version__
 from deeplab_jax import config as config_lib
+from deeplab_jax.arguments import ANY, VIDEO_SUFFIXES, UsageError, build_parser, not_config, parse_config
 from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.host_memory import use_large_pages
 
-_CONFIG_HELP = """configs:
-  --config NAME_OR_FILE[:arg=value,...]   a config of the package or a file with get_config
-  --config.group.field=value              overrides one field, e.g. --config.data.batch_size=8
-"""
-
-# Of deeplab_jax.pretrained.FORMATS, which takes seconds to import: --help must not wait for it.
-_FORMATS = "kerascv, kerashub, torchvision, smp, timm, efficientnet-lite, tflite, tf-deeplab, workdir or deeplab_jax"
-
-# Of deeplab_jax.video, likewise.
-_VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
-_CODECS = ("mpeg4", "vp9")
-
-# Of deeplab_jax.export.FORMATS, for the same reason.
-_EXPORT_FORMATS = ("stablehlo", "savedmodel", "tflite", "onnx")
-_ANY = "any"
-
 _SUPERVISED = "DEEPLAB_JAX_SUPERVISED"  # set in the processes that deeplab_jax.supervise started
-
-
-class UsageError(Exception):
-    """The command line itself is wrong: exit code 2."""
-
-
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        _fail(f"{message}; see `{self.prog} --help`", 2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -55,18 +29,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     if argv is None:
         use_large_pages()
-    parser = _parser()
     argv = list(sys.argv[1:] if argv is None else argv)
-    args, rest = parser.parse_known_args(argv)
-    args.argv = argv
     console = Console(stderr=True, highlight=False)
     try:
-        takes_config = getattr(args, "takes_config", False)
-        for item in rest if not takes_config else _not_config(rest):
+        args, rest = build_parser().parse_known_args(argv)
+        args.argv = argv
+        for item in rest if not args.takes_config else not_config(rest):
             raise UsageError(f"unknown argument {item}; see `deeplab-jax {args.command} --help`")
-        if takes_config:
+        if args.takes_config:
             _use_compilation_cache()
-        args.run(args, rest, console)
+        _HANDLERS[args.handler](args, rest, console)
     except UsageError as error:
         _fail(error, 2)
     except UserError as error:
@@ -83,74 +55,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         traceback.print_exc()
         _exit(1)
     sys.exit(0)
-
-
-def parse_config(arguments: Sequence[str], *, base: ConfigDict | None = None) -> ConfigDict:
-    """The config of a command line.
-
-    Args:
-      arguments: `--config NAME[:args]` and `--config.group.field=value`, in either form of giving values.
-      base: used where no `--config` is given.
-
-    Raises:
-      UserError: no such config, or a value it refuses.
-      UsageError: no config at all, a field that does not exist, or a value of the wrong type.
-    """
-    arguments, name = _take_name(list(arguments))
-    if name is None and base is None:
-        raise UsageError("no --config is given; for instance --config quickstart")
-    if name is not None:
-        file, _, argument = name.partition(":")
-        base = config_lib.read_config_file(config_lib.find_config(file), argument)
-    unknown = _unknown_field(arguments, base)
-    if unknown is not None:
-        raise UsageError(unknown)
-    values, argv = flags.FlagValues(), ["deeplab-jax", *arguments]
-    try:
-        config_flags.DEFINE_config_dict("config", base, flag_values=values, sys_argv=argv)
-        values(argv)
-        return values.config
-    except (flags.Error, TypeError, ValueError, SyntaxError) as error:
-        raise UsageError(f"config: {' '.join(str(error).split())}") from None
-
-
-def _take_name(arguments: list[str]) -> tuple[list[str], str | None]:
-    """Separates `--config NAME` or `--config=NAME` from the overrides."""
-    name, rest, items = None, [], iter(arguments)
-    for item in items:
-        if item == "--config":
-            name = next(items, None)
-            if name is None:
-                raise UsageError("--config needs a name or a file")
-        elif item.startswith("--config="):
-            name = item.removeprefix("--config=")
-        else:
-            rest.append(item)
-    return rest, name
-
-
-def _not_config(arguments: Sequence[str]) -> list[str]:
-    """The arguments that are not `--config...` with their values."""
-    strange, items = [], iter(arguments)
-    for item in items:
-        if not item.startswith("--config"):
-            strange.append(item)
-        elif "=" not in item:
-            next(items, None)
-    return strange
-
-
-def _unknown_field(arguments: Sequence[str], config: ConfigDict) -> str | None:
-    for item in arguments:
-        if item.startswith("--config."):
-            path = item.removeprefix("--config.").split("=")[0]
-            group, parent = config, ""
-            for key in path.split("."):
-                if not isinstance(group, ConfigDict) or key not in group:
-                    known = [parent + other for other in group] if isinstance(group, ConfigDict) else [parent[:-1]]
-                    return f"config field {path} does not exist{config_lib.suggest(parent + key, known)}"
-                group, parent = group[key], f"{parent}{key}."
-    return None
 
 
 def _use_compilation_cache() -> None:
@@ -230,7 +134,7 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], console: Console) -
 
 
 def _predict(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
-    sources = [path for path in args.inputs if path.suffix.lower() in _VIDEO_SUFFIXES and not path.is_dir()]
+    sources = [path for path in args.inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
     pictures = [path for path in args.inputs if path not in sources]
     sources += [] if args.camera is None else [args.camera]
     if not args.inputs and not sources:
@@ -381,8 +285,8 @@ def _export(args: argparse.Namespace, rest: Sequence[str], console: Console) -> 
     if batch is None and args.to == "tflite":
         batch = 1
     options = export.ExportOptions(
-        size=None if size == _ANY else size,
-        batch=None if batch == _ANY else batch,
+        size=None if size == ANY else size,
+        batch=None if batch == ANY else batch,
         argmax=args.argmax,
         uint8=args.uint8,
     )
@@ -458,217 +362,18 @@ def _exit(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="deeplab-jax", description="DeepLabv3+ semantic segmentation in JAX.")
-    parser.add_argument("--version", action="version", version=f"deeplab_jax {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(parent, name: str, run, text: str, *, takes_config: bool = False) -> argparse.ArgumentParser:
-        command = parent.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=_CONFIG_HELP if takes_config else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        command.set_defaults(run=run, takes_config=takes_config)
-        return command
-
-    train = add(commands, "train", _train, "Train a network, or continue the training in a workdir.", takes_config=True)
-    train.add_argument("--workdir", type=pathlib.Path, required=True, help="folder for everything the run writes")
-    _add_processes(train)
-
-    evaluate = add(commands, "evaluate", _evaluate, "Score a trained network on a whole split.", takes_config=True)
-    _add_network(evaluate)
-    evaluate.add_argument("--data", help="data set; default: the run's own")
-    evaluate.add_argument("--data-dir", type=pathlib.Path, help="where data sets are prepared")
-    evaluate.add_argument("--split", help="default: the run's data.eval_split")
-    evaluate.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the scores here")
-    _add_processes(evaluate)
-
-    _add_predict(add(commands, "predict", _predict, "Label pictures and videos.", takes_config=True))
-
-    latency = add(commands, "benchmark-latency", _benchmark_latency, "Time a network: p50 and p95 by size and batch.")
-    _add_network(latency, required=False)
-    latency.add_argument("--sizes", type=_sizes, metavar="HxW,...", help="of the pictures; default: the network's own")
-    latency.add_argument("--batches", type=_counts, default=[1], metavar="N,...", help="pictures at a time; default: 1")
-    latency.add_argument("--repetitions", type=_count, default=50, metavar="N", help="of each; default: 50")
-    latency.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
-    latency.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the results here")
-
-    demo = add(commands, "demo", _demo, "Serve a page on this machine where networks can be tried on pictures.")
-    demo.add_argument(
-        "--preset",
-        nargs="+",
-        default=[],
-        metavar="NAME|FOLDER",
-        help="first in the page's menu; presets that are on this disk are in it anyway",
-    )
-    demo.add_argument("--workdir", type=pathlib.Path, help="of a training run, likewise")
-    demo.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1, which other machines do not reach")
-    demo.add_argument("--port", type=int, default=7860, help="default: 7860; 0 for any free one")
-    demo.add_argument("--max-megabytes", type=int, default=32, metavar="N", help="of an uploaded file; default: 32")
-    demo.add_argument("--max-megapixels", type=int, default=25, metavar="N", help="of a picture; default: 25")
-
-    summary = add(
-        commands, "summary", _summary, "Parameters and multiply-adds of a config's network.", takes_config=True
-    )
-    summary.add_argument("--classes", type=int, default=21, help="default: 21")
-    summary.add_argument(
-        "--mesh",
-        type=int,
-        nargs="?",
-        const=0,
-        metavar="DEVICES",
-        help="also list where each array lives on a mesh of so many devices; default: as many as are here",
-    )
-
-    aot = add(
-        commands,
-        "aot",
-        _aot,
-        "What a config needs on a TPU slice, from its compiler; no TPU needed.",
-        takes_config=True,
-    )
-    aot.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="of the slice, for instance v5e:4x4")
-    aot.add_argument(
-        "--batch-per-chip",
-        type=int,
-        metavar="N",
-        help="pictures of a chip, or of the mesh.spatial chips that share them; default: the config's own",
-    )
-    aot.add_argument(
-        "--find-batch", action="store_true", help="also find the largest batch a chip, by compiling several"
-    )
-    aot.add_argument("--inference", action="store_true", help="the evaluation's step instead of the training's")
-    aot.add_argument("--classes", type=int, default=21, help="default: 21")
-    aot.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write it all here")
-
-    export = add(commands, "export", _export, "Write a trained network for another runtime; see docs/export.md.")
-    export.add_argument(
-        "--to", required=True, choices=_EXPORT_FORMATS, metavar="FORMAT", help=", ".join(_EXPORT_FORMATS)
-    )
-    _add_network(export, required=False)
-    export.add_argument(
-        "--output", type=pathlib.Path, required=True, metavar="PATH", help="file; of savedmodel a folder"
-    )
-    export.add_argument(
-        "--size",
-        type=_size_or_any,
-        metavar="HxW|any",
-        help="of the pictures; default: the network's own, else any",
-    )
-    export.add_argument("--batch", type=_count_or_any, metavar="N|any", help="pictures a call; default: any, tflite 1")
-    export.add_argument("--argmax", action="store_true", help="uint8 labels come out instead of float32 logits")
-    export.add_argument("--uint8", action="store_true", help="pictures go in as uint8 instead of float32")
-
-    convert = add(
-        commands, "convert", _convert, "Turn another framework's file, or a run, into a folder that --preset takes."
-    )
-    convert.add_argument("file", type=pathlib.Path, metavar="FILE|FOLDER")
-    convert.add_argument("--from", dest="format", required=True, metavar="FORMAT", help=_FORMATS)
-    convert.add_argument("--output", type=pathlib.Path, required=True, metavar="FOLDER")
-    convert.add_argument("--size", type=_size, metavar="HxW", help="of the network's input; default: as it was")
-    convert.add_argument("--half", action="store_true", help="kernels as float16: half the size, read as float32")
-
-    add(commands, "presets", _presets, "List the pretrained networks: from where, with which score on what.")
-
-    data = commands.add_parser("data", help="Prepare, check and look at data sets.")
-    verbs = data.add_subparsers(dest="verb", required=True, metavar="prepare|check|show")
-    prepare = add(verbs, "prepare", _data_prepare, "Write a data set's pictures and masks as ArrayRecord files.")
-    prepare.add_argument("name", metavar="NAME", help="sbd, voc2012_segmentation, camvid or folder")
-    prepare.add_argument("--source", type=pathlib.Path, help="folder or archive; default: download, where it is public")
-    prepare.add_argument("--sbd-source", type=pathlib.Path, help="for voc2012_segmentation: adds the split trainaug")
-    prepare.add_argument("--val-fraction", type=float, help="for folder without lists; default: 0.2")
-    prepare.add_argument(
-        "--data-dir", type=pathlib.Path, help=f"default: $DEEPLAB_JAX_DATA or ~{os.sep}deeplab_jax_data"
-    )
-
-    check = add(verbs, "check", _data_check, "Read every example: sizes, labels, classes, pictures in two splits.")
-    check.add_argument("name", metavar="NAME", help="a prepared data set, or what --source holds")
-    check.add_argument("--source", type=pathlib.Path, help="a raw folder, checked instead of the prepared data set")
-    check.add_argument("--data-dir", type=pathlib.Path, help="where data sets are prepared")
-
-    show = add(verbs, "show", _data_show, "Draw a gallery of a split's pictures and masks.")
-    show.add_argument("name", metavar="NAME", help="a prepared data set, or synthetic")
-    show.add_argument("--split", default="train", help="default: train")
-    show.add_argument("--count", type=int, default=12, help="pictures spread over the split; default: 12")
-    show.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE.png")
-    show.add_argument("--data-dir", type=pathlib.Path, help="where data sets are prepared")
-    return parser
-
-
-def _add_processes(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("runs of many processes, one a machine or more; see docs/reliability.md")
-    group.add_argument("--cluster", action="store_true", help="of a TPU pod, SLURM or Open MPI, which know the rest")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0; with the next two")
-    group.add_argument("--num-processes", type=int, metavar="N", help="of the run")
-    group.add_argument("--process-id", type=int, metavar="I", help="of this process, from 0")
-    group.add_argument("--local-processes", type=int, metavar="N", help="start the run's N processes on this machine")
-
-
-def _add_predict(predict: argparse.ArgumentParser) -> None:
-    predict.add_argument("inputs", nargs="*", type=pathlib.Path, metavar="IMAGE|FOLDER|VIDEO")
-    _add_network(predict, required=False)
-    predict.add_argument("--output", type=pathlib.Path, required=True, help="folder for the results")
-    predict.add_argument("--size", type=_size, metavar="HxW", help="of the network's input; default: the network's own")
-    predict.add_argument("--scales", type=_scales, metavar="S,...", help="average over these factors, e.g. 0.75,1,1.25")
-    predict.add_argument("--flip", action="store_true", help="average with what the mirrored picture gives")
-    predict.add_argument("--window", type=_size, metavar="HxW", help="slide a window of this size over large pictures")
-    predict.add_argument(
-        "--classes", type=lambda text: text.split(","), metavar="NAME,...", help="choose among these; default: all"
-    )
-    video = predict.add_argument_group("videos: one with the classes' colours over each frame")
-    video.add_argument("--camera", type=int, metavar="INDEX", help="label what a camera sees, until Ctrl-C")
-    video.add_argument(
-        "--smooth", type=float, metavar="ALPHA", help="weight of a frame in the average over time; default: 1, none"
-    )
-    video.add_argument(
-        "--codec", choices=_CODECS, default=_CODECS[0], help="vp9 for browsers, slow; default: mpeg4, for players"
-    )
-
-
-def _add_network(command: argparse.ArgumentParser, *, required: bool = True) -> None:
-    network = command.add_mutually_exclusive_group(required=required)
-    network.add_argument("--workdir", type=pathlib.Path, help="of a training run")
-    default = "" if required else "; default: the network that comes with the package"
-    network.add_argument(
-        "--preset", metavar="NAME|FOLDER", help=f"see `deeplab-jax presets` and `deeplab-jax convert`{default}"
-    )
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, for instance 257x257")
-    return int(sides[0]), int(sides[1])
-
-
-def _size_or_any(text: str) -> tuple[int, int] | str:
-    return text if text == _ANY else _size(text)
-
-
-def _sizes(text: str) -> list[tuple[int, int]]:
-    return [_size(item) for item in text.split(",")]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
-
-
-def _count_or_any(text: str) -> int | str:
-    return text if text == _ANY else _count(text)
-
-
-def _counts(text: str) -> list[int]:
-    return [_count(item) for item in text.split(",")]
-
-
-def _scales(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(scale) for scale in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of factors, for instance 0.75,1,1.25") from None
+_HANDLERS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "benchmark-latency": _benchmark_latency,
+    "demo": _demo,
+    "summary": _summary,
+    "aot": _aot,
+    "export": _export,
+    "convert": _convert,
+    "presets": _presets,
+    "data prepare": _data_prepare,
+    "data check": _data_check,
+    "data show": _data_show,
+}

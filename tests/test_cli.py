@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import __version__, cli
+from deeplab_jax import arguments as arguments_lib
 from deeplab_jax.config import load_config, to_dict
 from deeplab_jax.errors import UserError
 from deeplab_jax.pretrained import load, native
@@ -155,7 +156,7 @@ def test_a_config_file_that_sets_a_field_there_is_not_is_named(run, tmp_path):
 
 
 def test_overrides_reach_their_fields():
-    config = cli.parse_config(
+    config = arguments_lib.parse_config(
         [
             "--config",
             "quickstart:size=64,batch=16",
@@ -183,23 +184,23 @@ def test_overrides_reach_their_fields():
 
 
 def test_a_value_may_follow_its_field_after_a_space_or_an_equals_sign():
-    joined = cli.parse_config(["--config=quickstart", "--config.train.steps=3"])
-    apart = cli.parse_config(["--config", "quickstart", "--config.train.steps", "3"])
+    joined = arguments_lib.parse_config(["--config=quickstart", "--config.train.steps=3"])
+    apart = arguments_lib.parse_config(["--config", "quickstart", "--config.train.steps", "3"])
     assert to_dict(joined) == to_dict(apart)
     assert apart.train.steps == 3
 
 
 def test_without_a_name_overrides_change_the_base_given():
     base = load_config("quickstart")
-    config = cli.parse_config(["--config.eval.protocol=squeeze"], base=base)
+    config = arguments_lib.parse_config(["--config.eval.protocol=squeeze"], base=base)
     assert config.eval.protocol == "squeeze"
     with pytest.raises(cli.UsageError, match="config field eval.protocl does not exist; did you mean eval.protocol?"):
-        cli.parse_config(["--config.eval.protocl=squeeze"], base=load_config("quickstart"))
+        arguments_lib.parse_config(["--config.eval.protocl=squeeze"], base=load_config("quickstart"))
 
 
 def test_an_argument_that_the_config_does_not_know_is_a_mistake_of_the_user():
     with pytest.raises(UserError, match="config argument 'sise' does not exist; did you mean size?"):
-        cli.parse_config(["--config", "quickstart:sise=3"])
+        arguments_lib.parse_config(["--config", "quickstart:sise=3"])
 
 
 # ---- A user's mistake: exit code 1, one line, nothing left behind ----
