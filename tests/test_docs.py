@@ -25,9 +25,10 @@ PAGES = sorted([README, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.
 
 # What a user imports: everything public in them is in the API.
 MODULES = (
-    "aot", "checkpoint", "config", "data", "data.check", "data.prepare", "errors", "evaluate", "inference", "labels",
-    "losses", "metrics", "models", "models.aspp", "models.atrous", "models.decoder", "ops", "optimizer", "predict",
-    "pretrained", "pretrained.native", "sharding", "steps", "summary", "train", "train_state", "visualize",
+    "aot", "checkpoint", "config", "data", "data.check", "data.prepare", "errors", "evaluate", "export", "inference",
+    "labels", "latency", "losses", "metrics", "models", "models.aspp", "models.atrous", "models.decoder", "ops",
+    "optimizer", "predict", "pretrained", "pretrained.native", "sharding", "steps", "summary", "train", "train_state",
+    "video", "visualize", "windows",
 )  # fmt: skip
 
 # Of commands that need a config, and those whose config the workdir or the preset gives.
@@ -142,7 +143,9 @@ def test_fields_that_pages_name_exist():
     found = 0
     for page in PAGES:
         for group, rest in re.findall(r"`(?:config\.)?(\w+)\.([a-z_.]+)(?:=[^`]*)?`", prose(page)):
-            if group in config and not rest.endswith(("py", "md", "json", "jsonl", "txt", "png", "jpg", "toml")):
+            if group in config and not rest.endswith(
+                ("py", "md", "json", "jsonl", "txt", "png", "jpg", "toml", "safetensors")
+            ):
                 found += 1
                 path = f"{group}.{rest}"
                 assert path in fields or any(field.startswith(f"{path}.") for field in fields), (
