@@ -27,13 +27,14 @@ out of one processor. They are as slow as one, but the programs have all the exc
 
 ## Setup
 
-The number of devices has to be said before JAX is imported. On a GPU or TPU machine these two lines fall away.
+The number of devices has to be said before JAX is imported, and so has a lower level of optimisation, for this page
+compiles more than it computes. On a GPU or TPU machine both lines fall away.
 """
 
 # %%
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
