@@ -312,14 +312,14 @@ ROWS = [  # table, row, published mean IoU, what the training changes, what the 
 
 table = Table(title="--config deeplabv3plus_resnet101_voc and --config...")
 for column in ("table", "row", "published", "training", "and evaluating"):
-    table.add_column(column, no_wrap=column in ("row", "training"))
+    table.add_column(column, no_wrap=True)
 for source, row, score, training, evaluating in ROWS:
     overrides = shlex.split(f"{training} {evaluating}")
     changed = parse_config(["--config", "deeplabv3plus_resnet101_voc", *overrides])
     config_lib.validate(changed)
     build_model(changed.model, num_classes=21)
-    shown = (text.replace(SIX, ".eval.scales=SIX").replace("--config.", ".") for text in (training, evaluating))
-    table.add_row(source, row, f"{score:.2f}", *shown)
+    short = (text.replace(SIX, ".eval.scales=SIX").replace("--config.", ".") for text in (training, evaluating))
+    table.add_row(source, row, f"{score:.2f}", *(text.replace(" ", "\n") for text in short))
 console.print(table)
 print("SIX is", SIX.partition("=")[2])
 
