@@ -278,6 +278,7 @@ each is one override, and that all of them use the same checkpoint.
 
 All rows are of ResNet-101 on Pascal VOC 2012 `val`, trained on `trainaug` from ImageNet weights. They were not run
 here: these scores are the papers'. The cell applies the overrides of each row, so that it is a config that validates.
+*Pooling* is ASPP's image pooling, *grid* the multi-grid; the config has both, with (1, 2, 4).
 """
 
 # %%
