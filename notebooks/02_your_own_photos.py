@@ -297,6 +297,9 @@ print(f"{'mean':12}{scores_before['mean_iou']:8.3f}{scores_after['mean_iou']:8.3
 
 # %% [markdown]
 """
+A run can be handed on as a folder, which every command takes as `--preset`: `deeplab-jax convert --from workdir
+runs/photos --half --output networks/photos`.
+
 A score on so few pictures moves by points if the pictures are others: read it as good or bad, not as one network
 against another. Look at the pictures too, and at those of the lowest score first.
 """
@@ -347,7 +350,7 @@ sheet
 - **Length**: `epochs=30` to `100`; with few pictures, steps count more than epochs.
 - **Layers**: `--config.optimizer.frozen='("backbone",)'` trains the rest alone, which is quicker and forgets less.
   `--config.model.freeze_norm_statistics=True` helps with batches below 8.
-- **Memory**: `--config.train.accumulate_steps=2` halves what a step takes.
+- **Memory**: `--config.train.accumulate_steps=2` computes a batch in two parts, one after the other.
 - **Rare classes**: `--config.data.repeat_threshold=0.15` brings pictures of rare classes more often.
 - **Another start**: `deeplab-jax presets` lists others; [04_foreign_weights](04_foreign_weights.ipynb) converts files.
 """
