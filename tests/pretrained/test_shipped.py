@@ -13,9 +13,7 @@ from deeplab_jax.pretrained.table import find_preset
 
 
 def test_a_portrait_is_a_person():
-    portrait = pathlib.Path(
-        cbook._get_data_path("sample_data/grace_hopper.jpg")
-    )  # public domain, in matplotlib's wheel
+    portrait = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)  # public domain, in the wheel of matplotlib
     predictor = Predictor.from_preset()
     assert predictor.labels == VOC
     result = predictor.predict(portrait)
