@@ -41,7 +41,7 @@ def run(capsys, compilation_cache):
 
 def test_jax_alone_reads_stablehlo_of_a_fixed_size_and_any_batch(network, tmp_path):
     export.export_network(network, "stablehlo", tmp_path / "net", ExportOptions(size=(33, 47)))
-    images = exports.noise(3, 33, 47)
+    images = exports.pictures(3, 33, 47)
     logits = exports.run_exported("stablehlo", tmp_path / "net", images)
     np.testing.assert_allclose(logits, exports.logits(network, images), **TOLERANCE)
     assert logits.dtype == np.float32
@@ -54,7 +54,7 @@ def test_stablehlo_is_lowered_for_processors_gpus_and_tpus(network, tmp_path):
     assert exported.platforms == ("cpu", "cuda", "tpu")
     assert exported.in_avals[0].shape == (2, 33, 47, 3)
     with pytest.raises(ValueError, match=r"2.*33.*47"):
-        exported.call(exports.noise(1, 33, 47))
+        exported.call(exports.pictures(1, 33, 47))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_stablehlo_of_any_size_takes_every_size_of_pixels(options, tmp_path):
     net = exports.network(**exports.TINY_MOBILENET | options)
     export.export_network(net, "stablehlo", tmp_path / "net", ExportOptions())
     exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
-    for images in (exports.noise(1, 33, 47), exports.noise(2, 64, 40)):
+    for images in (exports.pictures(1, 33, 47), exports.pictures(2, 64, 40)):
         np.testing.assert_allclose(exported.call(images), exports.logits(net, images), **TOLERANCE)
 
 
@@ -72,20 +72,20 @@ def test_stablehlo_of_a_resnet_of_any_size_takes_multiples_of_its_strides(networ
     values = export.export_network(network, "stablehlo", tmp_path / "net", ExportOptions())
     assert values["input"]["shape"] == ["batch", "32*rows", "32*columns", 3]
     exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
-    images = exports.noise(2, 64, 32)
+    images = exports.pictures(2, 64, 32)
     np.testing.assert_allclose(exported.call(images), exports.logits(network, images), **TOLERANCE)
     with pytest.raises(ValueError, match="32"):
-        exported.call(exports.noise(1, 33, 47))
+        exported.call(exports.pictures(1, 33, 47))
 
 
 def test_labels_come_out_of_bytes(network, tmp_path):
     options = ExportOptions(size=(33, 47), argmax=True, uint8=True)
     export.export_network(network, "stablehlo", tmp_path / "net", options)
-    images = exports.noise(2, 33, 47, np.uint8)
+    images = exports.pictures(2, 33, 47, np.uint8)
     exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
     labels = np.asarray(exported.call(images))
     assert (labels.dtype, labels.shape) == (np.uint8, (2, 33, 47))
-    assert len(np.unique(labels)) > 2
+    assert len(np.unique(labels)) > 1
     assert np.mean(labels == exports.logits(network, images).argmax(-1)) > 0.999  # a tie may be rounded away
     with pytest.raises(ValueError, match=r"uint8"):
         exported.call(images.astype(np.float32))
