@@ -85,7 +85,7 @@ def test_labels_come_out_of_bytes(network, tmp_path):
     exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
     labels = np.asarray(exported.call(images))
     assert (labels.dtype, labels.shape) == (np.uint8, (2, 33, 47))
-    assert len(np.unique(labels)) > 1
+    assert len(np.unique(labels)) > 2
     assert np.mean(labels == exports.logits(network, images).argmax(-1)) > 0.999  # a tie may be rounded away
     with pytest.raises(ValueError, match=r"uint8"):
         exported.call(images.astype(np.float32))

@@ -57,7 +57,8 @@ def network() -> PretrainedNetwork:
 
 
 @every_runtime
-def test_logits_are_those_of_jax(file_format, network, tmp_path):
+def test_logits_are_those_of_jax(file_format, tmp_path):
+    network = exports.network(**exports.TINY_MOBILENET)
     path = write(network, file_format, tmp_path)
     images = exports.pictures(2, 33, 47)
     logits, expected = exports.run_exported(file_format, path, images), exports.logits(network, images)
@@ -71,13 +72,12 @@ def test_logits_are_those_of_jax(file_format, network, tmp_path):
 
 
 @every_runtime
-def test_labels_of_bytes_are_those_of_jax(file_format, tmp_path):
-    network = exports.network(**exports.TINY_MOBILENET)
+def test_labels_of_bytes_are_those_of_jax(file_format, network, tmp_path):
     path = write(network, file_format, tmp_path, "--uint8", "--argmax")
     images = exports.pictures(2, 33, 47, np.uint8)
     labels = exports.run_exported(file_format, path, images)
     assert (labels.dtype, labels.shape) == (np.uint8, (2, 33, 47))
-    assert len(np.unique(labels)) > 1
+    assert len(np.unique(labels)) > 2
     assert np.mean(labels == exports.logits(network, images).argmax(-1)) > 0.999  # a tie may be rounded away
 
 
