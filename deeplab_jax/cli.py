@@ -1,8 +1,10 @@
 """The `deeplab-jax` command: parses, then hands over."""
 
 import argparse
+import dataclasses
 import os
 import pathlib
+import re
 import sys
 import time
 import traceback
@@ -24,7 +26,7 @@ _CONFIG_HELP = """configs:
 """
 
 # Of deeplab_jax.pretrained.FORMATS, which takes seconds to import: --help must not wait for it.
-_FORMATS = "kerascv, kerashub, torchvision, smp, timm, efficientnet-lite, tflite or tf-deeplab"
+_FORMATS = "kerascv, kerashub, torchvision, smp, timm, efficientnet-lite, tflite, tf-deeplab, workdir or deeplab_jax"
 # Of deeplab_jax.export.FORMATS, for the same reason.
 _EXPORT_FORMATS = ("stablehlo", "savedmodel", "tflite", "onnx")
 _ANY = "any"
@@ -241,11 +243,20 @@ def _convert(args: argparse.Namespace, rest: Sequence[str], console: Console) ->
     from deeplab_jax.pretrained import import_file, native
 
     network = import_file(args.file, args.format)
-    native.save(network, args.output)
+    if args.size is not None:
+        network = dataclasses.replace(network, image_size=_size(args.size))
+    native.save(network, args.output, half=args.half)
     for line in network.report:
         console.print(line, soft_wrap=True)
     what = f"{network.labels.num_classes} classes" if network.labels else "a backbone alone"
     console.print(f"{network.model.backbone}, {what}, in {args.output}", soft_wrap=True)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if match is None:
+        raise UsageError(f"--size {text} is no HEIGHTxWIDTH such as 321x321")
+    return int(match[1]), int(match[2])
 
 
 def _presets(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
@@ -296,15 +307,14 @@ def _export(args: argparse.Namespace, rest: Sequence[str], console: Console) -> 
     jax.config.update("jax_platforms", "cpu")  # a program is written, for all platforms; nothing runs
     from deeplab_jax import export, pretrained
 
+    batch = args.batch or ("1" if args.to == "tflite" else _ANY)
+    if batch != _ANY and not batch.isdecimal():
+        raise UsageError(f"--batch {batch} is no number of pictures, nor {_ANY}")
+    size = None if args.size in (None, _ANY) else _size(args.size)
     network = pretrained.load(args.workdir if args.preset is None else args.preset, console=console)
-    size, batch = args.size, args.batch
-    if size is None:
-        size = network.image_size
-    if batch is None and args.to == "tflite":
-        batch = 1
     options = export.ExportOptions(
-        size=None if size == _ANY else size,
-        batch=None if batch == _ANY else batch,
+        size=network.image_size if args.size is None else size,
+        batch=None if batch == _ANY else int(batch),
         argmax=args.argmax,
         uint8=args.uint8,
     )
@@ -356,20 +366,6 @@ def _data_show(args: argparse.Namespace, rest: Sequence[str], console: Console) 
     images, label_maps = zip(*data.decoded(source, [i * len(source) // count for i in range(count)]), strict=True)
     visualize.plot_segmentation_mask_gallery(images, label_maps, labels=source.labels, path=args.output)
     console.print(f"{count} of {len(source)} examples of {args.name}/{args.split} in {args.output}", soft_wrap=True)
-
-
-def _size(text: str) -> tuple[int, int] | str:
-    if text == _ANY:
-        return text
-    height, width = (int(extent) for extent in text.split("x"))
-    return height, width
-
-
-def _count(text: str) -> int | str:
-    return text if text == _ANY else int(text)
-
-
-_size.__name__, _count.__name__ = "HxW", "count"  # what argparse calls them where it refuses a value
 
 
 def _report(scores: dict, workdir: pathlib.Path | None, console: Console) -> None:
@@ -455,7 +451,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="pictures of a chip, or of the mesh.spatial chips that share them; default: the config's own",
     )
-    aot.add_argument("--find-batch", action="store_true", help="also find the largest batch a chip: three compilations")
+    aot.add_argument(
+        "--find-batch", action="store_true", help="also find the largest batch a chip, by compiling several"
+    )
     aot.add_argument("--inference", action="store_true", help="the evaluation's step instead of the training's")
     aot.add_argument("--classes", type=int, default=21, help="default: 21")
     aot.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write it all here")
@@ -469,16 +467,20 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=pathlib.Path, required=True, metavar="PATH", help="file; of savedmodel a folder"
     )
     export.add_argument(
-        "--size", type=_size, metavar="HxW|any", help="of the pictures; default: the network's own, any if it has none"
+        "--size", metavar="HEIGHTxWIDTH|any", help="of the pictures; default: the network's own, any if it has none"
     )
-    export.add_argument("--batch", type=_count, metavar="N|any", help="pictures a call; default: any, of tflite 1")
+    export.add_argument("--batch", metavar="N|any", help="pictures a call; default: any, of tflite 1")
     export.add_argument("--argmax", action="store_true", help="uint8 labels come out instead of float32 logits")
     export.add_argument("--uint8", action="store_true", help="pictures go in as uint8 instead of float32")
 
-    convert = add(commands, "convert", _convert, "Turn another framework's file into a folder that --preset takes.")
-    convert.add_argument("file", type=pathlib.Path, metavar="FILE")
+    convert = add(
+        commands, "convert", _convert, "Turn another framework's file, or a run, into a folder that --preset takes."
+    )
+    convert.add_argument("file", type=pathlib.Path, metavar="FILE|FOLDER")
     convert.add_argument("--from", dest="format", required=True, metavar="FORMAT", help=_FORMATS)
     convert.add_argument("--output", type=pathlib.Path, required=True, metavar="FOLDER")
+    convert.add_argument("--size", metavar="HEIGHTxWIDTH", help="that pictures get for the network; default: as it was")
+    convert.add_argument("--half", action="store_true", help="kernels as float16: half the size, read as float32")
 
     add(commands, "presets", _presets, "List the pretrained networks: from where, with which score on what.")
 

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -365,6 +366,23 @@ def test_a_file_is_converted_reported_and_not_overwritten(run, tmp_path):
     assert run(*again)[0] == 0
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "net" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_a_run_becomes_a_folder_to_hand_on(run, trained, tmp_path):
+    folder, again = tmp_path / "net", tmp_path / "again"
+    assert run("convert", "--from", "workdir", trained, "--size", "48x64", "--half", "--output", folder)[0] == 0
+    network = load(folder)
+    assert network.image_size == (48, 64)
+    assert network.labels == load(trained).labels
+    assert (folder / "model.safetensors").stat().st_size < 0.6 * sum(
+        leaf.nbytes for leaf in jax.tree.leaves(network.variables)
+    )
+    assert run("convert", "--from", "deeplab_jax", folder, "--half", "--output", again)[0] == 0
+    for name in ("config.json", "model.safetensors"):
+        assert (folder / name).read_bytes() == (again / name).read_bytes()
+    code, _, err = run("convert", "--from", "workdir", trained, "--size", "48", "--output", tmp_path / "other")
+    assert code == 2
+    assert "--size 48 is no HEIGHTxWIDTH such as 321x321" in err[-1]
 
 
 @pytest.mark.parametrize(

@@ -128,9 +128,9 @@ def test_the_description_of_labels_and_bytes(network, tmp_path):
 @pytest.mark.parametrize(
     ("file_format", "options", "message"),
     [
-        ("tflite", {"batch": 1}, r"^tflite needs a fixed size: .*give --size HxW$"),
+        ("tflite", {"batch": 1}, r"^tflite needs a fixed size: .*give --size HEIGHTxWIDTH$"),
         ("tflite", {"size": (33, 47)}, r"^tflite needs a fixed number of pictures; give --batch N$"),
-        ("onnx", {}, r"^onnx needs a fixed size: .*give --size HxW$"),
+        ("onnx", {}, r"^onnx needs a fixed size: .*give --size HEIGHTxWIDTH$"),
         ("stable_hlo", {}, r"export format 'stable_hlo' does not exist; did you mean stablehlo\?"),
     ],
 )
@@ -198,8 +198,8 @@ def test_the_command_exports_a_run(workdir, run, tmp_path):
     ("arguments", "code", "message"),
     [
         (("--to", "coreml"), 2, "invalid choice: 'coreml'"),
-        (("--to", "onnx", "--size", "33"), 2, "argument --size: invalid HxW value: '33'"),
-        (("--to", "onnx", "--batch", "many"), 2, "argument --batch: invalid count value: 'many'"),
+        (("--to", "onnx", "--size", "33"), 2, "--size 33 is no HEIGHTxWIDTH"),
+        (("--to", "onnx", "--batch", "many"), 2, "--batch many is no number of pictures, nor any"),
         (("--to", "onnx", "--size", "any"), 1, "onnx needs a fixed size"),
         (("--to", "tflite", "--batch", "any"), 1, "tflite needs a fixed number of pictures"),
     ],

@@ -18,6 +18,9 @@ from deeplab_jax.config import suggest
 from deeplab_jax.download import download, file_digest, has_digest
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
+from deeplab_jax.pretrained import native
+
+_OWN_PACKAGE = "deeplab_jax"  # as `package`: a folder of `shipped` beside this file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Preset:
       classes: of a segmentation network; None for a backbone alone.
       url: where the file is published; None if a Python package brings it.
       package: the name of that package.
-      file: the file's name in the cache, in a mirror or in the package.
+      file: the file's name in the cache, in a mirror or in the package; the folder's, if that package is this one.
       size: of the file in bytes, exact; None if nobody states it.
       approximate_size: in bytes, if nobody states an exact one.
       digest: as `download.has_digest` takes it; None if nobody states one.
@@ -100,7 +103,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def fetch_preset(preset: Preset, console: Console | None = None) -> pathlib.Path:
-    """The preset's file on this disk, verified; fetched first if it is not there.
+    """The preset's file on this disk, or the folder that this package brings, verified; fetched if it is not there.
 
     It is looked for in the cache, in the installed package that brings it, and in the mirror, then fetched from its
     publisher. $DEEPLAB_JAX_MIRROR replaces all publishers: a folder (or file: address), whose files are used where they
@@ -120,6 +123,10 @@ def fetch_preset(preset: Preset, console: Console | None = None) -> pathlib.Path
         be.
     """
     console = console or Console(quiet=True)
+    if preset.package == _OWN_PACKAGE:
+        folder = pathlib.Path(__file__).parent / "shipped" / preset.file
+        _verified(folder / native.WEIGHTS_FILE, preset, console)
+        return folder
     cached = cache_folder() / preset.file
     if cached.is_file():
         return _verified(cached, preset, console)
@@ -154,7 +161,7 @@ def presets_table() -> Table:
     """What can be loaded, with which score by whom, and how its file is had here, how large, under which licence."""
     table = Table(title="Presets")
     table.add_column("preset", no_wrap=True)  # names are to be copied whole
-    for heading in ("what", "published score", "file"):
+    for heading in ("what", "score", "file"):
         table.add_column(heading, overflow="fold")
     for preset in load_table().values():
         table.add_row(
@@ -167,6 +174,8 @@ def presets_table() -> Table:
 
 
 def _how_it_is_had(preset: Preset) -> str:
+    if preset.package == _OWN_PACKAGE:
+        return "installed"
     if preset.package is not None:
         return "installed" if _find_package_file(preset) else f"pip install {preset.package}"
     if (cache_folder() / preset.file).is_file():
