@@ -41,7 +41,7 @@ def run(capsys, compilation_cache):
 
 def test_jax_alone_reads_stablehlo_of_a_fixed_size_and_any_batch(network, tmp_path):
     export.export_network(network, "stablehlo", tmp_path / "net", ExportOptions(size=(33, 47)))
-    images = exports.noise(3, 33, 47)
+    images = exports.pictures(3, 33, 47)
     logits = exports.run_exported("stablehlo", tmp_path / "net", images)
     np.testing.assert_allclose(logits, exports.logits(network, images), **TOLERANCE)
     assert logits.dtype == np.float32
@@ -54,7 +54,7 @@ def test_stablehlo_is_lowered_for_processors_gpus_and_tpus(network, tmp_path):
     assert exported.platforms == ("cpu", "cuda", "tpu")
     assert exported.in_avals[0].shape == (2, 33, 47, 3)
     with pytest.raises(ValueError, match=r"2.*33.*47"):
-        exported.call(exports.noise(1, 33, 47))
+        exported.call(exports.pictures(1, 33, 47))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_stablehlo_of_any_size_takes_every_size_of_pixels(options, tmp_path):
     net = exports.network(**exports.TINY_MOBILENET | options)
     export.export_network(net, "stablehlo", tmp_path / "net", ExportOptions())
     exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
-    for images in (exports.noise(1, 33, 47), exports.noise(2, 64, 40)):
+    for images in (exports.pictures(1, 33, 47), exports.pictures(2, 64, 40)):
         np.testing.assert_allclose(exported.call(images), exports.logits(net, images), **TOLERANCE)
 
 
@@ -72,16 +72,16 @@ def test_stablehlo_of_a_resnet_of_any_size_takes_multiples_of_its_strides(networ
     values = export.export_network(network, "stablehlo", tmp_path / "net", ExportOptions())
     assert values["input"]["shape"] == ["batch", "32*rows", "32*columns", 3]
     exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
-    images = exports.noise(2, 64, 32)
+    images = exports.pictures(2, 64, 32)
     np.testing.assert_allclose(exported.call(images), exports.logits(network, images), **TOLERANCE)
     with pytest.raises(ValueError, match="32"):
-        exported.call(exports.noise(1, 33, 47))
+        exported.call(exports.pictures(1, 33, 47))
 
 
 def test_labels_come_out_of_bytes(network, tmp_path):
     options = ExportOptions(size=(33, 47), argmax=True, uint8=True)
     export.export_network(network, "stablehlo", tmp_path / "net", options)
-    images = exports.noise(2, 33, 47, np.uint8)
+    images = exports.pictures(2, 33, 47, np.uint8)
     exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
     labels = np.asarray(exported.call(images))
     assert (labels.dtype, labels.shape) == (np.uint8, (2, 33, 47))
@@ -128,9 +128,9 @@ def test_the_description_of_labels_and_bytes(network, tmp_path):
 @pytest.mark.parametrize(
     ("file_format", "options", "message"),
     [
-        ("tflite", {"batch": 1}, r"^tflite needs a fixed size: .*give --size HxW$"),
+        ("tflite", {"batch": 1}, r"^tflite needs a fixed size: .*give --size HEIGHTxWIDTH$"),
         ("tflite", {"size": (33, 47)}, r"^tflite needs a fixed number of pictures; give --batch N$"),
-        ("onnx", {}, r"^onnx needs a fixed size: .*give --size HxW$"),
+        ("onnx", {}, r"^onnx needs a fixed size: .*give --size HEIGHTxWIDTH$"),
         ("stable_hlo", {}, r"export format 'stable_hlo' does not exist; did you mean stablehlo\?"),
     ],
 )
@@ -198,8 +198,8 @@ def test_the_command_exports_a_run(workdir, run, tmp_path):
     ("arguments", "code", "message"),
     [
         (("--to", "coreml"), 2, "invalid choice: 'coreml'"),
-        (("--to", "onnx", "--size", "33"), 2, "argument --size: invalid HxW value: '33'"),
-        (("--to", "onnx", "--batch", "many"), 2, "argument --batch: invalid count value: 'many'"),
+        (("--to", "onnx", "--size", "33"), 2, "--size 33 is no HEIGHTxWIDTH"),
+        (("--to", "onnx", "--batch", "many"), 2, "--batch many is no number of pictures, nor any"),
         (("--to", "onnx", "--size", "any"), 1, "onnx needs a fixed size"),
         (("--to", "tflite", "--batch", "any"), 1, "tflite needs a fixed number of pictures"),
     ],

@@ -57,9 +57,10 @@ def network() -> PretrainedNetwork:
 
 
 @every_runtime
-def test_logits_are_those_of_jax(file_format, network, tmp_path):
+def test_logits_are_those_of_jax(file_format, tmp_path):
+    network = exports.network(**exports.TINY_MOBILENET)
     path = write(network, file_format, tmp_path)
-    images = exports.noise(2, 33, 47)
+    images = exports.pictures(2, 33, 47)
     logits, expected = exports.run_exported(file_format, path, images), exports.logits(network, images)
     assert (logits.dtype, logits.shape) == (np.float32, (2, 33, 47, 6))
     # Float32 rounding of other kernels, in other orders, of logits that reach some units.
@@ -71,21 +72,21 @@ def test_logits_are_those_of_jax(file_format, network, tmp_path):
 
 
 @every_runtime
-def test_labels_of_bytes_are_those_of_jax(file_format, tmp_path):
-    network = exports.network(**exports.TINY_MOBILENET)
+def test_labels_of_bytes_are_those_of_jax(file_format, network, tmp_path):
     path = write(network, file_format, tmp_path, "--uint8", "--argmax")
-    images = exports.noise(2, 33, 47, np.uint8)
+    images = exports.pictures(2, 33, 47, np.uint8)
     labels = exports.run_exported(file_format, path, images)
     assert (labels.dtype, labels.shape) == (np.uint8, (2, 33, 47))
     assert len(np.unique(labels)) > 2
     assert np.mean(labels == exports.logits(network, images).argmax(-1)) > 0.999  # a tie may be rounded away
 
 
+@pytest.mark.slow  # TensorFlow takes its time to start, twice
 @pytest.mark.parametrize("file_format", [_parameter("savedmodel")])
 def test_a_saved_model_of_any_size_takes_every_size(file_format, tmp_path):
     network = exports.network(**exports.TINY_MOBILENET)
     path = write(network, file_format, tmp_path, "--size", "any")
-    images = exports.noise(1, 40, 35)
+    images = exports.pictures(1, 40, 35)
     logits = exports.run_exported(file_format, path, images)
     np.testing.assert_allclose(logits, exports.logits(network, images), rtol=1e-4, atol=1e-4)
 
@@ -110,7 +111,7 @@ def test_every_decoder_and_padding_is_translated_into_onnx(file_format, fields, 
     network = exports.network(**fields)
     export.export_network(network, "onnx", tmp_path / "net.onnx", ExportOptions(size=(48, 40)))
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
-    images = exports.noise(2, 48, 40)
+    images = exports.pictures(2, 48, 40)
     (logits,) = session.run(None, {"images": images})
     np.testing.assert_allclose(logits, exports.logits(network, images), rtol=1e-4, atol=1e-4)
     described = json.loads(session.get_modelmeta().custom_metadata_map["deeplab_jax"])

@@ -77,7 +77,9 @@ def export_network(
 
 def _check_options(file_format: str, options: ExportOptions) -> None:
     if file_format in ("tflite", "onnx") and options.size is None:
-        raise UserError(f"{file_format} needs a fixed size: padding and resizing are numbers in it; give --size HxW")
+        raise UserError(
+            f"{file_format} needs a fixed size: padding and resizing are numbers in it; give --size HEIGHTxWIDTH"
+        )
     if file_format == "tflite" and options.batch is None:
         raise UserError("tflite needs a fixed number of pictures; give --batch N")
 
