@@ -59,18 +59,20 @@ def serve(
     Raises:
       UserError: Gradio is not installed, the address cannot be bound, or a network cannot be loaded.
     """
-    _import_gradio()
-    with _bound(host, port) as listener, tempfile.TemporaryDirectory(prefix="deeplab_jax_demo_") as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deeplab_jax_demo_"))
+        os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported, and later
+        _import_gradio()
+        listener = stack.enter_context(_bound(host, port))
         networks = demo.Networks(demo.networks_here(named, workdir), max_pixels=max_pixels)
         labels = [networks.labels(name) for name in networks.names[: max(1, len(named) + (workdir is not None))]]
-        os.environ["GRADIO_TEMP_DIR"] = folder
         examples = _draw_examples(pathlib.Path(folder)) if SYNTHETIC in labels else []
         app = build_app(networks, max_bytes=max_bytes, examples=examples)
+        import uvicorn
+
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         console.print(f"open http://{shown}:{port} in a browser; Ctrl-C ends it", soft_wrap=True)
-        import uvicorn
-
         # Without a limit, the end would wait for browsers to let go of their connections.
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn ends, then raises the signal again

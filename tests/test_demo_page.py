@@ -140,7 +140,7 @@ def test_a_file_of_too_many_bytes_is_refused_by_the_page_and_by_the_server(addre
         assert b"maximum allowed size of 1048576 bytes" in error.read()
 
 
-def test_a_phone_shows_it_without_scrolling_sideways(address, tmp_path):
+def test_a_phone_shows_it_as_wide_as_the_screen_without_scrolling_sideways(address, tmp_path):
     with Page(address, width=390, height=844) as page:
         page.label(make_photo(tmp_path / "photo.png", 110, 140))
         width = page.driver.execute_script("return document.documentElement.scrollWidth")
