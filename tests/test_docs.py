@@ -31,6 +31,9 @@ MODULES = (
     "video", "visualize", "windows",
 )  # fmt: skip
 
+# `data.py` and `model.safetensors` are files, `data.workers` is a field.
+FILE_ENDINGS = ("py", "md", "json", "jsonl", "txt", "png", "jpg", "toml", "safetensors")
+
 # Of commands that need a config, and those whose config the workdir or the preset gives.
 NEED_CONFIG = ("train", "summary", "aot")
 
@@ -143,9 +146,7 @@ def test_fields_that_pages_name_exist():
     found = 0
     for page in PAGES:
         for group, rest in re.findall(r"`(?:config\.)?(\w+)\.([a-z_.]+)(?:=[^`]*)?`", prose(page)):
-            if group in config and not rest.endswith(
-                ("py", "md", "json", "jsonl", "txt", "png", "jpg", "toml", "safetensors")
-            ):
+            if group in config and not rest.endswith(FILE_ENDINGS):
                 found += 1
                 path = f"{group}.{rest}"
                 assert path in fields or any(field.startswith(f"{path}.") for field in fields), (
