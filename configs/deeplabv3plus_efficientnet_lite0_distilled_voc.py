@@ -10,15 +10,16 @@
 The teacher, here Google's mobile DeepLabv3 with MobileNetV2, sees every crop as the network does. Pictures with classes
 that fewer than 15 % of all pictures have come more often, crops vary in scale and colour, and the variables are
 averaged. Without a teacher the labels alone are learned from. Each leg starts from the last one's weights with fresh
-momentum. The later ones need not have been ended: legs 1 and 2 were stopped at the steps below, their rates still high.
+momentum. The later ones need not have been ended: legs 1 and 2 were stopped at the steps below, their rates still high. (Leg 1
+averaged parameters alone, without batch statistics.)
 
 Run here on 3,462 pictures (3,174 of VOC and SBD, long side at most 352 pixels, and 288 of COCO), on two cores of an
 Intel Xeon shared with other work, and scored on 449 pictures of val at their own size, squeezed for the network:
 
     leg  crops  steps           minutes  training loss, mean IoU in the last 20 steps
-    1    193    2,143 of 5,200       46  .707, .247
+    1    193    2,143 of 5,200       56  .707, .247
     2    225      610 of 1,600       26  .637, .311
-    3    193      520 of 520         16  .588, .381
+    3    193      520 of 520         18  .588, .381
 
 Leg 3 scores mean IoU .4707, pixel accuracy .8688 at 257x257 (.4462, .8584 at 193x193; .4279, .8573 at 321x321): the
 preset `deeplab_v3_plus_efficientnet_lite0_pascalvoc`. The teacher's file scores .7207. What the teacher alone is worth
