@@ -220,7 +220,7 @@ def test_a_video_and_a_picture_from_the_command_line(trained, source, tmp_path, 
     cv2.imwrite(str(tmp_path / "a.png"), grey(100))
     arguments = [
         "predict", str(source), str(tmp_path / "a.png"), "--workdir", str(trained), "--output", str(tmp_path / "out"),
-        "--size", "32x48", "--flip", "--smooth", "0.5",
+        "--size", "32x48", "--smooth", "0.5",
     ]  # fmt: skip
     with pytest.raises(SystemExit) as done:
         cli.main(arguments)
