@@ -1,6 +1,7 @@
 """What evaluation and prediction share, and sliding windows."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_variables
@@ -76,12 +77,12 @@ def test_views_are_what_the_network_says_of_scaled_and_mirrored_pictures(network
 
 
 def test_the_mean_of_views_is_of_probabilities():
-    views = [np.array([[0.0, 10.0]]), np.array([[3.0, 0.0]])]
+    views = [jnp.array([[0.0, 10.0]]), jnp.array([[3.0, 0.0]])]
     mean = inference.average_probabilities(views, axis=1)
     expected = [(1 / (1 + np.exp(10)) + 1 / (1 + np.exp(-3))) / 2]
     np.testing.assert_allclose(mean[:, 0], expected, rtol=1e-6)
     np.testing.assert_allclose(np.exp(inference.log_probabilities(mean)), mean, rtol=1e-6)
-    assert np.isfinite(inference.log_probabilities(np.zeros((1, 2), np.float32))).all()
+    assert np.isfinite(inference.log_probabilities(jnp.zeros((1, 2)))).all()
 
 
 # ---- Windows ----
