@@ -35,7 +35,7 @@ def network_views(
     variables: Any,
     images: UInt8[Array | np.ndarray, "batch height width channels"],
     *,
-    scales: Sequence[float] = (1.0,),
+    scales: Sequence[int | float] = (1.0,),
     flip: bool = False,
 ) -> Iterator[View]:
     """The views of arXiv 1706.05587, section 4.1: pictures at several scales, each also mirrored left to right.
@@ -61,12 +61,12 @@ def network_views(
             yield View(size, logits[:, :, ::-1], endpoints["logits"][:, :, ::-1])
 
 
-def view_sizes(size: Sequence[int], scales: Sequence[float], flip: bool) -> list[tuple[int, int]]:
+def view_sizes(size: Sequence[int], scales: Sequence[int | float], flip: bool) -> list[tuple[int, int]]:
     """Height and width of what the network sees in each of `network_views`."""
     return [scaled_size(size, scale) for scale in scales for _ in range(1 + flip)]
 
 
-def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
+def scaled_size(size: Sequence[int], scale: int | float) -> tuple[int, int]:
     """Height and width at a scale: `(n - 1) * scale + 1`, rounded, so that the corner pixels' centres scale."""
     height, width = (max(1, round((extent - 1) * scale) + 1) for extent in size)
     return height, width

@@ -78,7 +78,7 @@ class Predictor:
         labels: LabelSet,
         *,
         size: Sequence[int] | None = None,
-        scales: Sequence[float] = (1.0,),
+        scales: Sequence[int | float] = (1.0,),
         flip: bool = False,
         window: Sequence[int] | None = None,
         classes: Sequence[str | int] | None = None,
@@ -162,9 +162,9 @@ class Predictor:
         masks, previous = [], None
         for position, image in enumerate(images):
             current = self._start(data.as_picture(image, f"picture {position}"), "labels")
-            masks += [previous().labels] if previous else []
+            masks += [previous()[0]] if previous else []
             previous = current
-        return masks + ([previous().labels] if previous else [])
+        return masks + ([previous()[0]] if previous else [])
 
     def predict(self, image: data.Picture, probabilities: bool = False) -> Prediction:
         """Labels and confidence of one picture, and the probabilities of all classes if asked for.
@@ -172,9 +172,10 @@ class Predictor:
         Raises:
           UserError: it is no picture.
         """
-        return self._start(data.as_picture(image, "the picture"), "probabilities" if probabilities else "confidence")()
+        kind = "probabilities" if probabilities else "confidence"
+        return Prediction(*self._start(data.as_picture(image, "the picture"), kind)())
 
-    def smoothed(self, alpha: float) -> Callable[[UInt8[np.ndarray, "_ _ 3"]], UInt8[np.ndarray, "_ _"]]:
+    def smoothed(self, alpha: int | float) -> Callable[[UInt8[np.ndarray, "_ _ 3"]], UInt8[np.ndarray, "_ _"]]:
         """A function that labels the frames of one video in turn, with logits averaged over time.
 
         At the classifier's resolution, `alpha` times the frame's logits plus `1 - alpha` times the average so far. Cuts
@@ -194,12 +195,13 @@ class Predictor:
             nonlocal state
             logits, *how = self._run(frame)
             state = logits if state is None or alpha == 1 else mix(logits, state)
-            return self._reduce(state, *how, "labels")().labels
+            return self._reduce(state, *how, "labels")()[0]
 
         return label
 
-    def _start(self, image: np.ndarray, kind: str) -> Callable[[], Prediction]:
-        """Begins with a picture, as far as devices work on their own; the result waits for them."""
+    def _start(self, image: np.ndarray, kind: str) -> Callable[[], tuple]:
+        """Begins with a picture, as far as devices work on their own. The result waits for them, and gives labels,
+        confidence and probabilities, as far as the kind asks for them."""
         if self._window is not None:
             return lambda: self._slide(image, kind)
         logits, *how = self._run(image)
@@ -210,10 +212,10 @@ class Predictor:
         fed, extent = self._fit(image)
         return self._network(self._variables, fed[None]), fed.shape[:2], extent, image.shape[:2]
 
-    def _reduce(self, logits, fed_size, extent, size, kind) -> Callable[[], Prediction]:
+    def _reduce(self, logits, fed_size, extent, size, kind) -> Callable[[], tuple]:
         canvas = tuple(inference.bucket(side) for side in size)
         arrays = self._finish(logits, np.array(extent, np.float32), np.array(size), fed_size, canvas, kind)
-        return lambda: self._prediction(
+        return lambda: self._with_ids(
             *(None if array is None else np.asarray(array)[0, : size[0], ..., : size[1]] for array in arrays)
         )
 
@@ -229,7 +231,7 @@ class Predictor:
         align_corners = self._model.align_corners
         return ops.map_resized(logits, extents, size[None], canvas, finish, inputs=inputs, align_corners=align_corners)
 
-    def _slide(self, image: np.ndarray, kind: str) -> Prediction:
+    def _slide(self, image: np.ndarray, kind: str) -> tuple:
         side = np.array(self._window)
 
         def predict_window(pixels):
@@ -249,17 +251,16 @@ class Predictor:
         ):
             labels = strip.argmax(axis=1)
             confidence = np.take_along_axis(strip, labels[:, None], axis=1)[:, 0]
-            parts.append(self._prediction(labels, confidence, strip if kind == "probabilities" else None))
-        names = ["labels", "confidence"] + (["probabilities"] if kind == "probabilities" else [])
-        return Prediction(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+            parts.append(self._with_ids(labels, confidence, strip if kind == "probabilities" else None))
+        return tuple(None if part[0] is None else np.concatenate(part) for part in zip(*parts, strict=True))
 
-    def _prediction(self, labels, confidence, probabilities) -> Prediction:
-        """From positions among the chosen classes, and (height, classes, width), to copies of what was asked for."""
+    def _with_ids(self, labels, confidence, probabilities) -> tuple:
+        """Copies, with ids instead of positions among the chosen classes, and all classes on the last axis."""
         if probabilities is not None:
             of_chosen = probabilities.swapaxes(1, 2)
             probabilities = np.zeros((*labels.shape, self.labels.num_classes), of_chosen.dtype)
             probabilities[..., self._ids] = of_chosen
-        return Prediction(self._ids.astype(np.uint8)[labels], np.array(confidence), probabilities)
+        return self._ids.astype(np.uint8)[labels], None if confidence is None else np.array(confidence), probabilities
 
     def _fit(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
         """What the network sees, and which part of it, at the top left, is the picture."""

@@ -140,7 +140,7 @@ def make_eval_step(
     loss_fn: Callable,
     *,
     protocol: str,
-    scales: Sequence[float] = (1.0,),
+    scales: Sequence[int | float] = (1.0,),
     flip: bool = False,
     void: str = "ignore",
     mesh: jax.sharding.Mesh | None = None,

@@ -200,7 +200,7 @@ class _Loop:
             if writer is not None:
                 writer.release()
 
-    def _open_writer(self, size: tuple[int, int]) -> cv2.VideoWriter:
+    def _open_writer(self, size: tuple[int, int]):
         fourcc = cv2.VideoWriter_fourcc(*self._fourcc)
         writer = cv2.VideoWriter(str(self._path), cv2.CAP_FFMPEG, fourcc, self._rate, (size[1], size[0]))
         if not writer.isOpened():

@@ -414,7 +414,7 @@ def test_a_mistake_with_a_pretrained_network_is_one_line(run, arguments, message
 def test_without_a_network_named_the_packages_own_predicts(run, trained, tmp_path, monkeypatch):
     monkeypatch.setattr("deeplab_jax.pretrained.DEFAULT_PRESET", str(trained))
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "a.png")
-    options = ["--scales", "1,1.5", "--classes", "disk,star", "--window", "32x32"]
+    options = ["--classes", "disk,star", "--window", "32x32"]
     code, _, err = run("predict", tmp_path / "a.png", "--output", tmp_path / "out", *options)
     assert (code, err[-1]) == (0, f"1 masks and overlays in {tmp_path / 'out'}")
     with Image.open(tmp_path / "out" / "a_mask.png") as mask:

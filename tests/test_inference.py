@@ -1,13 +1,14 @@
 """What evaluation and prediction share, and sliding windows."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_variables
 
 from deeplab_jax import inference, windows
 from deeplab_jax.config import base_config
 from deeplab_jax.models import build_model
-from deeplab_jax.train_state import init_variables
 
 CLASSES = 4
 
@@ -21,9 +22,7 @@ def network():
     config.model.image_pooling = False
     config.model.aspp_channels = config.model.decoder_channels = config.model.low_level_channels = 8
     model = build_model(config.model, CLASSES)
-    variables = init_variables(model, seed=1)
-    variables["params"]["classifier"]["kernel"] *= 100  # else all probabilities are nearly alike
-    return model, variables
+    return model, random_variables(model)
 
 
 def pictures(height: int, width: int, count: int = 1) -> np.ndarray:
@@ -55,28 +54,35 @@ def test_buckets_hold_their_sizes_add_little_and_are_few():
 def test_views_are_what_the_network_says_of_scaled_and_mirrored_pictures(network):
     model, variables = network
     images = pictures(33, 49, count=2)
-    views = list(inference.network_views(model, variables, images, scales=(1.0, 0.5), flip=True))
-    assert (
-        [view.size for view in views]
-        == inference.view_sizes((33, 49), (1.0, 0.5), True)
-        == 2 * [(33, 49)] + 2 * [(17, 25)]
-    )
+
+    @jax.jit
+    def views(variables, images):
+        found = list(inference.network_views(model, variables, images, scales=(0.5,), flip=True))
+        assert [view.size for view in found] == inference.view_sizes((33, 49), (0.5,), True) == [(17, 25)] * 2
+        return [(view.logits, view.coarse) for view in found]
+
+    @jax.jit
+    def apply(variables, seen):
+        logits, endpoints = model.apply(variables, seen, train=False)
+        return logits, endpoints["logits"]
+
     small = jax.image.resize(images.astype(np.float32), (2, 17, 25, 3), "bilinear", antialias=False)
-    for view, seen, mirrored in zip(views, (images, images, small, small), (False, True) * 2, strict=True):
-        logits, endpoints = model.apply(variables, seen[:, :, ::-1] if mirrored else seen, train=False)
-        for got, expected in ((view.logits, logits), (view.coarse, endpoints["logits"])):
-            # Rounding of one network, twice; logits are of the order of ten.
-            np.testing.assert_allclose(got, expected[:, :, ::-1] if mirrored else expected, atol=1e-3)
-    assert np.abs(views[0].logits - views[1].logits).max() > 0.1  # mirroring matters
+    found = views(variables, images)
+    for got, mirror in zip(found, (1, -1), strict=True):
+        for one, other in zip(got, apply(variables, small[:, :, ::mirror]), strict=True):
+            # Rounding of one network, in two programs; logits are of the order of one.
+            np.testing.assert_allclose(one, other[:, :, ::mirror], atol=1e-3)
+    assert np.abs(found[0][0] - found[1][0]).max() > 0.1  # mirroring matters
+    assert inference.view_sizes((33, 49), (1.0, 0.5), False) == [(33, 49), (17, 25)]
 
 
 def test_the_mean_of_views_is_of_probabilities():
-    views = [np.array([[0.0, 10.0]]), np.array([[3.0, 0.0]])]
+    views = [jnp.array([[0.0, 10.0]]), jnp.array([[3.0, 0.0]])]
     mean = inference.average_probabilities(views, axis=1)
     expected = [(1 / (1 + np.exp(10)) + 1 / (1 + np.exp(-3))) / 2]
     np.testing.assert_allclose(mean[:, 0], expected, rtol=1e-6)
     np.testing.assert_allclose(np.exp(inference.log_probabilities(mean)), mean, rtol=1e-6)
-    assert np.isfinite(inference.log_probabilities(np.zeros((1, 2), np.float32))).all()
+    assert np.isfinite(inference.log_probabilities(jnp.zeros((1, 2)))).all()
 
 
 # ---- Windows ----
