@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -61,7 +62,7 @@ def test_the_help_names_every_command(run):
     code, out, _ = run("--help")
     assert code == 0
     for command in COMMANDS:
-        assert f"    {command[0]} " in out
+        assert re.search(rf"^    {command[0]}\s", out, re.M)
 
 
 def test_python_m_runs_the_command():
