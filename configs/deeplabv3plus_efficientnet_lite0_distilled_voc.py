@@ -10,8 +10,8 @@
 The teacher, here Google's mobile DeepLabv3 with MobileNetV2, sees every crop as the network does. Pictures with classes
 that fewer than 15 % of all pictures have come more often, crops vary in scale and colour, and the variables are
 averaged. Without a teacher the labels alone are learned from. Each leg starts from the last one's weights with fresh
-momentum. The later ones need not have been ended: legs 1 and 2 were stopped at the steps below, their rates still high. (Leg 1
-averaged parameters alone, without batch statistics.)
+momentum. One need not end before the next begins: legs 1 and 2 were stopped at the steps below, their rates still high.
+(Leg 1 averaged parameters alone, without batch statistics.)
 
 Run here on 3,462 pictures (3,174 of VOC and SBD, long side at most 352 pixels, and 288 of COCO), on two cores of an
 Intel Xeon shared with other work, and scored on 449 pictures of val at their own size, squeezed for the network:

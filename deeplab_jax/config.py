@@ -386,7 +386,7 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
         raise UserError(f"log.profile_steps={config.log.profile_steps} must be at least 0")
 
 
-def check_scales(name: str, scales: Sequence[int | float]) -> None:
+def check_scales(name: str, scales: Sequence[Any]) -> None:
     """Raises a UserError unless these are factors to see pictures at."""
     if not scales or not all(isinstance(scale, (int, float)) and 0 < scale < math.inf for scale in scales):
         raise UserError(f"{name}={tuple(scales)} must be factors above 0, for instance (0.75, 1.0, 1.25)")
