@@ -10,14 +10,19 @@ from collections.abc import Sequence
 from benchmarks import results, runner
 from benchmarks.rows import SUITES, Row, all_rows
 
-_PEERS = {"keras": "keras-cv", "torch": "segmentation-models-pytorch", "litert": "ai-edge-litert"}
+_PEERS = {
+    "keras": "keras-cv",
+    "torch": "segmentation-models-pytorch",
+    "litert": "ai-edge-litert",
+    "onnx": "onnxruntime",
+}
 _DEFAULT = pathlib.Path("benchmarks") / ".venv-peers" / "bin" / "python"
 _EPILOG = f"""rows:
   NAME is a suite ({", ".join(SUITES)}), a row or a pattern of rows, such as step/guide/*; default: all.
 
 environments:
   Ours is the Python that runs the command. A peer's is, in this order, --peer-python, the variable
-  DEEPLAB_JAX_BENCHMARK_KERAS, _TORCH or _LITERT, and {_DEFAULT}, made by
+  DEEPLAB_JAX_BENCHMARK_KERAS, _TORCH, _LITERT or _ONNX, and {_DEFAULT}, made by
     python -m venv benchmarks/.venv-peers
     benchmarks/.venv-peers/bin/pip install -r benchmarks/requirements-peers.txt
 """

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import worker
-from deeplab_jax import data, losses, metrics, optimizer, pretrained, sharding, summary
+from deeplab_jax import data, export, losses, metrics, optimizer, pretrained, sharding, summary
 from deeplab_jax.config import base_config, load_config
 from deeplab_jax.data import prepare
 from deeplab_jax.halos import build_for_mesh
@@ -176,6 +176,36 @@ def infer_tflite(task: dict) -> None:
     _infer(task, model, network.variables, images, facts={"output": output})
 
 
+def _exportable(task: dict) -> PretrainedNetwork:
+    """The network of a task's config, with random parameters."""
+    model = load_config(task["config"]).model
+    variables = jax.tree.map(np.asarray, init_variables(build_model(model, CLASSES), seed=0))
+    size = 64 if task["quick"] else task["size"]
+    return PretrainedNetwork(model, variables, VOC, "squeeze", (size, size))
+
+
+def write_export(task: dict) -> None:
+    """Exports a network: one uint8 picture of a fixed size to labels."""
+    network = _exportable(task)
+    options = export.ExportOptions(size=network.image_size, batch=1, argmax=True, uint8=True)
+    export.export_network(network, task["format"], pathlib.Path(task["folder"]) / "exported", options)
+    worker.report({}, packages=())
+
+
+def labels(task: dict) -> None:
+    """Labels of one uint8 picture, as in an exported network."""
+    network = _exportable(task)
+    model, variables = build_model(network.model, CLASSES), jax.device_put(network.variables)
+
+    @jax.jit
+    def run(variables, images):
+        return jnp.argmax(model.apply(variables, images, train=False)[0], axis=-1).astype(jnp.uint8)
+
+    images = np.random.default_rng(0).integers(0, 256, (1, *network.image_size, 3), dtype=np.uint8)
+    seconds = worker.repeat(lambda: np.asarray(run(variables, images)), warm_up=3, repetitions=task["repetitions"])
+    worker.report({"inference": seconds}, packages=PACKAGES, facts={"output": [1, *network.image_size]})
+
+
 def confusion(task: dict) -> None:
     """Arg max and confusion matrix of full-size logits."""
     config = network_config(task)
@@ -283,6 +313,8 @@ KINDS = {
     "first_step": first_step,
     "infer": infer,
     "infer_tflite": infer_tflite,
+    "write_export": write_export,
+    "labels": labels,
     "confusion": confusion,
     "input": input_pipeline,
     "write_network": write_network,

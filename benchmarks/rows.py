@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 OURS = "benchmarks.ours"
-SUITES = ("step", "infer", "input", "metric", "startup", "ops")
+SUITES = ("step", "infer", "export", "input", "metric", "startup", "ops")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +183,33 @@ def _inference() -> list[Row]:
     return rows
 
 
+def _exports() -> list[Row]:
+    name = "deeplabv3plus_efficientnet_lite0_distilled_voc"
+    task = {"config": name, "size": 257}
+    text = f"labels of one uint8 picture, network of {name}, {{0}}x{{0}}; the peer runs it as exported"
+    runtimes = {
+        "stablehlo": ("StableHLO, JAX", "ours"),
+        "savedmodel": ("SavedModel, TensorFlow", "keras"),
+        "tflite": ("TFLite, LiteRT, two threads", "litert"),
+        "onnx": ("ONNX, onnxruntime, two threads", "onnx"),
+    }
+    rows = []
+    for file_format, (peer, python) in runtimes.items():
+        exported = task | {"format": file_format}
+        rows.append(
+            Row(
+                f"export/lite0_257/{file_format}",
+                text.format(257),
+                _ours("labels", task),
+                Side(peer, "benchmarks.peers.exported", exported, python, {"TF_CPP_MIN_LOG_LEVEL": "3"}),
+                30,
+                text.format(64),
+                prepare=Side(f"{file_format} file", OURS, {"kind": "write_export"} | exported),
+            )
+        )
+    return rows
+
+
 def _input() -> list[Row]:
     text = "batches of 4 from {} JPEGs of 500x375 with masks in SBD's layout, flipped, 512x512"
     task = {"workers": 0, "size": 512, "batch": 4}  # threads, as the configs have it
@@ -256,4 +283,4 @@ def _ops() -> list[Row]:
 
 def all_rows() -> list[Row]:
     """Every row, suite by suite."""
-    return [*_steps(), *_inference(), *_input(), *_metric(), *_startup(), *_ops()]
+    return [*_steps(), *_inference(), *_exports(), *_input(), *_metric(), *_startup(), *_ops()]

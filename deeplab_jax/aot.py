@@ -277,8 +277,8 @@ def find_batch(
       first: pictures a chip of the first program; the second has twice as many, and predictions are multiples.
 
     Returns:
-      What was predicted, and the programs in the order in which they were compiled. Where the predicted one turns out
-      too large, smaller ones follow until one fits.
+      What was predicted, and the programs in the order in which they were compiled. Memory need not rise along a line:
+      where the predicted program turns out too large, the largest that fits is searched for by halving.
 
     Raises:
       UserError: not even the second program fits.
@@ -292,10 +292,18 @@ def find_batch(
             )
     predicted = largest_batch(*((program.batch_per_chip, program.total) for program in programs), usable)
     predicted -= predicted % first
-    for batch in range(predicted, 2 * first, -first):
-        programs.append(compile_at(batch))
+    fits, asked = 2, predicted // first  # in multiples of `first`
+    if asked <= fits:
+        return predicted, programs
+    programs.append(compile_at(asked * first))
+    too_large = fits if isinstance(programs[-1], Program) else asked  # nothing between them: the prediction is right
+    while too_large - fits > 1:
+        asked = (fits + too_large) // 2
+        programs.append(compile_at(asked * first))
         if isinstance(programs[-1], Program):
-            break
+            fits = asked
+        else:
+            too_large = asked
     return predicted, programs
 
 

@@ -341,7 +341,7 @@ def _read_json(workdir: pathlib.Path, name: str) -> dict[str, Any]:
 def _training_part(state: TrainState) -> dict[str, Any]:
     """What `evaluated_variables` leaves out."""
     part = {name: getattr(state, name) for name in ("step", "examples_seen", "opt_state", "rng")}
-    return part if state.ema_params is None else part | {"params": state.params}
+    return part if state.ema_variables is None else part | state.variables
 
 
 def _rename_damaged(folder: pathlib.Path) -> None:

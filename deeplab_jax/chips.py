@@ -30,7 +30,7 @@ class Chip:
     topology_options: tuple[tuple[str, str], ...] = ()
 
 
-# By the name that topologies have. The pages were read as published in 2025 and 2026.
+#: By the name that topologies have. The pages were read as published in 2025 and 2026.
 CHIPS = {
     "v4": Chip(
         flops=275e12,
@@ -88,7 +88,14 @@ class Roofline:
 
 
 def roofline(chip: Chip, *, flops: float, bytes_accessed: float, sent_bytes: int | float) -> Roofline:
-    """The roofline of a program that computes, moves to and from memory, and sends so much on each chip."""
+    """The roofline of a program that computes, moves to and from memory, and sends so much on each chip.
+
+    Args:
+      chip: its published peaks.
+      flops: floating-point operations of a step, on each chip.
+      bytes_accessed: that operations read and write.
+      sent_bytes: to other chips.
+    """
     return Roofline(
         compute=flops / chip.flops,
         memory=bytes_accessed / chip.hbm_bandwidth,

@@ -1,6 +1,7 @@
 """The `deeplab-jax` command: parses, then hands over."""
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import sys
@@ -9,37 +10,15 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from rich.console import Console
 
-from deeplab_jax import __version__
 from deeplab_jax import config as config_lib
+from deeplab_jax.arguments import ANY, VIDEO_SUFFIXES, UsageError, build_parser, not_config, parse_config
 from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.host_memory import use_large_pages
 
-_CONFIG_HELP = """configs:
-  --config NAME_OR_FILE[:arg=value,...]   a config of the package or a file with get_config
-  --config.group.field=value              overrides one field, e.g. --config.data.batch_size=8
-"""
-
-# Of deeplab_jax.pretrained.FORMATS, which takes seconds to import: --help must not wait for it.
-_FORMATS = "kerascv, kerashub, torchvision, smp, timm, efficientnet-lite, tflite or tf-deeplab"
-
-# Of deeplab_jax.video, likewise.
-_VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
-_CODECS = ("mpeg4", "vp9")
-
 _SUPERVISED = "DEEPLAB_JAX_SUPERVISED"  # set in the processes that deeplab_jax.supervise started
-
-
-class UsageError(Exception):
-    """The command line itself is wrong: exit code 2."""
-
-
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        _fail(f"{message}; see `{self.prog} --help`", 2)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,18 +29,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     if argv is None:
         use_large_pages()
-    parser = _parser()
     argv = list(sys.argv[1:] if argv is None else argv)
-    args, rest = parser.parse_known_args(argv)
-    args.argv = argv
     console = Console(stderr=True, highlight=False)
     try:
-        takes_config = getattr(args, "takes_config", False)
-        for item in rest if not takes_config else _not_config(rest):
+        args, rest = build_parser().parse_known_args(argv)
+        args.argv = argv
+        for item in rest if not args.takes_config else not_config(rest):
             raise UsageError(f"unknown argument {item}; see `deeplab-jax {args.command} --help`")
-        if takes_config:
+        if args.takes_config:
             _use_compilation_cache()
-        args.run(args, rest, console)
+        _HANDLERS[args.handler](args, rest, console)
     except UsageError as error:
         _fail(error, 2)
     except UserError as error:
@@ -78,74 +55,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         traceback.print_exc()
         _exit(1)
     sys.exit(0)
-
-
-def parse_config(arguments: Sequence[str], *, base: ConfigDict | None = None) -> ConfigDict:
-    """The config of a command line.
-
-    Args:
-      arguments: `--config NAME[:args]` and `--config.group.field=value`, in either form of giving values.
-      base: used where no `--config` is given.
-
-    Raises:
-      UserError: no such config, or a value it refuses.
-      UsageError: no config at all, a field that does not exist, or a value of the wrong type.
-    """
-    arguments, name = _take_name(list(arguments))
-    if name is None and base is None:
-        raise UsageError("no --config is given; for instance --config quickstart")
-    if name is not None:
-        file, _, argument = name.partition(":")
-        base = config_lib.read_config_file(config_lib.find_config(file), argument)
-    unknown = _unknown_field(arguments, base)
-    if unknown is not None:
-        raise UsageError(unknown)
-    values, argv = flags.FlagValues(), ["deeplab-jax", *arguments]
-    try:
-        config_flags.DEFINE_config_dict("config", base, flag_values=values, sys_argv=argv)
-        values(argv)
-        return values.config
-    except (flags.Error, TypeError, ValueError, SyntaxError) as error:
-        raise UsageError(f"config: {' '.join(str(error).split())}") from None
-
-
-def _take_name(arguments: list[str]) -> tuple[list[str], str | None]:
-    """Separates `--config NAME` or `--config=NAME` from the overrides."""
-    name, rest, items = None, [], iter(arguments)
-    for item in items:
-        if item == "--config":
-            name = next(items, None)
-            if name is None:
-                raise UsageError("--config needs a name or a file")
-        elif item.startswith("--config="):
-            name = item.removeprefix("--config=")
-        else:
-            rest.append(item)
-    return rest, name
-
-
-def _not_config(arguments: Sequence[str]) -> list[str]:
-    """The arguments that are not `--config...` with their values."""
-    strange, items = [], iter(arguments)
-    for item in items:
-        if not item.startswith("--config"):
-            strange.append(item)
-        elif "=" not in item:
-            next(items, None)
-    return strange
-
-
-def _unknown_field(arguments: Sequence[str], config: ConfigDict) -> str | None:
-    for item in arguments:
-        if item.startswith("--config."):
-            path = item.removeprefix("--config.").split("=")[0]
-            group, parent = config, ""
-            for key in path.split("."):
-                if not isinstance(group, ConfigDict) or key not in group:
-                    known = [parent + other for other in group] if isinstance(group, ConfigDict) else [parent[:-1]]
-                    return f"config field {path} does not exist{config_lib.suggest(parent + key, known)}"
-                group, parent = group[key], f"{parent}{key}."
-    return None
 
 
 def _use_compilation_cache() -> None:
@@ -225,7 +134,7 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], console: Console) -
 
 
 def _predict(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
-    sources = [path for path in args.inputs if path.suffix.lower() in _VIDEO_SUFFIXES and not path.is_dir()]
+    sources = [path for path in args.inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
     pictures = [path for path in args.inputs if path not in sources]
     sources += [] if args.camera is None else [args.camera]
     if not args.inputs and not sources:
@@ -288,11 +197,33 @@ def _benchmark_latency(args: argparse.Namespace, rest: Sequence[str], console: C
         checkpoint.write_json(args.json, {"results": [result._asdict() for result in results]})
 
 
+def _demo(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    for option, value in (("--max-megabytes", args.max_megabytes), ("--max-megapixels", args.max_megapixels)):
+        if value < 1:
+            raise UsageError(f"{option} {value} must be at least 1")
+    if not 0 <= args.port < 2**16:
+        raise UsageError(f"--port {args.port} must be between 0 and 65535")
+    _use_compilation_cache()
+    from deeplab_jax import demo_page
+
+    demo_page.serve(
+        args.preset,
+        args.workdir,
+        host=args.host,
+        port=args.port,
+        max_bytes=args.max_megabytes * 2**20,
+        max_pixels=args.max_megapixels * 10**6,
+        console=console,
+    )
+
+
 def _convert(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
     from deeplab_jax.pretrained import import_file, native
 
     network = import_file(args.file, args.format)
-    native.save(network, args.output)
+    if args.size is not None:
+        network = dataclasses.replace(network, image_size=args.size)
+    native.save(network, args.output, half=args.half)
     for line in network.report:
         console.print(line, soft_wrap=True)
     what = f"{network.labels.num_classes} classes" if network.labels else "a backbone alone"
@@ -339,6 +270,33 @@ def _aot(args: argparse.Namespace, rest: Sequence[str], console: Console) -> Non
     )
     if args.json is not None:
         checkpoint.write_json(args.json, values)
+
+
+def _export(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # a program is written, for all platforms; nothing runs
+    from deeplab_jax import export, pretrained
+
+    network = pretrained.load(args.workdir or args.preset or pretrained.DEFAULT_PRESET, console=console)
+    size, batch = args.size, args.batch
+    if size is None:
+        size = network.image_size
+    if batch is None and args.to == "tflite":
+        batch = 1
+    options = export.ExportOptions(
+        size=None if size == ANY else size,
+        batch=None if batch == ANY else batch,
+        argmax=args.argmax,
+        uint8=args.uint8,
+    )
+    values = export.export_network(network, args.to, args.output, options)
+    given, made = ("x".join(map(str, values[side]["shape"])) for side in ("input", "output"))
+    console.print(
+        f"{args.output}: {values['input']['dtype']} pictures {given} to {values['output']['dtype']} "
+        f"{values['output']['contents']} {made}; described in {export.metadata_path(args.to, args.output)}",
+        soft_wrap=True,
+    )
 
 
 def _data_prepare(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
@@ -404,171 +362,18 @@ def _exit(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(prog="deeplab-jax", description="DeepLabv3+ semantic segmentation in JAX.")
-    parser.add_argument("--version", action="version", version=f"deeplab_jax {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(parent, name: str, run, text: str, *, takes_config: bool = False) -> argparse.ArgumentParser:
-        command = parent.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=_CONFIG_HELP if takes_config else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        command.set_defaults(run=run, takes_config=takes_config)
-        return command
-
-    train = add(commands, "train", _train, "Train a network, or continue the training in a workdir.", takes_config=True)
-    train.add_argument("--workdir", type=pathlib.Path, required=True, help="folder for everything the run writes")
-    _add_processes(train)
-
-    evaluate = add(commands, "evaluate", _evaluate, "Score a trained network on a whole split.", takes_config=True)
-    _add_network(evaluate)
-    evaluate.add_argument("--data", help="data set; default: the run's own")
-    evaluate.add_argument("--data-dir", type=pathlib.Path, help="where data sets are prepared")
-    evaluate.add_argument("--split", help="default: the run's data.eval_split")
-    evaluate.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the scores here")
-    _add_processes(evaluate)
-
-    _add_predict(add(commands, "predict", _predict, "Label pictures and videos.", takes_config=True))
-
-    latency = add(commands, "benchmark-latency", _benchmark_latency, "Time a network: p50 and p95 by size and batch.")
-    _add_network(latency, required=False)
-    latency.add_argument("--sizes", type=_sizes, metavar="HxW,...", help="of the pictures; default: the network's own")
-    latency.add_argument("--batches", type=_counts, default=[1], metavar="N,...", help="pictures at a time; default: 1")
-    latency.add_argument("--repetitions", type=_count, default=50, metavar="N", help="of each; default: 50")
-    latency.add_argument("--compute-dtype", choices=("float32", "bfloat16"), default="float32", help="default: float32")
-    latency.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the results here")
-
-    summary = add(
-        commands, "summary", _summary, "Parameters and multiply-adds of a config's network.", takes_config=True
-    )
-    summary.add_argument("--classes", type=int, default=21, help="default: 21")
-    summary.add_argument(
-        "--mesh",
-        type=int,
-        nargs="?",
-        const=0,
-        metavar="DEVICES",
-        help="also list where each array lives on a mesh of so many devices; default: as many as are here",
-    )
-
-    aot = add(
-        commands,
-        "aot",
-        _aot,
-        "What a config needs on a TPU slice, from its compiler; no TPU needed.",
-        takes_config=True,
-    )
-    aot.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="of the slice, for instance v5e:4x4")
-    aot.add_argument(
-        "--batch-per-chip",
-        type=int,
-        metavar="N",
-        help="pictures of a chip, or of the mesh.spatial chips that share them; default: the config's own",
-    )
-    aot.add_argument("--find-batch", action="store_true", help="also find the largest batch a chip: three compilations")
-    aot.add_argument("--inference", action="store_true", help="the evaluation's step instead of the training's")
-    aot.add_argument("--classes", type=int, default=21, help="default: 21")
-    aot.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write it all here")
-
-    convert = add(commands, "convert", _convert, "Turn another framework's file into a folder that --preset takes.")
-    convert.add_argument("file", type=pathlib.Path, metavar="FILE")
-    convert.add_argument("--from", dest="format", required=True, metavar="FORMAT", help=_FORMATS)
-    convert.add_argument("--output", type=pathlib.Path, required=True, metavar="FOLDER")
-
-    add(commands, "presets", _presets, "List the pretrained networks: from where, with which score on what.")
-
-    data = commands.add_parser("data", help="Prepare, check and look at data sets.")
-    verbs = data.add_subparsers(dest="verb", required=True, metavar="prepare|check|show")
-    prepare = add(verbs, "prepare", _data_prepare, "Write a data set's pictures and masks as ArrayRecord files.")
-    prepare.add_argument("name", metavar="NAME", help="sbd, voc2012_segmentation, camvid or folder")
-    prepare.add_argument("--source", type=pathlib.Path, help="folder or archive; default: download, where it is public")
-    prepare.add_argument("--sbd-source", type=pathlib.Path, help="for voc2012_segmentation: adds the split trainaug")
-    prepare.add_argument("--val-fraction", type=float, help="for folder without lists; default: 0.2")
-    prepare.add_argument(
-        "--data-dir", type=pathlib.Path, help=f"default: $DEEPLAB_JAX_DATA or ~{os.sep}deeplab_jax_data"
-    )
-
-    check = add(verbs, "check", _data_check, "Read every example: sizes, labels, classes, pictures in two splits.")
-    check.add_argument("name", metavar="NAME", help="a prepared data set, or what --source holds")
-    check.add_argument("--source", type=pathlib.Path, help="a raw folder, checked instead of the prepared data set")
-    check.add_argument("--data-dir", type=pathlib.Path, help="where data sets are prepared")
-
-    show = add(verbs, "show", _data_show, "Draw a gallery of a split's pictures and masks.")
-    show.add_argument("name", metavar="NAME", help="a prepared data set, or synthetic")
-    show.add_argument("--split", default="train", help="default: train")
-    show.add_argument("--count", type=int, default=12, help="pictures spread over the split; default: 12")
-    show.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE.png")
-    show.add_argument("--data-dir", type=pathlib.Path, help="where data sets are prepared")
-    return parser
-
-
-def _add_processes(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("runs of many processes, one a machine or more; see docs/reliability.md")
-    group.add_argument("--cluster", action="store_true", help="of a TPU pod, SLURM or Open MPI, which know the rest")
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0; with the next two")
-    group.add_argument("--num-processes", type=int, metavar="N", help="of the run")
-    group.add_argument("--process-id", type=int, metavar="I", help="of this process, from 0")
-    group.add_argument("--local-processes", type=int, metavar="N", help="start the run's N processes on this machine")
-
-
-def _add_predict(predict: argparse.ArgumentParser) -> None:
-    predict.add_argument("inputs", nargs="*", type=pathlib.Path, metavar="IMAGE|FOLDER|VIDEO")
-    _add_network(predict, required=False)
-    predict.add_argument("--output", type=pathlib.Path, required=True, help="folder for the results")
-    predict.add_argument("--size", type=_size, metavar="HxW", help="of the network's input; default: the network's own")
-    predict.add_argument("--scales", type=_scales, metavar="S,...", help="average over these factors, e.g. 0.75,1,1.25")
-    predict.add_argument("--flip", action="store_true", help="average with what the mirrored picture gives")
-    predict.add_argument("--window", type=_size, metavar="HxW", help="slide a window of this size over large pictures")
-    predict.add_argument(
-        "--classes", type=lambda text: text.split(","), metavar="NAME,...", help="choose among these; default: all"
-    )
-    video = predict.add_argument_group("videos: one with the classes' colours over each frame")
-    video.add_argument("--camera", type=int, metavar="INDEX", help="label what a camera sees, until Ctrl-C")
-    video.add_argument(
-        "--smooth", type=float, metavar="ALPHA", help="weight of a frame in the average over time; default: 1, none"
-    )
-    video.add_argument(
-        "--codec", choices=_CODECS, default=_CODECS[0], help="vp9 for browsers, slow; default: mpeg4, for players"
-    )
-
-
-def _add_network(command: argparse.ArgumentParser, *, required: bool = True) -> None:
-    network = command.add_mutually_exclusive_group(required=required)
-    network.add_argument("--workdir", type=pathlib.Path, help="of a training run")
-    default = "" if required else "; default: the network that comes with the package"
-    network.add_argument(
-        "--preset", metavar="NAME|FOLDER", help=f"see `deeplab-jax presets` and `deeplab-jax convert`{default}"
-    )
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, for instance 257x257")
-    return int(sides[0]), int(sides[1])
-
-
-def _sizes(text: str) -> list[tuple[int, int]]:
-    return [_size(item) for item in text.split(",")]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
-
-
-def _counts(text: str) -> list[int]:
-    return [_count(item) for item in text.split(",")]
-
-
-def _scales(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(scale) for scale in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of factors, for instance 0.75,1,1.25") from None
+_HANDLERS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "benchmark-latency": _benchmark_latency,
+    "demo": _demo,
+    "summary": _summary,
+    "aot": _aot,
+    "export": _export,
+    "convert": _convert,
+    "presets": _presets,
+    "data prepare": _data_prepare,
+    "data check": _data_check,
+    "data show": _data_show,
+}

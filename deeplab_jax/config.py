@@ -20,9 +20,10 @@ from deeplab_jax.errors import UserError
 
 _DURATION_UNITS = ("steps", "epochs", "examples", "percent")
 
-PROTOCOLS = ("whole", "squeeze", "guide")  # of eval.protocol, see base_config
+#: Values of `eval.protocol`, see `base_config`.
+PROTOCOLS = ("whole", "squeeze", "guide")
 
-# Axes of the device mesh, from the slowest to the fastest: devices next to each other share a picture's rows.
+#: Axes of the device mesh, from the slowest to the fastest: devices next to each other share a picture's rows.
 MESH_AXES = ("data", "fsdp", "spatial")
 
 
@@ -33,38 +34,38 @@ def base_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.backbone = config_dict.placeholder(str)  # a name of deeplab_jax.models.BACKBONES
     model.width_multiplier = 1.0  # of mobilenet_v2
-    model.in_channels = 3
+    model.in_channels = 3  # channels of pictures
     model.output_stride = 16  # 8, 16 or 32, by atrous conversion with the same parameters
     model.multi_grid = ()  # rate multipliers of the last stage's units; () is all ones
     model.spread_converted_units = False  # units whose stride is traded run at the rate behind them, as in smp
-    model.atrous_rates = (6, 12, 18)
+    model.atrous_rates = (6, 12, 18)  # of the 3x3 branches of ASPP
     model.atrous_rates_stride = 16  # the output stride `atrous_rates` are stated for; they scale with the real one
-    model.aspp_channels = 256
-    model.aspp_separable = False
+    model.aspp_channels = 256  # of each branch of ASPP and of its result
+    model.aspp_separable = False  # 3x3 branches are depthwise separable
     model.separable_norm = True  # BatchNorm and ReLU between the two convolutions of a separable one
-    model.image_pooling = True
-    model.aspp_dropout = 0.0
+    model.image_pooling = True  # a branch of ASPP for the whole picture's mean
+    model.aspp_dropout = 0.0  # share of ASPP's results that training drops
     model.decoder = "paper"  # paper | separable | kerascv | torchvision | smp | none (DeepLabv3)
-    model.decoder_channels = 256
-    model.low_level_channels = 48
-    model.decoder_dropout = 0.0
-    model.classifier_bias = True
+    model.decoder_channels = 256  # of the decoder's convolutions
+    model.low_level_channels = 48  # to which the decoder projects the features of stride 4
+    model.decoder_dropout = 0.0  # share of the decoder's results that training drops
+    model.classifier_bias = True  # the last convolution has a bias
     model.kernel_init = "he_normal"  # he_normal | glorot_uniform (Keras)
-    model.backbone_norm_epsilon = 1e-5
-    model.backbone_norm_decay = 0.9
-    model.head_norm_epsilon = 1e-5
-    model.head_norm_decay = 0.9
+    model.backbone_norm_epsilon = 1e-5  # of BatchNorm, added to the variance
+    model.backbone_norm_decay = 0.9  # of its running statistics: decay * running + (1 - decay) * batch
+    model.head_norm_epsilon = 1e-5  # the same for ASPP and decoder
+    model.head_norm_decay = 0.9  # the same for ASPP and decoder
     model.freeze_norm_statistics = False  # BatchNorm uses its running statistics while training too
     model.padding = "symmetric"  # symmetric (PyTorch, the papers) | same_upper (TensorFlow)
     model.align_corners = False  # half-pixel bilinear resizing unless True
     model.input_mean = (123.675, 116.28, 103.53)  # RGB of range 0-255
-    model.input_std = (58.395, 57.12, 57.375)
+    model.input_std = (58.395, 57.12, 57.375)  # inputs are (pictures - mean) / std
 
     config.data = data = ConfigDict()
     data.name = config_dict.placeholder(str)  # a name of deeplab_jax.data.SOURCES
     data.data_dir = config_dict.placeholder(str)  # default: $DEEPLAB_JAX_DATA or ~/deeplab_jax_data
-    data.train_split = "train"
-    data.eval_split = "val"
+    data.train_split = "train"  # the split to train on
+    data.eval_split = "val"  # the split to score on
     data.batch_size = config_dict.placeholder(int)  # global, over all devices and processes
     data.image_size = config_dict.placeholder(tuple)  # (height, width) that the network trains on
     data.resize = "squeeze"  # squeeze: plain resize to image_size | scale_crop: random scale, pad, crop
@@ -80,38 +81,39 @@ def base_config() -> ConfigDict:
 
     config.train = train = ConfigDict()
     train.steps = config_dict.placeholder(int)  # one of steps, epochs, examples
-    train.epochs = config_dict.placeholder(float)
-    train.examples = config_dict.placeholder(int)
-    train.seed = 0
+    train.epochs = config_dict.placeholder(float)  # each example that often; steps = epochs * examples / batch, rounded
+    train.examples = config_dict.placeholder(int)  # so many examples, each counted as often as it is shown
+    train.seed = 0  # of initialisation, order, augmentation and dropout
     train.accumulate_steps = 1  # batches are computed in so many parts, one after the other; BatchNorm sees one part
     train.compute_dtype = "float32"  # float32 | bfloat16; parameters, statistics, logits, loss stay float32
     train.remat = "none"  # none | activations | units: what is computed again for the gradient instead of kept
-    train.ema_decay = config_dict.placeholder(float)  # a step; evaluation and prediction use parameters averaged so
+    train.ema_decay = config_dict.placeholder(float)  # a step; evaluation and prediction use variables averaged so
     train.nonfinite = "stop"  # a NaN or infinite loss or gradient: stop | skip: the step changes no parameter
     train.init_from = config_dict.placeholder(str)  # a preset, or a folder of one, or a workdir to start from
 
     config.optimizer = optimizer = ConfigDict()
-    optimizer.learning_rate = config_dict.placeholder(float)
+    optimizer.learning_rate = config_dict.placeholder(float)  # at its peak
     optimizer.schedule = "cosine"  # constant | cosine | poly
-    optimizer.poly_power = 0.9
-    optimizer.end_learning_rate = 0.0
-    optimizer.warmup_steps = config_dict.placeholder(int)  # at most one of the four; linear from 0
-    optimizer.warmup_epochs = config_dict.placeholder(float)
-    optimizer.warmup_examples = config_dict.placeholder(int)
-    optimizer.warmup_percent = config_dict.placeholder(float)
-    optimizer.momentum = 0.9
+    optimizer.poly_power = 0.9  # of poly: the rate falls with (1 - t / steps)^power
+    optimizer.end_learning_rate = 0.0  # of cosine and poly
+    optimizer.warmup_steps = config_dict.placeholder(int)  # the rate rises linearly from 0; one of the four at most
+    optimizer.warmup_epochs = config_dict.placeholder(float)  # the same in epochs
+    optimizer.warmup_examples = config_dict.placeholder(int)  # the same in examples
+    optimizer.warmup_percent = config_dict.placeholder(float)  # the same in percent of all steps
+    optimizer.momentum = 0.9  # of SGD; 0 for none
     optimizer.momentum_rule = "classic"  # classic: rate outside the buffer (PyTorch, optax) | keras: inside
-    optimizer.nesterov = False
+    optimizer.nesterov = False  # Nesterov's momentum
     optimizer.clip = "none"  # none | per_variable (Keras' clipnorm) | global
-    optimizer.clip_norm = config_dict.placeholder(float)
-    optimizer.weight_decay = 0.0
+    optimizer.clip_norm = config_dict.placeholder(float)  # largest norm of a gradient, or of all together
+    optimizer.weight_decay = 0.0  # factor of the decay of parameters
     optimizer.weight_decay_rule = "coupled_kernels"  # coupled_kernels: L2 as in the papers | decoupled_all: Keras
     optimizer.learning_rate_multipliers = ConfigDict({"backbone": 1.0, "aspp": 1.0, "decoder": 1.0, "classifier": 1.0})
+    # factors of the whole update of each part of the network
     optimizer.frozen = ()  # parts of the network that do not learn, e.g. ("backbone",)
 
     config.loss = loss = ConfigDict()
     loss.name = "softmax_cross_entropy"  # softmax_cross_entropy: mean over labelled pixels | keras: over all pixels
-    loss.label_smoothing = 0.0
+    loss.label_smoothing = 0.0  # s: the target of the true class is 1 - s + s / classes, of others s / classes
     loss.class_weights = ()  # one factor per class
     loss.teacher = config_dict.placeholder(str)  # a preset, folder or workdir of the same classes to learn from too
     loss.teacher_weight = 0.5  # share of the teacher's probabilities in the target; the labels have the rest
@@ -126,16 +128,16 @@ def base_config() -> ConfigDict:
     evaluation.scales = (1.0,)  # factors at which a picture is seen; the views' probabilities are averaged
     evaluation.flip = False  # every scale is seen mirrored as well
     evaluation.void = "ignore"  # ignore | background (as Keras' MeanIoU on one-hot labels)
-    evaluation.every_steps = config_dict.placeholder(int)  # while training; default: at the end only
-    evaluation.every_epochs = config_dict.placeholder(float)
-    evaluation.every_examples = config_dict.placeholder(int)
-    evaluation.every_percent = config_dict.placeholder(float)
+    evaluation.every_steps = config_dict.placeholder(int)  # while training, one of the four; default: at the end only
+    evaluation.every_epochs = config_dict.placeholder(float)  # the same in epochs
+    evaluation.every_examples = config_dict.placeholder(int)  # the same in examples
+    evaluation.every_percent = config_dict.placeholder(float)  # the same in percent of all steps
 
     config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every_steps = config_dict.placeholder(int)  # default: at the end only
-    checkpoint.every_epochs = config_dict.placeholder(float)
-    checkpoint.every_examples = config_dict.placeholder(int)
-    checkpoint.every_percent = config_dict.placeholder(float)
+    checkpoint.every_steps = config_dict.placeholder(int)  # one of the four; default: at the end only
+    checkpoint.every_epochs = config_dict.placeholder(float)  # the same in epochs
+    checkpoint.every_examples = config_dict.placeholder(int)  # the same in examples
+    checkpoint.every_percent = config_dict.placeholder(float)  # the same in percent of all steps
     checkpoint.keep = 2  # the newest ones; the one with the best mean IoU stays besides
 
     config.distributed = ConfigDict({"heartbeat_seconds": 30})  # silence after which a process counts as dead
@@ -147,8 +149,8 @@ def base_config() -> ConfigDict:
     mesh.fsdp_min_size = 2**14  # arrays of fewer elements are not split: gathering them takes longer than they save
 
     config.log = log = ConfigDict()
-    log.every_steps = 10
-    log.tensorboard = True
+    log.every_steps = 10  # loss, scores and speed of so many steps on the console and in metrics.jsonl
+    log.tensorboard = True  # also as TensorBoard events
     log.gallery_images = 8  # validation masks drawn at every evaluation
     log.profile_steps = 0  # steps traced into the workdir's `profile`, for TensorBoard and Perfetto
     return config.lock()  # a config file that sets a field there is not fails, with the nearest name
@@ -294,6 +296,13 @@ def duration_steps(
     """A duration in steps, from whichever of `<prefix>steps|epochs|examples|percent` the config sets.
 
     Epochs and examples are rounded to whole steps, at least one; percent is of `total_steps`.
+
+    Args:
+      group: of a config, or any mapping.
+      prefix: of the fields' names, such as `every_`.
+      batch_size: examples a step.
+      num_examples: of the split, an epoch.
+      total_steps: of the training; needed for percent.
 
     Returns:
       The steps, or None if none of the four is set.

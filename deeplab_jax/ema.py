@@ -1,4 +1,4 @@
-"""Exponential moving averages of the parameters, which generalise better than the last step's."""
+"""Exponential moving averages of a network's variables, which generalise better than the last step's."""
 
 import functools
 from collections.abc import Callable
@@ -10,9 +10,10 @@ from deeplab_jax.train_state import TrainState
 
 
 def averaging(train_step: Callable, decay: float) -> Callable:
-    """A train step that also moves `ema_params` towards the new parameters: decay * average + (1 - decay) * new.
+    """A train step that also moves `ema_variables` towards the new ones: decay * average + (1 - decay) * new.
 
-    Batch statistics are averages already, and are left as they are.
+    Batch statistics too, averages though they are: averaged parameters lag behind, and with the newest statistics a
+    network whose rate is still high predicts next to nothing.
 
     Args:
       train_step: of `deeplab_jax.steps.make_train_step`.
@@ -22,7 +23,7 @@ def averaging(train_step: Callable, decay: float) -> Callable:
     @functools.wraps(train_step)
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         new, report = train_step(state, batch)
-        averages = optax.incremental_update(new.params, state.ema_params, 1 - decay)
-        return new.replace(ema_params=averages), report
+        averages = optax.incremental_update(new.variables, state.ema_variables, 1 - decay)
+        return new.replace(ema_variables=averages), report
 
     return step

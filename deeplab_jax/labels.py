@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import UInt8
 
-# Pixels that nobody annotated. The same value from the mask file to the metric.
+#: Pixels that nobody annotated. The same value from the mask file to the metric.
 IGNORE_LABEL = 255
 
 
@@ -24,6 +24,7 @@ def voc_palette(num_colors: int) -> UInt8[np.ndarray, "num_colors 3"]:
     return palette
 
 
+#: RGB in which void pixels are drawn.
 VOID_COLOR = tuple(int(value) for value in voc_palette(256)[IGNORE_LABEL])
 
 
@@ -66,14 +67,16 @@ class LabelSet:
         return cls(tuple(class_names), tuple(tuple(int(v) for v in color) for color in colors))
 
 
+#: Pascal VOC's classes, ids 0 to 20.
 VOC_CLASS_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
+#: Pascal VOC and SBD, in VOC's palette.
 VOC = LabelSet.from_names(VOC_CLASS_NAMES)
 
-# SegNet's eleven classes; its twelfth id, "unlabelled", is void here.
+#: SegNet's eleven classes; its twelfth id, "unlabelled", is void here.
 CAMVID = LabelSet(
     class_names=(
         "sky", "building", "pole", "road", "pavement", "tree",
@@ -85,5 +88,5 @@ CAMVID = LabelSet(
     ),
 )  # fmt: skip
 
-# The shapes of deeplab_jax.data.sources.synthetic.
+#: The shapes of deeplab_jax.data.sources.synthetic.
 SYNTHETIC = LabelSet.from_names(("background", "disk", "ring", "triangle", "star", "bar"))

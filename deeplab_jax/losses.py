@@ -11,6 +11,7 @@ from deeplab_jax.config import suggest
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
+# (logits, labels, where=None, teacher_logits=None) to the sum over pixels and the count that divides it.
 Loss = Callable[..., tuple[Float[Array, ""], Array]]
 
 _KERAS_EPSILON = 1e-7
@@ -83,6 +84,7 @@ def keras_categorical_cross_entropy(
     return jnp.sum(jnp.where(exists, pixel_losses, 0)), jnp.sum(exists, dtype=jnp.int32)
 
 
+#: Values of `loss.name`.
 LOSSES = {"softmax_cross_entropy": softmax_cross_entropy, "keras": keras_categorical_cross_entropy}
 
 

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.config import suggest
 from deeplab_jax.errors import UserError
 
+# The learning rate of a step, counted from 0.
 Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 
 

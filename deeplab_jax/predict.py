@@ -55,7 +55,7 @@ class Predictor:
     `eval.image_size`, or with `window`), else once for each pair of buckets of height and width; the resizing of its
     logits, which takes a fraction of a second, once for each pair of buckets and kind of result.
 
-    Options of the constructors below:
+    Options:
       size: (height, width) of the network's input instead of the config's own; of the protocol `whole`, to what
         pictures are padded and scaled down.
       scales: factors at which the picture is seen; the probabilities of all views are averaged (arXiv 1706.05587,

@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.config import MESH_AXES, mesh_sizes
 
-# Mesh axes that the batch is split over.
+#: Mesh axes that the batch is split over.
 BATCH_AXES = ("data", "fsdp")
 
-# By its path in the train state, which axes of an array may be split over `fsdp`: the first that divides is. A kernel
-# is (height, width, input features, features); the rest are vectors of features. A pattern is the last part of a path.
+#: By its path in the train state, which axes of an array may be split over `fsdp`: the first that divides is. A kernel
+#: is (height, width, input features, features); the rest are vectors of features. A pattern is the last part of a path.
 RULES = (
     (r"kernel", (3, 2)),
     (r"bias|scale|mean|var", (0,)),
@@ -97,6 +97,12 @@ def state_shardings(tree: PyTree, mesh: Mesh | AbstractMesh, *, fsdp_min_size: i
 
 def partition_spec(name: str, shape: tuple[int, ...], fsdp: int, *, fsdp_min_size: int) -> PartitionSpec:
     """How an array is split over `fsdp` devices: by the first rule that names it, if it is large and divides at all.
+
+    Args:
+      name: its path in the train state, such as `params/classifier/kernel`.
+      shape: of the whole array.
+      fsdp: devices along the axis.
+      fsdp_min_size: elements of the smallest array that is split.
 
     Raises:
       ValueError: no rule names it.

@@ -11,6 +11,7 @@ from deeplab_jax import inference, metrics, ops, sharding
 from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.train_state import TrainState
 
+# Arrays of a batch by name, see `deeplab_jax.data.train_batches` and `deeplab_jax.data.eval_batches`.
 Batch = dict[str, Array]
 
 

@@ -18,7 +18,7 @@ from deeplab_jax.jaxprs import equations
 from deeplab_jax.models import PARTS, DeepLabV3Plus, abstract_variables, build_model
 from deeplab_jax.train_state import TrainState
 
-# Rows of the table: prefixes of module paths, in the order of the computation.
+#: Rows of the table: prefixes of module paths, in the order of the computation.
 ROWS = ("backbone", "aspp", "decoder/encoder_refine", "decoder/low_level", "decoder/refine", "classifier")
 
 

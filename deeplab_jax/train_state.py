@@ -17,7 +17,7 @@ class TrainState:
 
     As a tree it may hold shapes or shardings in the arrays' places, so the fields are typed loosely: `step` is an int32
     scalar, `examples_seen` a uint32 scalar, and `rng` the run's base key, uint32 (2,), from which a step derives its
-    own by `jax.random.fold_in`. `ema_params` is None unless the parameters are averaged (`train.ema_decay`).
+    own by `jax.random.fold_in`. `ema_variables`, averages of `variables`, is None without `train.ema_decay`.
     """
 
     step: PyTree
@@ -26,7 +26,7 @@ class TrainState:
     batch_stats: PyTree
     opt_state: PyTree
     rng: PyTree
-    ema_params: PyTree = None
+    ema_variables: PyTree = None
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -35,22 +35,21 @@ class TrainState:
 
     @property
     def evaluated_variables(self) -> dict[str, Any]:
-        """What evaluation and prediction use: the averaged parameters if there are any."""
-        params = self.params if self.ema_params is None else self.ema_params
-        return {"params": params, "batch_stats": self.batch_stats}
+        """What evaluation and prediction use: the averages if there are any."""
+        return self.variables if self.ema_variables is None else self.ema_variables
 
     def with_evaluated(self, variables: dict[str, Any], **fields: Any) -> "TrainState":
         """This state with these `evaluated_variables` and other fields."""
-        name = "params" if self.ema_params is None else "ema_params"
-        return self.replace(**{name: variables["params"]}, batch_stats=variables["batch_stats"], **fields)
+        evaluated = variables if self.ema_variables is None else {"ema_variables": variables}
+        return self.replace(**evaluated, **fields)
 
     def with_averages(self) -> "TrainState":
-        """This state with `ema_params` that begin as a copy of the parameters: a step donates both."""
-        return self.replace(ema_params=jax.tree.map(jax.numpy.copy, self.params))
+        """This state with averages that begin as a copy of the variables: a step donates both."""
+        return self.replace(ema_variables=jax.tree.map(jax.numpy.copy, self.variables))
 
     @classmethod
     def create(cls, model, optimizer, *, seed: int, averages: bool = False) -> "TrainState":
-        """The state before the first step, with `ema_params` if there are to be `averages`.
+        """The state before the first step, with `ema_variables` if there are to be `averages`.
 
         It is traceable, so that `jax.jit` can place it by shardings.
         """

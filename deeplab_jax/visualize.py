@@ -1,5 +1,6 @@
 """Label maps made visible: colours, overlays, legends and galleries, and the curves of a training run."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -75,6 +76,36 @@ def save_image(path: pathlib.Path, image: UInt8[np.ndarray, "height width 3"]) -
     _save_png(path, Image.fromarray(image))
 
 
+@dataclasses.dataclass(frozen=True)
+class ClassShare:
+    """A class in a label map.
+
+    Attributes:
+      label: its id.
+      name: of the class; "void" for pixels of none.
+      fraction: of the pixels, above 0, at most 1.
+    """
+
+    label: int
+    name: str
+    fraction: float
+
+    @property
+    def percent(self) -> str:
+        """Such as `34.2%` or `<0.1%`."""
+        return f"{100 * self.fraction:.1f}%" if self.fraction >= 0.001 else "<0.1%"
+
+
+def class_shares(label_map: UInt8[np.ndarray, "height width"], labels: LabelSet) -> list[ClassShare]:
+    """The classes in a label map, the largest first.
+
+    Raises:
+      ValueError: a label that is no class.
+    """
+    counts = sorted(_present([label_map], labels).items(), key=lambda item: -item[1])
+    return [ClassShare(label, _name(label, labels), count / label_map.size) for label, count in counts]
+
+
 def add_legend(
     image: UInt8[np.ndarray, "height width 3"], label_map: UInt8[np.ndarray, "map_height map_width"], labels: LabelSet
 ) -> UInt8[np.ndarray, "out_height out_width 3"]:
@@ -89,11 +120,10 @@ def add_legend(
     size = max(13, round(math.sqrt(height * width) / 36))
     font = ImageFont.load_default(size)
     pad, line = size // 2, round(1.6 * size)
-    present = sorted(_present([label_map], labels).items(), key=lambda item: -item[1])
     entries = []
-    for label, count in present:
-        text = f"{_name(label, labels)} {_percent(count / label_map.size)}"
-        entries.append((label, text, size + pad + math.ceil(font.getlength(text)) + 2 * pad))
+    for share in class_shares(label_map, labels):
+        text = f"{share.name} {share.percent}"
+        entries.append((share.label, text, size + pad + math.ceil(font.getlength(text)) + 2 * pad))
     out_width = max(width, pad + max(entry_width for *_, entry_width in entries))
 
     positions, x, y = [], pad, pad // 2  # words of a paragraph: left to right, then the next line
@@ -246,10 +276,6 @@ def _present(label_maps: Iterable[np.ndarray], labels: LabelSet) -> dict[int, in
 
 def _name(label: int, labels: LabelSet) -> str:
     return "void" if label == IGNORE_LABEL else labels.class_names[label]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%" if share >= 0.001 else "<0.1%"
 
 
 def _as_picture(image: Any, value_range: tuple[int | float, int | float]) -> UInt8[np.ndarray, "height width 3"]:

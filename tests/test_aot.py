@@ -86,11 +86,11 @@ def test_a_predicted_batch_is_confirmed_by_a_third_program():
     assert isinstance(programs[-1], Program)
 
 
-def test_a_prediction_that_fails_is_followed_by_smaller_ones():
+def test_a_prediction_that_fails_is_followed_by_halving():
     asked = []
     predicted, programs = aot.find_batch(compiler(107, bend=25, asked=asked), 107, first=1)
-    assert (predicted, asked) == (9, [1, 2, 9, 8, 7])
-    assert [type(each) for each in programs] == [Program, Program, TooLarge, TooLarge, Program]
+    assert (predicted, asked) == (9, [1, 2, 9, 5, 7, 8])
+    assert [type(each) for each in programs] == [Program, Program, TooLarge, Program, Program, TooLarge]
 
 
 def test_nothing_is_predicted_from_what_does_not_fit():
@@ -210,7 +210,8 @@ def test_the_command_prints_what_it_writes(on_cpu_devices, tiny_arguments, tmp_p
 
 
 def test_the_report_of_a_search_is_of_the_largest_program(monkeypatch, on_cpu_devices, tiny_config):
-    sized = {2: program(2, 3 * GIB), 4: program(4, 5 * GIB), 14: TooLarge(112, 14, 17 * GIB), 12: program(12, 13 * GIB)}
+    sized = {2: program(2, 3 * GIB), 4: program(4, 5 * GIB), 8: program(8, 9 * GIB), 10: program(10, 11 * GIB)}
+    sized |= {12: program(12, 13 * GIB), 14: TooLarge(112, 14, 17 * GIB)}
     monkeypatch.setattr(aot, "compile_program", lambda *args, batch_per_chip, **options: sized[batch_per_chip])
     out, console = Console(record=True, width=140), Console(record=True, width=140)
     values = aot.report(

@@ -127,16 +127,16 @@ def test_the_best_stays_besides_the_newest_and_is_known_after_a_restart(tmp_path
     assert steps_of(tmp_path) == [2, 5, 6]
 
 
-def test_averaged_parameters_are_what_is_evaluated_and_come_back(tmp_path):
+def test_averages_are_what_is_evaluated_and_come_back(tmp_path):
     state = make_state(7).with_averages()
-    state = state.replace(ema_params=jax.tree.map(lambda leaf: leaf + 1, state.ema_params))
+    state = state.replace(ema_variables=jax.tree.map(lambda leaf: leaf + 1, state.ema_variables))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, {"window": {"loss_sum": 0.1}})
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         restored, notes = checkpoints.restore(make_state(0).with_averages())
         assert_identical(restored, state)
         assert notes == {"best": None, "window": {"loss_sum": 0.1}}
-        assert_identical(checkpoints.saved_variables()["params"], state.ema_params)
+        assert_identical(checkpoints.saved_variables(), state.ema_variables)
 
 
 def files_of(folder: pathlib.Path) -> list[str]:

@@ -6,11 +6,13 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from deeplab_jax import __version__, cli
+from deeplab_jax import arguments as arguments_lib
 from deeplab_jax.config import load_config, to_dict
 from deeplab_jax.errors import UserError
 from deeplab_jax.pretrained import load, native
@@ -20,7 +22,9 @@ COMMANDS = (
     ["evaluate"],
     ["predict"],
     ["benchmark-latency"],
+    ["demo"],
     ["summary"],
+    ["export"],
     ["convert"],
     ["presets"],
     ["data"],
@@ -90,6 +94,8 @@ def test_python_m_runs_the_command():
         (("predict", "a.png", "--output", "o", "--scales", "1,x"), "'1,x' is not a list of factors"),
         (("predict", "a.mp4", "--output", "o", "--codec", "h264"), "invalid choice: 'h264'"),
         (("benchmark-latency", "--batches", "1,0"), "'0' is not a number of at least 1"),
+        (("demo", "--port", "70000"), "--port 70000 must be between 0 and 65535"),
+        (("demo", "--max-megapixels", "0"), "--max-megapixels 0 must be at least 1"),
         (("convert", "x.pth", "--output", "o"), "required: --from"),
         (
             ("train", "--workdir", "w", "--config", "quickstart", "--config.data.batchsize=8"),
@@ -150,7 +156,7 @@ def test_a_config_file_that_sets_a_field_there_is_not_is_named(run, tmp_path):
 
 
 def test_overrides_reach_their_fields():
-    config = cli.parse_config(
+    config = arguments_lib.parse_config(
         [
             "--config",
             "quickstart:size=64,batch=16",
@@ -178,23 +184,23 @@ def test_overrides_reach_their_fields():
 
 
 def test_a_value_may_follow_its_field_after_a_space_or_an_equals_sign():
-    joined = cli.parse_config(["--config=quickstart", "--config.train.steps=3"])
-    apart = cli.parse_config(["--config", "quickstart", "--config.train.steps", "3"])
+    joined = arguments_lib.parse_config(["--config=quickstart", "--config.train.steps=3"])
+    apart = arguments_lib.parse_config(["--config", "quickstart", "--config.train.steps", "3"])
     assert to_dict(joined) == to_dict(apart)
     assert apart.train.steps == 3
 
 
 def test_without_a_name_overrides_change_the_base_given():
     base = load_config("quickstart")
-    config = cli.parse_config(["--config.eval.protocol=squeeze"], base=base)
+    config = arguments_lib.parse_config(["--config.eval.protocol=squeeze"], base=base)
     assert config.eval.protocol == "squeeze"
     with pytest.raises(cli.UsageError, match="config field eval.protocl does not exist; did you mean eval.protocol?"):
-        cli.parse_config(["--config.eval.protocl=squeeze"], base=load_config("quickstart"))
+        arguments_lib.parse_config(["--config.eval.protocl=squeeze"], base=load_config("quickstart"))
 
 
 def test_an_argument_that_the_config_does_not_know_is_a_mistake_of_the_user():
     with pytest.raises(UserError, match="config argument 'sise' does not exist; did you mean size?"):
-        cli.parse_config(["--config", "quickstart:sise=3"])
+        arguments_lib.parse_config(["--config", "quickstart:sise=3"])
 
 
 # ---- A user's mistake: exit code 1, one line, nothing left behind ----
@@ -371,6 +377,23 @@ def test_a_file_is_converted_reported_and_not_overwritten(run, tmp_path):
     assert run(*again)[0] == 0
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "net" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_a_run_becomes_a_folder_to_hand_on(run, trained, tmp_path):
+    folder, again = tmp_path / "net", tmp_path / "again"
+    assert run("convert", "--from", "workdir", trained, "--size", "48x64", "--half", "--output", folder)[0] == 0
+    network = load(folder)
+    assert network.image_size == (48, 64)
+    assert network.labels == load(trained).labels
+    assert (folder / "model.safetensors").stat().st_size < 0.6 * sum(
+        leaf.nbytes for leaf in jax.tree.leaves(network.variables)
+    )
+    assert run("convert", "--from", "deeplab_jax", folder, "--half", "--output", again)[0] == 0
+    for name in ("config.json", "model.safetensors"):
+        assert (folder / name).read_bytes() == (again / name).read_bytes()
+    code, _, err = run("convert", "--from", "workdir", trained, "--size", "48", "--output", tmp_path / "other")
+    assert code == 2
+    assert "'48' is not HEIGHTxWIDTH, for instance 257x257" in err[-1]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from deeplab_jax import arguments as arguments_lib
 from deeplab_jax import cli
 from deeplab_jax.config import base_config, parse_arg, validate
 from deeplab_jax.data import archives, pictures
@@ -97,7 +98,7 @@ def test_overrides_on_the_command_line(field, value):
     base.optimizer.learning_rate = 0.1
     base.lock()
     try:
-        validate(cli.parse_config([f"--config.{field}={value}"], base=base))
+        validate(arguments_lib.parse_config([f"--config.{field}={value}"], base=base))
     except (UserError, cli.UsageError) as error:
         assert_one_line(error)
 

@@ -205,7 +205,7 @@ def test_evaluating_is_the_same_on_any_mesh():
         ("batch_stats/norm/var", (64,), ("fsdp",)),
         ("params/norm/bias", (56,), ()),  # fewer than 64 elements
         ("opt_state/0/trace/conv/kernel", (1, 1, 8, 8), (None, None, None, "fsdp")),
-        ("ema_params/backbone/conv/kernel", (3, 3, 16, 24), (None, None, None, "fsdp")),
+        ("ema_variables/params/backbone/conv/kernel", (3, 3, 16, 24), (None, None, None, "fsdp")),
         ("rng", (128,), ()),
         ("step", (), ()),
     ],
@@ -241,7 +241,7 @@ def test_averages_and_momentum_lie_where_their_parameters_do():
     rule = optimizer.make_optimizer(config.optimizer, 10, parts=PARTS)
     shapes = TrainState.shapes(build_for_mesh(config, CLASSES, mesh), rule, averages=True)
     places = sharding.state_shardings(shapes, mesh, fsdp_min_size=64)
-    assert places.ema_params == places.params
+    assert places.ema_variables == places.variables
     split, momentum = (
         [place.spec for place in jax.tree.leaves(tree) if not place.is_fully_replicated]
         for tree in (places.params, places.opt_state)

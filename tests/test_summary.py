@@ -159,7 +159,7 @@ def test_the_mesh_table_lists_every_array_and_what_a_device_holds():
     rows = {name: cells for name, *cells in zip(*columns.values(), strict=True)}
     assert table.title == "data 2 x fsdp 4 x spatial 1"
     kernel = ["3x3x2048x256", "axis 3 over fsdp", f"{4 * 9 * 2048 * 256:,}", f"{9 * 2048 * 256:,}"]
-    for tree in ("params", "ema_params"):
+    for tree in ("params", "ema_variables/params"):
         assert rows[f"{tree}/aspp/branch_atrous1/conv/kernel"] == kernel
     assert kernel in [cells for name, cells in rows.items() if name.startswith("opt_state/") and "atrous1" in name]
     assert rows["batch_stats/aspp/projection_norm/mean"][1] == "whole"

@@ -53,6 +53,24 @@ def test_one_that_dies_is_named_and_ends_the_others(capfd, texts, code, line, sh
     assert shown in capfd.readouterr().err
 
 
+def test_a_killed_process_explains_the_failures_of_those_before_it(monkeypatch):
+    # Both have ended by the time the parent looks: the first failed because the second was gone.
+    class Ended(subprocess.Popen):
+        def __init__(self, command, **options):
+            self.returncode = int(command[0])
+
+        def __del__(self):  # there is no process to wait for
+            pass
+
+        def poll(self):
+            return self.returncode
+
+    monkeypatch.setattr(supervise.subprocess, "Popen", Ended)
+    code, line = supervise.run([["1"], ["-9"]], {})
+    assert code == 1
+    assert line.startswith("process 1 of 2 was killed by SIGKILL; the same command")
+
+
 def test_the_firsts_own_mistake_needs_no_other_line(capfd):
     assert supervise.run(programs(FAIL, SLEEP), {}) == (1, None)
     assert capfd.readouterr().err == "deeplab-jax: bad data\n"

@@ -26,14 +26,14 @@ class Recorder(writers.Writer):
         self.rows.append({"step": step, **values})
 
 
-def report(step, loss=None, confusion=None):
+def report(step, loss=None, confusion=None, gradient_norm=0.5):
     if confusion is None:
         confusion = np.arange(36).reshape(6, 6) + step
     return {
         "loss_sum": jnp.float32(loss if loss is not None else 10.1 * step),
         "loss_count": jnp.int32(7),
         "confusion": jnp.asarray(confusion, jnp.int32),
-        "gradient_norm": jnp.float32(0.5),
+        "gradient_norm": jnp.float32(gradient_norm),
         "learning_rate": jnp.float32(0.125),
     }
 
@@ -101,6 +101,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(tmp_path, l
         assert saved["id"].tolist() == batch()["id"].tolist()
 
 
+def test_a_gradient_that_is_not_finite_stops_the_run_too(tmp_path):
+    log, _, _ = make_log(tmp_path)
+    log.add(7, report(7, gradient_norm=np.inf), batch())
+    with pytest.raises(UserError, match="^step 7 is not finite: loss 10.1, gradient norm inf"):
+        log.catch_up()
+
+
 def test_the_examples_of_all_processes_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(nonfinite.distributed, "gather", lambda ids: [ids, ["elsewhere"]])
     said = nonfinite.describe(7, report(7, np.nan), batch(), tmp_path / "mine.npz")
@@ -139,6 +146,14 @@ def test_a_collapse_to_one_class_is_warned_of_once(tmp_path):
     assert "every pixel since the last line is predicted as ring; the network has collapsed" in warnings[0]
 
 
+def test_pictures_of_one_class_are_no_collapse(tmp_path):
+    log, _, shown = make_log(tmp_path)
+    log.add(1, report(1, confusion=np.diag([0, 0, 5, 0, 0, 0])), batch())
+    log.end_window(1)
+    log.catch_up()
+    assert shown.getvalue() == ""
+
+
 def test_an_unreadable_example_is_warned_of_once(tmp_path):
     log, _, shown = make_log(tmp_path)
     for step in (1, 2):
@@ -172,12 +187,13 @@ def toy_step(state, batch):
     return new, {"loss_sum": value, "gradient_norm": jnp.abs(value)}
 
 
-def test_averages_follow_the_parameters():
+def test_averages_follow_parameters_and_statistics():
     new, _ = jax.jit(ema.averaging(toy_step, 0.75))(toy_state(), {"value": jnp.float32(2.0)})
     np.testing.assert_array_equal(new.params["kernel"], [3.0, 0.0])
-    np.testing.assert_array_equal(new.ema_params["kernel"], [1.5, -1.5])
+    np.testing.assert_array_equal(new.batch_stats["mean"], [5.0])
+    assert new.evaluated_variables is new.ema_variables
     np.testing.assert_array_equal(new.evaluated_variables["params"]["kernel"], [1.5, -1.5])
-    np.testing.assert_array_equal(new.evaluated_variables["batch_stats"]["mean"], [5.0])
+    np.testing.assert_array_equal(new.evaluated_variables["batch_stats"]["mean"], [3.5])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from deeplab_jax import arguments as arguments_lib
 from deeplab_jax import cli, video
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
@@ -214,8 +215,8 @@ def test_an_overlay_that_exists_is_not_overwritten(source, tmp_path):
 
 
 def test_the_command_knows_what_this_module_knows():
-    assert cli._VIDEO_SUFFIXES == video.VIDEO_SUFFIXES
-    assert tuple(video.CODECS) == cli._CODECS
+    assert arguments_lib.VIDEO_SUFFIXES == video.VIDEO_SUFFIXES
+    assert tuple(video.CODECS) == arguments_lib.CODECS
 
 
 def test_a_video_and_a_picture_from_the_command_line(trained, source, tmp_path, capsys):

@@ -28,6 +28,7 @@ __all__ = [
     "train_batches",
 ]
 
+#: Values of `data.name`.
 SOURCES = ("sbd", "voc2012_segmentation", "camvid", "folder", "synthetic")
 
 

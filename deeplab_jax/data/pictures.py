@@ -21,13 +21,17 @@ Picture = str | os.PathLike | Image.Image | np.ndarray
 _ORIENTATION_TAG = 0x0112
 
 
-def read_picture(path: pathlib.Path) -> UInt8[np.ndarray, "height width 3"]:
+def read_picture(path: pathlib.Path, *, max_pixels: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
     """A picture file as upright RGB: EXIF rotation applied, grey, palette, 16-bit and CMYK converted, alpha on white.
 
+    Args:
+      path: the file.
+      max_pixels: of height times width; the file's header tells before a pixel is decoded.
+
     Raises:
-      UserError: the file is missing, truncated or no picture.
+      UserError: the file is missing, truncated, no picture or too large.
     """
-    return np.asarray(_upright_rgb(_open(path), path))
+    return np.asarray(_upright_rgb(_open(path, max_pixels), path))
 
 
 def as_picture(image: Picture, name: str) -> UInt8[np.ndarray, "height width 3"]:
@@ -146,13 +150,18 @@ def _decode(encoded: bytes, flags: int) -> np.ndarray | None:
         return None
 
 
-def _open(path: pathlib.Path) -> Image.Image:
+def _open(path: pathlib.Path, max_pixels: int | None = None) -> Image.Image:
     """The picture with its pixels read, so that a truncated file shows here."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # odd EXIF in real photos
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if max_pixels is not None and image.width * image.height > max_pixels:
+                    raise UserError(
+                        f"picture {path} has {image.width} x {image.height} pixels, "
+                        f"more than {max_pixels / 1e6:g} million; scale it down"
+                    )
                 image.load()
                 return image
     except FileNotFoundError:

@@ -14,6 +14,7 @@ from deeplab_jax.data.sources import camvid, folder, sbd, voc2012_segmentation
 from deeplab_jax.download import download
 from deeplab_jax.errors import UserError
 
+#: By name, the module of a data set and its TFDS builder.
 PREPARABLE = {
     "sbd": (sbd, sbd.Sbd),
     "voc2012_segmentation": (voc2012_segmentation, voc2012_segmentation.Voc2012Segmentation),

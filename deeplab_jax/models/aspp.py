@@ -40,6 +40,7 @@ class ASPP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width features"]) -> Float[Array, "batch height width channels"]:
+        """Features that have seen their surroundings at every rate, at the size of `x`."""
         size = x.shape[1:3]
         branch = self.layers.unit(ConvNormAct)
         branches = [branch(self.layers, self.channels, name="branch_1x1")(x)]

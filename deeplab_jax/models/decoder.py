@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from deeplab_jax.models.layers import ConvNormAct, Layers
 
+#: Values of `model.decoder`.
 DECODERS = ("paper", "separable", "kerascv", "torchvision", "smp", "none")
 
 
@@ -45,6 +46,7 @@ class Decoder(nn.Module):
         encoder_output: Float[Array, "batch _ _ features"],
         low_level_features: Float[Array, "batch height width low"],
     ) -> Float[Array, "batch _ _ channels"]:
+        """Refined features at the size of `low_level_features`; of the style `torchvision`, of `encoder_output`."""
         if self.style == "torchvision":
             x = self._refine(encoder_output, "refine1")
         elif self.style == "smp":

@@ -17,14 +17,16 @@ from deeplab_jax.models.backbones import BACKBONES, OPTIONS
 from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.layers import CLASSIFIER_INITS, Layers
 
-# The top-level parts of the parameters, which learning-rate multipliers and freezing name.
+#: The top-level parts of the parameters, which learning-rate multipliers and freezing name.
 PARTS = ("backbone", "aspp", "decoder", "classifier")
 
 
 class DeepLabV3Plus(nn.Module):
     """Backbone, ASPP, decoder, classifier. `decoder="none"` is DeepLabv3.
 
-    The attributes are the fields of `config.model` (see `deeplab_jax.config.base_config`), plus:
+    Its attributes are the fields of `config.model` (see `deeplab_jax.config.base_config`), and these.
+
+    Attributes:
       num_classes: features of the classifier.
       dtype: compute dtype of the convolutions; parameters, statistics and logits are float32.
       formulation: of the operations, see `deeplab_jax.ops`.

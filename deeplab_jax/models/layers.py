@@ -42,6 +42,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch out_h out_w features"]:
+        """The output has ceil(size / stride) pixels."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -65,6 +66,7 @@ class DepthwiseConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch out_h out_w channels"]:
+        """The output has ceil(size / stride) pixels."""
         # HWIO of a grouped convolution: one input channel a group. fan_out counts all groups' outputs, so the
         # variance is set by the fan-in of the window instead.
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
@@ -195,6 +197,7 @@ class ConvNormAct(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
+        """Features at the size of `x`, none of them negative."""
         kernel_size, rate = self.kernel_size, self.rate
         if self.separable:
             x = self.layers.depthwise_conv(kernel_size=kernel_size, rate=rate, name="depthwise_conv")(x)

@@ -1,14 +1,16 @@
 """Convolutions over NHWC images: dense and depthwise."""
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
-from deeplab_jax.ops.padding import explicit_padding
+from deeplab_jax.ops.padding import explicit_padding, lax_padding
 from deeplab_jax.ops.platform import UNCHANGED, after, on_cpu, transposed
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -43,13 +45,29 @@ def conv2d(
     an atrous convolution most of whose taps fall outside the picture is a matrix product for each tap, of the part of
     the picture that the tap meets. XLA:CPU's other convolutions run at the speed of its matrix products, but for the
     kernel's gradient where the input is large: see `_CACHED_VALUES`.
+
+    Args:
+      x: the pictures or features.
+      kernel: the taps, for each input channel and each output feature.
+      stride: of the window, in pixels along both axes.
+      rate: the atrous rate: pixels from tap to tap.
+      padding: one of `PADDINGS`, see `explicit_padding`.
+      formulation: see `deeplab_jax.ops`.
+
+    Raises:
+      ValueError: `symmetric` padding of a kernel of even size.
     """
     pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2], stride=stride, rate=rate)
     meeting = _Meeting(x.shape[1:3], kernel.shape[:2], rate=rate, pads=pads)
 
     def plain(x, kernel):
         return lax.conv_general_dilated(
-            x, kernel, (stride, stride), pads, rhs_dilation=(rate, rate), dimension_numbers=_DIMENSIONS
+            x,
+            kernel,
+            (stride, stride),
+            lax_padding(padding, pads),
+            rhs_dilation=(rate, rate),
+            dimension_numbers=_DIMENSIONS,
         )
 
     def subsample(x):
@@ -113,7 +131,8 @@ def conv2d(
         return on_cpu(matmul, matmul_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
     if stride == 1 and meeting.share() <= _SPARSE_SHARE:
         return on_cpu(taps, taps_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
-    if stride == 1 and x.size > _CACHED_VALUES and x.shape[-1] >= _FEW_CHANNELS:
+    # A batch that is a symbol is exported, without gradients.
+    if stride == 1 and x.shape[-1] >= _FEW_CHANNELS and not is_symbolic_dim(x.size) and x.size > _CACHED_VALUES:
         return on_cpu(plain, large_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
     return on_cpu(plain, transposed(plain, in_order=True), plain=plain, plain_backward=transposed(plain))(x, kernel)
 
@@ -143,7 +162,7 @@ def depthwise_conv2d(
             x,
             kernel,
             (stride, stride),
-            pads,
+            lax_padding(padding, pads),
             rhs_dilation=(rate, rate),
             dimension_numbers=_DIMENSIONS,
             feature_group_count=channels,
@@ -197,6 +216,8 @@ def depthwise_conv2d(
         }
         return _stack_taps(of_taps, kernel)
 
+    if formulation in UNCHANGED:
+        return plain(x, kernel)
     sparse = stride == 1 and meeting.share() <= _SPARSE_DEPTHWISE_SHARE
     wide = wide_sparse_taps if sparse else wide_taps
 
@@ -212,8 +233,6 @@ def depthwise_conv2d(
         (x_cotangent,) = transpose(cotangent.astype(accumulator))
         return x_cotangent.astype(x.dtype), of_kernel
 
-    if formulation in UNCHANGED:
-        return plain(x, kernel)
     return on_cpu(fast, fast_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
 
 
@@ -225,11 +244,14 @@ class _Meeting:
     """
 
     def __init__(self, size: Sequence[int], window: Sequence[int], *, rate: int, pads: Sequence[tuple[int, int]]):
-        self._area = size[0] * size[1] * window[0] * window[1]
-        self._axes = []
-        for extent, taps, (before, _) in zip(size, window, pads, strict=True):
-            shifts = [offset - before for offset in _offsets(taps, rate)]
-            self._axes.append(
+        self._size, self._window, self._rate, self._pads = size, window, rate, pads
+
+    @functools.cached_property
+    def _axes(self):  # where something is asked for: the plain formulation asks nothing, and its sizes may be symbols
+        axes = []
+        for extent, taps, (before, _) in zip(self._size, self._window, self._pads, strict=True):
+            shifts = [offset - before for offset in _offsets(taps, self._rate)]
+            axes.append(
                 [
                     (
                         tap,
@@ -240,6 +262,7 @@ class _Meeting:
                     if abs(shift) < extent
                 ]
             )
+        return axes
 
     def __iter__(self) -> Iterator[tuple[int, int, tuple[slice, slice], tuple[slice, slice]]]:
         for row, source_rows, target_rows in self._axes[0]:
@@ -249,7 +272,7 @@ class _Meeting:
     def share(self) -> float:
         """Of all taps at all pixels, the share that falls inside the picture."""
         rows, columns = (sum(target.stop - target.start for _, _, target in axis) for axis in self._axes)
-        return rows * columns / self._area
+        return rows * columns / math.prod((*self._size, *self._window))
 
 
 def _offsets(taps: int, rate: int) -> range:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from jax.export import is_symbolic_dim
+
 PADDINGS = ("same_upper", "symmetric")
 
 
@@ -30,6 +32,21 @@ def explicit_padding(
         return tuple((rate * (extent - 1) // 2,) * 2 for extent in window)
     padding = []
     for size, extent in zip(spatial, window, strict=True):
-        total = max((-(-size // stride) - 1) * stride + rate * (extent - 1) + 1 - size, 0)
+        span = rate * (extent - 1) + 1
+        total = 0
+        if span > 1:  # decided without the size, which may be a symbol
+            total = (-(-size // stride) - 1) * stride + span - size
+            total = total if span >= stride else max(total, 0)
         padding.append((total // 2, total - total // 2))
     return tuple(padding)
+
+
+def lax_padding(style: str, pads: Sequence[tuple[int, int]]) -> str | Sequence[tuple[int, int]]:
+    """The same padding as `jax.lax` takes it: where it depends on a symbolic size, by the rule's name alone.
+
+    Args:
+      style: as in `explicit_padding`.
+      pads: what `explicit_padding` returned.
+    """
+    symbolic = any(is_symbolic_dim(pad) for pair in pads for pad in pair)
+    return "SAME" if style == "same_upper" and symbolic else pads

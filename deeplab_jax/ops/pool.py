@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from deeplab_jax.ops.padding import explicit_padding
+from deeplab_jax.ops.padding import explicit_padding, lax_padding
 from deeplab_jax.ops.platform import UNCHANGED, on_cpu
 
 
@@ -25,14 +25,22 @@ def max_pool(
     Where several values of a window are equal the first one has the gradient. On CPUs it is the maximum of strided
     slices, and its gradient goes to each pixel from the few windows that contain it: XLA:CPU's select-and-scatter runs
     on one core and takes ten times as long, and the gradient of a chain of maxima longer still.
+
+    Args:
+      x: the features.
+      window: pixels along both axes.
+      stride: of the window, in pixels along both axes.
+      padding: one of `PADDINGS`, see `explicit_padding`.
+      formulation: see `deeplab_jax.ops`.
     """
     pads = explicit_padding(padding, x.shape[1:3], (window, window), stride=stride)
     out_size = [-(-extent // stride) for extent in x.shape[1:3]]
 
     def plain(x):
-        return lax.reduce_window(
-            x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), ((0, 0), *pads, (0, 0))
-        )  # -inf is the identity that lax differentiates
+        around = lax_padding(padding, pads)
+        around = around if isinstance(around, str) else ((0, 0), *around, (0, 0))
+        # -inf is the identity that lax differentiates
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), around)
 
     def plain_backward(x, cotangent):
         return jax.vjp(plain, x)[1](cotangent)

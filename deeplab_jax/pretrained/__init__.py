@@ -7,12 +7,11 @@ from typing import Any
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from deeplab_jax import checkpoint
 from deeplab_jax import config as config_lib
 from deeplab_jax.config import suggest
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import PARTS, DeepLabV3Plus, abstract_variables, build_model
-from deeplab_jax.pretrained import native
+from deeplab_jax.pretrained import native, workdir
 from deeplab_jax.pretrained.merge import merge
 from deeplab_jax.pretrained.network import PretrainedNetwork
 from deeplab_jax.train_state import TrainState, init_variables
@@ -30,10 +29,10 @@ __all__ = [
     "preset_config",
 ]
 
-# What labels pictures where nothing else is named; it comes with the package.
+#: What labels pictures where nothing else is named; it comes with the package.
 DEFAULT_PRESET = "deeplab_v3_plus_efficientnet_lite0_pascalvoc"
 
-# What `deeplab-jax convert --from` knows: the module of this package whose `load(path)` reads it.
+#: What `deeplab-jax convert --from` and presets know: the module of this package whose `load(path)` reads it.
 FORMATS = {
     "kerascv": "kerascv",
     "kerashub": "kerashub",
@@ -43,10 +42,12 @@ FORMATS = {
     "efficientnet-lite": "efficientnet_lite",
     "tflite": "tflite",
     "tf-deeplab": "tf_deeplab",
+    "workdir": "workdir",
+    "deeplab_jax": "native",
 }
 
-# Fields of config.model that change what a backbone computes with the same parameters. The others either change the
-# parameters, which the merge sees, or are free to choose: the output stride, how logits are resized.
+#: Fields of config.model that change what a backbone computes with the same parameters. The others either change the
+#: parameters, which the merge sees, or are free to choose: the output stride, how logits are resized.
 BACKBONE_FIELDS = (
     "backbone", "width_multiplier", "padding", "backbone_norm_epsilon", "input_mean", "input_std",
 )  # fmt: skip
@@ -83,7 +84,7 @@ def load(name_or_path: str | pathlib.Path, *, console: Console | None = None) ->
     """
     path = pathlib.Path(name_or_path)
     if path.is_dir():
-        return native.load(path) if native.is_native(path) else _load_workdir(path)
+        return native.load(path) if native.is_native(path) else workdir.load(path)
     from deeplab_jax.pretrained import table  # the table is read where a name needs it
 
     if path.exists() or len(path.parts) > 1:
@@ -183,20 +184,10 @@ def init_from(
         raise UserError(f"train.init_from={name_or_path} needs {', '.join(wrong)}")
     variables, report = merge(state.variables, network.variables, reinitialise=_new_parts(network))
     started = state.replace(**variables)
-    if state.ema_params is not None:
+    if state.ema_variables is not None:
         started = started.with_averages()
     return started, f"Starting from {name_or_path}: {report}"
 
 
 def _new_parts(network: PretrainedNetwork) -> tuple[str, ...]:
     return ("classifier",) if network.labels else tuple(part for part in PARTS if part != "backbone")
-
-
-def _load_workdir(workdir: pathlib.Path) -> PretrainedNetwork:
-    config = checkpoint.read_config(workdir)  # says so if it is no workdir
-    with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
-        if checkpoints.latest_step is None:
-            raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
-        variables = checkpoints.saved_variables()
-    image_size = config.eval.image_size if config.eval.protocol == "whole" else config.data.image_size
-    return PretrainedNetwork(config.model, variables, checkpoint.read_labels(workdir), config.eval.protocol, image_size)

@@ -2,9 +2,8 @@
 
 `config.json` holds `format` ("deeplab_jax"), `version` (1), `model` (every field of `config.model`), `class_names` and
 `palette` (null for a backbone alone), `protocol` and `image_size` (how pictures are fed), and `report` (where the
-values came from). `model.safetensors` holds every variable as float32 under its path, such as
-`params/backbone/stem_conv/kernel`.
-The same network gives the same bytes.
+values came from). `model.safetensors` holds every variable under its path, such as `params/backbone/stem_conv/kernel`:
+as float32, or kernels as float16 in half the size. Either is read as float32. The same network gives the same bytes.
 """
 
 import json
@@ -23,15 +22,23 @@ from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pretrained.network import PretrainedNetwork, variable_shapes
 
+#: The two files of a folder.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _FORMAT, _VERSION = "deeplab_jax", 1
 
 
-def save(network: PretrainedNetwork, folder: pathlib.Path) -> None:
+def save(network: PretrainedNetwork, folder: pathlib.Path, *, half: bool = False) -> None:
     """Writes a network into a folder, which is made if needed.
 
+    Args:
+      network: what to write.
+      folder: where to.
+      half: kernels as float16, rounded to the nearest. Biases, BatchNorm's parameters and statistics stay float32:
+        they are few, and variances span many magnitudes.
+
     Raises:
-      UserError: the folder holds something already, or cannot be written.
+      UserError: the folder holds something already, or cannot be written; with `half`, a kernel that float16 cannot
+        hold.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; choose another folder or remove it")
@@ -52,6 +59,8 @@ def save(network: PretrainedNetwork, folder: pathlib.Path) -> None:
     }
     flat = traverse_util.flatten_dict(network.variables, sep="/")
     arrays = {path: np.ascontiguousarray(value, np.float32) for path, value in flat.items()}
+    if half:
+        arrays = {path: _halved(value, path) if value.ndim > 1 else value for path, value in arrays.items()}
     write_atomically(folder / WEIGHTS_FILE, safetensors.numpy.save(arrays))
     write_atomically(folder / CONFIG_FILE, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
 
@@ -97,12 +106,19 @@ def load(folder: pathlib.Path) -> PretrainedNetwork:
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise UserError(f"{path} does not fit its {CONFIG_FILE}: {wrong[0]}{more}")
+    arrays = {name: value.astype(np.float32, copy=False) for name, value in arrays.items()}
     return PretrainedNetwork(model, traverse_util.unflatten_dict(arrays, sep="/"), labels, protocol, image_size, report)
 
 
 def is_native(folder: pathlib.Path) -> bool:
     """Whether a folder looks like one that `save` wrote."""
     return (folder / WEIGHTS_FILE).is_file()
+
+
+def _halved(kernel: np.ndarray, path: str) -> np.ndarray:
+    if np.max(np.abs(kernel), initial=0) > np.finfo(np.float16).max:
+        raise UserError(f"{path} has values that float16 cannot hold; save the network as float32")
+    return kernel.astype(np.float16)
 
 
 def _first_line(error: Exception) -> str:

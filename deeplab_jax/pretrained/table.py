@@ -18,6 +18,9 @@ from deeplab_jax.config import suggest
 from deeplab_jax.download import download, file_digest, has_digest
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
+from deeplab_jax.pretrained import native
+
+_OWN_PACKAGE = "deeplab_jax"  # as `package`: a folder of `shipped` beside this file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Preset:
       classes: of a segmentation network; None for a backbone alone.
       url: where the file is published; None if a Python package brings it.
       package: the name of that package.
-      file: the file's name in the cache, in a mirror or in the package.
+      file: the file's name in the cache, in a mirror or in the package; the folder's, if that package is this one.
       size: of the file in bytes, exact; None if nobody states it.
       approximate_size: in bytes, if nobody states an exact one.
       digest: as `download.has_digest` takes it; None if nobody states one.
@@ -100,7 +103,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def fetch_preset(preset: Preset, console: Console | None = None) -> pathlib.Path:
-    """The preset's file on this disk, verified; fetched first if it is not there.
+    """The preset's file on this disk, or the folder that this package brings, verified; fetched if it is not there.
 
     It is looked for in the cache, in the installed package that brings it, and in the mirror, then fetched from its
     publisher. $DEEPLAB_JAX_MIRROR replaces all publishers: a folder (or file: address), whose files are used where they
@@ -120,17 +123,13 @@ def fetch_preset(preset: Preset, console: Console | None = None) -> pathlib.Path
         be.
     """
     console = console or Console(quiet=True)
-    cached = cache_folder() / preset.file
-    if cached.is_file():
-        return _verified(cached, preset, console)
-    if preset.package is not None and (path := _find_package_file(preset)):
+    path = find_file(preset)
+    if path is not None:
         return _verified(path, preset, console)
-    mirror = os.environ.get("DEEPLAB_JAX_MIRROR")
-    if mirror and urllib.parse.urlsplit(mirror).scheme not in ("http", "https"):
+    cached, mirror = cache_folder() / preset.file, os.environ.get("DEEPLAB_JAX_MIRROR")
+    if mirror and not _is_web_address(mirror):
         path = _mirror_folder(mirror) / preset.file
-        if not path.is_file():
-            raise UserError(f"DEEPLAB_JAX_MIRROR={mirror} has no {preset.file}; {_by_hand(preset, path)}")
-        return _verified(path, preset, console)
+        raise UserError(f"DEEPLAB_JAX_MIRROR={mirror} has no {preset.file}; {_by_hand(preset, path)}")
     if preset.package is not None and not mirror:
         raise UserError(f"preset {preset.name} comes with a package; {_by_hand(preset, cached)}")
     if preset.digest is None:
@@ -150,11 +149,28 @@ def fetch_preset(preset: Preset, console: Console | None = None) -> pathlib.Path
     return cached
 
 
+def find_file(preset: Preset) -> pathlib.Path | None:
+    """The preset's file if it is on this disk, not verified: in the cache, in its package, or in a mirror folder.
+
+    Raises:
+      UserError: $DEEPLAB_JAX_MIRROR is no folder and no address.
+    """
+    cached = cache_folder() / preset.file
+    if cached.is_file():
+        return cached
+    if preset.package is not None and (path := _find_package_file(preset)):
+        return path
+    mirror = os.environ.get("DEEPLAB_JAX_MIRROR")
+    if mirror and not _is_web_address(mirror) and (path := _mirror_folder(mirror) / preset.file).is_file():
+        return path
+    return None
+
+
 def presets_table() -> Table:
     """What can be loaded, with which score by whom, and how its file is had here, how large, under which licence."""
     table = Table(title="Presets")
     table.add_column("preset", no_wrap=True)  # names are to be copied whole
-    for heading in ("what", "published score", "file"):
+    for heading in ("what", "score", "file"):
         table.add_column(heading, overflow="fold")
     for preset in load_table().values():
         table.add_row(
@@ -177,15 +193,16 @@ def _how_it_is_had(preset: Preset) -> str:
 def _verified(path: pathlib.Path, preset: Preset, console: Console) -> pathlib.Path:
     if preset.digest is None:
         return _as_at_first_use(path, preset, console)
-    size = path.stat().st_size
+    file = path / native.WEIGHTS_FILE if preset.package == _OWN_PACKAGE else path
+    size = file.stat().st_size
     if preset.size not in (None, size):
         wrong = f"has {size} bytes, not {preset.size}"
-    elif not has_digest(path, preset.digest):
+    elif not has_digest(file, preset.digest):
         wrong = f"has a wrong checksum (not {preset.digest})"
     else:
         return path
     fix = f"run `pip install --force-reinstall {preset.package}`" if preset.package is not None else "remove it"
-    raise UserError(f"{path} {wrong}: it is damaged or another file; {fix}")
+    raise UserError(f"{file} {wrong}: it is damaged or another file; {fix}")
 
 
 def _as_at_first_use(path: pathlib.Path, preset: Preset, console: Console) -> pathlib.Path:
@@ -203,6 +220,10 @@ def _as_at_first_use(path: pathlib.Path, preset: Preset, console: Console) -> pa
             f"{path} is not the file that was used before (sha256 noted in {noted}); if it is right, remove the note"
         )
     return path
+
+
+def _is_web_address(mirror: str) -> bool:
+    return urllib.parse.urlsplit(mirror).scheme in ("http", "https")
 
 
 def _mirror_folder(mirror: str) -> pathlib.Path:
@@ -224,6 +245,8 @@ def _by_hand(preset: Preset, path: pathlib.Path) -> str:
 
 
 def _find_package_file(preset: Preset) -> pathlib.Path | None:
+    if preset.package == _OWN_PACKAGE:
+        return pathlib.Path(__file__).parent / "shipped" / preset.file
     try:
         files = importlib.metadata.files(preset.package) or ()
     except importlib.metadata.PackageNotFoundError:

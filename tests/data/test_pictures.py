@@ -255,6 +255,13 @@ def test_a_16_bit_label_does_not_wrap_around(tmp_path):
         pictures.read_label_map(path, VOC)
 
 
+@pytest.mark.parametrize("pixels", [np.zeros((2, 2), np.uint16), np.zeros((2, 2, 3), np.uint8)])
+def test_a_stored_mask_of_another_kind_is_damaged(pixels):
+    encoded = cv2.imencode(".png", pixels)[1].tobytes()
+    with pytest.raises(UserError, match="^the stored mask of train_7 is damaged; prepare the data set again$"):
+        pictures.decode_label_map(encoded, "train_7")
+
+
 def test_a_mask_of_another_mode_is_named(tmp_path):
     path = save(tmp_path / "mask.tif", Image.fromarray(np.zeros((2, 2), np.float32)))
     with pytest.raises(UserError, match=r"mask\.tif has mode F"):

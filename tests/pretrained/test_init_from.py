@@ -54,8 +54,8 @@ def test_a_run_of_the_same_classes_starts_from_every_variable(trained, trained_v
 
 def test_averages_start_from_what_is_taken(trained, trained_variables, tiny_config):
     state, _ = init_from(fresh_state(tiny_config, 6).with_averages(), tiny_config.model, trained)
-    for params in (state.params, state.ema_params):
-        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, trained_variables["params"])))
+    for variables in (state.variables, state.ema_variables):
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, variables, trained_variables)))
 
 
 def test_a_run_of_other_classes_starts_from_all_but_the_classifier(trained, trained_variables, tiny_config):

@@ -1,5 +1,6 @@
 """The project's own format: what is written is read again, the same bytes each time, and damage is named."""
 
+import dataclasses
 import json
 
 import jax
@@ -40,6 +41,27 @@ def test_writing_twice_gives_the_same_bytes(network, folder, tmp_path):
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "twice").iterdir()}
 
 
+def test_kernels_can_be_kept_in_half_the_size(network, tmp_path):
+    native.save(network, tmp_path / "half", half=True)
+    stored = safetensors.numpy.load_file(tmp_path / "half" / "model.safetensors")
+    assert {(value.ndim > 1, value.dtype.name) for value in stored.values()} == {(True, "float16"), (False, "float32")}
+    again = load(tmp_path / "half")
+    assert {leaf.dtype for leaf in jax.tree.leaves(again.variables)} == {np.dtype(np.float32)}
+
+    def check(value, expected):
+        # float16 has eleven bits: the nearest is within 2^-11, below 2^-14 within half of its smallest step.
+        np.testing.assert_allclose(value, expected, rtol=2.0**-11 if expected.ndim > 1 else 0, atol=2.0**-25)
+
+    jax.tree.map(check, again.variables, network.variables)
+
+
+def test_a_kernel_that_half_precision_cannot_hold_is_named(network, tmp_path):
+    variables = jax.tree.map(np.array, network.variables)
+    variables["params"]["classifier"]["kernel"][..., 0] = 1e5
+    with pytest.raises(UserError, match="^params/classifier/kernel has values that float16 cannot hold"):
+        native.save(dataclasses.replace(network, variables=variables), tmp_path / "half", half=True)
+
+
 def test_what_is_there_is_not_overwritten(network, folder):
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match="net exists and is not empty; choose another folder or remove it$"):
@@ -72,6 +94,11 @@ def test_a_config_that_is_wrong_is_named(folder, values, message):
     change_config(folder, **values)
     with pytest.raises(UserError, match=message):
         load(folder)
+
+
+def test_a_report_is_read_as_text(folder):
+    change_config(folder, report=[None, 3])
+    assert load(folder).report == ("None", "3")
 
 
 def test_damaged_and_missing_files_are_named(folder):

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import deeplab_jax
-from deeplab_jax import cli
+from deeplab_jax import arguments as arguments_lib
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluate import evaluate_pretrained, evaluate_workdir
 from deeplab_jax.pretrained import FORMATS, from_preset, import_file, load, native, preset_config
@@ -113,7 +113,7 @@ def test_a_file_that_is_not_there_is_named_in_every_format(tmp_path):
 
 
 def test_the_command_names_the_formats_there_are():
-    assert cli._FORMATS.replace(" or ", ", ").split(", ") == list(FORMATS)
+    assert arguments_lib.FORMATS.replace(" or ", ", ").split(", ") == list(FORMATS)
 
 
 def test_a_pretrained_network_scores_as_its_run_did(folder, trained, workdir):

@@ -12,8 +12,10 @@ from rich.console import Console
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones import BACKBONES
-from deeplab_jax.pretrained import FORMATS, table
+from deeplab_jax.pretrained import FORMATS, native, table
 from deeplab_jax.pretrained.table import Preset, cache_folder, fetch_preset, find_preset, load_table
+
+SHIPPED = "deeplab_v3_plus_efficientnet_lite0_pascalvoc"
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -88,6 +90,17 @@ def test_the_digits_in_the_names_of_files_are_those_of_their_digests():
 def test_files_do_not_overwrite_each_other_in_the_cache():
     presets = load_table().values()
     assert len({preset.file for preset in presets}) == len(presets)
+
+
+def test_a_network_of_this_package_is_verified_where_it_lies():
+    preset = find_preset(SHIPPED)
+    folder = fetch_preset(preset)
+    assert folder.name == SHIPPED
+    assert native.is_native(folder)
+    size = (folder / "model.safetensors").stat().st_size
+    assert size == preset.size < 12_000_000
+    with pytest.raises(UserError, match="model.safetensors has a wrong checksum.*--force-reinstall deeplab_jax"):
+        fetch_preset(dataclasses.replace(preset, digest=f"sha256:{SHA256}"))
 
 
 def test_the_files_at_hand_are_those_of_the_table(shared, monkeypatch):

@@ -1,0 +1,44 @@
+"""The network that comes with the package, on real pictures."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib import cbook
+
+from deeplab_jax import Predictor, cli
+from deeplab_jax.labels import VOC
+from deeplab_jax.pretrained import DEFAULT_PRESET
+from deeplab_jax.pretrained.table import find_preset
+
+
+def test_a_portrait_is_a_person():
+    portrait = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)  # public domain, in the wheel of matplotlib
+    predictor = Predictor.from_preset()
+    assert predictor.labels == VOC
+    result = predictor.predict(portrait)
+    person = result.labels == VOC.class_names.index("person")
+    assert person.shape == (600, 512)
+    assert person[250:, 150:350].mean() > 0.9  # face and chest
+    assert person[:60].mean() < 0.2  # the flag and the wall above
+    assert result.confidence[person].mean() > 0.5
+
+
+@pytest.mark.slow
+def test_it_scores_what_is_said_of_it(shared, tmp_path, monkeypatch):
+    said = find_preset(DEFAULT_PRESET).score
+    monkeypatch.setenv("DEEPLAB_JAX_DATA", str(tmp_path / "data"))
+    scores = tmp_path / "scores.json"
+    commands = [
+        ["data", "prepare", "voc2012_segmentation", "--source", str(shared / "data/voc_subset")],
+        ["evaluate", "--preset", DEFAULT_PRESET, "--data", "voc2012_segmentation", "--json", str(scores)],
+    ]
+    for command in commands:
+        with pytest.raises(SystemExit) as done:
+            cli.main(command)
+        assert done.value.code == 0
+    found = json.loads(scores.read_text())
+    assert found["num_images"] == 449
+    # Rounding differs between processors: a few pixels on class borders.
+    shown = [float(word) for word in said.replace(",", "").split() if word.replace(".", "").isdigit()]
+    np.testing.assert_allclose([100 * found["mean_iou"], 100 * found["pixel_accuracy"]], shown[:2], atol=0.05)

@@ -1,0 +1,285 @@
+"""What the README and the pages of docs/ say of the package: names, commands, fields and figures that are there."""
+
+import ast
+import importlib
+import inspect
+import itertools
+import pathlib
+import re
+import shlex
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+
+import deeplab_jax
+from deeplab_jax import arguments as arguments_lib
+from deeplab_jax import cli
+from deeplab_jax.config import base_config, config_folders, find_config
+from deeplab_jax.pretrained import FORMATS
+from deeplab_jax.pretrained.table import load_table
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = sorted([README, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/**/*.md")])
+
+# What a user imports: everything public in them is in the API.
+MODULES = (
+    "aot", "checkpoint", "config", "data", "data.check", "data.prepare", "errors", "evaluate", "export", "inference",
+    "labels", "latency", "losses", "metrics", "models", "models.aspp", "models.atrous", "models.decoder", "ops",
+    "optimizer", "predict", "pretrained", "pretrained.native", "sharding", "steps", "summary", "train", "train_state",
+    "video", "visualize", "windows",
+)  # fmt: skip
+
+# `data.py` and `model.safetensors` are files, `data.workers` is a field.
+FILE_ENDINGS = ("py", "md", "json", "jsonl", "txt", "png", "jpg", "toml", "safetensors")
+
+# Of commands that need a config, and those whose config the workdir or the preset gives.
+NEED_CONFIG = ("train", "summary", "aot")
+
+
+def name_of(page: pathlib.Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+# ---- The API ----
+
+
+def public_names(module: ModuleType) -> set[str]:
+    """`__all__`, or else the names without an underscore that the module itself defines."""
+    if hasattr(module, "__all__"):
+        return set(module.__all__)
+    names = set()
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            targets = itertools.chain.from_iterable(
+                target.elts if isinstance(target, ast.Tuple) else [target] for target in node.targets
+            )
+            names |= {target.id for target in targets}
+    return {name for name in names if not name.startswith("_")}
+
+
+def api_names() -> set[str]:
+    """Every name that a directive of the API pages documents."""
+    text = "\n".join(page.read_text() for page in ROOT.glob("docs/api/*.md"))
+    return set(re.findall(r"^\.\. (?:auto(?:function|class|exception|data)|py:data):: deeplab_jax\.(\S+)$", text, re.M))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_name_is_in_the_api(module):
+    names = public_names(importlib.import_module(f"deeplab_jax.{module}"))
+    assert names
+    assert {f"{module}.{name}" for name in names} <= api_names()
+
+
+def test_the_api_begins_with_the_names_of_the_package():
+    named = re.findall(r"^\| \[`deeplab_jax\.(\w+)`\]", (ROOT / "docs/api/index.md").read_text(), re.M)
+    assert sorted(named) == sorted(deeplab_jax.__all__)
+
+
+# ---- Config fields, configs, presets ----
+
+
+@pytest.fixture(scope="module")
+def config_fields():
+    spec = importlib.util.spec_from_file_location("config_fields", ROOT / "docs/_extensions/config_fields.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def flattened(values: dict, parent: str = "") -> dict:
+    fields = {}
+    for key, value in values.items():
+        fields |= flattened(value, f"{parent}{key}.") if isinstance(value, dict) else {parent + key: value}
+    return fields
+
+
+def test_every_config_field_is_listed_with_its_default_and_a_meaning(config_fields):
+    fields = config_fields.read_fields()
+    assert {field.path: field.default for field in fields} == flattened(base_config().to_dict())
+    assert [field.path for field in fields if not field.meaning] == []
+    by_path = {field.path: field for field in fields}
+    assert by_path["train.remat"].meaning.startswith("none | activations | units")
+    assert by_path["eval.protocol"].meaning.count("\n") == 2  # comments on lines of their own below the field
+    assert by_path["distributed.heartbeat_seconds"].type == "int"
+    assert by_path["loss.teacher"].type == "str"  # a placeholder
+
+
+def test_the_page_of_configs_has_every_group():
+    groups = re.findall(r"^```\{config-fields\} (\w+)$", (ROOT / "docs/configs.md").read_text(), re.M)
+    assert groups == list(dict.fromkeys(groups))
+    assert set(groups) == set(base_config())
+
+
+def test_the_readme_names_every_config():
+    (folder,) = [folder for folder in config_folders() if folder.parent == ROOT]
+    for path in folder.glob("*.py"):
+        assert f"`{path.stem}`" in README.read_text()
+
+
+def test_the_readme_has_every_segmentation_preset_with_its_published_score():
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \| [^|]+ \|$", README.read_text(), re.M))
+    for preset in load_table().values():
+        if preset.classes is not None and preset.format in FORMATS:
+            assert rows[preset.name].startswith(preset.score or "none published")
+
+
+def test_times_beside_peers_are_those_of_the_benchmarks():
+    header, _, *rows = re.search(r"^\| work \| peer .*?(?=\n\n)", README.read_text(), re.M | re.S)[0].splitlines()
+    assert header == "| work | peer | here | peer's | here / peer |"
+    assert len(rows) >= 5
+    measured = (ROOT / "benchmarks/RESULTS.md").read_text().splitlines()
+    for row in rows:
+        _, peer, ours, theirs, ratio = (cell.strip() for cell in row.strip("|").split("|"))
+        assert [
+            line
+            for line in measured
+            if f"| {peer} | {ours} (" in line and f"| {theirs} (" in line and f"| **{ratio}** (" in line
+        ], row
+
+
+def test_fields_that_pages_name_exist():
+    config, fields = base_config(), flattened(base_config().to_dict())
+    found = 0
+    for page in PAGES:
+        for group, rest in re.findall(r"`(?:config\.)?(\w+)\.([a-z_.]+)(?:=[^`]*)?`", prose(page)):
+            if group in config and not rest.endswith(FILE_ENDINGS):
+                found += 1
+                path = f"{group}.{rest}"
+                assert path in fields or any(field.startswith(f"{path}.") for field in fields), (
+                    f"{name_of(page)}: {path}"
+                )
+    assert found > 50
+
+
+# ---- Commands ----
+
+
+def prose(page: pathlib.Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+
+
+def blocks(page: pathlib.Path, *languages: str) -> list[str]:
+    return [
+        text for lang, text in re.findall(r"^```(\S*)\n(.*?)^```$", page.read_text(), re.M | re.S) if lang in languages
+    ]
+
+
+def commands(page: pathlib.Path) -> Iterator[list[str]]:
+    """The arguments of every `deeplab-jax` on a page: in blocks of shell, and in backticks."""
+    shell = [text for block in blocks(page, "bash", "") for text in block.replace("\\\n", " ").splitlines()]
+    for line in [*shell, *re.findall(r"`([^`\n]*deeplab-jax [^`]*)`", prose(page).replace("\n", " "))]:
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
+        lexer.whitespace_split = True
+        try:
+            words = list(lexer)
+        except ValueError:  # a lone apostrophe: a block that is no shell
+            continue
+        for part in words:  # the command that a quoted `--command="..."` starts
+            if part.startswith("--command="):
+                words += ["&&", *shlex.split(part.removeprefix("--command="))]
+        for starts, run in itertools.groupby(words, key=lambda word: word not in ("&&", "|", ";", "||", "&")):
+            run = list(run)
+            names = [i for i, word in enumerate(run) if pathlib.PurePath(word).name == "deeplab-jax"]
+            if starts and names:
+                yield run[names[0] + 1 :]
+
+
+def shown_commands() -> list:
+    shown = {}
+    for page in PAGES:
+        for arguments in commands(page):
+            shown.setdefault(" ".join(arguments), pytest.param(arguments, id=f"{name_of(page)}: {' '.join(arguments)}"))
+    return list(shown.values())
+
+
+@pytest.fixture
+def parse(monkeypatch, tmp_path, capsys):
+    """Gives arguments to the command, which parses them and their config, and then stops: (exit code, what it said)."""
+    ran = []
+
+    def stop(args, rest, console):
+        if args.takes_config:
+            ran.append(arguments_lib.parse_config(rest, base=None if args.command in NEED_CONFIG else base_config()))
+        else:
+            ran.append(None)
+
+    monkeypatch.setattr(cli, "_HANDLERS", dict.fromkeys(cli._HANDLERS, stop))
+    monkeypatch.setattr(cli, "_use_compilation_cache", lambda: None)
+    (own_config,) = [text for text in blocks(ROOT / "docs/configs.md", "python") if "def get_config" in text]
+    (tmp_path / "my_config.py").write_text(own_config)
+    monkeypatch.chdir(tmp_path)
+
+    def run(arguments: list[str]) -> tuple[int, str]:
+        before = len(ran)
+        with pytest.raises(SystemExit) as done:
+            cli.main(arguments)
+        assert done.value.code != 0 or len(ran) > before or "--help" in arguments
+        return done.value.code, "".join(capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize("arguments", shown_commands())
+def test_commands_that_pages_show_parse(parse, arguments):
+    flags = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    if "..." in arguments or arguments[1:] in (
+        [],
+        ["prepare"],
+    ):  # spoken of: name and flags have to be there
+        code, said = parse([*arguments[: 2 if arguments[0] == "data" else 1], "--help"])
+        assert all(re.search(rf"{flag}\b", said) for flag in flags), said
+    else:
+        code, said = parse(arguments)
+    assert code == 0, said
+
+
+def test_a_flag_that_is_not_there_would_be_found(parse):
+    assert parse(["train", "--config", "quickstart", "--workdir", "runs", "--config.train.step=3"])[0] == 2
+    assert parse(["data", "show", "synthetic", "--outputs", "x.png"])[0] == 2
+    assert parse(["train", "--config", "quickstart:stepz=3", "--workdir", "runs"])[0] == 1
+    assert parse(["train", "--config", "quickstart:steps=3", "--workdir", "runs"])[0] == 0
+
+
+def test_enough_commands_are_found():
+    shown = {param.values[0][0] for param in shown_commands()}
+    assert {"train", "evaluate", "predict", "summary", "data", "convert", "presets", "aot"} <= shown
+    assert len(shown_commands()) > 40
+
+
+def test_presets_and_configs_that_commands_name_exist():
+    shipped = {"deeplab_v3_plus_efficientnet_lite0_pascalvoc"}
+    for param in shown_commands():
+        (arguments,) = param.values
+        text = " ".join(arguments)
+        for name in re.findall(r"(?:--preset[ =]|train\.init_from=)(\w+)(?![\w/])", text):
+            assert name in {*load_table(), *shipped, "NAME", "runs", "networks"}, text
+        for name in re.findall(r"--config[ =](\w+)(?![\w.])", text):
+            assert find_config(name)
+
+
+# ---- Python, links ----
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_python_on_pages_imports_what_there_is(page):
+    for block in blocks(page, "python"):
+        tree = ast.parse(block)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith("deeplab_jax"):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
+            elif (
+                isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "deeplab_jax"
+            ):
+                assert node.attr in deeplab_jax.__all__
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_to_files_lead_somewhere(page):
+    for target in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
