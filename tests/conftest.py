@@ -27,7 +27,6 @@ from PIL import Image  # noqa: E402
 from deeplab_jax import cli  # noqa: E402
 from deeplab_jax.config import load_config  # noqa: E402
 from deeplab_jax.labels import VOC  # noqa: E402
-from deeplab_jax.models import abstract_variables  # noqa: E402
 
 if not flags.FLAGS.is_parsed():  # grain's worker processes read absl flags, which pytest does not parse
     flags.FLAGS.mark_as_parsed()
@@ -131,20 +130,6 @@ def make_camvid(root: pathlib.Path) -> pathlib.Path:
 
 def _seed(text: str) -> int:
     return sum((position + 1) * ord(character) for position, character in enumerate(text))
-
-
-def random_variables(model, seed: int = 0) -> dict:
-    """Parameters of a network drawn without compiling anything; its logits differ from pixel to pixel."""
-    rng = np.random.default_rng(seed)
-
-    def draw(path, leaf):
-        name = path[-1].key
-        if name == "kernel":
-            fan_in = np.prod(leaf.shape[:-1])
-            return rng.normal(0, np.sqrt(2 / fan_in), leaf.shape).astype(leaf.dtype)
-        return np.full(leaf.shape, 1 if name in ("scale", "var") else 0, leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(draw, abstract_variables(model))
 
 
 @pytest.fixture

@@ -1,28 +1,13 @@
 """What evaluation and prediction share, and sliding windows."""
 
+import exports
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_variables
 
 from deeplab_jax import inference, windows
-from deeplab_jax.config import base_config
 from deeplab_jax.models import build_model
-
-CLASSES = 4
-
-
-@pytest.fixture(scope="module")
-def network():
-    """A small network without image pooling, whose logits differ from pixel to pixel, and its parameters."""
-    config = base_config()
-    config.model.backbone = "resnet10_v1_slim"
-    config.model.atrous_rates = (1,)
-    config.model.image_pooling = False
-    config.model.aspp_channels = config.model.decoder_channels = config.model.low_level_channels = 8
-    model = build_model(config.model, CLASSES)
-    return model, random_variables(model)
 
 
 def pictures(height: int, width: int, count: int = 1) -> np.ndarray:
@@ -51,8 +36,9 @@ def test_buckets_hold_their_sizes_add_little_and_are_few():
 # ---- Views ----
 
 
-def test_views_are_what_the_network_says_of_scaled_and_mirrored_pictures(network):
-    model, variables = network
+def test_views_are_what_the_network_says_of_scaled_and_mirrored_pictures():
+    network = exports.network(**exports.TINY_RESNET)
+    model, variables = build_model(network.model, 6), network.variables
     images = pictures(33, 49, count=2)
 
     @jax.jit

@@ -3,10 +3,11 @@
 import dataclasses
 import pathlib
 
+import exports
 import jax
 import numpy as np
 import pytest
-from conftest import make_folder, random_variables, scene
+from conftest import make_folder, scene
 from PIL import Image
 
 from deeplab_jax import checkpoint, data, evaluate, metrics, pretrained
@@ -14,7 +15,6 @@ from deeplab_jax.data import pictures
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL, SYNTHETIC
-from deeplab_jax.models import build_model
 from deeplab_jax.predict import Predictor, find_pictures, predict_files
 
 
@@ -187,8 +187,7 @@ def test_windows_say_what_the_whole_picture_does_where_they_see_enough(network):
     config = pretrained.preset_config(network)
     config.train.compute_dtype, config.eval.protocol = "float64", "whole"
     config.model.image_pooling, config.model.atrous_rates = False, (1,)
-    variables = random_variables(build_model(config.model, network.labels.num_classes))
-    network = dataclasses.replace(network, variables=variables)
+    network = exports.with_random_variables(dataclasses.replace(network, model=config.model))
     picture = np.tile(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), (1, 10, 1))
     with jax.enable_x64(True):
         whole = Predictor.from_pretrained(network, config, size=(64, 640)).predict(picture, probabilities=True)
