@@ -198,8 +198,8 @@ def test_the_command_exports_a_run(workdir, run, tmp_path):
     ("arguments", "code", "message"),
     [
         (("--to", "coreml"), 2, "invalid choice: 'coreml'"),
-        (("--to", "onnx", "--size", "33"), 2, "--size 33 is no HEIGHTxWIDTH"),
-        (("--to", "onnx", "--batch", "many"), 2, "--batch many is no number of pictures, nor any"),
+        (("--to", "onnx", "--size", "33"), 2, "'33' is not HEIGHTxWIDTH"),
+        (("--to", "onnx", "--batch", "many"), 2, "'many' is not a number of at least 1"),
         (("--to", "onnx", "--size", "any"), 1, "onnx needs a fixed size"),
         (("--to", "tflite", "--batch", "any"), 1, "tflite needs a fixed number of pictures"),
     ],

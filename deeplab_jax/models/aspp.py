@@ -6,6 +6,7 @@ with BatchNorm, concatenated and projected. A 3x3 convolution at rate r spans 2r
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -65,5 +66,5 @@ class ASPP(nn.Module):
         return nn.Dropout(self.dropout, deterministic=self.deterministic, name="dropout")(x)
 
 
-def _broadcast(x: Float[Array, "batch _ _ channels"], size: Sequence[int]) -> Float[Array, "batch h w channels"]:
+def _broadcast(x: Float[Array, "batch _ _ channels"], size: Sequence[Any]) -> Float[Array, "batch h w channels"]:
     return jnp.broadcast_to(x, (x.shape[0], *size, x.shape[-1]))

@@ -1,6 +1,7 @@
 """The decoder of DeepLabv3+ (arXiv 1802.02611, section 3.1): sharpens the encoder's output with low-level features."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ class Decoder(nn.Module):
     @nn.nowrap
     def _project_and_join(self, encoder_output: Array, low_level_features: Array) -> Array:
         """The 1x1 convolution of the join, computed before the encoder's output is enlarged."""
-        size: Sequence[int] = low_level_features.shape[1:3]
+        size: Sequence[Any] = low_level_features.shape[1:3]
         branches = [encoder_output, self._low_level(low_level_features)]  # KerasCV's order
         if self.published_order:
             branches = [jnp.concatenate([self.resize(branch, size) for branch in branches], axis=-1)]

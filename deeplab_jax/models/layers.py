@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -93,7 +94,7 @@ class ConcatConv(nn.Module):
 
     @nn.compact
     def __call__(
-        self, branches: Sequence[Float[Array, "batch _ _ _"]], size: Sequence[int], resize
+        self, branches: Sequence[Float[Array, "batch _ _ _"]], size: Sequence[Any], resize
     ) -> Float[Array, "batch height width features"]:
         """Projects the branches, resizes each to `size` with `resize(x, size)`, and adds them up."""
         channels = [branch.shape[-1] for branch in branches]

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -243,7 +244,7 @@ class _Meeting:
     that it meets, and the (rows, columns) of the output where it does.
     """
 
-    def __init__(self, size: Sequence[int], window: Sequence[int], *, rate: int, pads: Sequence[tuple[int, int]]):
+    def __init__(self, size: Sequence[Any], window: Sequence[int], *, rate: int, pads: Sequence[tuple[Any, Any]]):
         self._size, self._window, self._rate, self._pads = size, window, rate, pads
 
     @functools.cached_property

@@ -1,6 +1,7 @@
 """How much a strided or atrous window pads: TensorFlow's rule and PyTorch's."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from jax.export import is_symbolic_dim
 
@@ -8,15 +9,15 @@ PADDINGS = ("same_upper", "symmetric")
 
 
 def explicit_padding(
-    style: str, spatial: Sequence[int], window: Sequence[int], *, stride: int = 1, rate: int = 1
-) -> tuple[tuple[int, int], ...]:
+    style: str, spatial: Sequence[Any], window: Sequence[int], *, stride: int = 1, rate: int = 1
+) -> tuple[tuple[Any, Any], ...]:
     """Pixels to pad (before, after) each spatial axis so that the output has ceil(size / stride) pixels.
 
     Args:
       style: `same_upper` pads the least that is needed and puts the odd pixel after (TensorFlow's SAME);
         `symmetric` pads rate * (window - 1) // 2 on both sides whatever the size (PyTorch; slim's `conv2d_same`),
         so that strided outputs stay centred on pixels 0, stride, 2 * stride...
-      spatial: height and width of the input.
+      spatial: height and width of the input: integers, or symbolic dimensions of `jax.export`.
       window: height and width of the kernel, odd for `symmetric`.
       stride: of the window.
       rate: the atrous rate: distance between the window's taps.
@@ -41,7 +42,7 @@ def explicit_padding(
     return tuple(padding)
 
 
-def lax_padding(style: str, pads: Sequence[tuple[int, int]]) -> str | Sequence[tuple[int, int]]:
+def lax_padding(style: str, pads: Sequence[tuple[Any, Any]]) -> str | Sequence[tuple[Any, Any]]:
     """The same padding as `jax.lax` takes it: where it depends on a symbolic size, by the rule's name alone.
 
     Args:

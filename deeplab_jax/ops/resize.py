@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ _MOST_PHASES = 16
 
 def resize_bilinear(
     x: Float[Array, "batch height width channels"],
-    size: Sequence[int],
+    size: Sequence[Any],
     *,
     align_corners: bool = False,
     formulation: str = "auto",
