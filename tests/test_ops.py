@@ -270,7 +270,7 @@ def test_predict_resized_is_the_arg_max_of_the_resized_logits(block):
 def test_strips_of_logits_at_the_classifiers_resolution_equal_resizing_twice(block, align_corners):
     """Of two views: to the network's input, then to each picture's size; wherever strips begin, whatever they need."""
     inputs = [(33, 45), (21, 25)]
-    coarse = [random((3, 9, 12, 5)).astype(np.float32), random((3, 6, 7, 5), seed=1).astype(np.float32)]
+    coarse = [random((3, 9, 12, 5)), random((3, 6, 7, 5), seed=1)]
     sizes = jnp.array([[133, 90], [33, 45], [7, 5]])  # grows so that strips need few rows, stays, shrinks
     extents = [jnp.array([[33, 45], [20, 31], [33, 40]]), jnp.array([[21, 25], [13, 17], [21.0, 22.5]])]
     canvas = (133, 90)
