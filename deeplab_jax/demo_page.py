@@ -59,7 +59,10 @@ def serve(
     Raises:
       UserError: Gradio is not installed, the address cannot be bound, or a network cannot be loaded.
     """
-    with contextlib.ExitStack() as stack:
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        # SIGTERM too leaves this block, and no folder; uvicorn raises it again when it has ended.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        stack.callback(signal.signal, signal.SIGTERM, before)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deeplab_jax_demo_"))
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported, and later
         _import_gradio()
@@ -75,9 +78,7 @@ def serve(
         console.print(f"open http://{shown}:{port} in a browser; Ctrl-C ends it", soft_wrap=True)
         # Without a limit, the end would wait for browsers to let go of their connections.
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn ends, then raises the signal again
-        with contextlib.suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def build_app(networks: demo.Networks, *, max_bytes: int, examples: Sequence[pathlib.Path] = ()) -> "fastapi.FastAPI":
