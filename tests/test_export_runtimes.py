@@ -7,14 +7,13 @@ import subprocess
 import sys
 
 import exports
+import jax
 import numpy as np
 import pytest
 
 from deeplab_jax import data, export, pretrained
-from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.export import ExportOptions
-from deeplab_jax.labels import VOC
 from deeplab_jax.pretrained import PretrainedNetwork, native
 
 # What writes a format, and what runs it.
@@ -91,6 +90,15 @@ def test_a_saved_model_of_any_size_takes_every_size(file_format, tmp_path):
     np.testing.assert_allclose(logits, exports.logits(network, images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("file_format", [_parameter("savedmodel")])
+def test_a_saved_model_holds_the_weights_once(file_format, network, tmp_path):
+    path = write(network, file_format, tmp_path)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(network.variables))
+    variables = (path / "variables" / "variables.data-00000-of-00001").stat().st_size
+    assert weights <= variables < weights + 50_000  # the names and shapes of the variables
+    assert (path / "saved_model.pb").stat().st_size < 0.5 * weights  # or: graphs alone
+
+
 # ---- ONNX: written here ----
 
 
@@ -147,8 +155,7 @@ def _google(shared: pathlib.Path) -> PretrainedNetwork:
 
 
 def _efficientnet(shared: pathlib.Path) -> PretrainedNetwork:
-    model = load_config("deeplabv3plus_efficientnet_lite0_distilled_voc").model
-    return exports.with_random_variables(PretrainedNetwork(model, {}, VOC, "squeeze", (257, 257)))
+    return pretrained.load("deeplab_v3_plus_efficientnet_lite0_pascalvoc")
 
 
 NETWORKS = {"google_mobilenet_v2": _google, "efficientnet_lite0": _efficientnet}

@@ -45,21 +45,27 @@ class ExportOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A network as a function of pictures alone.
+    """A network and what it computes of pictures.
 
     Attributes:
-      function: from pictures to logits or labels; can be traced and jitted.
+      apply: from variables and pictures to logits or labels; can be traced and jitted.
+      variables: the network's own, on a device.
       channels: of the pictures.
       classes: of the logits.
       whole_strides: pictures of any size have to be multiples of `SMALLEST`.
       options: what it takes and returns.
     """
 
-    function: Callable[[Array], Array]
+    apply: Callable[[Any, Array], Array]
+    variables: Any
     channels: int
     classes: int
     whole_strides: bool
     options: ExportOptions
+
+    def function(self, images: Array) -> Array:
+        """From pictures alone to logits or labels: the variables are constants."""
+        return self.apply(self.variables, images)
 
     @property
     def dtype(self) -> np.dtype:
@@ -99,16 +105,16 @@ def make_program(network: PretrainedNetwork, options: ExportOptions, *, formulat
     if network.labels is None:
         raise UserError(f"a {network.model.backbone} backbone alone has no classes; train from it, then export that")
     model = build_model(network.model, network.labels.num_classes, formulation=formulation)
-    variables = jax.tree.map(jnp.asarray, network.variables)
 
-    def function(images):
+    def apply(variables, images):
         logits, _ = model.apply(variables, images, train=False)
         return jnp.argmax(logits, axis=-1).astype(jnp.uint8) if options.argmax else logits
 
     # A ResNet's unit of stride 2 adds what a 3x3 window and what a slice, or a 1x1 window, leave of a size. That these
     # are equal is more than JAX can prove of a symbol; of multiples of all strides it can.
     whole_strides = model.backbone.startswith("resnet")
-    return Program(function, model.in_channels, network.labels.num_classes, whole_strides, options)
+    variables = jax.tree.map(jnp.asarray, network.variables)
+    return Program(apply, variables, model.in_channels, network.labels.num_classes, whole_strides, options)
 
 
 def metadata(network: PretrainedNetwork, program: Program, file_format: str) -> dict[str, Any]:

@@ -2,8 +2,11 @@
 
 import os
 import pathlib
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+import jax
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.export.program import Program
@@ -17,9 +20,12 @@ def save_saved_model(program: Program, folder: pathlib.Path) -> None:
       UserError: TensorFlow is not installed.
     """
     tf = _tensorflow()
-    function = _convert(tf, program, PLATFORMS)
     module = tf.Module()
-    module.serving = function
+    # As variables, which TensorFlow stores once in a file of their own; constants would be in every copy of a graph.
+    module.weights, structure = jax.tree.flatten(jax.tree.map(tf.Variable, program.variables))
+    function = _convert(
+        tf, program, lambda images, weights: program.apply(structure.unflatten(weights), images), PLATFORMS, module.weights
+    )
     tf.saved_model.save(module, os.fspath(folder), signatures={"serving_default": function.get_concrete_function()})
 
 
@@ -31,27 +37,29 @@ def tflite(program: Program) -> bytes:
     """
     tf = _tensorflow()
     module = tf.Module()
-    module.serving = _convert(tf, program, ("cpu",))
+    module.serving = _convert(tf, program, program.function, ("cpu",))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.serving.get_concrete_function()], module)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     return converter.convert()
 
 
-def _convert(tf: ModuleType, program: Program, platforms: tuple[str, ...]) -> Any:
-    """A `tf.function` from `images` to a dictionary with `logits` or `labels`."""
+def _convert(
+    tf: ModuleType, program: Program, function: Callable, platforms: tuple[str, ...], *arguments: Any
+) -> Any:
+    """A `tf.function` from `images` to a dictionary with the `logits` or `labels` of `function(images, *arguments)`."""
     from jax.experimental import jax2tf
 
     name = "labels" if program.options.argmax else "logits"
     converted = jax2tf.convert(
-        lambda images: {name: program.function(images)},
-        polymorphic_shapes=[f"({', '.join(program.symbols)})"],
+        lambda *operands: {name: function(*operands)},
+        polymorphic_shapes=[f"({', '.join(program.symbols)})", *(None for _ in arguments)],
         polymorphic_constraints=program.constraints,
         with_gradient=False,
         native_serialization_platforms=platforms,
     )
     shape = [int(axis) if axis.isdigit() else None for axis in program.symbols]
     spec = tf.TensorSpec(shape, program.dtype, name="images")
-    return tf.function(converted, input_signature=[spec], autograph=False)
+    return tf.function(lambda images: converted(images, *arguments), input_signature=[spec], autograph=False)
 
 
 def _tensorflow() -> ModuleType:
