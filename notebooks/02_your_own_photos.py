@@ -67,7 +67,8 @@ def run(command):
     print(done.stdout.rstrip() + (f"\n(exit code {done.returncode})" if done.returncode else ""))
 
 
-environment = os.environ | {"COLUMNS": "112"}
+# Jupyter asks its children for colours and moving bars, which a page does not show.
+environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"} | {"COLUMNS": "112"}
 
 # %% [markdown]
 """
@@ -232,13 +233,13 @@ deeplab_jax.plot_segmentation_mask_gallery(images[:6], y_true=truths[:6], labels
 that is lower for the backbone than for the rest. The network has to be that of the weights, so `config.model` is taken
 from them. The classifier cannot be: it had 21 other classes, and begins anew.
 
-36 pictures and 50 steps are what fits into this page. `epochs` counts passes over the training pictures.
+36 pictures and 70 steps are what fits into this page. `epochs` counts passes over the training pictures.
 """
 
 # %%
 start = pretrained.load(WEIGHTS)
 
-config = deeplab_jax.load_config("finetune_folder", size=129, batch=8, epochs=14, rate=0.15)
+config = deeplab_jax.load_config("finetune_folder", size=129, batch=8, epochs=20, rate=0.15)
 config.model.update(start.model.to_dict())
 config.train.init_from = WEIGHTS
 config.data.data_dir = "data"

@@ -55,7 +55,8 @@ from deeplab_jax.pretrained.torch_file import read_torch_file
 os.chdir(tempfile.mkdtemp())  # without this line, everything below stays in the folder that you started in
 
 console = Console(width=112, force_jupyter=False, force_terminal=False, no_color=True)  # plain text
-environment = os.environ | {"COLUMNS": "112"}
+# Jupyter asks its children for colours and moving bars, which a page does not show.
+environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"} | {"COLUMNS": "112"}
 
 
 def run(command):
