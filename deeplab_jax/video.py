@@ -82,9 +82,9 @@ def label_video(
     """Writes a video with every frame tinted in the colours of its classes. Sound is not copied.
 
     Three stages run at once, with at most four frames between two of them. A file is decoded no faster than it is
-    computed. A camera does not wait: frames that come while the network is busy are passed over, and the frame before
-    is shown for their time, so that the file runs at the camera's speed. An odd row or column at the end is cut off,
-    which is what encoders take.
+    computed. A camera does not wait: of the frames that come while the network is busy only the newest is labelled,
+    and the frame before is shown for the time of the others, so that the file runs at the camera's speed. An odd
+    row or column at the end is cut off, which is what encoders take.
 
     Args:
       label: the class of every pixel of a frame; called in the order of the frames, in this thread.
@@ -121,7 +121,8 @@ class _Loop:
     def __init__(self, frames, rate, path, labels, fourcc, *, keeps_pace):
         self._frames, self._rate, self._path, self._labels, self._fourcc = frames, rate, path, labels, fourcc
         self._keeps_pace = keeps_pace
-        self._decoded, self._labelled = queue.Queue(_QUEUED), queue.Queue(_QUEUED)
+        # Of a camera, only the newest frame waits: every other would be shown late.
+        self._decoded, self._labelled = queue.Queue(1 if keeps_pace else _QUEUED), queue.Queue(_QUEUED)
         self._stop = threading.Event()  # nobody waits any longer
         self._enough = threading.Event()  # no further frames: those that are there are finished
         self._errors: list[BaseException] = []
@@ -173,9 +174,8 @@ class _Loop:
                     break
                 frame = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             if self._keeps_pace:
-                with contextlib.suppress(queue.Empty):  # the newest frame is the one to compute
-                    while self._decoded.full():
-                        self._decoded.get_nowait()
+                with contextlib.suppress(queue.Empty):  # it may be taken just now
+                    self._decoded.get_nowait()
             self._put(self._decoded, (index, frame), until=self._enough)
             index += 1
         self._put(self._decoded, None, until=self._enough)

@@ -119,17 +119,20 @@ class Camera:
 
 
 def test_frames_of_a_camera_that_come_too_fast_are_passed_over_and_time_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(video, "_open", lambda source: contextlib.nullcontext((Camera(), 100.0)))
-    seen = []
+    camera = Camera()
+    monkeypatch.setattr(video, "_open", lambda source: contextlib.nullcontext((camera, 100.0)))
+    seen, behind = [], []
 
     def slow_label(frame):
-        time.sleep(0.04)
         seen.append(int(frame[0, 0, 0]) // 8)
+        behind.append(camera.count - seen[-1])
+        time.sleep(0.04)
         return by_brightness(frame)
 
     report = video.label_video(slow_label, 0, tmp_path / "out.mp4", LABELS)
     assert seen == sorted(set(seen))
     assert report.frames == len(seen) < 25
+    assert np.median(behind) <= 1  # what is labelled is what the camera shows now
     assert len(read_video(tmp_path / "out.mp4")) == seen[-1] - seen[0] + 1
 
 
