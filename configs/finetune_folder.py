@@ -1,26 +1,30 @@
-"""DeepLabv3+ on your own photos: a folder with images/, masks/ and classes.txt.
+"""The network that comes with the package, DeepLabv3+ with EfficientNet-Lite0, learns the classes of your own photos.
 
     deeplab-jax data prepare folder --source photos --data-dir data
     deeplab-jax train --config finetune_folder --config.data.data_dir=data --workdir runs/photos
 
-`--config.train.init_from=resnet50_imagenet1k_v2` starts from torchvision's ImageNet weights (`deeplab-jax presets`
-lists others); a folder or a workdir in its place from another network, of which only the classifier begins anew if
-the classes differ. What it reaches depends on your photos; it was run here on none.
+The folder has images/, masks/ and classes.txt. `:init=` names what to start from instead: a preset (`deeplab-jax
+presets` lists them), a folder or a workdir, whose network is then trained; of a preset that is a backbone alone, such
+as `:init=resnet50_imagenet1k_v2`, the rest of the network is new. If the classes differ, only the classifier begins
+anew.
+What it reaches depends on your photos; it was run here on none.
 """
 
+from deeplab_jax import pretrained
 from deeplab_jax.config import base_config, parse_arg
 
 
 def get_config(arg=None):
-    """Arguments: `size` (of the square crop), `batch`, `epochs`, `backbone`, `rate` (peak learning rate)."""
-    arg = parse_arg(arg, size=321, batch=4, epochs=30.0, backbone="resnet50_v1", rate=0.005)
+    """Arguments: `size` (of the square crop), `batch`, `epochs`, `rate` (peak learning rate), `init` (a network)."""
+    arg = parse_arg(arg, size=321, batch=4, epochs=30.0, rate=0.02, init=pretrained.DEFAULT_PRESET)
     config = base_config()
 
-    config.model.backbone = arg.backbone
     config.model.output_stride = 16
     config.model.aspp_separable = True
     config.model.decoder = "separable"
     config.model.aspp_dropout = 0.1
+    config.model.update(pretrained.model_fields(arg.init))
+    config.train.init_from = arg.init
 
     config.data.name = "folder"
     config.data.image_size = (arg.size, arg.size)

@@ -229,19 +229,15 @@ deeplab_jax.plot_segmentation_mask_gallery(images[:6], y_true=truths[:6], labels
 """
 ## 5. Fine-tune
 
-`finetune_folder` is the config for this: random scales and crops, left and right mirrored at random, a learning rate
-that is lower for the backbone than for the rest. The network has to be that of the weights, so `config.model` is taken
-from them. The classifier cannot be: it had 21 other classes, and begins anew.
+`finetune_folder` is the config for this: it starts from the weights that come with the package, with random scales and
+crops, left and right mirrored at random, and a learning rate that is lower for the backbone than for the rest. Only the
+classifier begins anew: it had 21 other classes. `init="NAME"` takes another network instead.
 
 36 pictures and 70 steps are what fits into this page. `epochs` counts passes over the training pictures.
 """
 
 # %%
-start = pretrained.load(WEIGHTS)
-
-config = deeplab_jax.load_config("finetune_folder", size=129, batch=8, epochs=20, rate=0.15)
-config.model.update(start.model.to_dict())
-config.train.init_from = WEIGHTS
+config = deeplab_jax.load_config("finetune_folder", size=129, batch=8, epochs=20, rate=0.15, init=WEIGHTS)
 config.data.data_dir = "data"
 config.data.scale_range = (0.75, 1.5)  # the pictures are small already; for photos leave it at (0.5, 2)
 config.checkpoint.every_percent = config.eval.every_percent = 100.0
@@ -255,7 +251,7 @@ the training has to leave, not what the weights are worth.
 
 # %%
 _, variables = deeplab_jax.from_preset(WEIGHTS, labels.num_classes, console=console)
-before = dataclasses.replace(start, labels=labels, variables=jax.tree.map(np.asarray, variables))
+before = dataclasses.replace(pretrained.load(WEIGHTS), labels=labels, variables=jax.tree.map(np.asarray, variables))
 scores_before = evaluate_pretrained(before, config=config)
 print(f"mean IoU {scores_before['mean_iou']:.3f} on {scores_before['num_images']} pictures")
 
@@ -268,19 +264,10 @@ scores_after = train(config, workdir, console=console)
 The learning rate of 0.15 suits this network and the short training. If the loss rises or turns to NaN, which stops the
 run with a message, divide the rate by three; if it hardly falls, multiply it by three.
 
-From a shell the same config is a file, `my_photos.py`, and the training `deeplab-jax train --config my_photos.py
---workdir runs/photos`; any field can be overridden there:
+From a shell the same training is one command, in which any field can be overridden:
 
-```python
-from deeplab_jax import pretrained
-from deeplab_jax.config import load_config
-
-def get_config(arg=None):
-    config = load_config("finetune_folder", size=321, batch=4, epochs=30, rate=0.05)
-    config.train.init_from = "deeplab_v3_plus_efficientnet_lite0_pascalvoc"
-    config.model.update(pretrained.load(config.train.init_from).model.to_dict())
-    config.data.data_dir = "data"
-    return config
+```bash
+deeplab-jax train --config finetune_folder:size=321,epochs=30 --config.data.data_dir=data --workdir runs/photos
 ```
 
 ## 6. The score

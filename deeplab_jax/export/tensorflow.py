@@ -23,9 +23,11 @@ def save_saved_model(program: Program, folder: pathlib.Path) -> None:
     module = tf.Module()
     # As variables, which TensorFlow stores once in a file of their own; constants would be in every copy of a graph.
     module.weights, structure = jax.tree.flatten(jax.tree.map(tf.Variable, program.variables))
-    function = _convert(
-        tf, program, lambda images, weights: program.apply(structure.unflatten(weights), images), PLATFORMS, module.weights
-    )
+
+    def apply(images, weights):
+        return program.apply(structure.unflatten(weights), images)
+
+    function = _convert(tf, program, apply, PLATFORMS, module.weights)
     tf.saved_model.save(module, os.fspath(folder), signatures={"serving_default": function.get_concrete_function()})
 
 
@@ -43,9 +45,7 @@ def tflite(program: Program) -> bytes:
     return converter.convert()
 
 
-def _convert(
-    tf: ModuleType, program: Program, function: Callable, platforms: tuple[str, ...], *arguments: Any
-) -> Any:
+def _convert(tf: ModuleType, program: Program, function: Callable, platforms: tuple[str, ...], *arguments: Any) -> Any:
     """A `tf.function` from `images` to a dictionary with the `logits` or `labels` of `function(images, *arguments)`."""
     from jax.experimental import jax2tf
 

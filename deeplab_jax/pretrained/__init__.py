@@ -26,6 +26,7 @@ __all__ = [
     "init_from",
     "load",
     "merge",
+    "model_fields",
     "preset_config",
 ]
 
@@ -140,6 +141,22 @@ def from_preset(
     if "newly initialised" in report:
         console.print(f"{name_or_path}: {report}", soft_wrap=True, highlight=False)
     return model, variables
+
+
+def model_fields(name_or_path: str | pathlib.Path, *, console: Console | None = None) -> dict[str, Any]:
+    """Fields of `config.model` of a network that can start from another: all of a network with classes, and those of
+    `BACKBONE_FIELDS` of a backbone alone.
+
+    Args:
+      name_or_path: as for `load`.
+      console: shows the progress of a download; default: stderr.
+
+    Raises:
+      UserError: nothing to load.
+    """
+    network = load(name_or_path, console=Console(stderr=True) if console is None else console)
+    fields = network.model.to_dict()
+    return fields if network.labels is not None else {name: fields[name] for name in BACKBONE_FIELDS}
 
 
 def preset_config(network: PretrainedNetwork) -> ConfigDict:
