@@ -92,6 +92,7 @@ def base_config() -> ConfigDict:
     train.init_from = config_dict.placeholder(str)  # a preset, or a folder of one, or a workdir to start from
 
     config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "sgd"  # sgd | adam; with weight_decay_rule decoupled_all, adam is AdamW
     optimizer.learning_rate = config_dict.placeholder(float)  # at its peak
     optimizer.schedule = "cosine"  # constant | cosine | poly
     optimizer.poly_power = 0.9  # of poly: the rate falls with (1 - t / steps)^power
@@ -100,7 +101,8 @@ def base_config() -> ConfigDict:
     optimizer.warmup_epochs = config_dict.placeholder(float)  # the same in epochs
     optimizer.warmup_examples = config_dict.placeholder(int)  # the same in examples
     optimizer.warmup_percent = config_dict.placeholder(float)  # the same in percent of all steps
-    optimizer.momentum = 0.9  # of SGD; 0 for none
+    optimizer.momentum = 0.9  # of SGD, 0 for none; beta 1 of Adam
+    optimizer.adam_beta2 = 0.999  # of Adam's mean of squared gradients
     optimizer.momentum_rule = "classic"  # classic: rate outside the buffer (PyTorch, optax) | keras: inside
     optimizer.nesterov = False  # Nesterov's momentum
     optimizer.clip = "none"  # none | per_variable (Keras' clipnorm) | global

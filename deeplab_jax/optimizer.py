@@ -1,4 +1,4 @@
-"""SGD with momentum, schedules, clipping and weight decay, as the papers and as Keras define them."""
+"""SGD with momentum, schedules, clipping and weight decay, as the papers and as Keras define them; and Adam."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -82,7 +82,7 @@ def make_optimizer(
         chain.append(optax.add_decayed_weights(optimizer.weight_decay, mask=_is_kernel))
     chain += _clipping(optimizer)
     rate = optax.scale_by_learning_rate(schedule)
-    momentum = optax.trace(optimizer.momentum, nesterov=optimizer.nesterov) if optimizer.momentum else optax.identity()
+    momentum = _momentum(optimizer)
     if optimizer.momentum_rule == "keras":
         chain += [rate, momentum]
     elif optimizer.momentum_rule == "classic":
@@ -96,6 +96,16 @@ def make_optimizer(
     if optimizer.weight_decay and optimizer.weight_decay_rule == "decoupled_all":
         chain.append(_decoupled_decay(optimizer.weight_decay, schedule))
     return _by_part(optax.chain(*chain), optimizer, parts)
+
+
+def _momentum(optimizer: ConfigDict) -> optax.GradientTransformation:
+    if optimizer.name == "adam":
+        if optimizer.momentum_rule != "classic":
+            raise UserError(f"optimizer.momentum_rule={optimizer.momentum_rule!r} is of sgd; adam needs 'classic'")
+        return optax.scale_by_adam(optimizer.momentum, optimizer.adam_beta2, nesterov=optimizer.nesterov)
+    if optimizer.name != "sgd":
+        raise UserError(f"optimizer.name={optimizer.name!r} does not exist{suggest(optimizer.name, ('sgd', 'adam'))}")
+    return optax.trace(optimizer.momentum, nesterov=optimizer.nesterov) if optimizer.momentum else optax.identity()
 
 
 def clip_per_variable(max_norm: float) -> optax.GradientTransformation:

@@ -120,6 +120,30 @@ def test_both_rules_follow_their_originals_while_the_rate_changes(float64, neste
     np.testing.assert_allclose(result["aspp"]["kernel"], expected, rtol=1e-9)
 
 
+def adamw(w, gradients, rates, *, beta1, beta2, decay):
+    """arXiv 1711.05101, algorithm 2, with the rate in both terms."""
+    mean, square = np.zeros_like(w), np.zeros_like(w)
+    for t, (g, rate) in enumerate(zip(gradients, rates, strict=True), 1):
+        mean = beta1 * mean + (1 - beta1) * g
+        square = beta2 * square + (1 - beta2) * g**2
+        step = mean / (1 - beta1**t) / (np.sqrt(square / (1 - beta2**t)) + 1e-8)
+        w = w - rate * (step + decay * w)
+    return w
+
+
+def test_adam_with_decoupled_decay_is_adamw_while_the_rate_changes(float64):
+    rng = np.random.default_rng(0)
+    w, gradients = rng.normal(size=(3, 4)), list(rng.normal(size=(6, 3, 4)))
+    optimizer = options(
+        name="adam", momentum=0.8, adam_beta2=0.95, schedule="cosine", weight_decay=0.02,
+        weight_decay_rule="decoupled_all",
+    )  # fmt: skip
+    result, _ = run(optimizer, kernel(w), [kernel(g) for g in gradients], total_steps=8)
+    rates = [0.1 * 0.5 * (1 + np.cos(np.pi * t / 8)) for t in range(6)]
+    expected = adamw(w, gradients, rates, beta1=0.8, beta2=0.95, decay=0.02)
+    np.testing.assert_allclose(result["aspp"]["kernel"], expected, rtol=1e-9)  # float64, a dozen roundings
+
+
 @pytest.mark.parametrize("schedule", ["constant", "poly"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_classic_is_the_sgd_of_optax(float64, schedule, momentum):
@@ -263,6 +287,8 @@ def test_every_step_has_the_rate_of_its_count():
     [
         ({"schedule": "cosin"}, r"optimizer\.schedule='cosin' does not exist.*cosine"),
         ({"momentum_rule": "kears"}, r"optimizer\.momentum_rule='kears' does not exist.*keras"),
+        ({"name": "adm"}, r"optimizer\.name='adm' does not exist.*adam"),
+        ({"name": "adam", "momentum_rule": "keras"}, r"optimizer\.momentum_rule='keras' is of sgd"),
         ({"clip": "globl", "clip_norm": 1.0}, r"optimizer\.clip='globl' does not exist.*global"),
         ({"clip": "global"}, r"optimizer\.clip='global' needs optimizer\.clip_norm above 0"),
         ({"clip": "per_variable", "clip_norm": -1.0}, r"needs optimizer\.clip_norm above 0"),
