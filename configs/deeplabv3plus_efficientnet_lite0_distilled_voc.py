@@ -29,26 +29,51 @@ was not measured.
 from deeplab_jax.config import load_config, parse_arg
 from deeplab_jax.errors import UserError
 
+_ARGUMENTS = ("size", "steps", "rate", "init")
+
+# Rates are of the head; `backbone` is the backbone's share of them, `object_weight` what a pixel of an object counts
+# beside one of the background.
 _LEGS = {
     1: {
         "init": "efficientnet_lite0_imagenet",
         "size": 193,
+        "resize": "scale_crop",
         "scale_range": (0.4, 1.1),
         "steps": 5200,
         "rate": 0.2,
+        "backbone": 0.25,
+        "object_weight": 1.0,
         "ema_decay": 0.998,
     },
-    2: {"init": "", "size": 225, "scale_range": (0.5, 1.3), "steps": 1600, "rate": 0.1, "ema_decay": 0.995},
-    3: {"init": "", "size": 193, "scale_range": (0.4, 1.1), "steps": 520, "rate": 0.05, "ema_decay": 0.99},
+    2: {"size": 225, "scale_range": (0.5, 1.3), "steps": 1600, "rate": 0.1, "ema_decay": 0.995},
+    3: {"size": 193, "scale_range": (0.4, 1.1), "steps": 520, "rate": 0.05, "ema_decay": 0.99},
+    4: {
+        "size": 193,
+        "scale_range": (0.5, 1.3),
+        "steps": 3300,
+        "rate": 0.015,
+        "backbone": 0.5,
+        "object_weight": 2.0,
+        "ema_decay": 0.998,
+    },
+    5: {
+        "size": 257,
+        "resize": "squeeze",
+        "steps": 2500,
+        "rate": 0.02,
+        "backbone": 0.5,
+        "object_weight": 1.5,
+        "ema_decay": 0.998,
+    },
 }
 
 
 def get_config(arg=None):
-    """Arguments: `leg`, `teacher` and `init` (presets or folders), `size` (of crops), `batch`, `steps`, `rate`."""
+    """Arguments: `leg`, `teacher` and `init` (presets or folders), `size` (of the input), `batch`, `steps`, `rate`."""
     arg = parse_arg(arg, leg=1, teacher="", init="", size=None, batch=8, steps=None, rate=None)
     if arg.leg not in _LEGS:
         raise UserError(f"leg={arg.leg} does not exist; there are {', '.join(map(str, _LEGS))}")
-    leg = _LEGS[arg.leg] | {name: arg[name] for name in ("size", "steps", "rate", "init") if arg[name]}
+    leg = _LEGS[1] | {"init": ""} | _LEGS[arg.leg] | {name: arg[name] for name in _ARGUMENTS if arg[name]}
     if not leg["init"]:
         raise UserError(f"leg {arg.leg} starts from the one before: give its workdir, init=FOLDER")
     config = load_config(
@@ -56,12 +81,15 @@ def get_config(arg=None):
         size=leg["size"], batch=arg.batch, steps=leg["steps"], rate=leg["rate"], init=leg["init"],
     )  # fmt: skip
 
-    config.data.resize = "scale_crop"
+    config.data.resize = leg["resize"]
     config.data.scale_range = leg["scale_range"]
     config.data.scale_step = 0.0
     config.data.color_jitter = 0.3
     config.data.repeat_threshold = 0.15
 
+    config.optimizer.learning_rate_multipliers.backbone = leg["backbone"]
+    if leg["object_weight"] != 1:
+        config.loss.class_weights = (1.0, *[leg["object_weight"]] * 20)
     config.train.ema_decay = leg["ema_decay"]
     config.loss.teacher = arg.teacher or None
     config.checkpoint.every_percent = 5.0
