@@ -111,7 +111,7 @@ def base_config() -> ConfigDict:
     optimizer.weight_decay_rule = "coupled_kernels"  # coupled_kernels: L2 as in the papers | decoupled_all: Keras
     optimizer.learning_rate_multipliers = ConfigDict({"backbone": 1.0, "aspp": 1.0, "decoder": 1.0, "classifier": 1.0})
     # factors of the whole update of each part of the network
-    optimizer.frozen = ()  # parts of the network that do not learn, e.g. ("backbone",)
+    optimizer.frozen = ()  # parts, or modules by path, that do not learn: ("aspp", "backbone/stage[1-3]*")
 
     config.loss = loss = ConfigDict()
     loss.name = "softmax_cross_entropy"  # softmax_cross_entropy: mean over labelled pixels | keras: over all pixels

@@ -1,7 +1,8 @@
 """SGD with momentum, schedules, clipping and weight decay, as the papers and as Keras define them; and Adam."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import fnmatch
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -149,16 +150,16 @@ def _decoupled_decay(weight_decay: float, schedule: Schedule) -> optax.GradientT
 
 
 def _by_part(rule: optax.GradientTransformation, optimizer: ConfigDict, parts: tuple[str, ...]):
-    """Scales whole updates by part, and gives frozen parts none at all (and no momentum to remember).
+    """Scales whole updates by part, and gives what is frozen none at all (and no momentum to remember).
 
     Clipping by the global norm comes before: it sees the learning parts only.
     """
-    multipliers = dict(optimizer.learning_rate_multipliers)
-    for field, names in (("learning_rate_multipliers", multipliers), ("frozen", optimizer.frozen)):
+    multipliers, frozen = dict(optimizer.learning_rate_multipliers), tuple(optimizer.frozen)
+    first_names = {"learning_rate_multipliers": multipliers, "frozen": (pattern.split("/")[0] for pattern in frozen)}
+    for field, names in first_names.items():
         for name in names:
-            if name not in parts:
+            if not fnmatch.filter(parts, name):
                 raise UserError(f"optimizer.{field} names {name!r}, which is no part{suggest(name, parts)}")
-    frozen = frozenset(optimizer.frozen)
 
     def scale(updates, params=None):
         return {
@@ -173,9 +174,34 @@ def _by_part(rule: optax.GradientTransformation, optimizer: ConfigDict, parts: t
         return rule
 
     def partition(params):
-        return {
-            part: jax.tree.map(lambda _, part=part: "frozen" if part in frozen else "learning", tree)
-            for part, tree in params.items()
-        }
+        _check_patterns(params, frozen)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "frozen" if _is_frozen(path, frozen) else "learning", params
+        )
 
     return optax.partition({"learning": rule, "frozen": optax.set_to_zero()}, partition)
+
+
+def stop_frozen(params: PyTree, frozen: Sequence[str]) -> PyTree:
+    """The parameters, of which those of `optimizer.frozen` have a gradient of zero that takes no time to compute."""
+    if not frozen:
+        return params
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.lax.stop_gradient(leaf) if _is_frozen(path, frozen) else leaf, params
+    )
+
+
+def _is_frozen(path: tuple[Any, ...], frozen: Sequence[str]) -> bool:
+    """Whether a pattern matches a parameter's path or the beginning of it."""
+    names = [key.key for key in path]
+    patterns = (pattern.split("/") for pattern in frozen)
+    return any(len(pattern) <= len(names) and all(map(fnmatch.fnmatchcase, names, pattern)) for pattern in patterns)
+
+
+def _check_patterns(params: PyTree, frozen: Sequence[str]) -> None:
+    """Raises a UserError for a pattern that matches no parameter."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in frozen:
+        if not any(_is_frozen(path, [pattern]) for path in paths):
+            modules = sorted({"/".join(key.key for key in path[:2]) for path in paths})
+            raise UserError(f"optimizer.frozen={pattern!r} matches no parameter{suggest(pattern, modules)}")

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Int
 
 from deeplab_jax import inference, metrics, ops, sharding
 from deeplab_jax.models import DeepLabV3Plus
+from deeplab_jax.optimizer import stop_frozen
 from deeplab_jax.train_state import TrainState
 
 # Arrays of a batch by name, see `deeplab_jax.data.train_batches` and `deeplab_jax.data.eval_batches`.
@@ -24,6 +25,7 @@ def make_train_step(
     void: str = "ignore",
     accumulate: int = 1,
     shardings: TrainState | None = None,
+    frozen: Sequence[str] = (),
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """One step of gradient descent on a batch.
 
@@ -42,11 +44,13 @@ def make_train_step(
       accumulate: parts of a batch.
       shardings: of `deeplab_jax.sharding.state_shardings`, where the state is spread over a mesh.
 
+      frozen: of `config.optimizer.frozen`; their gradients are not computed.
+
     Returns:
       `step(state, batch)` with `image` uint8 (batch, height, width, channels), `label` uint8 (batch, height, width)
       and, where there is a teacher, `teacher_logits` (batch, height, width, classes). It returns the next state and a
       report: `loss_sum`, `loss_count`, `confusion` (int32, classes by classes, of the logits that the loss saw),
-      `gradient_norm` (before clipping) and `learning_rate`.
+      `gradient_norm` (of what learns, before clipping) and `learning_rate`.
     """
 
     def part_gradients(params, batch_stats, part: Batch, rng):
@@ -54,7 +58,7 @@ def make_train_step(
 
         def loss(params):
             (logits, _), updates = model.apply(
-                {"params": params, "batch_stats": batch_stats},
+                {"params": stop_frozen(params, frozen), "batch_stats": batch_stats},
                 part["image"],
                 train=True,
                 mutable=["batch_stats"],

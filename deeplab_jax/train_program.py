@@ -68,6 +68,7 @@ def build(config: ConfigDict, num_classes: int, mesh: Mesh, *, total_steps: int,
         void=config.eval.void,
         accumulate=config.train.accumulate_steps,
         shardings=shardings,
+        frozen=tuple(config.optimizer.frozen),
     )
     if averages:
         step = ema.averaging(step, config.train.ema_decay)

@@ -272,6 +272,25 @@ def test_frozen_parts_stay_exactly_as_they_are_and_cost_no_memory(decay_rule):
     assert_trees_close(others(result), expected, rtol=1e-6, atol=1e-7)  # float32 sums in two programs
 
 
+def test_modules_are_frozen_by_their_paths():
+    params = network()
+    result, _ = run(options(frozen=("backbone/conv", "[ad]*/n*m/scale")), params, gradients_like(params, 1))
+    same = jax.tree.map(lambda one, other: bool(np.all(one == other)), result, params)
+    learns = {"conv": {"kernel": False}, "norm": {"scale": False, "bias": False}}
+    scale_stays = {"conv": {"kernel": False}, "norm": {"scale": True, "bias": False}}
+    assert same == {
+        "backbone": {"conv": {"kernel": True}, "norm": {"scale": False, "bias": False}},
+        "aspp": scale_stays,
+        "decoder": scale_stays,
+        "classifier": learns,
+    }
+
+
+def test_a_path_that_freezes_nothing_is_refused():
+    with pytest.raises(UserError, match=r"^optimizer.frozen='backbone/cnv' matches no parameter.*backbone/conv"):
+        run(options(frozen=("backbone/cnv",)), network(), [])
+
+
 def test_every_step_has_the_rate_of_its_count():
     params = network()
     rule = make_optimizer(options(schedule="poly", momentum=0.0), 2, parts=PARTS)

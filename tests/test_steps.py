@@ -40,7 +40,9 @@ def make_step(config, dtype="float32", accumulate=1):
     state = TrainState.create_on(jax.sharding.SingleDeviceSharding(jax.devices()[0]), model, rule, seed=0)
     loss_fn = losses.make_loss(config.loss, num_classes=CLASSES)
     schedule = optimizer.make_schedule(config.optimizer, 10)
-    step = make_train_step(model, rule, loss_fn, learning_rate=schedule, accumulate=accumulate)
+    step = make_train_step(
+        model, rule, loss_fn, learning_rate=schedule, accumulate=accumulate, frozen=config.optimizer.frozen
+    )
     return model, state, step
 
 
@@ -59,6 +61,25 @@ def half_labelled_batch():
 
 def assert_close(one, other):
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-9 * np.abs(one).max() + 1e-15)
+
+
+def test_gradients_of_what_is_frozen_are_not_computed():
+    batch, compiled, reports = random_batch(), {}, {}
+    for name, frozen in (("none", ()), ("backbone", ("backbone",)), ("stem", ("backbone/stem*",))):
+        config = small_config()
+        config.optimizer.frozen = frozen
+        _, state, step = make_step(config)
+        compiled[name] = jax.jit(step).lower(state, batch).compile()
+        _, reports[name] = compiled[name](state, batch)
+    flops = {name: program.cost_analysis()["flops"] for name, program in compiled.items()}
+    # What is kept of the backbone are its values: a third, and the head is small here.
+    assert flops["backbone"] < 0.5 * flops["none"]
+    assert flops["backbone"] < flops["stem"] < flops["none"]
+    loss_sums = {name: float(report["loss_sum"]) for name, report in reports.items()}
+    assert loss_sums["backbone"] == pytest.approx(loss_sums["none"], rel=1e-5)  # float32, two programs
+    assert (
+        0 < reports["backbone"]["gradient_norm"] < reports["stem"]["gradient_norm"] < reports["none"]["gradient_norm"]
+    )
 
 
 def test_an_accumulated_step_is_the_whole_one_where_statistics_are_frozen():
