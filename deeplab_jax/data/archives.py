@@ -38,6 +38,8 @@ def extract(archive: pathlib.Path, folder: pathlib.Path, *, wanted: Callable[[st
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
                 for entry in file.infolist():
+                    if not entry.filename:
+                        raise zipfile.BadZipFile("an entry has no name")
                     if not entry.is_dir() and _inside(entry.filename) and wanted(entry.filename):
                         with file.open(entry) as content:
                             budget.copy(content, folder / entry.filename)

@@ -159,3 +159,14 @@ def test_countless_empty_files_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="expands to more than"):
         unpack(tmp_path / "many.tgz", tmp_path / "out")
     assert len(files_under(tmp_path / "out")) < 1000
+
+
+def test_an_entry_without_a_name_is_damage(tmp_path):
+    archive = tmp_path / "archive.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.txt", "text")
+    content = archive.read_bytes()
+    at = content.rindex(b"a.txt")  # in the directory at the end, which is what is read
+    archive.write_bytes(content[:at] + b"\0" + content[at + 1 :])
+    with pytest.raises(UserError, match="an entry has no name$"):
+        unpack(archive, tmp_path / "out")
