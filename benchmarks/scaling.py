@@ -26,7 +26,6 @@ CONFIGS = (
     "deeplabv3plus_resnet50_voc",
     "deeplabv3plus_resnet101_voc",
     "deeplabv3plus_efficientnet_lite0_voc",
-    "camvid",
 )
 STRIDES = (32, 16, 8)
 SIZES = (128, 192, 256)

@@ -36,38 +36,21 @@ _ARGUMENTS = ("size", "steps", "rate", "init")
 
 # Rates are of the head; `backbone` is the backbone's share of them, `object_weight` what a pixel of an object counts
 # beside one of the background.
+_COMMON = {
+    "init": "",
+    "size": 193,
+    "resize": "scale_crop",
+    "scale_range": (0.4, 1.1),
+    "backbone": 0.25,
+    "object_weight": 1.0,
+    "ema_decay": 0.998,
+}
 _LEGS = {
-    1: {
-        "init": "efficientnet_lite0_imagenet",
-        "size": 193,
-        "resize": "scale_crop",
-        "scale_range": (0.4, 1.1),
-        "steps": 5200,
-        "rate": 0.2,
-        "backbone": 0.25,
-        "object_weight": 1.0,
-        "ema_decay": 0.998,
-    },
+    1: {"init": "efficientnet_lite0_imagenet", "steps": 5200, "rate": 0.2},
     2: {"size": 225, "scale_range": (0.5, 1.3), "steps": 1600, "rate": 0.1, "ema_decay": 0.995},
-    3: {"size": 193, "scale_range": (0.4, 1.1), "steps": 520, "rate": 0.05, "ema_decay": 0.99},
-    4: {
-        "size": 193,
-        "scale_range": (0.5, 1.3),
-        "steps": 3300,
-        "rate": 0.015,
-        "backbone": 0.5,
-        "object_weight": 2.0,
-        "ema_decay": 0.998,
-    },
-    5: {
-        "size": 257,
-        "resize": "squeeze",
-        "steps": 2500,
-        "rate": 0.02,
-        "backbone": 0.5,
-        "object_weight": 1.5,
-        "ema_decay": 0.998,
-    },
+    3: {"steps": 520, "rate": 0.05, "ema_decay": 0.99},
+    4: {"scale_range": (0.5, 1.3), "steps": 3300, "rate": 0.015, "backbone": 0.5, "object_weight": 2.0},
+    5: {"size": 257, "resize": "squeeze", "steps": 2500, "rate": 0.02, "backbone": 0.5, "object_weight": 1.5},
 }
 
 
@@ -76,7 +59,7 @@ def get_config(arg=None):
     arg = parse_arg(arg, leg=1, teacher="", init="", size=None, batch=8, steps=None, rate=None)
     if arg.leg not in _LEGS:
         raise UserError(f"leg={arg.leg} does not exist; there are {', '.join(map(str, _LEGS))}")
-    leg = _LEGS[1] | {"init": ""} | _LEGS[arg.leg] | {name: arg[name] for name in _ARGUMENTS if arg[name]}
+    leg = _COMMON | _LEGS[arg.leg] | {name: arg[name] for name in _ARGUMENTS if arg[name]}
     if not leg["init"]:
         raise UserError(f"leg {arg.leg} starts from the one before: give its workdir, init=FOLDER")
     config = load_config(

@@ -7,7 +7,7 @@ The folder has images/, masks/ and classes.txt. `:init=` names what to start fro
 presets` lists them), a folder or a workdir, whose network is then trained; of a preset that is a backbone alone, such
 as `:init=resnet50_imagenet1k_v2`, the rest of the network is new. If the classes differ, only the classifier begins
 anew.
-What it reaches depends on your photos; it was run here on none.
+What it reaches depends on your photos; it was run here on drawn ones alone (notebooks/02_your_own_photos.ipynb).
 """
 
 from deeplab_jax import pretrained

@@ -155,11 +155,11 @@ def _by_part(rule: optax.GradientTransformation, optimizer: ConfigDict, parts: t
     Clipping by the global norm comes before: it sees the learning parts only.
     """
     multipliers, frozen = dict(optimizer.learning_rate_multipliers), tuple(optimizer.frozen)
-    first_names = {"learning_rate_multipliers": multipliers, "frozen": (pattern.split("/")[0] for pattern in frozen)}
-    for field, names in first_names.items():
-        for name in names:
-            if not fnmatch.filter(parts, name):
-                raise UserError(f"optimizer.{field} names {name!r}, which is no part{suggest(name, parts)}")
+    wrong = [("learning_rate_multipliers", name) for name in multipliers if name not in parts]
+    first_names = [pattern.split("/")[0] for pattern in frozen]
+    wrong += [("frozen", name) for name in first_names if not fnmatch.filter(parts, name)]
+    for field, name in wrong:
+        raise UserError(f"optimizer.{field} names {name!r}, which is no part{suggest(name, parts)}")
 
     def scale(updates, params=None):
         return {

@@ -43,7 +43,6 @@ def make_train_step(
       void: what the confusion matrix does with void pixels.
       accumulate: parts of a batch.
       shardings: of `deeplab_jax.sharding.state_shardings`, where the state is spread over a mesh.
-
       frozen: of `config.optimizer.frozen`; their gradients are not computed.
 
     Returns:

@@ -233,7 +233,7 @@ deeplab_jax.plot_segmentation_mask_gallery(images[:6], y_true=truths[:6], labels
 crops, left and right mirrored at random, and a learning rate that is lower for the backbone than for the rest. Only the
 classifier begins anew: it had 21 other classes. `init="NAME"` takes another network instead.
 
-36 pictures and 70 steps are what fits into this page. `epochs` counts passes over the training pictures.
+36 pictures and 72 steps are what fits into this page. `epochs` counts passes over the training pictures.
 """
 
 # %%
@@ -264,7 +264,7 @@ scores_after = train(config, workdir, console=console)
 The learning rate of 0.15 suits this network and the short training. If the loss rises or turns to NaN, which stops the
 run with a message, divide the rate by three; if it hardly falls, multiply it by three.
 
-From a shell the same training is one command, in which any field can be overridden:
+From a shell such a training is one command, in which any field can be overridden:
 
 ```bash
 deeplab-jax train --config finetune_folder:size=321,epochs=30 --config.data.data_dir=data --workdir runs/photos

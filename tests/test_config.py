@@ -198,6 +198,19 @@ def test_every_config_survives_json(config_file):
     validate(again, devices=fewest_devices(again))
 
 
+def test_finetuning_builds_the_network_that_it_starts_from(tmp_path):
+    network = exports.network(**exports.TINY_MOBILENET, backbone_norm_epsilon=0.5)
+    native.save(network, tmp_path / "network")
+    of_backbone = {group: {"backbone": tree["backbone"]} for group, tree in network.variables.items()}
+    native.save(dataclasses.replace(network, labels=None, variables=of_backbone), tmp_path / "backbone")
+    whole, backbone = (load_config("finetune_folder", init=str(tmp_path / name)) for name in ("network", "backbone"))
+    assert whole.train.init_from == str(tmp_path / "network")
+    assert whole.model.to_dict() == network.model.to_dict()
+    assert (backbone.model.width_multiplier, backbone.model.backbone_norm_epsilon) == (0.1, 0.5)
+    assert backbone.model.aspp_channels == base_config().model.aspp_channels  # the rest is the config's own
+    assert load_config("finetune_folder").train.init_from == pretrained.DEFAULT_PRESET
+
+
 def test_a_field_that_json_has_and_the_schema_has_not_is_refused_by_its_path():
     values = to_dict(base_config())
     values["data"]["batchsize"] = 4
@@ -417,16 +430,3 @@ def test_evaluation_takes_the_training_batch_unless_it_has_its_own():
     assert eval_batch_size(config) == 6
     config.eval.batch_size = 3
     assert eval_batch_size(config) == 3
-
-
-def test_finetuning_builds_the_network_that_it_starts_from(tmp_path):
-    network = exports.network(**exports.TINY_MOBILENET, backbone_norm_epsilon=0.5)
-    native.save(network, tmp_path / "network")
-    of_backbone = {group: {"backbone": tree["backbone"]} for group, tree in network.variables.items()}
-    native.save(dataclasses.replace(network, labels=None, variables=of_backbone), tmp_path / "backbone")
-    whole, backbone = (load_config("finetune_folder", init=str(tmp_path / name)) for name in ("network", "backbone"))
-    assert whole.train.init_from == str(tmp_path / "network")
-    assert whole.model.to_dict() == network.model.to_dict()
-    assert (backbone.model.width_multiplier, backbone.model.backbone_norm_epsilon) == (0.1, 0.5)
-    assert backbone.model.aspp_channels == base_config().model.aspp_channels  # the rest is the config's own
-    assert load_config("finetune_folder").train.init_from == pretrained.DEFAULT_PRESET

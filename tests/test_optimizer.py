@@ -313,6 +313,7 @@ def test_every_step_has_the_rate_of_its_count():
         ({"clip": "per_variable", "clip_norm": -1.0}, r"needs optimizer\.clip_norm above 0"),
         ({"weight_decay_rule": "coupled"}, r"optimizer\.weight_decay_rule='coupled' does not exist"),
         ({"frozen": ("backbon",)}, r"optimizer\.frozen names 'backbon', which is no part.*backbone"),
+        ({"learning_rate_multipliers": {"as*": 1.0}}, r"learning_rate_multipliers names 'as\*', which is no part"),
         ({"learning_rate_multipliers": {"asp": 1.0}}, r"learning_rate_multipliers names 'asp', which is no part.*aspp"),
     ],
 )

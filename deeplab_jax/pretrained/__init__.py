@@ -143,18 +143,17 @@ def from_preset(
     return model, variables
 
 
-def model_fields(name_or_path: str | pathlib.Path, *, console: Console | None = None) -> dict[str, Any]:
+def model_fields(name_or_path: str | pathlib.Path) -> dict[str, Any]:
     """Fields of `config.model` of a network that can start from another: all of a network with classes, and those of
     `BACKBONE_FIELDS` of a backbone alone.
 
     Args:
-      name_or_path: as for `load`.
-      console: shows the progress of a download; default: stderr.
+      name_or_path: as for `load`; a download shows its progress on stderr.
 
     Raises:
       UserError: nothing to load.
     """
-    network = load(name_or_path, console=Console(stderr=True) if console is None else console)
+    network = load(name_or_path, console=Console(stderr=True))
     fields = network.model.to_dict()
     return fields if network.labels is not None else {name: fields[name] for name in BACKBONE_FIELDS}
 
