@@ -151,6 +151,7 @@ def _new_state(config: ConfigDict, program: TrainProgram, console: Console | Non
         program.update_rule,
         seed=config.train.seed,
         averages=config.train.ema_decay is not None,
+        image_size=config.data.image_size,
     )
     if config.train.init_from is not None:
         state, report = pretrained.init_from(state, config.model, config.train.init_from, console=console)

@@ -1,10 +1,13 @@
 """What a training run is: everything a step reads and writes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
 import jax
 from jaxtyping import PyTree
+
+from deeplab_jax.models.taps import zero_unmet_taps
 
 # Initialisation runs once and its programs, a random draw for each kernel, are long: XLA:CPU compiles them four times
 # faster without optimising them.
@@ -48,13 +51,18 @@ class TrainState:
         return self.replace(ema_variables=jax.tree.map(jax.numpy.copy, self.variables))
 
     @classmethod
-    def create(cls, model, optimizer, *, seed: int, averages: bool = False) -> "TrainState":
+    def create(
+        cls, model, optimizer, *, seed: int, averages: bool = False, image_size: Sequence[int] | None = None
+    ) -> "TrainState":
         """The state before the first step, with `ema_variables` if there are to be `averages`.
 
-        It is traceable, so that `jax.jit` can place it by shardings.
+        It is traceable, so that `jax.jit` can place it by shardings. Taps that meet no picture of `image_size` are
+        zero, see `zero_unmet_taps`.
         """
         init_rng, rng = jax.random.split(jax.random.PRNGKey(seed))
         variables = _init(model, init_rng)
+        if image_size is not None:
+            variables["params"] = zero_unmet_taps(variables["params"], model, image_size)
         state = cls(
             step=jax.numpy.zeros((), jax.numpy.int32),
             examples_seen=jax.numpy.zeros((), jax.numpy.uint32),
@@ -79,9 +87,12 @@ class TrainState:
         *,
         seed: int,
         averages: bool = False,
+        image_size: Sequence[int] | None = None,
     ) -> "TrainState":
         """`create`, compiled, with every leaf placed by `sharding`, or by that of its place in a state of them."""
-        return _run_compiled(lambda: cls.create(model, optimizer, seed=seed, averages=averages), sharding)
+        return _run_compiled(
+            lambda: cls.create(model, optimizer, seed=seed, averages=averages, image_size=image_size), sharding
+        )
 
 
 def init_variables(model, *, seed: int) -> dict[str, Any]:

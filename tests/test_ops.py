@@ -140,6 +140,18 @@ def test_depthwise_conv2d_formulations_are_equal(size, window, stride, rate, pad
     )
 
 
+@settings(few, max_examples=30)
+@given(size=sizes, window=st.sampled_from([1, 3]), stride=st.integers(1, 3), rate=st.integers(1, 14), padding=paddings)
+def test_met_taps_are_those_that_a_picture_of_ones_reaches(size, window, stride, rate, padding):
+    def summed(kernel):
+        ones = jnp.ones((1, *size, 1))
+        return jnp.sum(ops.conv2d(ones, kernel, stride=stride, rate=rate, padding=padding, formulation="plain"))
+
+    reached = jax.grad(summed)(jnp.ones((window, window, 1, 1)))[..., 0, 0]
+    met = ops.met_taps(size, (window, window), stride=stride, rate=rate, padding=padding)
+    np.testing.assert_array_equal(met, reached > 0)
+
+
 @few
 @given(size=sizes, stride=st.integers(1, 3), padding=paddings)
 def test_max_pool_equals_loops_and_its_formulations_each_other(size, stride, padding):

@@ -191,6 +191,14 @@ def test_a_wrong_config_stops_before_anything_is_written(change, message, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_taps_outside_of_the_trainings_pictures_are_zero(straight):
+    """Rate 2 on the 2x2 features of 32x32 pictures; drawn at random, they would wait for larger pictures."""
+    _, workdir, _ = straight
+    taps = np.asarray(final_state(workdir)["params"]["aspp"]["branch_atrous2"]["conv"]["kernel"])
+    assert np.count_nonzero(taps[1, 1])
+    assert np.count_nonzero(taps) == np.count_nonzero(taps[1, 1])
+
+
 def test_frozen_parts_and_statistics_stay(tmp_path):
     config = tiny_config(steps=2)
     config.optimizer.frozen = ("backbone",)

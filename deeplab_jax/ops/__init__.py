@@ -6,7 +6,7 @@ counts use; "spatial" is for pictures whose rows are split over devices, on any 
 another axis, and asks other devices for a few rows at most. All formulations of an operation compute the same function.
 """
 
-from deeplab_jax.ops.conv import conv2d, depthwise_conv2d
+from deeplab_jax.ops.conv import conv2d, depthwise_conv2d, met_taps
 from deeplab_jax.ops.padding import PADDINGS, explicit_padding
 from deeplab_jax.ops.pool import max_pool
 from deeplab_jax.ops.resize import resize_bilinear, resize_to_sizes
@@ -20,6 +20,7 @@ __all__ = [
     "explicit_padding",
     "map_resized",
     "max_pool",
+    "met_taps",
     "predict_resized",
     "resize_bilinear",
     "resize_to_sizes",

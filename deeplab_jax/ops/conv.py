@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.export import is_symbolic_dim
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from deeplab_jax.ops.padding import explicit_padding, lax_padding
 from deeplab_jax.ops.platform import UNCHANGED, after, on_cpu, transposed
@@ -150,8 +151,9 @@ def depthwise_conv2d(
     """Convolves every channel with a kernel of its own; otherwise as `conv2d`.
 
     On CPUs it is a sum of shifted pictures, one for each tap: XLA:CPU's grouped convolution is ten times slower. The
-    kernel's gradient is summed row by row: XLA:CPU reduces over a whole batch channel by channel, jumping from pixel to
-    pixel, at a third of the speed. Where most taps fall outside the picture, only the parts that taps meet are touched.
+    kernel's gradient is summed row by row, of the parts of rows that taps meet: XLA:CPU reduces over a whole batch
+    channel by channel, jumping from pixel to pixel, at a third of the speed, and a padded copy of the batch would take
+    as long as a third of the sums. Where most taps fall outside the picture, only the parts that taps meet are touched.
     """
     pads = explicit_padding(padding, x.shape[1:3], kernel.shape[:2], stride=stride, rate=rate)
     meeting = _Meeting(x.shape[1:3], kernel.shape[:2], rate=rate, pads=pads)
@@ -192,22 +194,25 @@ def depthwise_conv2d(
         return functools.reduce(jnp.add, terms)
 
     def kernel_backward(x, kernel, cotangent):
-        padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+        height, width = x.shape[1:3]
         _, out_height, out_width, _ = cotangent.shape
-        columns = [slice(left, left + stride * (out_width - 1) + 1, stride) for left in _offsets(kernel.shape[1], rate)]
+        (above, _), (before, _) = pads
+        columns = [_inside(left - before, width, out_width, stride=stride) for left in _offsets(kernel.shape[1], rate)]
 
         def add_row(row, sums):
             of_cotangent = lax.dynamic_slice_in_dim(cotangent, row, 1, axis=1).astype(accumulator)
             sums = iter(sums)
             new_sums = []
             for top in _offsets(kernel.shape[0], rate):
-                of_x = lax.dynamic_slice_in_dim(padded, row * stride + top, 1, axis=1)
-                for column in columns:
-                    new_sums.append(next(sums) + of_x[:, :, column].astype(accumulator) * of_cotangent)
+                source = row * stride + top - above
+                inside = ((source >= 0) & (source < height)).astype(accumulator)
+                of_x = lax.dynamic_slice_in_dim(x, jnp.clip(source, 0, height - 1), 1, axis=1).astype(accumulator)
+                for sources, targets in columns:
+                    new_sums.append(next(sums) + of_x[:, :, sources] * (of_cotangent[:, :, targets] * inside))
             return tuple(new_sums)
 
-        zero = jnp.zeros((len(x), 1, out_width, channels), accumulator)
-        sums = lax.fori_loop(0, out_height, add_row, (zero,) * (kernel.shape[0] * kernel.shape[1]))
+        zeros = [jnp.zeros_like(cotangent[:, :1, targets], accumulator) for _, targets in columns]
+        sums = lax.fori_loop(0, out_height, add_row, (*zeros,) * kernel.shape[0])
         return jnp.stack([jnp.sum(total, axis=(0, 1, 2)) for total in sums]).reshape(kernel.shape).astype(kernel.dtype)
 
     def sparse_kernel_backward(x, kernel, cotangent):
@@ -237,6 +242,29 @@ def depthwise_conv2d(
     return on_cpu(fast, fast_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
 
 
+def met_taps(
+    size: Sequence[int], window: Sequence[int], *, stride: int = 1, rate: int = 1, padding: str = "symmetric"
+) -> Bool[np.ndarray, "kernel_height kernel_width"]:
+    """Which taps of a kernel fall inside the picture at one pixel at least.
+
+    Args:
+      size: height and width of the picture.
+      window: height and width of the kernel.
+      stride: of the window, in pixels along both axes.
+      rate: the atrous rate: pixels from tap to tap.
+      padding: one of `PADDINGS`, see `explicit_padding`.
+    """
+    axes = []
+    for extent, taps, (before, _) in zip(
+        size, window, explicit_padding(padding, size, window, stride=stride, rate=rate), strict=True
+    ):
+        outputs = [
+            _inside(tap - before, extent, -(-extent // stride), stride=stride)[1] for tap in _offsets(taps, rate)
+        ]
+        axes.append([targets.stop > targets.start for targets in outputs])
+    return np.logical_and.outer(*axes)
+
+
 class _Meeting:
     """Where each tap of a kernel of stride 1 falls inside the picture.
 
@@ -254,11 +282,7 @@ class _Meeting:
             shifts = [offset - before for offset in _offsets(taps, self._rate)]
             axes.append(
                 [
-                    (
-                        tap,
-                        slice(max(shift, 0), extent + min(shift, 0)),
-                        slice(max(-shift, 0), extent - max(shift, 0)),
-                    )
+                    (tap, *_inside(shift, extent, extent, stride=1))
                     for tap, shift in enumerate(shifts)
                     if abs(shift) < extent
                 ]
@@ -278,6 +302,13 @@ class _Meeting:
 
 def _offsets(taps: int, rate: int) -> range:
     return range(0, taps * rate, rate)
+
+
+def _inside(shift: int, extent: int, out_extent: int, *, stride: int) -> tuple[slice, slice]:
+    """The pixels that a tap `shift` pixels from its window's start meets inside a picture, and for which outputs."""
+    first = max(-(shift // stride), 0)
+    end = max(min((extent - 1 - shift) // stride + 1, out_extent), first)
+    return slice(first * stride + shift, end * stride + shift, stride), slice(first, end)
 
 
 def _window(x, top, left, size):
