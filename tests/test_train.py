@@ -193,7 +193,7 @@ def test_a_wrong_config_stops_before_anything_is_written(change, message, tmp_pa
 
 def test_taps_outside_of_the_trainings_pictures_are_zero(straight):
     """Rate 2 on the 2x2 features of 32x32 pictures; drawn at random, they would wait for larger pictures."""
-    _, workdir, _ = straight
+    workdir, *_ = straight
     taps = np.asarray(final_state(workdir)["params"]["aspp"]["branch_atrous2"]["conv"]["kernel"])
     assert np.count_nonzero(taps[1, 1])
     assert np.count_nonzero(taps) == np.count_nonzero(taps[1, 1])
