@@ -305,7 +305,7 @@ def _offsets(taps: int, rate: int) -> range:
 
 
 def _inside(shift: int, extent: int, out_extent: int, *, stride: int) -> tuple[slice, slice]:
-    """The pixels that a tap `shift` pixels from its window's start meets inside a picture, and for which outputs."""
+    """The pixels of a picture that a tap meets, output `o` at pixel `o * stride + shift`, and the outputs that do."""
     first = max(-(shift // stride), 0)
     end = max(min((extent - 1 - shift) // stride + 1, out_extent), first)
     return slice(first * stride + shift, end * stride + shift, stride), slice(first, end)
