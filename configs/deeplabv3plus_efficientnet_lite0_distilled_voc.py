@@ -26,7 +26,7 @@ network to 257x257:
 
 (From leg 4 on, pixels of objects weigh more in the loss.) No leg's features reach ASPP's rate of 18: its outer taps
 kept the values they were drawn with, which 257x257 does not show, and 321x321, with .4997, did. The preset
-`deeplab_v3_plus_efficientnet_lite0_pascalvoc` is leg 5 with zeros there, as training starts from now
+`deeplab_v3_plus_efficientnet_lite0_pascalvoc` is leg 5 with zeros there, the value at which training starts such taps
 (`deeplab_jax/models/taps.py`):
 
     input                                          mean IoU, accuracy

@@ -1,8 +1,8 @@
 """Taps of atrous kernels that fall outside a picture at every pixel.
 
 DeepLabv3 (arXiv 1706.05587), section 3.3: where the rate comes close to the size of the feature map, a 3x3 kernel
-degenerates to a 1x1 one. A tap that meets nothing on pictures of one size learns nothing from them, whatever it holds;
-larger pictures are met by it all the same.
+degenerates to a 1x1 one. A tap that meets nothing in pictures of one size learns nothing from them, whatever it holds,
+but it meets larger pictures.
 """
 
 from collections.abc import Sequence
@@ -39,12 +39,10 @@ def met_taps(model: nn.Module, image_size: Sequence[int]) -> dict[tuple[str, ...
 
 
 def zero_unmet_taps(params: Any, model: nn.Module, image_size: Sequence[int]) -> Any:
-    """`params` with zeros where a tap meets no picture of `image_size`: the same function of those, and of larger
-    pictures one without what no training has touched.
+    """`params` with zeros in the taps that meet no picture of `image_size`.
 
-    Measured on CamVid's val: an EfficientNet-Lite0 trained on crops of 257x257, whose taps of rate 18 lie outside its
-    17x17 features, scores a mean IoU of .466 on whole pictures of 480x360 with the taps as they were drawn, and .675
-    with zeros.
+    It is the same function of pictures of this size. Larger ones no longer meet values that training leaves as they
+    were drawn; docs/evaluation.md, "Sizes", has what that is worth.
     """
     flat = flax.traverse_util.flatten_dict(params)
     for path, taps in met_taps(model, image_size).items():
