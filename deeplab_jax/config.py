@@ -68,9 +68,10 @@ def base_config() -> ConfigDict:
     data.eval_split = "val"  # the split to score on
     data.batch_size = config_dict.placeholder(int)  # global, over all devices and processes
     data.image_size = config_dict.placeholder(tuple)  # (height, width) that the network trains on
-    data.resize = "squeeze"  # squeeze: plain resize to image_size | scale_crop: random scale, pad, crop
+    # squeeze: plain resize to image_size | scale_crop: random scale, pad, crop | resized_crop: random box, squeezed
+    data.resize = "squeeze"
     data.antialias = False  # of squeezed pictures: bilinear resizing averages what it shrinks, as Pillow does
-    data.scale_range = (0.5, 2.0)  # of scale_crop
+    data.scale_range = (0.5, 2.0)  # of scale_crop; of resized_crop the box's share of each side, at most 1
     data.scale_step = 0.25  # of scale_crop; 0 draws from the whole range
     data.random_flip = "horizontal"  # none | horizontal | horizontal_and_vertical
     data.color_jitter = 0.0  # j: brightness, contrast and saturation each by a random factor of 1 - j to 1 + j
@@ -352,10 +353,16 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
                 f"{config.model.output_stride}"
             )
     _validate_mesh(config, devices, processes)
-    if config.data.resize == "scale_crop" and not 0 < config.data.scale_range[0] <= config.data.scale_range[1]:
-        raise UserError(f"data.scale_range={tuple(config.data.scale_range)} must be two rising factors above 0")
+    if config.data.resize != "squeeze":
+        low, high = config.data.scale_range
+        most = 1 if config.data.resize == "resized_crop" else math.inf
+        if not 0 < low <= high <= most:
+            raise UserError(
+                f"data.scale_range={(low, high)} must be two rising factors above 0"
+                + (", at most 1 for data.resize='resized_crop'" if most == 1 else "")
+            )
     for field, known in {
-        "data.resize": ("squeeze", "scale_crop"),
+        "data.resize": ("squeeze", "scale_crop", "resized_crop"),
         "data.random_flip": ("none", "horizontal", "horizontal_and_vertical"),
         "data.unreadable": ("raise", "skip"),
         "train.nonfinite": ("stop", "skip"),

@@ -347,12 +347,15 @@ def test_what_only_training_needs_may_be_unset_elsewhere():
         validate(config)
 
 
-@pytest.mark.parametrize("scales", [(2.0, 0.5), (0.0, 1.0)])
-def test_scales_of_random_crops_have_to_rise(scales):
+@pytest.mark.parametrize(
+    ("resize", "scales"),
+    [("scale_crop", (2, 0.5)), ("scale_crop", (0.0, 1)), ("resized_crop", (0.9, 0.5)), ("resized_crop", (0.5, 1.5))],
+)
+def test_scales_of_random_crops_have_to_rise(resize, scales):
     config = load_config("quickstart")
     config.data.scale_range = scales
     validate(config)  # not used by squeeze
-    config.data.resize = "scale_crop"
+    config.data.resize = resize
     with pytest.raises(UserError, match="^data.scale_range="):
         validate(config)
 

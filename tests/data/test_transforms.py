@@ -36,13 +36,13 @@ def data_config(**fields):
     SIZES,
     SIZES,
     SEEDS,
-    st.sampled_from(["squeeze", "scale_crop"]),
+    st.sampled_from(["squeeze", "scale_crop", "resized_crop"]),
     st.sampled_from(["none", "horizontal", "horizontal_and_vertical"]),
     st.sampled_from([0.0, 0.25]),
 )
 def test_augmentation_has_the_size_asked_for_and_invents_no_label(size, out, seed, resize, flip, step):
     label_map = random_labels(seed, size)
-    data = data_config(image_size=out, resize=resize, random_flip=flip, scale_step=step)
+    data = data_config(image_size=out, resize=resize, random_flip=flip, scale_step=step, scale_range=(0.5, 1.0))
     rng = np.random.default_rng(seed)
     image, labels = transforms.augment(as_picture(label_map), label_map, rng, data, pad_color=PAD_COLOR)
     assert image.shape == (*out, 3)
@@ -52,12 +52,13 @@ def test_augmentation_has_the_size_asked_for_and_invents_no_label(size, out, see
 
 
 @settings(max_examples=40, deadline=None)
-@given(SEEDS, st.sampled_from(["squeeze", "scale_crop"]))
+@given(SEEDS, st.sampled_from(["squeeze", "scale_crop", "resized_crop"]))
 def test_picture_and_labels_stay_aligned(seed, resize):
     """Blocks of one label: away from their edges, the picture of the labels still shows each pixel's label."""
     blocks = random_labels(seed, (4, 5), values=(10, 60, 110, 160, 210))
     label_map = blocks.repeat(16, axis=0).repeat(16, axis=1)
     data = data_config(image_size=(40, 48), resize=resize, random_flip="horizontal_and_vertical")
+    data.scale_range = (0.5, 1.0) if resize == "resized_crop" else (0.5, 2.0)
     rng = np.random.default_rng(seed)
     image, labels = transforms.augment(as_picture(label_map), label_map, rng, data, pad_color=(255, 255, 255))
     # Two pixels from every edge, and from the window's, bilinear weights lie within one block.
@@ -125,6 +126,39 @@ def test_scale_crop_draws_every_step_and_every_window():
     assert factors == {0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0}
     assert min(starts) <= 3
     assert max(starts) >= 80
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_resized_crop_draws_every_box_of_the_range_and_pads_nothing(axis):
+    """A ramp tells the box's share by its rise and its place by its start."""
+    shape = (200, 100) if axis == 0 else (100, 200)
+    ramp = np.moveaxis(np.broadcast_to(np.arange(200, dtype=np.uint8), (100, 200)), 1, axis).copy()
+    assert ramp.shape == shape
+    rng = np.random.default_rng(0)
+    shares, starts, ends = [], [], []
+    for _ in range(300):
+        image, labels = transforms.random_resized_crop(as_picture(ramp), ramp, (40, 50), rng, scale_range=(0.5, 1.0))
+        assert image.shape == (40, 50, 3)
+        line = np.moveaxis(labels, axis, 0)[:, 0].astype(float)
+        assert (np.moveaxis(labels, axis, 0) == line[:, None]).all()
+        shares.append((line[-1] - line[0]) / (len(line) - 1) * len(line) / 200)
+        starts.append(line[0])
+        ends.append(line[-1])
+    # A label is off by at most half a pixel of 200 at either end of a line of 40 or 50.
+    assert 0.49 < min(shares) < 0.52
+    assert 0.98 < max(shares) < 1.01
+    assert abs(np.mean(shares) - 0.75) < 0.03  # of 300 draws, whose mean deviates by .5 / sqrt(12 * 300) = .0083
+    assert min(starts) <= 5
+    assert max(ends) >= 194
+    assert max(starts) >= 75
+
+
+def test_resized_crop_of_whole_pictures_squeezes():
+    image, label_map = scene(2, height=40, width=60)
+    rng = np.random.default_rng(0)
+    cut, labels = transforms.random_resized_crop(image, label_map, (24, 32), rng, scale_range=(1.0, 1.0))
+    np.testing.assert_array_equal(cut, transforms.resize_image(image, (24, 32)))
+    np.testing.assert_array_equal(labels, transforms.resize_label_map(label_map, (24, 32)))
 
 
 def test_resizing_keeps_pictures_and_labels_in_one_geometry():
