@@ -67,7 +67,7 @@ _COMMON = {
     "backbone": 0.25,
     "frozen": (),
     "atrous_rates": (6, 12, 18),
-    "class_weights": None,
+    "class_weights": (),
     "teacher_weight": 0.5,
     "ema_decay": 0.998,
 }

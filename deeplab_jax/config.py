@@ -68,8 +68,10 @@ def base_config() -> ConfigDict:
     data.eval_split = "val"  # the split to score on
     data.batch_size = config_dict.placeholder(int)  # global, over all devices and processes
     data.image_size = config_dict.placeholder(tuple)  # (height, width) that the network trains on
-    # squeeze: plain resize to image_size | scale_crop: random scale, pad, crop | resized_crop: random box, squeezed
     data.resize = "squeeze"
+    # squeeze:      plain resize to image_size
+    # scale_crop:   scaled by a random factor, padded, a random window cut (the papers)
+    # resized_crop: a random box cut and resized to image_size
     data.antialias = False  # of squeezed pictures: bilinear resizing averages what it shrinks, as Pillow does
     data.scale_range = (0.5, 2.0)  # of scale_crop; of resized_crop the box's share of each side, at most 1
     data.scale_step = 0.25  # of scale_crop; 0 draws from the whole range
