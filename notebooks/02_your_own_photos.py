@@ -22,7 +22,7 @@ At the end of this page you will have a network that labels pictures of your own
 labelled pictures and the weights that come with the package: the data set checked and prepared, the score on pictures
 that the training never saw, before and after, and masks for new pictures.
 
-Running the whole page takes about a minute on two processor cores. It needs no GPU and downloads nothing. The
+Running the whole page takes two to three minutes on two processor cores. It needs no GPU and downloads nothing. The
 pictures are drawn by the page itself, so that it runs anywhere; every step is the one you take with real photos, and
 section 8 says what changes.
 
@@ -233,11 +233,11 @@ deeplab_jax.plot_segmentation_mask_gallery(images[:6], y_true=truths[:6], labels
 crops, left and right mirrored at random, and a learning rate that is lower for the backbone than for the rest. Only the
 classifier begins anew: it had 21 other classes. `init="NAME"` takes another network instead.
 
-36 pictures and 72 steps are what fits into this page. `epochs` counts passes over the training pictures.
+36 pictures and 109 steps are what fits into this page. `epochs` counts passes over the training pictures.
 """
 
 # %%
-config = deeplab_jax.load_config("finetune_folder", size=129, batch=8, epochs=20, rate=0.15, init=WEIGHTS)
+config = deeplab_jax.load_config("finetune_folder", size=129, batch=8, epochs=30, rate=0.15, init=WEIGHTS)
 config.data.data_dir = "data"
 config.data.scale_range = (0.75, 1.5)  # the pictures are small already; for photos leave it at (0.5, 2)
 config.checkpoint.every_percent = config.eval.every_percent = 100.0
