@@ -28,8 +28,8 @@ network to 257x257:
 (From leg 4 on, pixels of objects weigh more in the loss. Leg 6 began as one of 3,000 steps and was shortened at step
 1,597.) Legs 1 to 5 have features too small for ASPP's rate of 18: its outer taps kept the values they were drawn with,
 which 257x257 does not show, and 321x321, with .4997, did. Leg 6 started from leg 5 with zeros there, the value at which
-training starts such taps (`deeplab_jax/models/taps.py`), and halves the rates, so that every tap is used. Its boxes show
-objects larger than whole pictures at 257x257 do, and larger inputs suit it; the preset
+training starts such taps (`deeplab_jax/models/taps.py`), and halves the rates, so that every tap is used. Its boxes
+show objects larger than whole pictures at 257x257 do, and larger inputs suit it; the preset
 `deeplab_v3_plus_efficientnet_lite0_pascalvoc` is leg 6:
 
     input                                          leg 5, zeroed taps  leg 6

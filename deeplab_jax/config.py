@@ -356,11 +356,11 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
             )
     _validate_mesh(config, devices, processes)
     if config.data.resize != "squeeze":
-        low, high = config.data.scale_range
+        scales = tuple(config.data.scale_range)
         most = 1 if config.data.resize == "resized_crop" else math.inf
-        if not 0 < low <= high <= most:
+        if len(scales) != 2 or not 0 < scales[0] <= scales[1] <= most:
             raise UserError(
-                f"data.scale_range={(low, high)} must be two rising factors above 0"
+                f"data.scale_range={scales} must be two rising factors above 0"
                 + (", at most 1 for data.resize='resized_crop'" if most == 1 else "")
             )
     for field, known in {

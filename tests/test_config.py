@@ -349,7 +349,13 @@ def test_what_only_training_needs_may_be_unset_elsewhere():
 
 @pytest.mark.parametrize(
     ("resize", "scales"),
-    [("scale_crop", (2, 0.5)), ("scale_crop", (0.0, 1)), ("resized_crop", (0.9, 0.5)), ("resized_crop", (0.5, 1.5))],
+    [
+        ("scale_crop", (2, 0.5)),
+        ("scale_crop", (0.0, 1)),
+        ("scale_crop", (0.5, 1.0, 2.0)),
+        ("resized_crop", (0.9, 0.5)),
+        ("resized_crop", (0.5, 1.5)),
+    ],
 )
 def test_scales_of_random_crops_have_to_rise(resize, scales):
     config = load_config("quickstart")
