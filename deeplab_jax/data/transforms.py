@@ -73,32 +73,23 @@ def random_scale_crop(
     return image[window], label_map[window]
 
 
-def random_resized_crop(
-    image: Picture,
-    label_map: LabelMap,
-    size: Sequence[int],
-    rng: np.random.Generator,
-    *,
-    scale_range: Sequence[int | float],
-    antialias: bool = False,
+def random_box(
+    image: Picture, label_map: LabelMap, rng: np.random.Generator, *, scale_range: Sequence[int | float]
 ) -> tuple[NewPicture, NewLabelMap]:
-    """Cuts a random box and squeezes it to `size`: scale and shape vary, nothing is padded (arXiv 1409.4842, sec. 6).
+    """Cuts a random box, which squeezed varies in scale and shape without padding (arXiv 1409.4842, section 6).
 
     Args:
       image: the picture.
       label_map: its labels.
-      size: height and width of the result.
       rng: of this example.
       scale_range: least and largest share of the picture's height, and, drawn apart, of its width; at most 1.
-      antialias: of `resize_image`.
     """
     box = []
     for extent in label_map.shape:
         length = max(1, round(extent * rng.uniform(*scale_range)))
         start = int(rng.integers(0, extent - length + 1))
         box.append(slice(start, start + length))
-    image, label_map = image[tuple(box)], label_map[tuple(box)]
-    return resize_image(image, size, antialias=antialias), resize_label_map(label_map, size)
+    return image[tuple(box)], label_map[tuple(box)]
 
 
 def random_flip(
@@ -152,11 +143,9 @@ def augment(
             scale_step=data.scale_step,
             pad_color=pad_color,
         )
-    elif data.resize == "resized_crop":
-        image, label_map = random_resized_crop(
-            image, label_map, data.image_size, rng, scale_range=data.scale_range, antialias=data.antialias
-        )
     else:
+        if data.resize == "resized_crop":
+            image, label_map = random_box(image, label_map, rng, scale_range=data.scale_range)
         image = resize_image(image, data.image_size, antialias=data.antialias)
         label_map = resize_label_map(label_map, data.image_size)
     image, label_map = random_flip(image, label_map, rng, directions=data.random_flip)

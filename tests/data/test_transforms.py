@@ -134,10 +134,11 @@ def test_resized_crop_draws_every_box_of_the_range_and_pads_nothing(axis):
     shape = (200, 100) if axis == 0 else (100, 200)
     ramp = np.moveaxis(np.broadcast_to(np.arange(200, dtype=np.uint8), (100, 200)), 1, axis).copy()
     assert ramp.shape == shape
+    data = data_config(image_size=(40, 50), resize="resized_crop", scale_range=(0.5, 1.0), random_flip="none")
     rng = np.random.default_rng(0)
     shares, starts, ends = [], [], []
     for _ in range(300):
-        image, labels = transforms.random_resized_crop(as_picture(ramp), ramp, (40, 50), rng, scale_range=(0.5, 1.0))
+        image, labels = transforms.augment(as_picture(ramp), ramp, rng, data, pad_color=PAD_COLOR)
         assert image.shape == (40, 50, 3)
         line = np.moveaxis(labels, axis, 0)[:, 0].astype(float)
         assert (np.moveaxis(labels, axis, 0) == line[:, None]).all()
@@ -155,8 +156,8 @@ def test_resized_crop_draws_every_box_of_the_range_and_pads_nothing(axis):
 
 def test_resized_crop_of_whole_pictures_squeezes():
     image, label_map = scene(2, height=40, width=60)
-    rng = np.random.default_rng(0)
-    cut, labels = transforms.random_resized_crop(image, label_map, (24, 32), rng, scale_range=(1.0, 1.0))
+    data = data_config(resize="resized_crop", scale_range=(1.0, 1.0), random_flip="none")
+    cut, labels = transforms.augment(image, label_map, np.random.default_rng(0), data, pad_color=PAD_COLOR)
     np.testing.assert_array_equal(cut, transforms.resize_image(image, (24, 32)))
     np.testing.assert_array_equal(labels, transforms.resize_label_map(label_map, (24, 32)))
 
