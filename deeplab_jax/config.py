@@ -64,7 +64,7 @@ def base_config() -> ConfigDict:
     config.data = data = ConfigDict()
     data.name = config_dict.placeholder(str)  # a name of deeplab_jax.data.SOURCES
     data.data_dir = config_dict.placeholder(str)  # default: $DEEPLAB_JAX_DATA or ~/deeplab_jax_data
-    data.train_split = "train"  # the split to train on
+    data.train_split = "train"  # the split to train on; several of a prepared data set as "train+val"
     data.eval_split = "val"  # the split to score on
     data.batch_size = config_dict.placeholder(int)  # global, over all devices and processes
     data.image_size = config_dict.placeholder(tuple)  # (height, width) that the network trains on

@@ -49,7 +49,7 @@ def open_source(
 
     Args:
       name: one of `SOURCES`.
-      split: of the data set.
+      split: of the data set; of a prepared one also several, one after the other: "train+val".
       data_dir: where data sets are prepared; default: `default_data_dir`.
       num_examples: of generated data sets, in `train`.
       image_size: (height, width) of generated pictures.
@@ -59,9 +59,13 @@ def open_source(
     """
     directory = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
     splits = split_names(name, data_dir=directory)
-    if split not in splits:
-        where = "" if name == "synthetic" else f" in {directory}"
-        raise UserError(f"{name}{where} has no split {split!r}{suggest(split, splits)}")
+    parts = [split] if name == "synthetic" else split.split("+")
+    for part in parts:
+        if part not in splits:
+            where = "" if name == "synthetic" else f" in {directory}"
+            raise UserError(f"{name}{where} has no split {part!r}{suggest(part, splits)}")
+    if len(set(parts)) < len(parts):
+        raise UserError(f"{split!r} names a split twice; data.repeat_threshold shows examples more often")
     if name == "synthetic":
         return SyntheticSource(split, num_examples if split == "train" else None, image_size)
     # TFDS takes most of a second to import: only for data sets that need it.
