@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import worker
-from deeplab_jax import data, export, losses, metrics, optimizer, pretrained, sharding, summary
+from deeplab_jax import data, export, host_memory, losses, metrics, optimizer, pretrained, sharding, summary
 from deeplab_jax.config import base_config, load_config
 from deeplab_jax.data import prepare
 from deeplab_jax.halos import build_for_mesh
@@ -32,6 +32,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 def main() -> None:
     """Does the task on the command line."""
     task = worker.read_task()
+    host_memory.compute_in_calling_thread()
     KINDS[task["kind"]](task)
 
 

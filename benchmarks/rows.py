@@ -56,12 +56,9 @@ class Row:
     ceiling: bool = False
 
 
-# How the command `deeplab-jax` starts itself (`deeplab_jax.host_memory`, which the parent does not import), and what is
-# named there as faster and larger.
-OUR_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-_KEPT_MEMORY = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:"
-    f"glibc.malloc.trim_threshold={2**40}"
+# How the command `deeplab-jax` starts itself (`deeplab_jax.host_memory`, which the parent does not import).
+OUR_ENVIRONMENT = {
+    "GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**40}"
 }
 
 CEILING = Side("ceiling", OURS, {"kind": "ceiling"})
@@ -139,29 +136,18 @@ def _steps() -> list[Row]:
         )
     )
     memory = [row for row in rows if row.key in ("step/guide/torch", *_SMP_STEPS)]
-    kept = [row for row in rows if row in memory or row.key == "step/guide/kerascv-tensorflow"]
-    return rows + [_with_remat(row) for row in memory] + [_with_kept_memory(row) for row in kept]
+    return rows + [_with_remat(row) for row in memory]
 
 
 def _with_remat(row: Row) -> Row:
-    """The row with activations computed again for the gradient, for its memory."""
-    task = dict(row.ours.task) | {"overrides": {"train.remat": "activations"}}
-    return _variant(row, "remat", "ours with `train.remat=activations`", task=task)
-
-
-def _with_kept_memory(row: Row) -> Row:
-    """The row with freed memory kept by our process, as TensorFlow's allocator does."""
-    return _variant(row, "kept", "ours keeps freed memory", environment=_KEPT_MEMORY)
-
-
-def _variant(row: Row, suffix: str, text: str, **ours: Any) -> Row:
-    """The row with our side changed, without a goal."""
+    """The row with activations computed again for the gradient, for its memory; without a goal."""
+    text = "ours with `train.remat=activations`"
     return dataclasses.replace(
         row,
-        key=f"{row.key}-{suffix}",
+        key=f"{row.key}-remat",
         work=f"{row.work}; {text}",
         quick_work=f"{row.quick_work}; {text}",
-        ours=dataclasses.replace(row.ours, **ours),
+        ours=dataclasses.replace(row.ours, task=dict(row.ours.task) | {"overrides": {"train.remat": "activations"}}),
         goal=None,
     )
 

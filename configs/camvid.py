@@ -29,48 +29,27 @@ Published on this split, test mean IoU: 66.9 (FC-DenseNet103), 67.7 (FC-HarDNet8
 """
 
 from deeplab_jax.config import load_config, parse_arg
-from deeplab_jax.errors import UserError
 
 # Square roots of the median frequency over each class' frequency, in pixels of the training pictures that have the
 # class (balancing as in arXiv 1411.4734, section 4.3.2, half way): sky, building, pole, road and so on.
 _CLASS_WEIGHTS = (0.53, 0.45, 2.19, 0.39, 1.0, 0.65, 1.96, 1.4, 0.89, 2.52, 2.98)
 
 
-# Rates are of the head; `backbone` is the backbone's share of them.
-_LEGS = {
-    1: {
-        "init": "efficientnet_lite0_imagenet", "size": 257, "steps": 2700, "rate": 0.1, "backbone": 0.5,
-        "atrous_rates": (6, 12, 18), "splits": ("train", "val"), "color_jitter": 0.3,
-    },
-    2: {
-        "init": "", "size": 257, "steps": 2700, "rate": 0.06, "backbone": 1.0,
-        "atrous_rates": (3, 6, 9), "splits": ("train+val", "test"), "color_jitter": 0.4,
-    },
-}  # fmt: skip
-
-
 def get_config(arg=None):
-    """Arguments: `leg`, `init` (a preset or folder), `size` (of the square crop), `batch`, `steps`, `rate` (peak)."""
-    arg = parse_arg(arg, leg=1, init="", size=None, batch=8, steps=None, rate=None)
-    if arg.leg not in _LEGS:
-        raise UserError(f"leg={arg.leg} does not exist; there are {', '.join(map(str, _LEGS))}")
-    leg = _LEGS[arg.leg] | {name: arg[name] for name in ("init", "size", "steps", "rate") if arg[name]}
-    if not leg["init"]:
-        raise UserError(f"leg {arg.leg} starts from the one before: give its workdir, init=FOLDER")
+    """Arguments: `size` (of the square crop), `batch`, `steps`, `rate` (peak learning rate), `init` (a preset)."""
+    arg = parse_arg(arg, size=257, batch=8, steps=2700, rate=0.1, init="efficientnet_lite0_imagenet")
     config = load_config(
         "deeplabv3plus_efficientnet_lite0_voc",
-        size=leg["size"], batch=arg.batch, steps=leg["steps"], rate=leg["rate"], init=leg["init"],
+        size=arg.size, batch=arg.batch, steps=arg.steps, rate=arg.rate, init=arg.init,
     )  # fmt: skip
 
-    config.model.atrous_rates = leg["atrous_rates"]
     config.data.name = "camvid"
-    config.data.train_split, config.data.eval_split = leg["splits"]
     config.data.resize = "scale_crop"
     config.data.scale_range = (0.75, 2.0)
     config.data.scale_step = 0.0
-    config.data.color_jitter = leg["color_jitter"]
+    config.data.color_jitter = 0.3
 
-    config.optimizer.learning_rate_multipliers.backbone = leg["backbone"]
+    config.optimizer.learning_rate_multipliers.backbone = 0.5 if arg.init else 1.0
     config.loss.class_weights = _CLASS_WEIGHTS
     config.train.ema_decay = 0.998
     config.eval.protocol = "whole"

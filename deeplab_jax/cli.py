@@ -16,7 +16,7 @@ from rich.console import Console
 from deeplab_jax import config as config_lib
 from deeplab_jax.arguments import ANY, VIDEO_SUFFIXES, UsageError, build_parser, not_config, parse_config
 from deeplab_jax.errors import Preempted, UserError
-from deeplab_jax.host_memory import use_large_pages
+from deeplab_jax.host_memory import compute_in_calling_thread, keep_memory
 
 _SUPERVISED = "DEEPLAB_JAX_SUPERVISED"  # set in the processes that deeplab_jax.supervise started
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     stopped a training that has saved its state and goes on with the same command, 130 for Ctrl-C.
     """
     if argv is None:
-        use_large_pages()
+        keep_memory()
     argv = list(sys.argv[1:] if argv is None else argv)
     console = Console(stderr=True, highlight=False)
     try:
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for item in rest if not args.takes_config else not_config(rest):
             raise UsageError(f"unknown argument {item}; see `deeplab-jax {args.command} --help`")
         if args.takes_config:
-            _use_compilation_cache()
+            _set_up_jax()
         _HANDLERS[args.handler](args, rest, console)
     except UsageError as error:
         _fail(error, 2)
@@ -57,12 +57,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(0)
 
 
-def _use_compilation_cache() -> None:
+def _set_up_jax() -> None:
     """Keeps compiled programs between runs of the command: the second start of a config takes a fraction of the first.
 
-    JAX_COMPILATION_CACHE_DIR says where; empty switches it off.
+    JAX_COMPILATION_CACHE_DIR says where; empty switches it off. The memory of a processor's steps is kept, too.
     """
     import jax
+
+    compute_in_calling_thread()
 
     folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "deeplab_jax" / "xla"
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -182,6 +184,7 @@ def _benchmark_latency(args: argparse.Namespace, rest: Sequence[str], console: C
     from deeplab_jax import checkpoint, pretrained
     from deeplab_jax.latency import latency_table, measure_latency
 
+    compute_in_calling_thread()
     name = args.workdir or args.preset or pretrained.DEFAULT_PRESET
     network = pretrained.load(name, console=console)
     results = measure_latency(
@@ -203,7 +206,7 @@ def _demo(args: argparse.Namespace, rest: Sequence[str], console: Console) -> No
             raise UsageError(f"{option} {value} must be at least 1")
     if not 0 <= args.port < 2**16:
         raise UsageError(f"--port {args.port} must be between 0 and 65535")
-    _use_compilation_cache()
+    _set_up_jax()
     from deeplab_jax import demo_page
 
     demo_page.serve(

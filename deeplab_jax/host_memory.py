@@ -1,11 +1,11 @@
-"""Large pages of memory, where the network runs on the processor.
+"""Memory of the host, where the network runs on the processor: in large pages, and kept from step to step.
 
-XLA:CPU asks malloc for a step's temporaries, gigabytes of them, and frees them behind it. glibc hands such blocks back
-to the system, and the next step faults them in again, 4 KiB at a time: a step of the KerasCV guide's network (512x512,
-batch 4, two cores) took 15.2 s so, and 13.3 s in pages of 2 MiB. glibc reads the setting once, as a process begins.
+XLA:CPU asks malloc for a step's temporaries, gigabytes of them, and frees them behind it. Left alone, glibc hands such
+blocks back to the system, and the next step faults them in again, 4 KiB at a time. Here they come in pages of 2 MiB and
+stay with the process, so that the next step finds them. glibc reads this once, as a process begins.
 
-To keep the memory instead (`mmap_max=0`, `arena_max=1` and a high `trim_threshold`) took 11.5 s, but what is allocated
-behind the temporaries may keep the next step from fitting in their place: then the process needs twice the memory.
+JAX tells that a step's results are ready while a thread of its own still frees the temporaries. The next step would not
+find them, and a process that keeps its memory would need twice of it. So the thread that calls does the computing.
 """
 
 import importlib.metadata
@@ -16,17 +16,26 @@ import sys
 
 VARIABLE = "GLIBC_TUNABLES"
 
-TUNABLES = "glibc.malloc.hugetlb=1"
+# Pages of 2 MiB; no block is the system's own mapping, which it would take back when freed; nothing is given back.
+TUNABLES = f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**40}"
 
 
-def use_large_pages() -> None:
-    """Starts this process over with the setting, if it has not got it and it would help; else does nothing.
+def keep_memory() -> None:
+    """Starts this process over with the settings, if it has not got them and they would help; else does nothing.
 
-    It would help with glibc and without an accelerator. A GLIBC_TUNABLES that is set, if only to nothing, is left
+    They would help with glibc and without an accelerator. A GLIBC_TUNABLES that is set, if only to nothing, is left
     alone.
     """
     if VARIABLE not in os.environ and platform.libc_ver()[0] == "glibc" and _runs_on_cpu():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {VARIABLE: TUNABLES})
+
+
+def compute_in_calling_thread() -> None:
+    """Makes JAX compute in the thread that calls, if this process keeps its memory; before anything is computed."""
+    if os.environ.get(VARIABLE) == TUNABLES:
+        import jax
+
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def _runs_on_cpu() -> bool:

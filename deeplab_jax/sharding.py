@@ -139,15 +139,17 @@ def gather(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays from this process's share of each batch array; transfers start at once, nothing waits.
+    """Global arrays from this process's share of each batch array; transfers start at once.
 
-    Arrays of three axes or more are pictures or label maps.
+    Arrays of three axes or more are pictures or label maps. Nothing waits for an accelerator. On processors the copies
+    are waited for, a few milliseconds: a program whose arguments are still being copied is put off to another thread,
+    see `deeplab_jax.host_memory`.
     """
-
-    return {
+    arrays = {
         name: jax.make_array_from_process_local_data(_of_batch(mesh, value.ndim), value)
         for name, value in batch.items()
     }
+    return jax.block_until_ready(arrays) if mesh.devices.flat[0].platform == "cpu" else arrays
 
 
 def abstract_batch(batch: dict[str, tuple[tuple[int, ...], Any]], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

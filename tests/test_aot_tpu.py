@@ -141,7 +141,7 @@ def test_a_shape_that_no_slice_has_is_one_line():
 
 
 def test_the_command_in_a_process_of_its_own(tiny_arguments, tmp_path):
-    """Which starts over for large pages, on a machine without an accelerator."""
+    """Which starts over to keep its memory, on a machine without an accelerator."""
     path = tmp_path / "aot.json"
     command = [sys.executable, "-m", "deeplab_jax", "aot", "--topology", "v5e:2x2", "--batch-per-chip", "2"]
     arguments = ["--json", str(path), *tiny_arguments, "--config.mesh.data=-1"]

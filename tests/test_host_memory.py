@@ -1,5 +1,6 @@
-"""Large pages: when the process starts over, and when it is left alone."""
+"""Memory kept from step to step: when the process starts over, when it is left alone, and what it does to a step."""
 
+import json
 import os
 import pathlib
 import platform
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this 
 _PROGRAM = """
 import os, sys
 from deeplab_jax import host_memory
-host_memory.use_large_pages()
+host_memory.keep_memory()
 print(os.environ.get(host_memory.VARIABLE), "jax" in sys.modules, *sys.argv[1:])
 """
 
@@ -40,7 +41,7 @@ def test_settings_of_the_user_are_left_alone(value):
     assert _run(JAX_PLATFORMS="cpu", **{VARIABLE: value}).startswith(f"{value} False")
 
 
-def test_glibc_takes_the_setting():
+def test_glibc_takes_the_settings():
     """It ignores a tunable that it does not know, so what it lists is looked at."""
     maps = pathlib.Path("/proc/self/maps").read_text().splitlines()
     loader = next((line.split()[-1] for line in maps if "/ld-linux" in line), None)
@@ -49,6 +50,50 @@ def test_glibc_takes_the_setting():
     listed = subprocess.run(
         [loader, "--list-tunables"], env=os.environ | {VARIABLE: TUNABLES}, capture_output=True, text=True, check=True
     ).stdout
-    name, value = TUNABLES.split("=")
-    (line,) = (line for line in listed.splitlines() if line.startswith(f"{name}:"))
-    assert int(line.split()[1], 0) == int(value)
+    values = dict(line.split(":", 1) for line in listed.splitlines())
+    for setting in TUNABLES.split(":"):
+        name, value = setting.split("=")
+        assert int(values[name].split()[0], 0) == int(value)
+
+
+# A program of 192 MiB of temporaries whose argument has to be copied first, as a batch has.
+_STEPS = """
+import json, resource
+import numpy as np
+from deeplab_jax import host_memory
+host_memory.compute_in_calling_thread()
+import jax
+import jax.numpy as jnp
+from deeplab_jax import sharding
+from deeplab_jax.config import base_config
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+@jax.jit
+def step(images):
+    wide = jnp.tile(images, (1, 1, 1, 12))
+    return jnp.cumsum(jnp.cumsum(wide, axis=1), axis=2).sum()
+
+mesh = sharding.make_mesh(base_config().mesh)
+images = np.ones((1, 1024, 1024, 4), np.float32)
+rows = []
+for _ in range(12):
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    step(sharding.to_global({"image": images}, mesh)["image"]).block_until_ready()
+    rows.append((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before.ru_minflt, resident()))
+print(json.dumps([step.lower(images).compile().memory_analysis().temp_size_in_bytes, rows]))
+"""
+
+
+def test_a_step_finds_the_memory_of_the_one_before():
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment = kept | {VARIABLE: TUNABLES, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", _STEPS], env=environment, capture_output=True, text=True, check=True)
+    temporaries, rows = json.loads(done.stdout)
+    assert temporaries >= 96 * 2**20
+    faults, resident = zip(*rows[2:], strict=True)
+    # Faulting the temporaries in takes a fault for each 2 MiB if the system has large pages, or for each 4 KiB.
+    assert max(faults) < temporaries / 2**22
+    assert max(resident) < rows[1][1] + temporaries / 2

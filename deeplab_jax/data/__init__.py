@@ -65,7 +65,7 @@ def open_source(
             where = "" if name == "synthetic" else f" in {directory}"
             raise UserError(f"{name}{where} has no split {part!r}{suggest(part, splits)}")
     if len(set(parts)) < len(parts):
-        raise UserError(f"{split!r} names a split twice; data.repeat_threshold shows examples more often")
+        raise UserError(f"{split!r} names a split twice")
     if name == "synthetic":
         return SyntheticSource(split, num_examples if split == "train" else None, image_size)
     # TFDS takes most of a second to import: only for data sets that need it.

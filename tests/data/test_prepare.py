@@ -136,6 +136,17 @@ def test_camvid_unlabelled_is_void(camvid_folder, tmp_path):
             np.testing.assert_array_equal(label_map, np.where(raw == 11, 255, raw))
 
 
+def test_several_splits_are_read_as_one(camvid_folder, tmp_path):
+    prepare("camvid", source=camvid_folder, data_dir=tmp_path)
+    parts = [data.open_source("camvid", split, data_dir=tmp_path) for split in ("val", "train")]
+    both = data.open_source("camvid", "val+train", data_dir=tmp_path)
+    assert [both[i] for i in range(len(both))] == [part[i] for part in parts for i in range(len(part))]
+    with pytest.raises(UserError, match="has no split 'vall'; did you mean val?"):
+        data.open_source("camvid", "train+vall", data_dir=tmp_path)
+    with pytest.raises(UserError, match=r"'val\+train\+val' names a split twice$"):
+        data.open_source("camvid", "val+train+val", data_dir=tmp_path)
+
+
 def test_camvid_lists_of_paths_as_segnet_wrote_them(tmp_path):
     root = make_camvid(tmp_path / "camvid")
     for split in ("train", "val", "test"):
