@@ -208,7 +208,7 @@ def parse(monkeypatch, tmp_path, capsys):
             ran.append(None)
 
     monkeypatch.setattr(cli, "_HANDLERS", dict.fromkeys(cli._HANDLERS, stop))
-    monkeypatch.setattr(cli, "_use_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli, "_set_up_jax", lambda: None)
     (own_config,) = [text for text in blocks(ROOT / "docs/configs.md", "python") if "def get_config" in text]
     (tmp_path / "my_config.py").write_text(own_config)
     monkeypatch.chdir(tmp_path)
