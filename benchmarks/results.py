@@ -12,9 +12,10 @@ JSON_FILE, TABLE_FILE = "results.json", "RESULTS.md"
 _HEAD = """# Benchmark results
 
 Written by `python -m benchmarks` from `results.json`; see [README.md](README.md) for what is measured and how to repeat
-it. Times are median (least - most) of all repetitions after the warm-up. A ratio is ours / peer: the median over pairs
-of processes that ran one after the other (least - most of the pairs); below 1 ours is faster. Memory is the process'
-largest resident set, ratio ours / peer. GFLOP/s count the multiply-adds of the network's convolutions, twice, and of a
+it. Times are median (least - most) of all repetitions after the warm-up. A ratio is ours / peer: the median (least -
+most) over repetitions that two processes took in turn, or, where the last column counts pairs alone, over pairs of
+processes that ran one after the other; below 1 ours is faster. Memory is the process' largest resident set, ratio
+ours / peer. GFLOP/s count the multiply-adds of the network's convolutions, twice, and of a
 train step three times (forward, input gradients, weight gradients): no resizing, no recomputation. The share is of the
 float32 matrix product's rate, measured in the same pairs.
 """
@@ -56,7 +57,6 @@ def _row_lines(entry: Mapping[str, Any], notes: list[str]) -> list[str]:
     note = _note(entry)
     if note not in notes:
         notes.append(note)
-    measured = f"{entry['commit']}, {entry['date']}, {entry['pairs']} pairs [{notes.index(note) + 1}]"
     lines, single = [], len(entry["measurements"]) == 1
     for name, measurement in entry["measurements"].items():
         rates = measurement.get("gflop_per_second")
@@ -73,11 +73,16 @@ def _row_lines(entry: Mapping[str, Any], notes: list[str]) -> list[str]:
                     _memory(entry["memory"]) if single else "",
                     " / ".join(f"{rates[side]:.1f}" for side in ("ours", "peer") if side in rates) if rates else "",
                     f"{share['median']:.2f}" if share else "",
-                    measured,
+                    f"{entry['commit']}, {entry['date']}, {_count(entry, measurement)} [{notes.index(note) + 1}]",
                 ]
             )
         )
     return lines
+
+
+def _count(entry: Mapping[str, Any], measurement: Mapping[str, Any]) -> str:
+    turns = len(measurement["ratio"]["pairs"]) if entry.get("in_turns") and "ratio" in measurement else 0
+    return f"{entry['pairs']} pairs" + (f", {turns} turns" if turns else "")
 
 
 def _note(entry: Mapping[str, Any]) -> str:

@@ -42,6 +42,8 @@ class Row:
       prepare: run once before the first pair.
       peer_first: in each pair the peer runs before ours, which needs what it leaves behind.
       ceiling: the processor's limits are measured in each pair, and our useful work is stated as a share of them.
+      in_turns: both processes of a pair are there at once, and take a repetition each in turn. For work that leaves
+        nothing to do behind its end: a pipeline would fill its buffers in the other's turn.
     """
 
     key: str
@@ -54,6 +56,7 @@ class Row:
     prepare: Side | None = None
     peer_first: bool = False
     ceiling: bool = False
+    in_turns: bool = False
 
 
 # How the command `deeplab-jax` starts itself (`deeplab_jax.host_memory`, which the parent does not import).
@@ -269,4 +272,5 @@ def _ops() -> list[Row]:
 
 def all_rows() -> list[Row]:
     """Every row, suite by suite."""
-    return [*_steps(), *_inference(), *_exports(), *_input(), *_metric(), *_startup(), *_ops()]
+    in_turns = [dataclasses.replace(row, in_turns=True) for row in (*_steps(), *_inference(), *_exports())]
+    return [*in_turns, *_input(), *_metric(), *_startup(), *_ops()]

@@ -1,9 +1,11 @@
 """Runs the two sides of a row in turn, ours, peer, ours, peer, each in a process of its own, and compares them.
 
-Machines are noisy, and noise comes in stretches: a pair's two processes run one after the other, so that the ratio of
-a pair says more than either of its times. Nothing here imports a framework.
+Machines are noisy, and noise comes in stretches: a ratio is of times that were taken one after the other. Where a row
+allows it both processes are there at once and take a repetition each in turn; else the processes themselves run one
+after the other, and their medians are compared. Nothing here imports a framework.
 """
 
+import contextlib
 import datetime
 import json
 import os
@@ -12,12 +14,13 @@ import platform
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.rows import CEILING, Row, Side
-from benchmarks.worker import STARTED
+from benchmarks.worker import ASK, STARTED, TURNS
 
 CHECKOUT = pathlib.Path(__file__).parents[1]
 
@@ -29,19 +32,8 @@ class WorkerError(Exception):
     """A worker could not do its task; the message is one line."""
 
 
-def run_worker(
-    side: Side,
-    pythons: Mapping[str, str],
-    *,
-    repetitions: int = 1,
-    quick: bool = False,
-    folder: pathlib.Path,
-    pair_folder: pathlib.Path,
-    options: Mapping[str, Any] | None = None,
-    timeout: float = 7200.0,
-    checkout: pathlib.Path = CHECKOUT,
-) -> dict[str, Any]:
-    """What the worker printed.
+class Worker:
+    """The process of a side, from its start to its result; a context that ends it.
 
     Args:
       side: the process.
@@ -51,35 +43,121 @@ def run_worker(
       folder: of the row.
       pair_folder: of the pair.
       options: more for the worker, from the command line.
+      in_turns: it asks before each repetition.
       timeout: seconds after which the process is ended.
       checkout: where the module is found.
 
     Raises:
-      WorkerError: the environment is missing, or the process fails, takes too long or prints no result.
+      WorkerError: the interpreter is missing.
     """
-    task = dict(side.task) | dict(options or {})
-    task |= {"repetitions": repetitions, "quick": quick, "folder": str(folder), "pair_folder": str(pair_folder)}
-    command = [pythons[side.python], "-m", side.module, json.dumps(task)]
-    # Unfiltered, a traceback of JAX ends with the error, not with a remark about itself.
-    environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"} | dict(side.environment)
-    environment[STARTED] = repr(time.time())
-    try:
-        done = subprocess.run(
-            command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-        )
-    except OSError as error:
-        raise WorkerError(f"{side.name}: {pythons[side.python]} cannot be run: {error.strerror}") from None
-    except subprocess.TimeoutExpired:
-        raise WorkerError(f"{side.name}: {side.module} took longer than {timeout:.0f} s") from None
-    if done.returncode < 0:
-        raise WorkerError(f"{side.name}: {side.module} was ended by signal {-done.returncode}; 9 may be want of memory")
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
-        raise WorkerError(f"{side.name}: {side.module} failed: {last}")
-    try:
-        return json.loads(done.stdout.strip().splitlines()[-1])
-    except (IndexError, ValueError):
-        raise WorkerError(f"{side.name}: {side.module} printed no result") from None
+
+    def __init__(
+        self,
+        side: Side,
+        pythons: Mapping[str, str],
+        *,
+        repetitions: int = 1,
+        quick: bool = False,
+        folder: pathlib.Path,
+        pair_folder: pathlib.Path,
+        options: Mapping[str, Any] | None = None,
+        in_turns: bool = False,
+        timeout: float = 7200.0,
+        checkout: pathlib.Path = CHECKOUT,
+    ):
+        self._side, self._timeout, self._last = side, timeout, ""
+        task = dict(side.task) | dict(options or {})
+        task |= {"repetitions": repetitions, "quick": quick, "folder": str(folder), "pair_folder": str(pair_folder)}
+        # Unfiltered, a traceback of JAX ends with the error, not with a remark about itself.
+        environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"} | dict(side.environment)
+        environment |= {STARTED: repr(time.time())} | ({TURNS: "1"} if in_turns else {})
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed with the context)
+        try:
+            self._process = subprocess.Popen(
+                [pythons[side.python], "-m", side.module, json.dumps(task)],
+                cwd=checkout,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+            )
+        except OSError as error:
+            self._errors.close()
+            raise WorkerError(f"{side.name}: {pythons[side.python]} cannot be run: {error.strerror}") from None
+        self._late = threading.Event()
+        self._clock = threading.Timer(timeout, self._end_late)
+        self._clock.start()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clock.cancel()
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+    def asks(self) -> bool:
+        """Waits until the process asks for a turn; False when it has ended instead."""
+        for line in self._process.stdout:
+            if line.strip() == ASK:
+                return True
+            self._last = line if line.strip() else self._last
+        self._process.wait()  # to the end: it must not give its memory back in another's turn
+        return False
+
+    def take_turn(self) -> bool:
+        """One repetition; returns as `asks`."""
+        with contextlib.suppress(BrokenPipeError):  # it has died since; `result` says of what
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+        return self.asks()
+
+    def result(self) -> dict[str, Any]:
+        """What the process, which has ended, printed.
+
+        Raises:
+          WorkerError: it failed, took too long or printed no result.
+        """
+        module, code = f"{self._side.name}: {self._side.module}", self._process.wait()
+        if self._late.is_set():
+            raise WorkerError(f"{module} took longer than {self._timeout:.0f} s")
+        if code < 0:
+            raise WorkerError(f"{module} was ended by signal {-code}; 9 may be want of memory")
+        if code:
+            self._errors.seek(0)
+            last = (self._errors.read().strip().splitlines() or [f"ended with code {code}"])[-1]
+            raise WorkerError(f"{module} failed: {last}")
+        try:
+            return json.loads(self._last)
+        except ValueError:
+            raise WorkerError(f"{module} printed no result") from None
+
+    def _end_late(self) -> None:
+        self._late.set()
+        self._process.kill()
+
+
+def run_worker(side: Side, pythons: Mapping[str, str], **options: Any) -> dict[str, Any]:
+    """What the process of a side prints when it runs alone; arguments and errors are those of `Worker`."""
+    with Worker(side, pythons, **options) as worker:
+        worker.asks()
+        return worker.result()
+
+
+def run_in_turns(sides: Mapping[str, Side], pythons: Mapping[str, str], **options: Any) -> dict[str, dict[str, Any]]:
+    """What the processes of several sides print that take a repetition each in turn, after their warm-ups."""
+    with contextlib.ExitStack() as stack:
+        workers, waiting = {}, []
+        for name, side in sides.items():
+            workers[name] = stack.enter_context(Worker(side, pythons, in_turns=True, **options))
+            if not workers[name].asks():
+                workers[name].result()  # it failed: the others need not begin
+            waiting.append(workers[name])
+        while waiting:
+            waiting = [worker for worker in waiting if worker.take_turn()]
+        return {name: worker.result() for name, worker in workers.items()}
 
 
 def measure_row(
@@ -123,14 +201,11 @@ def measure_row(
         for pair in range(pairs):
             pair_folder = folder / f"pair{pair}"
             pair_folder.mkdir()
+            arguments = common | {"repetitions": repetitions or row.repetitions, "pair_folder": pair_folder}
+            in_turns = {name: side for name, side in sides.items() if row.in_turns and side is not CEILING}
+            results = run_in_turns(in_turns, pythons, **arguments)
             for name, side in sides.items():
-                result = run_worker(
-                    side,
-                    pythons,
-                    repetitions=repetitions or row.repetitions,
-                    pair_folder=pair_folder,
-                    **common,
-                )
+                result = results[name] if name in results else run_worker(side, pythons, **arguments)
                 runs[name].append(result)
                 medians = ", ".join(f"{key} {_time(times)}" for key, times in list(result["seconds"].items())[:3])
                 say(f"{row.key} pair {pair + 1} of {pairs}: {side.name}: {medians}")
@@ -165,7 +240,8 @@ def compare(row: Row, runs: Mapping[str, Sequence[Mapping[str, Any]]], *, quick:
         "peer": row.peer.name if row.peer else None,
         "goal": row.goal,
         "pairs": len(ours),
-        "measurements": {name: _compare_one(name, runs) for name in names},
+        "in_turns": row.in_turns,
+        "measurements": {name: _compare_one(name, runs, in_turns=row.in_turns) for name in names},
         "memory": _memory(ours, peers),
         "ceiling": _ceiling(runs.get("ceiling", ())),
         "versions": {name: results[0]["versions"] for name, results in runs.items() if name != "ceiling"},
@@ -173,12 +249,13 @@ def compare(row: Row, runs: Mapping[str, Sequence[Mapping[str, Any]]], *, quick:
     return entry | {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
 
 
-def _compare_one(name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def _compare_one(name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]], *, in_turns: bool) -> dict[str, Any]:
     times = {side: [result["seconds"][name] for result in runs[side]] for side in ("ours", "peer") if side in runs}
     medians = {side: [statistics.median(seconds) for seconds in pairs] for side, pairs in times.items()}
     result = {side: _spread([second for seconds in pairs for second in seconds]) for side, pairs in times.items()}
     if "peer" in medians:
-        ratios = [ours / peer for ours, peer in zip(medians["ours"], medians["peer"], strict=True)]
+        paired = [sum(times[side], []) if in_turns else medians[side] for side in ("ours", "peer")]
+        ratios = [ours / peer for ours, peer in zip(*paired, strict=True)]
         result["ratio"] = _spread(ratios) | {"pairs": ratios}
     multiply_adds = runs["ours"][0]["multiply_adds"].get(name)
     if multiply_adds:

@@ -17,6 +17,9 @@ from typing import Any
 # When the parent started this process: seconds since the epoch.
 STARTED = "BENCHMARK_STARTED"
 
+# Set where two processes take turns, and the line by which one asks for its turn; a line on its input gives it.
+TURNS, ASK = "BENCHMARK_TURNS", "benchmark: my turn?"
+
 
 def read_task() -> dict[str, Any]:
     """The task on the command line. Its fields are those of `rows.Side.task`, plus what the parent adds:
@@ -27,11 +30,17 @@ def read_task() -> dict[str, Any]:
 
 
 def repeat(work: Callable[[], Any], *, warm_up: int, repetitions: int) -> list[float]:
-    """Seconds of each repetition after the warm-up; `work` returns when everything it started is done."""
+    """Seconds of each repetition after the warm-up; `work` returns when everything it started is done.
+
+    Where processes take turns each repetition waits for its own.
+    """
     for _ in range(warm_up):
         work()
     seconds = []
     for _ in range(repetitions):
+        if TURNS in os.environ:
+            print(ASK, flush=True)
+            sys.stdin.readline()
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)

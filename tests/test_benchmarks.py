@@ -79,6 +79,77 @@ def test_a_row_may_start_with_the_peer(fake, tmp_path):
     assert log(tmp_path) == ["b 1", "a 1", "b 1", "a 1"]
 
 
+# Notes when it is warm, when each of its turns begins and ends, and that it is done.
+TURN_WORKER = """
+import json, os, sys, threading, time
+from benchmarks import worker
+task = json.loads(sys.argv[1])
+if "leaves_after" in task:
+    threading.Timer(task["leaves_after"], os._exit, [3]).start()
+
+def note(what):
+    with open(task["log"], "a") as log:
+        log.write(task["side"] + " " + what + "\\n")
+
+def work():
+    note("begins")
+    time.sleep(task["seconds"])
+    note("ends")
+    if task.get("dies"):
+        raise SystemExit("out of breath")
+
+seconds = worker.repeat(work, warm_up=task["warm_up"], repetitions=task["repetitions"])
+worker.report({"work": seconds}, packages=())
+"""
+
+
+@pytest.fixture
+def turn_taker(tmp_path, monkeypatch):
+    (tmp_path / "turn_worker.py").write_text(TURN_WORKER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def side(name, seconds=0.02, warm_up=1, **task):
+        common = {"side": name, "log": str(tmp_path / "log.txt"), "seconds": seconds, "warm_up": warm_up}
+        return Side(name, "turn_worker", common | task)
+
+    return side
+
+
+def test_processes_take_turns(turn_taker, tmp_path):
+    entry = measure(row(turn_taker("a"), turn_taker("b", 0.06), in_turns=True), pairs=2)
+    one_after_the_other = ["a begins", "a ends", "b begins", "b ends"]
+    assert log(tmp_path) == one_after_the_other * (1 + 3) * 2  # a warm-up and three repetitions, in two pairs
+    ratio = entry["measurements"]["work"]["ratio"]
+    assert len(ratio["pairs"]) == 6
+    assert 0.2 < ratio["median"] < 0.8
+    assert "2 pairs, 6 turns [1]" in results.render({"step/net/turns": entry})
+
+
+def test_a_process_that_dies_before_its_turn_is_one_line_and_the_other_does_not_begin(turn_taker, tmp_path):
+    with pytest.raises(runner.WorkerError, match=r"^a: turn_worker failed: out of breath$"):
+        measure(row(turn_taker("a", dies=True), turn_taker("b"), in_turns=True))
+    assert log(tmp_path) == ["a begins", "a ends"]
+
+
+def test_a_process_that_dies_in_its_turn_is_one_line(turn_taker):
+    for dying in (0, 1):
+        sides = [turn_taker(name, warm_up=0, dies=place == dying) for place, name in enumerate("ab")]
+        with pytest.raises(runner.WorkerError, match=rf"^{'ab'[dying]}: turn_worker failed: out of breath$"):
+            measure(row(*sides, in_turns=True))
+
+
+def test_a_process_that_dies_while_it_waits_for_its_turn_is_one_line(turn_taker):
+    sides = turn_taker("a", 0.6, warm_up=0), turn_taker("b", warm_up=0, leaves_after=0.3)
+    with pytest.raises(runner.WorkerError, match=r"^b: turn_worker failed: ended with code 3$"):
+        measure(row(*sides, in_turns=True))
+
+
+def test_a_process_that_takes_too_long_is_ended(turn_taker, tmp_path):
+    folders = {"folder": tmp_path, "pair_folder": tmp_path}
+    with pytest.raises(runner.WorkerError, match="^a: turn_worker took longer than 1 s$"):
+        runner.run_worker(turn_taker("a", 60), {"ours": sys.executable}, timeout=1, **folders)
+
+
 def test_a_row_without_a_peer_has_times_and_no_ratio(fake):
     entry = measure(row(fake("a", [[2.0], [4.0]], result={"memory": 5}), None, goal=6.0))
     assert entry["measurements"]["work"] == {"ours": {"median": 3.0, "min": 2.0, "max": 4.0}}
