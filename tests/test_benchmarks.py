@@ -79,7 +79,7 @@ def test_a_row_may_start_with_the_peer(fake, tmp_path):
     assert log(tmp_path) == ["b 1", "a 1", "b 1", "a 1"]
 
 
-# Notes when it is warm, when each of its turns begins and ends, and that it is done.
+# Notes when each repetition begins and ends; dies at the end of its first, or after some seconds, if its task says so.
 TURN_WORKER = """
 import json, os, sys, threading, time
 from benchmarks import worker
@@ -271,6 +271,11 @@ def test_rows_have_keys_of_their_suites():
     assert len(set(keys)) == len(keys)
     assert {key.split("/")[0] for key in keys} == set(SUITES)
     assert all(key.count("/") == 2 for key in keys)
+
+
+def test_work_that_leaves_nothing_behind_takes_turns():
+    """Pipelines fill their buffers between turns, and a start cannot be repeated."""
+    assert {row.key.split("/")[0] for row in all_rows() if row.in_turns} == {"step", "infer", "export"}
 
 
 def test_our_processes_start_as_the_command_does():

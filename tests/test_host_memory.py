@@ -37,6 +37,30 @@ def test_a_process_for_an_accelerator_is_left_alone(platforms):
     assert _run(JAX_PLATFORMS=platforms).startswith("None")
 
 
+_SUMMARY = """
+import os, sys
+import jax
+from deeplab_jax import cli, host_memory
+if sys.argv[1] == "kept":
+    os.environ[host_memory.VARIABLE] = host_memory.TUNABLES
+try:
+    cli.main(["summary", "--config", "quickstart"])
+except SystemExit as stopped:
+    assert stopped.code == 0
+print("asynchronous:", jax.config.values["jax_cpu_enable_async_dispatch"])
+"""
+
+
+@pytest.mark.parametrize(("memory", "asynchronous"), [("kept", False), ("not kept", True)])
+def test_the_command_computes_in_its_own_thread_where_memory_is_kept(memory, asynchronous):
+    kept = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    done = subprocess.run(
+        [sys.executable, "-c", _SUMMARY, memory],
+        env=kept | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.endswith(f"asynchronous: {asynchronous}\n")
+
+
 @pytest.mark.parametrize("value", ["", "glibc.malloc.check=0"])
 def test_settings_of_the_user_are_left_alone(value):
     assert _run(JAX_PLATFORMS="cpu", **{VARIABLE: value}).startswith(f"{value} False")
