@@ -3,6 +3,7 @@
 import functools
 
 import cv2
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,6 +188,70 @@ def test_max_pool_gives_the_gradient_of_equal_values_to_the_first(size, window, 
 def test_max_pool_ignores_padding_where_all_is_negative():
     x = jnp.full((1, 5, 5, 1), -3.0)
     np.testing.assert_array_equal(ops.max_pool(x, window=3, stride=2), np.full((1, 3, 3, 1), -3.0))
+
+
+def flax_batch_norm(x, scale, bias, epsilon):
+    variables = {
+        "params": {"scale": scale, "bias": bias},
+        "batch_stats": {"mean": jnp.zeros_like(scale), "var": jnp.ones_like(scale)},
+    }
+    # a momentum of 0 makes the running statistics those of the batch
+    norm = nn.BatchNorm(use_running_average=False, epsilon=epsilon, momentum=0.0)
+    output, updates = norm.apply(variables, x, mutable=["batch_stats"])
+    return output, updates["batch_stats"]["mean"], updates["batch_stats"]["var"]
+
+
+@few
+@given(size=sizes, epsilon=st.sampled_from([1e-5, 1e-3]), seed=st.integers(0, 9))
+def test_batch_norm_and_its_gradients_equal_flax(size, epsilon, seed):
+    x = 3 + 2 * random((2, *size, 4), seed)
+    x[..., 3] = 1.5  # a channel without variance
+    cotangent = random(x.shape, seed=9)
+
+    def run(norm, x, scale, bias):
+        (output, *statistics), pullback = jax.vjp(lambda *arguments: norm(*arguments, epsilon), x, scale, bias)
+        return output, *statistics, *pullback((cotangent, *map(jnp.zeros_like, statistics)))
+
+    arguments = x, 1 + 0.1 * random(4, seed=1), random(4, seed=2)
+    results = [jax.jit(functools.partial(run, norm))(*arguments) for norm in (ops.batch_norm, flax_batch_norm)]
+    names = ("output", "mean", "variance", "gradient of x", "of the scale", "of the bias")
+    for name, ours, flaxs in zip(names, *results, strict=True):
+        # Divided by sqrt(variance + epsilon), at least 1e-5 ** 0.5, and twice so in gradients: 1e-14 becomes 1e-9.
+        np.testing.assert_allclose(ours, flaxs, rtol=1e-9, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+def test_batch_norm_computes_narrow_types_in_float32(dtype, bound):
+    x, scale, bias = 3 + random((2, 16, 16, 4)), 1 + 0.1 * random(4, seed=1), random(4, seed=2)
+    x = np.asarray(jnp.asarray(x, dtype).astype(jnp.float64))  # what both see
+    cotangent = np.asarray(jnp.asarray(random(x.shape, seed=9), dtype).astype(jnp.float64))
+
+    def run(dtype, parameters):
+        arguments = jnp.asarray(x, dtype), jnp.asarray(scale, parameters), jnp.asarray(bias, parameters)
+        (output, *statistics), pullback = jax.vjp(lambda *xs: ops.batch_norm(*xs, 1e-5), *arguments)
+        gradients = pullback((jnp.asarray(cotangent, dtype), *map(jnp.zeros_like, statistics)))
+        return output, *statistics, *gradients
+
+    narrow, wide = run(dtype, jnp.float32), run(jnp.float64, jnp.float64)
+    assert [result.dtype for result in narrow] == [dtype, *[jnp.float32] * 2, dtype, *[jnp.float32] * 2]
+    for ours, exact in zip(narrow, wide, strict=True):
+        # bfloat16 rounds results to 8 bits; sums of 512 products in float32 lose a few of 24
+        np.testing.assert_allclose(ours.astype(jnp.float64), exact, rtol=bound, atol=bound)
+
+
+def test_a_chain_of_units_keeps_two_arrays_of_each_for_its_gradient():
+    """What the convolution returns, for BatchNorm's gradient, and what ReLU returns, for the next convolution's."""
+    units, x = 8, jnp.ones((4, 64, 64, 32), jnp.float32)
+
+    def loss(parameters, x):
+        for kernel, scale, bias in parameters:
+            x = jax.nn.relu(ops.batch_norm(ops.conv2d(x, kernel), scale, bias, 1e-5)[0])
+        return jnp.sum(x)
+
+    parameters = [(jnp.ones((1, 1, 32, 32), jnp.float32), *jnp.ones((2, 32), jnp.float32)) for _ in range(units)]
+    compiled = jax.jit(jax.grad(loss)).lower(parameters, x).compile()
+    # and up to three for the moment
+    assert compiled.memory_analysis().temp_size_in_bytes <= (2 * units + 3) * x.nbytes
 
 
 def test_symmetric_padding_keeps_strided_outputs_on_every_stride_th_pixel():

@@ -110,6 +110,38 @@ class ConcatConv(nn.Module):
         return total
 
 
+class BatchNorm(nn.Module):
+    """Batch normalisation over NHWC images (arXiv 1502.03167): float32 parameters and statistics, under Flax's names.
+
+    It normalises by the batch's statistics and moves the running ones, running = decay * running + (1 - decay) * batch,
+    or with `use_running_average` by the running ones. Under `jax.jit` over a mesh the batch is the global one.
+    """
+
+    use_running_average: bool
+    decay: float
+    epsilon: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+        """Normalised in the compute dtype."""
+        channels = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones_init(), channels, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), channels, jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        variance = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        x = x.astype(self.dtype)
+        if self.use_running_average:
+            factor = jax.lax.rsqrt(variance.value + self.epsilon) * scale
+            x = (x - mean.value.reshape(1, 1, 1, -1)) * factor.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1)
+            return x.astype(self.dtype)
+        x, batch_mean, batch_variance = ops.batch_norm(x, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            mean.value = self.decay * mean.value + (1 - self.decay) * batch_mean
+            variance.value = self.decay * variance.value + (1 - self.decay) * batch_variance
+        return x
+
+
 def _bias(module: nn.Module, features: int) -> Float[Array, "1 1 1 features"]:
     bias = module.param("bias", nn.initializers.zeros_init(), (features,), jnp.float32)
     return bias.astype(module.dtype).reshape(1, 1, 1, features)
@@ -170,9 +202,9 @@ class Layers:
     def norm(self):
         """BatchNorm: float32 parameters and statistics, result in the compute dtype."""
         return functools.partial(
-            nn.BatchNorm,
+            BatchNorm,
             use_running_average=self.use_running_average,
-            momentum=self.norm_decay,
+            decay=self.norm_decay,
             epsilon=self.norm_epsilon,
             dtype=self.dtype,
         )

@@ -7,6 +7,7 @@ another axis, and asks other devices for a few rows at most. All formulations of
 """
 
 from deeplab_jax.ops.conv import conv2d, depthwise_conv2d, met_taps
+from deeplab_jax.ops.norm import batch_norm
 from deeplab_jax.ops.padding import PADDINGS, explicit_padding
 from deeplab_jax.ops.pool import max_pool
 from deeplab_jax.ops.resize import resize_bilinear, resize_to_sizes
@@ -15,6 +16,7 @@ from deeplab_jax.ops.strips import arg_max, map_resized, predict_resized
 __all__ = [
     "PADDINGS",
     "arg_max",
+    "batch_norm",
     "conv2d",
     "depthwise_conv2d",
     "explicit_padding",

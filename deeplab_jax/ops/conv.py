@@ -171,7 +171,7 @@ def depthwise_conv2d(
             feature_group_count=channels,
         )
 
-    def wide_taps(x, kernel):
+    def wide_taps(x, kernel, pads=pads):
         padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
         out_height, out_width = (-(-size // stride) for size in x.shape[1:3])
         total = None
@@ -235,8 +235,16 @@ def depthwise_conv2d(
         cotangent = lax.optimization_barrier(cotangent)
         of_kernel = (sparse_kernel_backward if sparse else kernel_backward)(x, kernel, cotangent)
         weights = after(kernel, of_kernel).astype(accumulator)
-        transpose = jax.linear_transpose(lambda x: wide(x, weights), jax.ShapeDtypeStruct(x.shape, accumulator))
-        (x_cotangent,) = transpose(cotangent.astype(accumulator))
+        cotangent = cotangent.astype(accumulator)
+        if stride == 1 and not sparse:
+            # Its transpose as shifted parts of one padded picture too: as a sum of padded pictures it takes four times
+            # as long, and XLA:CPU may store each of them.
+            spans = [rate * (taps - 1) for taps in kernel.shape[:2]]
+            mirrored = [(span - begin, span - end) for span, (begin, end) in zip(spans, pads, strict=True)]
+            x_cotangent = wide_taps(cotangent, weights[::-1, ::-1], mirrored)
+        else:
+            transpose = jax.linear_transpose(lambda x: wide(x, weights), jax.ShapeDtypeStruct(x.shape, accumulator))
+            (x_cotangent,) = transpose(cotangent)
         return x_cotangent.astype(x.dtype), of_kernel
 
     return on_cpu(fast, fast_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)

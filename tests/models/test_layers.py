@@ -1,0 +1,32 @@
+"""Layers against Flax's own."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.models.layers import BatchNorm
+
+
+@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_batch_norm_equals_flax_and_takes_its_variables(running, dtype):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(1 + rng.normal(size=(2, 5, 6, 3)), dtype)
+    ours = BatchNorm(use_running_average=running, decay=0.9, epsilon=1e-3, dtype=dtype)
+    flaxs = nn.BatchNorm(use_running_average=running, momentum=0.9, epsilon=1e-3, dtype=dtype)
+    initial = ours.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, initial, flaxs.init(jax.random.key(0), x))
+    variables = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.asarray(rng.random(leaf.shape), leaf.dtype), initial)
+    (output, moved), (expected, expected_moved) = (
+        norm.apply(variables, x, mutable=["batch_stats"]) for norm in (ours, flaxs)
+    )
+    assert output.dtype == dtype
+    # float32 with x * a + b in the place of (x - mean) * a; bfloat16 rounds such a difference to one of its 8 bits
+    tolerance = 1e-5 if dtype == jnp.float32 else 2**-7
+    np.testing.assert_allclose(output.astype(jnp.float32), expected.astype(jnp.float32), rtol=tolerance, atol=tolerance)
+    for leaf, expected_leaf in zip(jax.tree.leaves(moved), jax.tree.leaves(expected_moved), strict=True):
+        np.testing.assert_allclose(leaf, expected_leaf, rtol=1e-6)
+    if running:
+        jax.tree.map(np.testing.assert_array_equal, moved["batch_stats"], variables["batch_stats"])
