@@ -29,9 +29,9 @@ def float64():
 
 
 @pytest.fixture(autouse=True)
-def small_cache(monkeypatch):
-    """What is large here is a matter of a moment; only `large 3x3` and its like have the channels that count."""
-    monkeypatch.setattr(conv, "_CACHED_VALUES", 5000)
+def few_values(monkeypatch):
+    """Pictures of a few pixels on either side of what is small."""
+    monkeypatch.setattr(conv, "_SMALL_VALUES", 300)
 
 
 def random(shape, seed=0):
@@ -378,9 +378,11 @@ FORMULATED = {
     "strided 1x1": (ops.conv2d, {"stride": 2}, (8, 7, 6, 5), (1, 1, 5, 4)),
     "3x3": (ops.conv2d, {}, (8, 8, 6, 5), (3, 3, 5, 4)),
     "sparse 3x3": (ops.conv2d, {"rate": 5}, (8, 8, 6, 5), (3, 3, 5, 4)),
-    "large 3x3": (ops.conv2d, {"rate": 2}, (8, 8, 6, 100), (3, 3, 100, 4)),
-    "large 3x3, two bands": (ops.conv2d, {}, (8, 16, 3, 100), (3, 3, 100, 4)),
-    "large 3x3, uneven bands": (ops.conv2d, {}, (8, 13, 3, 100), (3, 3, 100, 4)),
+    "3x3, one band": (ops.conv2d, {"rate": 2}, (8, 8, 6, 50), (3, 3, 50, 4)),
+    "3x3, two bands": (ops.conv2d, {}, (8, 16, 3, 50), (3, 3, 50, 4)),
+    "3x3, uneven bands": (ops.conv2d, {}, (8, 13, 3, 50), (3, 3, 50, 4)),
+    "7x7, bands of stride 2": (ops.conv2d, {"stride": 2}, (8, 32, 9, 3), (7, 7, 3, 4)),
+    "3x3, uneven bands of stride 3": (ops.conv2d, {"stride": 3}, (8, 29, 7, 5), (3, 3, 5, 4)),
     "depthwise": (ops.depthwise_conv2d, {}, (8, 8, 6, 5), (3, 3, 1, 5)),
     "strided depthwise": (ops.depthwise_conv2d, {"stride": 2}, (8, 9, 6, 5), (5, 5, 1, 5)),
     "sparse depthwise": (ops.depthwise_conv2d, {"rate": 5}, (8, 8, 6, 5), (3, 3, 1, 5)),

@@ -154,9 +154,6 @@ class Layers:
     `separable_norm` says whether BatchNorm and ReLU stand between the two convolutions of a separable one. `remat`
     says what the gradient finds kept: everything, what convolutions return (`activations` are computed again, which is
     cheap), or what units receive (`units` are computed again, which is not).
-
-    `norm` is Flax's BatchNorm: under `jax.jit` over a mesh it sees the global batch, with no `axis_name`.
-    Flax's momentum is a decay: running = decay * running + (1 - decay) * batch.
     """
 
     padding: str
@@ -200,7 +197,7 @@ class Layers:
 
     @property
     def norm(self):
-        """BatchNorm: float32 parameters and statistics, result in the compute dtype."""
+        """`BatchNorm` with epsilon, decay, dtype and the choice of statistics bound."""
         return functools.partial(
             BatchNorm,
             use_running_average=self.use_running_average,

@@ -23,12 +23,11 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 _SPARSE_SHARE = 0.6
 # The same for depthwise kernels: at .25 the parts take two thirds to three quarters of the time, at .56 a quarter more.
 _SPARSE_DEPTHWISE_SHARE = 0.4
-# Inputs of more values than this have the gradient of a dense kernel as a matrix product for each tap, a band of rows
-# at a time: XLA:CPU's convolution leaves the cache there. With 128 channels on 128x128, two pictures take 72 ms and
-# four 520 ms, as products 80 and 150. With few channels the products are too thin: 64 channels on 256x256 take 930 ms
-# as products and 360 plain.
-_CACHED_VALUES = 5e6
-_FEW_CHANNELS = 96
+# Inputs of more values than this have the gradient of a dense kernel as matrix products, of a band of rows at a time:
+# XLA:CPU computes it as a convolution with a window as large as the picture, at a third to a half of the speed (512
+# channels on 32x32: 53 GFLOP/s, as products 140; 64 on 128x128: 27 and 59; the 7x7 stem on 512x512: 13 and 40). Below
+# it what a loop costs counts. Bands of 4 to 16 rows are equally fast, a whole picture leaves the cache.
+_SMALL_VALUES = 2e5
 _BAND = 8
 
 
@@ -46,7 +45,7 @@ def conv2d(
     On CPUs a 1x1 convolution is a matrix product, which XLA:CPU runs several times faster forwards and backwards, and
     an atrous convolution most of whose taps fall outside the picture is a matrix product for each tap, of the part of
     the picture that the tap meets. XLA:CPU's other convolutions run at the speed of its matrix products, but for the
-    kernel's gradient where the input is large: see `_CACHED_VALUES`.
+    kernel's gradient: see `_SMALL_VALUES`.
 
     Args:
       x: the pictures or features.
@@ -103,25 +102,29 @@ def conv2d(
         )
         return functools.reduce(jnp.add, terms).astype(x.dtype), of_kernel
 
-    def large_backward(x, kernel, cotangent):
-        rows, columns = pads
-        bands = -(-x.shape[1] // _BAND)
-        rest = bands * _BAND - x.shape[1]
-        padded = jnp.pad(x, ((0, 0), (rows[0], rows[1] + rest), columns, (0, 0)))
-        padded_cotangent = jnp.pad(cotangent, ((0, 0), (0, rest), (0, 0), (0, 0)))
-        size = (_BAND, x.shape[2])
+    def banded_backward(x, kernel, cotangent):
+        (above, _), (before, _) = pads
+        height, width = x.shape[1:3]
+        out_height, out_width = cotangent.shape[1:3]
+        band = min(_BAND, out_height)
+        bands = -(-out_height // band)
+        rows, columns = (_offsets(taps, rate) for taps in kernel.shape[:2])
+        tall, wide = (stride * (extent - 1) + 1 for extent in (band, out_width))  # first to last pixel that a tap meets
+        below = stride * band * (bands - 1) + tall + rows[-1] - above - height
+        behind = wide + columns[-1] - before - width
+        padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (above, below, 0), (before, behind, 0), (0, 0, 0)))
+        padded_cotangent = jnp.pad(cotangent, ((0, 0), (0, bands * band - out_height), (0, 0), (0, 0)))
 
-        def add_band(band, total):
-            of_x = lax.dynamic_slice_in_dim(padded, band * _BAND, _BAND + sum(rows), axis=1)
-            of_cotangent = lax.dynamic_slice_in_dim(padded_cotangent, band * _BAND, _BAND, axis=1)
-            taps = [
-                _kernel_gradient(_window(of_x, top, left, size), of_cotangent)
-                for top in _offsets(kernel.shape[0], rate)
-                for left in _offsets(kernel.shape[1], rate)
-            ]
-            return total + jnp.stack(taps)
+        def add_band(index, total):
+            of_x = lax.dynamic_slice_in_dim(padded, index * band * stride, tall + rows[-1], axis=1)
+            of_cotangent = lax.dynamic_slice_in_dim(padded_cotangent, index * band, band, axis=1)
+            windows = (
+                [of_x[:, top : top + tall : stride, left : left + wide : stride] for left in columns] for top in rows
+            )
+            # The taps of a row together, so that few channels make no thin product.
+            return total + jnp.stack([_kernel_gradient(jnp.concatenate(row, -1), of_cotangent) for row in windows])
 
-        zero = jnp.zeros((kernel.shape[0] * kernel.shape[1], *kernel.shape[2:]), _accumulator(x.dtype))
+        zero = jnp.zeros((len(rows), len(columns) * x.shape[-1], kernel.shape[-1]), _accumulator(x.dtype))
         of_kernel = lax.fori_loop(0, bands, add_band, zero).reshape(kernel.shape).astype(kernel.dtype)
         later = after(kernel, of_kernel)
         (x_cotangent,) = jax.linear_transpose(lambda x: plain(x, later), x)(cotangent)
@@ -134,8 +137,8 @@ def conv2d(
     if stride == 1 and meeting.share() <= _SPARSE_SHARE:
         return on_cpu(taps, taps_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
     # A batch that is a symbol is exported, without gradients.
-    if stride == 1 and x.shape[-1] >= _FEW_CHANNELS and not is_symbolic_dim(x.size) and x.size > _CACHED_VALUES:
-        return on_cpu(plain, large_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
+    if not is_symbolic_dim(x.size) and x.size > _SMALL_VALUES:
+        return on_cpu(plain, banded_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
     return on_cpu(plain, transposed(plain, in_order=True), plain=plain, plain_backward=transposed(plain))(x, kernel)
 
 
@@ -317,10 +320,6 @@ def _inside(shift: int, extent: int, out_extent: int, *, stride: int) -> tuple[s
     first = max(-(shift // stride), 0)
     end = max(min((extent - 1 - shift) // stride + 1, out_extent), first)
     return slice(first * stride + shift, end * stride + shift, stride), slice(first, end)
-
-
-def _window(x, top, left, size):
-    return x[:, top : top + size[0], left : left + size[1]]
 
 
 def _place(x, part, size):
