@@ -32,7 +32,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 def main() -> None:
     """Does the task on the command line."""
     task = worker.read_task()
-    host_memory.compute_in_calling_thread()
+    host_memory.prepare_jax()
     KINDS[task["kind"]](task)
 
 

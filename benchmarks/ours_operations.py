@@ -48,7 +48,7 @@ def arguments(operation: operations.Operation) -> list[jax.Array]:
 def main() -> None:
     """Measures every operation in every direction."""
     task = worker.read_task()
-    host_memory.compute_in_calling_thread()
+    host_memory.prepare_jax()
     seconds, multiply_adds = {}, {}
     for operation in operations.selected(task["quick"]):
         function, values = build(operation, task["formulation"]), arguments(operation)

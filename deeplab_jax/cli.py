@@ -16,7 +16,7 @@ from rich.console import Console
 from deeplab_jax import config as config_lib
 from deeplab_jax.arguments import ANY, VIDEO_SUFFIXES, UsageError, build_parser, not_config, parse_config
 from deeplab_jax.errors import Preempted, UserError
-from deeplab_jax.host_memory import compute_in_calling_thread, keep_memory
+from deeplab_jax.host_memory import keep_memory, prepare_jax
 
 _SUPERVISED = "DEEPLAB_JAX_SUPERVISED"  # set in the processes that deeplab_jax.supervise started
 
@@ -64,7 +64,7 @@ def _set_up_jax() -> None:
     """
     import jax
 
-    compute_in_calling_thread()
+    prepare_jax()
 
     folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "deeplab_jax" / "xla"
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -184,7 +184,7 @@ def _benchmark_latency(args: argparse.Namespace, rest: Sequence[str], console: C
     from deeplab_jax import checkpoint, pretrained
     from deeplab_jax.latency import latency_table, measure_latency
 
-    compute_in_calling_thread()
+    prepare_jax()
     name = args.workdir or args.preset or pretrained.DEFAULT_PRESET
     network = pretrained.load(name, console=console)
     results = measure_latency(

@@ -6,8 +6,12 @@ stay with the process, so that the next step finds them. glibc reads this once, 
 
 JAX tells that a step's results are ready while a thread of its own still frees the temporaries. The next step would not
 find them, and a process that keeps its memory would need twice of it. So the thread that calls does the computing.
+
+Compiling takes hundreds of MB in small pieces, between which no step's temporaries find room. They are given back.
 """
 
+import ctypes
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -18,6 +22,9 @@ VARIABLE = "GLIBC_TUNABLES"
 
 # Pages of 2 MiB; no block is the system's own mapping, which it would take back when freed; nothing is given back.
 TUNABLES = f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**40}"
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_LONG = 0.5  # seconds
 
 
 def keep_memory() -> None:
@@ -30,12 +37,23 @@ def keep_memory() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {VARIABLE: TUNABLES})
 
 
-def compute_in_calling_thread() -> None:
-    """Makes JAX compute in the thread that calls, if this process keeps its memory; before anything is computed."""
+@functools.cache
+def prepare_jax() -> None:
+    """If this process keeps its memory, JAX computes in the thread that calls, and gives back what compiling took.
+
+    To be called before anything is computed.
+    """
     if os.environ.get(VARIABLE) == TUNABLES:
         import jax
 
         jax.config.update("jax_cpu_enable_async_dispatch", False)
+        jax.monitoring.register_event_duration_secs_listener(_give_back)
+
+
+def _give_back(event: str, seconds: float, **kwargs: str | int) -> None:
+    """Gives free pages back to the system behind a compilation, before what it compiled runs."""
+    if event == _COMPILED and seconds >= _LONG:
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _runs_on_cpu() -> bool:

@@ -82,7 +82,7 @@ def test_glibc_takes_the_settings():
 
 
 def test_the_documentation_has_the_settings():
-    """With any others `compute_in_calling_thread` does nothing."""
+    """With any others `prepare_jax` does nothing."""
     page = pathlib.Path(__file__).parents[1] / "docs" / "performance.md"
     assert f"export {VARIABLE}={TUNABLES}\n" in page.read_text()
 
@@ -92,7 +92,7 @@ _STEPS = """
 import json, resource
 import numpy as np
 from deeplab_jax import host_memory
-host_memory.compute_in_calling_thread()
+host_memory.prepare_jax()
 import jax
 import jax.numpy as jnp
 from deeplab_jax import sharding

@@ -21,8 +21,9 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # multiplies the padding too. At .56 (rate 6 on 16x16) it takes half the time forwards and four fifths for the kernel's
 # gradient; at .92 (rate 2 on 32x32) the copies of the parts cost more than the products save.
 _SPARSE_SHARE = 0.6
-# The same for depthwise kernels: at .25 the parts take two thirds to three quarters of the time, at .56 a quarter more.
-_SPARSE_DEPTHWISE_SHARE = 0.4
+# The same for depthwise kernels: without a padded copy, which at .56 (rate 12 on 32x32) has three times the pixels, the
+# parts take a half to a quarter of the time.
+_SPARSE_DEPTHWISE_SHARE = 0.6
 # Inputs of more values than this have the gradient of a dense kernel as matrix products, of a band of rows at a time:
 # XLA:CPU computes it as a convolution with a window as large as the picture, at a third to a half of the speed (512
 # channels on 32x32: 53 GFLOP/s, as products 140; 64 on 128x128: 27 and 59; the 7x7 stem on 512x512: 13 and 40). Below
