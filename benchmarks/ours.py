@@ -22,7 +22,7 @@ from deeplab_jax.halos import build_for_mesh
 from deeplab_jax.labels import VOC
 from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.pretrained import PretrainedNetwork, native
-from deeplab_jax.steps import make_train_step, train_compiler_options
+from deeplab_jax.steps import make_train_step
 from deeplab_jax.train_state import TrainState, init_variables
 
 CLASSES = 21
@@ -111,7 +111,6 @@ def prepare_step(config: ConfigDict) -> tuple:
         step,
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
-        compiler_options=train_compiler_options(config.train.remat, jax.default_backend()),
     )
     return model, step, TrainState.create_on(shardings, model, update_rule, seed=0), mesh
 

@@ -69,7 +69,6 @@ CEILING = Side("ceiling", OURS, {"kind": "ceiling"})
 _GUIDE = {"network": "guide", "size": 512, "batch": 4}
 _SMP_RESNET = {"network": "smp_resnet50", "size": 512, "batch": 4}
 _SMP_MOBILENET = {"network": "smp_mobilenet_v2", "size": 256, "batch": 8}
-_SMP_STEPS = ("step/resnet50/smp", "step/mobilenet_v2/smp")
 
 
 def _ours(kind: str, task: Mapping[str, Any], **more: Any) -> Side:
@@ -138,21 +137,7 @@ def _steps() -> list[Row]:
             ceiling=True,
         )
     )
-    memory = [row for row in rows if row.key in ("step/guide/torch", *_SMP_STEPS)]
-    return rows + [_with_remat(row) for row in memory]
-
-
-def _with_remat(row: Row) -> Row:
-    """The row with activations computed again for the gradient, for its memory; without a goal."""
-    text = "ours with `train.remat=activations`"
-    return dataclasses.replace(
-        row,
-        key=f"{row.key}-remat",
-        work=f"{row.work}; {text}",
-        quick_work=f"{row.quick_work}; {text}",
-        ours=dataclasses.replace(row.ours, task=dict(row.ours.task) | {"overrides": {"train.remat": "activations"}}),
-        goal=None,
-    )
+    return rows
 
 
 def _inference() -> list[Row]:

@@ -89,7 +89,7 @@ def base_config() -> ConfigDict:
     train.seed = 0  # of initialisation, order, augmentation and dropout
     train.accumulate_steps = 1  # batches are computed in so many parts, one after the other; BatchNorm sees one part
     train.compute_dtype = "float32"  # float32 | bfloat16; parameters, statistics, logits, loss stay float32
-    train.remat = "none"  # none | activations | units: what is computed again for the gradient instead of kept
+    train.remat = "none"  # none | activations | units: what accelerators compute again for the gradient, not keep
     train.ema_decay = config_dict.placeholder(float)  # a step; evaluation and prediction use variables averaged so
     train.nonfinite = "stop"  # a NaN or infinite loss or gradient: stop | skip: the step changes no parameter
     train.init_from = config_dict.placeholder(str)  # a preset, or a folder of one, or a workdir to start from

@@ -17,12 +17,16 @@ def build_for_mesh(config: ConfigDict, num_classes: int, mesh: Mesh | AbstractMe
     Raises:
       UserError: a value that the network cannot be built with, or a convolution that would gather whole pictures.
     """
+    formulation = sharding.formulation(mesh)
+    # The operations for processors have activations computed again in any case, and keep what units receive; what
+    # remat adds to that, XLA:CPU undoes.
+    on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu" and formulation == "auto"
     model = build_model(
         config.model,
         num_classes,
         compute_dtype=config.train.compute_dtype,
-        formulation=sharding.formulation(mesh),
-        remat=config.train.remat,
+        formulation=formulation,
+        remat="none" if on_cpu else config.train.remat,
     )
     if mesh.shape["spatial"] > 1:
         fields = {"data.image_size": config.data.image_size}

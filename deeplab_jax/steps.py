@@ -127,17 +127,6 @@ def _accumulate(compute: Callable, batch_stats, batch: Batch, count: int):
     return batch_stats, sums
 
 
-def train_compiler_options(remat: str, platform: str) -> dict[str, str] | None:
-    """Options of `jax.jit` for the train step on a platform, with `config.train.remat`.
-
-    XLA:CPU's usual order of operations keeps its threads busy and all activations in memory, computed again or not; the
-    other order takes a third less memory and about a tenth more time.
-    """
-    if platform == "cpu" and remat != "none":
-        return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-    return None
-
-
 def make_eval_step(
     model: DeepLabV3Plus,
     loss_fn: Callable,

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import ema, losses, nonfinite, optimizer, sharding
 from deeplab_jax.halos import build_for_mesh
 from deeplab_jax.models import PARTS, DeepLabV3Plus
-from deeplab_jax.steps import make_train_step, train_compiler_options
+from deeplab_jax.steps import make_train_step
 from deeplab_jax.train_state import TrainState
 
 
@@ -78,6 +78,5 @@ def build(config: ConfigDict, num_classes: int, mesh: Mesh, *, total_steps: int,
         step,
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
-        compiler_options=train_compiler_options(config.train.remat, mesh.devices.flat[0].platform),
     )
     return TrainProgram(model, update_rule, learning_rate, shapes, step)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from deeplab_jax import hlo, ops
+from deeplab_jax import hlo, ops, sharding
 from deeplab_jax.config import base_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.halos import build_for_mesh
@@ -21,6 +21,14 @@ def network_config(height: int, rates: tuple[int, ...]):
     config.model.backbone, config.model.atrous_rates = "resnet10_v1_slim", rates
     config.data.image_size = config.eval.image_size = (height, 64)
     return config
+
+
+def test_remat_is_for_accelerators():
+    """The operations for processors compute activations again in any case."""
+    config = network_config(64, (6,))
+    config.train.remat = "activations"
+    assert build_for_mesh(config, 5, sharding.make_mesh(config.mesh)).remat == "none"
+    assert build_for_mesh(config, 5, abstract_mesh(1)).remat == "activations"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import losses, ops, optimizer
 from deeplab_jax.config import base_config
 from deeplab_jax.models import PARTS, build_model
-from deeplab_jax.steps import inside, make_eval_step, make_train_step, train_compiler_options
+from deeplab_jax.steps import inside, make_eval_step, make_train_step
 from deeplab_jax.train_state import TrainState
 
 CLASSES = 4
@@ -150,20 +150,6 @@ def test_a_batch_without_labels_is_harmless(jitted):
     after, report = step(state, batch)
     assert float(report["loss_sum"]) == int(report["loss_count"]) == int(report["confusion"].sum()) == 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
-
-
-def test_computing_activations_again_takes_less_memory():
-    temporaries = []
-    for remat in ("none", "activations"):
-        config = small_config()
-        config.train.remat = remat
-        _, state, step = make_step(config)
-        options = train_compiler_options(remat, "cpu")
-        batch = {"image": np.zeros((8, 96, 96, 3), np.uint8), "label": np.zeros((8, 96, 96), np.uint8)}
-        compiled = jax.jit(step, donate_argnums=0, compiler_options=options).lower(state, batch).compile()
-        temporaries.append(compiled.memory_analysis().temp_size_in_bytes)
-    assert temporaries[1] < 0.9 * temporaries[0]
-    assert train_compiler_options("activations", "tpu") is None
 
 
 def test_what_can_be_learned_is_learned(jitted):

@@ -79,6 +79,7 @@ def conv2d(
         return _multiply(subsample(x), kernel[0, 0]).astype(x.dtype)
 
     def matmul_backward(x, kernel, cotangent):
+        x = after(x, cotangent)
         of_kernel = _kernel_gradient(subsample(x), cotangent)
         of_pixels = _multiply(cotangent, after(kernel[0, 0], of_kernel).T).astype(x.dtype)
         return *jax.linear_transpose(subsample, x)(of_pixels), of_kernel.reshape(kernel.shape).astype(kernel.dtype)
@@ -91,6 +92,7 @@ def conv2d(
         return functools.reduce(jnp.add, terms).astype(x.dtype)
 
     def taps_backward(x, kernel, cotangent):
+        x = after(x, cotangent)
         of_taps = {
             (row, column): _kernel_gradient(x[:, *source], cotangent[:, *target])
             for row, column, source, target in meeting
@@ -104,6 +106,7 @@ def conv2d(
         return functools.reduce(jnp.add, terms).astype(x.dtype), of_kernel
 
     def banded_backward(x, kernel, cotangent):
+        x = after(x, cotangent)
         (above, _), (before, _) = pads
         height, width = x.shape[1:3]
         out_height, out_width = cotangent.shape[1:3]
@@ -237,6 +240,7 @@ def depthwise_conv2d(
     def fast_backward(x, kernel, cotangent):
         # Otherwise what computes the cotangent is fused with the taps below, and so computed once for each of them.
         cotangent = lax.optimization_barrier(cotangent)
+        x = after(x, cotangent)
         of_kernel = (sparse_kernel_backward if sparse else kernel_backward)(x, kernel, cotangent)
         weights = after(kernel, of_kernel).astype(accumulator)
         cotangent = cotangent.astype(accumulator)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 # Of these, convolutions and pooling are XLA's own operations, of which its partitioner knows the halos.
@@ -38,13 +39,30 @@ def on_cpu(fast: Callable, fast_backward: Callable, *, plain: Callable, plain_ba
     return operation
 
 
+@jax.custom_vjp
+def stored(x):
+    """The array, which a program for CPUs computes once, however many read it.
+
+    XLA:CPU repeats cheap operations wherever their result is read: what reads the sum of a residual unit would compute
+    those of all units before it again. A division it does not repeat, and does not know this one to be by 1.
+    """
+    return lax.platform_dependent(x, cpu=lambda x: x / (1 + jnp.minimum(jnp.abs(x), 0)), default=lambda x: x)
+
+
+stored.defvjp(lambda x: (stored(x), None), lambda _, cotangent: (cotangent,))
+
+
 def after(array, other):
     """The array, which cannot be used before `other` is computed.
 
-    Nothing but the optimiser waits for a kernel's gradient, so even where XLA:CPU orders a step for memory it would put
-    them all off to the end, and every picture would be kept until then: a quarter more memory. So the kernel that a
-    picture's gradient is computed with comes after its own gradient. XLA's barriers do not outlive compilation; zero
-    times a value does.
+    A kernel after its own gradient: nothing but the optimiser waits for that gradient, so even where XLA:CPU orders a
+    step for memory it would put them all off to the end, and every picture would be kept until then.
+
+    A picture after its cotangent: what it is computed from by cheap operations, BatchNorm's input for instance, is kept
+    for a gradient in any case. Without a reason to wait XLA:CPU takes the picture of the forward pass, or pads or
+    transposes it there already, and keeps that too.
+
+    XLA's barriers do not outlive compilation; zero times a value does.
     """
     return array + 0 * other[(0,) * other.ndim].astype(array.dtype)
 
