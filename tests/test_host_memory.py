@@ -128,3 +128,34 @@ def test_a_step_finds_the_memory_of_the_one_before():
     # Faulting the temporaries in takes a fault for each 2 MiB if the system has large pages, or for each 4 KiB.
     assert statistics.median(faults) < temporaries / 2**22
     assert max(resident) < rows[1][1] + temporaries / 2
+
+
+# What a compiler leaves: small pieces in use between free ones, which keep the free ones from the system.
+_COMPILES = """
+import json, resource
+from deeplab_jax import host_memory
+host_memory._LONG = float(__import__("sys").argv[1])
+host_memory.prepare_jax()
+import jax
+import jax.numpy as jnp
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+step = jax.jit(lambda x: jnp.sin(x) @ x).lower(jnp.ones((8, 8)))
+pieces = [bytes(1000) for _ in range(300_000)]
+pieces = pieces[::1000]
+before = resident()
+step.compile()
+print(before - resident())
+"""
+
+
+@pytest.mark.parametrize(("long", "gives_back"), [(0, True), (3600, False)])
+def test_what_compiling_took_is_given_back(long, gives_back):
+    environment = os.environ | {VARIABLE: TUNABLES, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", _COMPILES, str(long)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    # of 300 MB; compiling takes some of its own
+    assert (int(done.stdout) > 150e6) == gives_back

@@ -262,9 +262,10 @@ def test_what_is_stored_is_the_same_on_every_platform_and_so_is_its_gradient():
     np.testing.assert_array_equal(output, x)
     np.testing.assert_array_equal(np.signbit(output), np.signbit(x))
     np.testing.assert_array_equal(pullback(x)[0], x)
-    for platform, divisions in (("cpu", 1), ("cuda", 0), ("tpu", 0)):
-        text = jax.jit(ops.stored).trace(x).lower(lowering_platforms=(platform,)).as_text()
-        assert text.count("stablehlo.divide") == divisions
+    cases = [("cpu", "auto", 1), ("cpu", "plain", 0), ("cuda", "auto", 0), ("tpu", "auto", 0)]
+    for platform, formulation, divisions in cases:
+        traced = jax.jit(functools.partial(ops.stored, formulation=formulation)).trace(x)
+        assert traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.divide") == divisions
 
 
 def test_what_is_stored_is_computed_once():

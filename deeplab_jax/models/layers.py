@@ -210,6 +210,10 @@ class Layers:
         """Max-pooling with the part's padding and formulation."""
         return ops.max_pool(x, window=window, stride=stride, padding=self.padding, formulation=self.formulation)
 
+    def stored(self, x):
+        """The sum of a unit, computed once: see `ops.stored`."""
+        return ops.stored(x, formulation=self.formulation)
+
 
 class ConvNormAct(nn.Module):
     """Convolution without bias, BatchNorm, ReLU; `separable` makes it depthwise (atrous) then pointwise.

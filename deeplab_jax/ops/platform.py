@@ -1,10 +1,11 @@
-"""One operation in two formulations: its own on CPUs, the plain one everywhere else."""
+"""One operation in two formulations, its own on CPUs and the plain one everywhere else; and what XLA:CPU keeps."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float
 
 # Of these, convolutions and pooling are XLA's own operations, of which its partitioner knows the halos.
 UNCHANGED = ("plain", "spatial")
@@ -39,17 +40,25 @@ def on_cpu(fast: Callable, fast_backward: Callable, *, plain: Callable, plain_ba
     return operation
 
 
-@jax.custom_vjp
-def stored(x):
+def stored(x: Float[Array, "..."], *, formulation: str = "auto") -> Float[Array, "..."]:
     """The array, which a program for CPUs computes once, however many read it.
 
     XLA:CPU repeats cheap operations wherever their result is read: what reads the sum of a residual unit would compute
     those of all units before it again. A division it does not repeat, and does not know this one to be by 1.
+
+    Args:
+      x: any array; the result has its values.
+      formulation: see `deeplab_jax.ops`.
     """
+    return x if formulation in UNCHANGED else _stored(x)
+
+
+@jax.custom_vjp
+def _stored(x):
     return lax.platform_dependent(x, cpu=lambda x: x / (1 + jnp.minimum(jnp.abs(x), 0)), default=lambda x: x)
 
 
-stored.defvjp(lambda x: (stored(x), None), lambda _, cotangent: (cotangent,))
+_stored.defvjp(lambda x: (_stored(x), None), lambda _, cotangent: (cotangent,))
 
 
 def after(array, other):

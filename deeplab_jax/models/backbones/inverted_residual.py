@@ -7,7 +7,6 @@ from typing import NamedTuple
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax import ops
 from deeplab_jax.models.atrous import Unit, plan_units
 from deeplab_jax.models.layers import Layers
 
@@ -37,7 +36,7 @@ class InvertedResidual(nn.Module):
         )(x)
         x = nn.relu6(norm(name="depthwise_norm")(x))
         x = norm(name="project_norm")(conv(self.features, name="project_conv")(x))
-        return ops.stored(shortcut + x) if self.add_input else x
+        return self.layers.stored(shortcut + x) if self.add_input else x
 
 
 class Stage(NamedTuple):

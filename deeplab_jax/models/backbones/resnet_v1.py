@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax import ops
 from deeplab_jax.models.atrous import Unit, plan_units
 from deeplab_jax.models.layers import Layers
 
@@ -27,7 +26,7 @@ class BasicBlockV1(nn.Module):
         residual = norm(name="norm2")(
             conv(self.features, kernel_size=3, rate=self.unit.rate_behind, name="conv2")(residual)
         )
-        return ops.stored(nn.relu(_shortcut(self, x, self.features) + residual)), residual
+        return self.layers.stored(nn.relu(_shortcut(self, x, self.features) + residual)), residual
 
 
 class BottleneckV1(nn.Module):
@@ -52,7 +51,7 @@ class BottleneckV1(nn.Module):
         )
         residual = nn.relu(norm(name="norm2")(residual))
         residual = norm(name="norm3")(conv(expanded, name="conv3")(residual))
-        return ops.stored(nn.relu(_shortcut(self, x, expanded) + residual)), residual
+        return self.layers.stored(nn.relu(_shortcut(self, x, expanded) + residual)), residual
 
 
 def _shortcut(block: nn.Module, x: Array, features: int) -> Array:
