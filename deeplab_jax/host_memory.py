@@ -23,8 +23,8 @@ VARIABLE = "GLIBC_TUNABLES"
 # Pages of 2 MiB; no block is the system's own mapping, which it would take back when freed; nothing is given back.
 TUNABLES = f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**40}"
 
-_COMPILED = "/jax/core/compile/backend_compile_duration"
-_LONG = 0.5  # seconds
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # the event of `jax.monitoring`
+_LONG = 0.5  # seconds: what less leaves behind is small, and a program that kept its memory would fault it in again
 
 
 def keep_memory() -> None:

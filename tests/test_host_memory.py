@@ -132,9 +132,9 @@ def test_a_step_finds_the_memory_of_the_one_before():
 
 # What a compiler leaves: small pieces in use between free ones, which keep the free ones from the system.
 _COMPILES = """
-import json, resource
+import resource, sys
 from deeplab_jax import host_memory
-host_memory._LONG = float(__import__("sys").argv[1])
+host_memory._LONG = float(sys.argv[1])
 host_memory.prepare_jax()
 import jax
 import jax.numpy as jnp
