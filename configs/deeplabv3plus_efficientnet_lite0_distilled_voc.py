@@ -43,10 +43,7 @@ show objects larger than whole pictures at 257x257 do. The preset `deeplab_v3_pl
 The teacher's file scores .7202 at 257x257 and .7207 at its own 513x513.
 """
 
-from deeplab_jax.config import load_config, parse_arg
-from deeplab_jax.errors import UserError
-
-_ARGUMENTS = ("size", "steps", "rate", "init")
+from deeplab_jax.config import load_config, parse_leg
 
 
 def _weights(objects, hard=None):
@@ -61,7 +58,9 @@ def _weights(objects, hard=None):
 # Rates are of the head; `backbone` is the backbone's share of them.
 _COMMON = {
     "init": "",
+    "teacher": "",
     "size": 193,
+    "batch": 8,
     "resize": "scale_crop",
     "scale_range": (0.4, 1.1),
     "backbone": 0.25,
@@ -71,7 +70,7 @@ _COMMON = {
     "teacher_weight": 0.5,
     "ema_decay": 0.998,
 }
-_LEGS = {
+_CHANGES = {
     1: {"init": "efficientnet_lite0_imagenet", "steps": 5200, "rate": 0.2},
     2: {"size": 225, "scale_range": (0.5, 1.3), "steps": 1600, "rate": 0.1, "ema_decay": 0.995},
     3: {"steps": 520, "rate": 0.05, "ema_decay": 0.99},
@@ -86,33 +85,29 @@ _LEGS = {
         "class_weights": _weights(1.5, hard=2.5), "teacher_weight": 0.7,
     },
 }  # fmt: skip
+_LEGS = {leg: _COMMON | changes for leg, changes in _CHANGES.items()}
 
 
 def get_config(arg=None):
     """Arguments: `leg`, `teacher` and `init` (presets or folders), `size` (of the input), `batch`, `steps`, `rate`."""
-    arg = parse_arg(arg, leg=1, teacher="", init="", size=None, batch=8, steps=None, rate=None)
-    if arg.leg not in _LEGS:
-        raise UserError(f"leg={arg.leg} does not exist; there are {', '.join(map(str, _LEGS))}")
-    leg = _COMMON | _LEGS[arg.leg] | {name: arg[name] for name in _ARGUMENTS if arg[name]}
-    if not leg["init"]:
-        raise UserError(f"leg {arg.leg} starts from the one before: give its workdir, init=FOLDER")
+    leg = parse_leg(arg, _LEGS, settable=("teacher", "init", "size", "batch", "steps", "rate"))
     config = load_config(
         "deeplabv3plus_efficientnet_lite0_voc",
-        size=leg["size"], batch=arg.batch, steps=leg["steps"], rate=leg["rate"], init=leg["init"],
+        size=leg.size, batch=leg.batch, steps=leg.steps, rate=leg.rate, init=leg.init,
     )  # fmt: skip
 
-    config.model.atrous_rates = leg["atrous_rates"]
-    config.data.resize = leg["resize"]
-    config.data.scale_range = leg["scale_range"]
+    config.model.atrous_rates = leg.atrous_rates
+    config.data.resize = leg.resize
+    config.data.scale_range = leg.scale_range
     config.data.scale_step = 0.0
     config.data.color_jitter = 0.3
     config.data.repeat_threshold = 0.15
 
-    config.optimizer.learning_rate_multipliers.backbone = leg["backbone"]
-    config.optimizer.frozen = leg["frozen"]
-    config.train.ema_decay = leg["ema_decay"]
-    config.loss.class_weights = leg["class_weights"]
-    config.loss.teacher = arg.teacher or None
-    config.loss.teacher_weight = leg["teacher_weight"]
+    config.optimizer.learning_rate_multipliers.backbone = leg.backbone
+    config.optimizer.frozen = leg.frozen
+    config.train.ema_decay = leg.ema_decay
+    config.loss.class_weights = leg.class_weights
+    config.loss.teacher = leg.teacher or None
+    config.loss.teacher_weight = leg.teacher_weight
     config.checkpoint.every_percent = 5.0
     return config

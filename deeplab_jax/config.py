@@ -193,6 +193,26 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     return ConfigDict(values)
 
 
+def parse_leg(arg: str | None, legs: Mapping[int, Mapping[str, Any]], settable: Sequence[str]) -> ConfigDict:
+    """The settings of one leg of a run, whose legs begin with the weights of the one before.
+
+    Args:
+      arg: what `get_config` received. `leg` chooses, 1 if not given; the others replace settings.
+      legs: the settings of each by its number. `init` are the weights it begins with, "" where they have to be given.
+      settable: the settings that `arg` can replace: text, and numbers.
+
+    Raises:
+      UserError: as `parse_arg`; there is no such leg; a leg without weights to begin with.
+    """
+    given = parse_arg(arg, leg=1, **{name: "" if isinstance(legs[1][name], str) else None for name in settable})
+    if given.leg not in legs:
+        raise UserError(f"leg={given.leg} does not exist{suggest(str(given.leg), legs)}")
+    settings = {**legs[given.leg], **{name: given[name] for name in settable if given[name]}}
+    if not settings["init"]:
+        raise UserError(f"leg {given.leg} begins with the weights of the one before: give its workdir, init=FOLDER")
+    return ConfigDict(settings)
+
+
 def suggest(name: str, known) -> str:
     """The end of an error message about a name that does not exist: the nearest one, or all there are."""
     known = [str(other) for other in known]

@@ -22,6 +22,7 @@ from deeplab_jax.config import (
     load_config,
     mesh_sizes,
     parse_arg,
+    parse_leg,
     suggest,
     to_dict,
     validate,
@@ -80,6 +81,35 @@ def test_suggest_names_the_nearest_or_all():
 
 
 # ---- Finding and loading ----
+
+
+LEGS = {1: {"init": "imagenet", "rate": 0.1, "rates": (6, 12)}, 2: {"init": "", "rate": 0.05, "rates": (3, 6)}}
+
+
+@pytest.mark.parametrize(
+    ("arg", "settings"),
+    [
+        (None, LEGS[1]),
+        ("rate=0.2,init=other", {"init": "other", "rate": 0.2, "rates": (6, 12)}),
+        ("leg=2,init=runs/leg1", {"init": "runs/leg1", "rate": 0.05, "rates": (3, 6)}),
+    ],
+)
+def test_a_leg_has_its_settings_and_what_replaces_them(arg, settings):
+    assert parse_leg(arg, LEGS, settable=("init", "rate")).to_dict() == settings
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("leg=3", "leg=3 does not exist; choose from 1, 2"),
+        ("leg=2", "leg 2 begins with the weights of the one before: give its workdir, init=FOLDER"),
+        ("rates=3", "'rates' does not exist; did you mean rate?"),
+        ("rate=fast", "rate='fast' is not a number"),
+    ],
+)
+def test_a_mistaken_leg_is_named(arg, message):
+    with pytest.raises(UserError, match=message):
+        parse_leg(arg, LEGS, settable=("init", "rate"))
 
 
 def test_a_config_is_found_by_path_and_by_name(tmp_path, monkeypatch):

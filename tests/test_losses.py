@@ -82,12 +82,18 @@ def test_keras_cross_entropy_counts_the_void_but_not_what_does_not_exist(float64
     assert count == cropped_count == 32
 
 
-@BOTH
-def test_gradients_equal_central_differences(float64, loss):
+@pytest.mark.parametrize(
+    ("loss", "teacher_weight"),
+    [(softmax_cross_entropy, 0.0), (softmax_cross_entropy, 0.3), (keras_categorical_cross_entropy, 0.0)],
+)
+def test_gradients_equal_central_differences(float64, loss, teacher_weight):
     logits, labels = batch(dtype=np.float64)
+    options = {"class_weights": WEIGHTS, "label_smoothing": 0.1, "where": labels != 2}
+    if teacher_weight:
+        options |= {"teacher_logits": logits[::-1], "teacher_weight": teacher_weight}
 
     def total(x):
-        return loss(x, labels, class_weights=WEIGHTS, label_smoothing=0.1)[0]
+        return loss(x, labels, **options)[0]
 
     direction = jnp.asarray(np.random.default_rng(1).normal(size=logits.shape))
     slope = (total(logits + 1e-5 * direction) - total(logits - 1e-5 * direction)) / 2e-5
