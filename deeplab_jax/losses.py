@@ -59,20 +59,22 @@ def _pixel_losses(logits, labels, teacher_logits, label_smoothing, teacher_weigh
 
     With a gradient in closed form: differentiated step by step, `logsumexp` keeps an array of the logits' size.
     """
-    target = _target(logits, labels, teacher_logits, label_smoothing, teacher_weight)
-    # sum(target) is 1 where a pixel is labelled: -sum(target * log_softmax) without storing log_softmax
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(target * logits, axis=-1)
+    return _pixel_losses_forward(logits, labels, teacher_logits, label_smoothing, teacher_weight)[0]
 
 
 def _pixel_losses_forward(logits, labels, teacher_logits, label_smoothing, teacher_weight):
-    losses = _pixel_losses(logits, labels, teacher_logits, label_smoothing, teacher_weight)
-    return losses, (logits, labels, teacher_logits)
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    target = _target(logits, labels, teacher_logits, label_smoothing, teacher_weight)
+    # sum(target) is 1 where a pixel is labelled: -sum(target * log_softmax) without storing log_softmax
+    losses = log_normaliser - jnp.sum(target * logits, axis=-1)
+    return losses, (logits, labels, teacher_logits, log_normaliser)
 
 
 def _pixel_losses_backward(label_smoothing, teacher_weight, kept, cotangents):
-    logits, labels, teacher_logits = kept
+    logits, labels, teacher_logits, log_normaliser = kept
     target = _target(logits, labels, teacher_logits, label_smoothing, teacher_weight)
-    return (jax.nn.softmax(logits, axis=-1) - target) * cotangents[..., None], None, None
+    probabilities = jnp.exp(logits - log_normaliser[..., None])
+    return (probabilities - target) * cotangents[..., None], None, None
 
 
 _pixel_losses.defvjp(_pixel_losses_forward, _pixel_losses_backward)
