@@ -207,7 +207,7 @@ def parse_leg(arg: str | None, legs: Mapping[int, Mapping[str, Any]], settable: 
     given = parse_arg(arg, leg=1, **{name: "" if isinstance(legs[1][name], str) else None for name in settable})
     if given.leg not in legs:
         raise UserError(f"leg={given.leg} does not exist{suggest(str(given.leg), legs)}")
-    settings = {**legs[given.leg], **{name: given[name] for name in settable if given[name]}}
+    settings = {**legs[given.leg], **{name: given[name] for name in settable if given[name] not in (None, "")}}
     if not settings["init"]:
         raise UserError(f"leg {given.leg} begins with the weights of the one before: give its workdir, init=FOLDER")
     return ConfigDict(settings)

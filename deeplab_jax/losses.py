@@ -37,7 +37,7 @@ def softmax_cross_entropy(
         () for ones.
       label_smoothing: s moves the target from 1 to 1 - s + s / classes, and from 0 to s / classes.
       teacher_logits: of another network on the same pictures, whose probabilities join the target (arXiv 1503.02531,
-        section 2, at temperature 1). They are constants: the loss has no gradient in them.
+        section 2, at temperature 1).
       teacher_weight: w makes the target (1 - w) * labels + w * probabilities.
       where: pixels that exist; others add nothing.
 
@@ -46,46 +46,17 @@ def softmax_cross_entropy(
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     counted = labels != IGNORE_LABEL if where is None else (labels != IGNORE_LABEL) & where
-    pixel_losses = _pixel_losses(logits, labels, teacher_logits, label_smoothing, teacher_weight)
+    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+    target = _smooth(_one_hot(labels, logits), label_smoothing)
+    if teacher_logits is not None:
+        probabilities = jax.nn.softmax(teacher_logits.astype(logits.dtype), axis=-1)
+        target = (1 - teacher_weight) * target + teacher_weight * probabilities
+    # sum(target) is 1 where a pixel is labelled: -sum(target * log_softmax) without storing log_softmax
+    pixel_losses = log_normaliser - jnp.sum(target * logits, axis=-1)
     if not class_weights:
         return jnp.sum(jnp.where(counted, pixel_losses, 0)), jnp.sum(counted, dtype=jnp.int32)
     weights = jnp.where(counted, _pixel_weights(labels, logits, class_weights), 0)
     return jnp.sum(jnp.where(counted, pixel_losses, 0) * weights), jnp.sum(weights)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _pixel_losses(logits, labels, teacher_logits, label_smoothing, teacher_weight):
-    """Cross-entropy of each pixel; arbitrary where a pixel is void.
-
-    With a gradient in closed form: differentiated step by step, `logsumexp` keeps an array of the logits' size.
-    """
-    return _pixel_losses_forward(logits, labels, teacher_logits, label_smoothing, teacher_weight)[0]
-
-
-def _pixel_losses_forward(logits, labels, teacher_logits, label_smoothing, teacher_weight):
-    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
-    target = _target(logits, labels, teacher_logits, label_smoothing, teacher_weight)
-    # sum(target) is 1 where a pixel is labelled: -sum(target * log_softmax) without storing log_softmax
-    losses = log_normaliser - jnp.sum(target * logits, axis=-1)
-    return losses, (logits, labels, teacher_logits, log_normaliser)
-
-
-def _pixel_losses_backward(label_smoothing, teacher_weight, kept, cotangents):
-    logits, labels, teacher_logits, log_normaliser = kept
-    target = _target(logits, labels, teacher_logits, label_smoothing, teacher_weight)
-    probabilities = jnp.exp(logits - log_normaliser[..., None])
-    return (probabilities - target) * cotangents[..., None], None, None
-
-
-_pixel_losses.defvjp(_pixel_losses_forward, _pixel_losses_backward)
-
-
-def _target(logits, labels, teacher_logits, label_smoothing, teacher_weight):
-    target = _smooth(_one_hot(labels, logits), label_smoothing)
-    if teacher_logits is None:
-        return target
-    probabilities = jax.nn.softmax(teacher_logits.astype(logits.dtype), axis=-1)
-    return (1 - teacher_weight) * target + teacher_weight * probabilities
 
 
 def keras_categorical_cross_entropy(

@@ -91,6 +91,7 @@ LEGS = {1: {"init": "imagenet", "rate": 0.1, "rates": (6, 12)}, 2: {"init": "", 
     [
         (None, LEGS[1]),
         ("rate=0.2,init=other", {"init": "other", "rate": 0.2, "rates": (6, 12)}),
+        ("rate=0", {"init": "imagenet", "rate": 0, "rates": (6, 12)}),
         ("leg=2,init=runs/leg1", {"init": "runs/leg1", "rate": 0.05, "rates": (3, 6)}),
     ],
 )

@@ -210,7 +210,7 @@ class Layers:
         """Max-pooling with the part's padding and formulation."""
         return ops.max_pool(x, window=window, stride=stride, padding=self.padding, formulation=self.formulation)
 
-    def stored(self, x):
+    def stored(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
         """The sum of a unit, computed once: see `ops.stored`."""
         return ops.stored(x, formulation=self.formulation)
 

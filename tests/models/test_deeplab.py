@@ -1,5 +1,7 @@
 """The whole network: parameters, orders of computation, sizes, output strides, dtypes."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,6 +197,23 @@ def test_frozen_norm_statistics_stay_and_are_used_in_training():
     evaluated, _ = evaluate(model, variables, images)
     np.testing.assert_array_equal(trained, evaluated)
     jax.tree.map(np.testing.assert_array_equal, updates, variables["batch_stats"])
+
+
+@pytest.mark.parametrize(
+    ("backbone", "formulation", "count"),
+    [
+        ("resnet10_v1_slim", "auto", 2),  # of 4 sums
+        ("mobilenet_v2", "auto", 10),  # of 10
+        ("mobilenet_v2", "plain", 0),
+    ],
+)
+def test_so_many_residual_sums_are_stored_on_processors(backbone, formulation, count):
+    model = build_model(small_model_config(backbone), CLASSES, formulation=formulation)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.uint8), train=False))
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
+    lowered = jax.jit(lambda variables, images: model.apply(variables, images, train=False)).lower(variables, images)
+    # nothing but `ops.stored` has absolute values of pictures
+    assert len(re.findall(r"stablehlo\.abs \S+ : tensor<(\d+x){4}f32>", lowered.as_text())) == count
 
 
 @pytest.mark.parametrize(
