@@ -66,6 +66,7 @@ _COMMON = {
     "backbone": 0.25,
     "frozen": (),
     "atrous_rates": (6, 12, 18),
+    "optimizer": "sgd",
     "class_weights": (),
     "teacher_weight": 0.5,
     "ema_decay": 0.998,
@@ -84,7 +85,13 @@ _CHANGES = {
         "steps": 2600, "rate": 0.03, "backbone": 0.5, "frozen": ("backbone/stem*", "backbone/stage[1-3]*"),
         "class_weights": _weights(1.5, hard=2.5), "teacher_weight": 0.7,
     },
+    7: {
+        "size": 257, "resize": "resized_crop", "scale_range": (0.55, 1.0), "atrous_rates": (3, 6, 9),
+        "optimizer": "adam", "steps": 300, "rate": 0.0005, "backbone": 0.5,
+        "class_weights": _weights(1.5), "teacher_weight": 0.7,
+    },
 }  # fmt: skip
+_CHANGES[8] = _CHANGES[7] | {"steps": 900, "rate": 0.0003, "ema_decay": 0.99}
 _LEGS = {leg: _COMMON | changes for leg, changes in _CHANGES.items()}
 
 
@@ -103,6 +110,11 @@ def get_config(arg=None):
     config.data.color_jitter = 0.3
     config.data.repeat_threshold = 0.15
 
+    config.optimizer.name = leg.optimizer
+    if leg.optimizer == "adam":  # AdamW
+        config.optimizer.nesterov = False
+        config.optimizer.weight_decay = 0.01
+        config.optimizer.weight_decay_rule = "decoupled_all"
     config.optimizer.learning_rate_multipliers.backbone = leg.backbone
     config.optimizer.frozen = leg.frozen
     config.train.ema_decay = leg.ema_decay

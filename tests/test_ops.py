@@ -1,6 +1,8 @@
 """Every operation equals an independent reference, and every formulation of it equals the plain one."""
 
 import functools
+import math
+from unittest import mock
 
 import cv2
 import flax.linen as nn
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplab_jax import ops
-from deeplab_jax.ops import conv
+from deeplab_jax.ops import conv, winograd
 
 # In float64, sums of a few hundred products of order 1 round by about 1e-14; 1e-9 leaves room and catches any real
 # difference of a formulation.
@@ -32,6 +34,8 @@ def float64():
 def few_values(monkeypatch):
     """Pictures of a few pixels on either side of what is small."""
     monkeypatch.setattr(conv, "_SMALL_VALUES", 300)
+    monkeypatch.setattr(winograd, "_LEAST_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(winograd, "_BAND_VALUES", 8000)
 
 
 def random(shape, seed=0):
@@ -114,6 +118,51 @@ def test_conv2d_formulations_are_equal(size, window, stride, rate, padding):
         random((2, *size, 3)),
         random((window, window, 3, 4), seed=1),
     )
+
+
+@few
+@given(
+    size=sizes,
+    rate=st.integers(1, 3),
+    padding=paddings,
+    features=st.integers(1, 4),
+    band_values=st.sampled_from([1, 100, 10**6]),  # bands of a row of tiles, of a few, and all in one
+)
+def test_conv2d_by_tiles_equals_the_plain_one(size, rate, padding, features, band_values):
+    settings = {"_LEAST_CHANNELS": 1, "_WORTHWHILE": math.inf, "_BAND_VALUES": band_values}
+    with mock.patch.object(conv, "_SPARSE_SHARE", -1), mock.patch.multiple(winograd, **settings):
+        assert_formulations_equal(
+            lambda x, kernel, formulation: ops.conv2d(x, kernel, rate=rate, padding=padding, formulation=formulation),
+            random((2, *size, 3)),
+            random((3, 3, 3, features), seed=1),
+        )
+
+
+def multiplications(function, *shapes):
+    """As XLA counts them, of a program for this processor."""
+    analysis = jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).cost_analysis()
+    return analysis["flops"] / 2
+
+
+@pytest.mark.parametrize(
+    ("share", "options", "x", "kernel"),
+    [
+        (4 / 9, {}, (1, 32, 32, 256), (3, 3, 256, 256)),
+        (4 / 9, {"rate": 2}, (4, 32, 32, 512), (3, 3, 512, 512)),
+        (4 / 9 * 36**2 / 32**2, {"rate": 6}, (1, 32, 32, 512), (3, 3, 512, 256)),
+        (1, {"stride": 2}, (1, 64, 64, 128), (3, 3, 128, 128)),
+        (1, {}, (1, 512, 512, 3), (3, 3, 3, 64)),  # thin
+        (1, {}, (1, 16, 16, 64), (3, 3, 64, 64)),  # small
+        ((42 / 54) ** 2, {"rate": 6}, (1, 18, 18, 256), (3, 3, 256, 256)),  # tiles of 24x24
+        (1, {}, (1, 64, 64, 64), (5, 5, 64, 64)),
+    ],
+)
+def test_large_3x3_convolutions_make_four_multiplications_for_nine(monkeypatch, share, options, x, kernel):
+    monkeypatch.undo()  # of what is small
+    operation = functools.partial(ops.conv2d, **options)
+    taps = math.prod(kernel) * x[0] * math.prod(size // options.get("stride", 1) for size in x[1:3])
+    # The sums of tiles count too. XLA leaves out the products of padding.
+    assert multiplications(operation, x, kernel) / taps == pytest.approx(share, rel=0.12)
 
 
 @few
@@ -413,6 +462,10 @@ FORMULATED = {
     "3x3, uneven bands": (ops.conv2d, {}, (8, 13, 3, 50), (3, 3, 50, 4)),
     "7x7, bands of stride 2": (ops.conv2d, {"stride": 2}, (8, 32, 9, 3), (7, 7, 3, 4)),
     "3x3, uneven bands of stride 3": (ops.conv2d, {"stride": 3}, (8, 29, 7, 5), (3, 3, 5, 4)),
+    "3x3, tiles": (ops.conv2d, {}, (8, 8, 6, 32), (3, 3, 32, 33)),
+    "3x3, tiles beyond the border": (ops.conv2d, {}, (8, 7, 9, 32), (3, 3, 32, 32)),
+    "3x3, uneven bands of tiles": (ops.conv2d, {}, (8, 26, 6, 32), (3, 3, 32, 32)),
+    "3x3, tiles of rate 2": (ops.conv2d, {"rate": 2}, (8, 16, 8, 32), (3, 3, 32, 32)),
     "depthwise": (ops.depthwise_conv2d, {}, (8, 8, 6, 5), (3, 3, 1, 5)),
     "strided depthwise": (ops.depthwise_conv2d, {"stride": 2}, (8, 9, 6, 5), (5, 5, 1, 5)),
     "sparse depthwise": (ops.depthwise_conv2d, {"rate": 5}, (8, 8, 6, 5), (3, 3, 1, 5)),

@@ -12,6 +12,7 @@ from jax import lax
 from jax.export import is_symbolic_dim
 from jaxtyping import Array, Bool, Float
 
+from deeplab_jax.ops import winograd
 from deeplab_jax.ops.padding import explicit_padding, lax_padding
 from deeplab_jax.ops.platform import UNCHANGED, after, on_cpu, transposed
 
@@ -43,10 +44,11 @@ def conv2d(
 ) -> Float[Array, "batch out_height out_width features"]:
     """Convolves with a dense kernel whose taps are `rate` pixels apart; the output has ceil(size / stride) pixels.
 
-    On CPUs a 1x1 convolution is a matrix product, which XLA:CPU runs several times faster forwards and backwards, and
-    an atrous convolution most of whose taps fall outside the picture is a matrix product for each tap, of the part of
-    the picture that the tap meets. XLA:CPU's other convolutions run at the speed of its matrix products, but for the
-    kernel's gradient: see `_SMALL_VALUES`.
+    On CPUs a 1x1 convolution is a matrix product, which XLA:CPU runs several times faster forwards and backwards. An
+    atrous convolution most of whose taps fall outside the picture is a matrix product for each tap, of the part of the
+    picture that the tap meets. Other large 3x3 convolutions of stride 1 make fewer multiplications, see
+    `deeplab_jax.ops.winograd`. What is left runs at the speed of XLA:CPU's matrix products, but for the kernel's
+    gradient: see `_SMALL_VALUES`.
 
     Args:
       x: the pictures or features.
@@ -134,14 +136,29 @@ def conv2d(
         (x_cotangent,) = jax.linear_transpose(lambda x: plain(x, later), x)(cotangent)
         return x_cotangent, of_kernel
 
+    def wide(*arrays):
+        return (array.astype(_accumulator(array.dtype)) for array in arrays)
+
+    def few_products(x, kernel):
+        return winograd.convolve(*wide(x, kernel), rate=rate).astype(x.dtype)
+
+    def few_products_backward(x, kernel, cotangent):
+        x = after(x, cotangent)
+        of_kernel = winograd.kernel_gradient(*wide(x, cotangent), rate=rate).astype(kernel.dtype)
+        of_pixels = winograd.pixel_gradient(*wide(after(kernel, of_kernel), cotangent), rate=rate)
+        return of_pixels.astype(x.dtype), of_kernel
+
     if formulation in UNCHANGED:
         return plain(x, kernel)
     if kernel.shape[:2] == (1, 1):
         return on_cpu(matmul, matmul_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
     if stride == 1 and meeting.share() <= _SPARSE_SHARE:
         return on_cpu(taps, taps_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
-    # A batch that is a symbol is exported, without gradients.
-    if not is_symbolic_dim(x.size) and x.size > _SMALL_VALUES:
+    if is_symbolic_dim(x.size):  # exported, without gradients
+        return on_cpu(plain, transposed(plain, in_order=True), plain=plain, plain_backward=transposed(plain))(x, kernel)
+    if winograd.is_worthwhile(x.shape[1:3], kernel.shape, batch=x.shape[0], stride=stride, rate=rate):
+        return on_cpu(few_products, few_products_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
+    if x.size > _SMALL_VALUES:
         return on_cpu(plain, banded_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
     return on_cpu(plain, transposed(plain, in_order=True), plain=plain, plain_backward=transposed(plain))(x, kernel)
 
