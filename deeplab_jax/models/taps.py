@@ -18,7 +18,7 @@ from deeplab_jax import ops
 from deeplab_jax.models.layers import Conv, DepthwiseConv
 
 
-def met_taps(model: nn.Module, image_size: Sequence[int]) -> dict[tuple[str, ...], np.ndarray]:
+def met_taps_of_kernels(model: nn.Module, image_size: Sequence[int]) -> dict[tuple[str, ...], np.ndarray]:
     """For the path of every kernel, its taps (rows, columns) that meet a picture of `image_size`; computes nothing."""
     met: dict[tuple[str, ...], np.ndarray] = {}
 
@@ -45,7 +45,7 @@ def zero_unmet_taps(params: Any, model: nn.Module, image_size: Sequence[int]) ->
     were drawn; docs/evaluation.md, "Sizes", has what that is worth.
     """
     flat = flax.traverse_util.flatten_dict(params)
-    for path, taps in met_taps(model, image_size).items():
+    for path, taps in met_taps_of_kernels(model, image_size).items():
         if not taps.all():
             flat[path] = jnp.where(taps[..., None, None], flat[path], 0)
     return flax.traverse_util.unflatten_dict(flat)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from deeplab_jax.models import build_model
-from deeplab_jax.models.taps import met_taps, zero_unmet_taps
+from deeplab_jax.models.taps import met_taps_of_kernels, zero_unmet_taps
 from tests.models.test_deeplab import CLASSES, evaluate, random_images, random_variables, small_model_config
 
 MODEL = build_model(small_model_config(atrous_rates=(1, 3), aspp_separable=True), CLASSES)
@@ -16,10 +16,10 @@ def kernels(params):
 
 
 def test_only_taps_of_rates_as_large_as_the_features_meet_nothing():
-    unmet = {path: taps for path, taps in met_taps(MODEL, SIZE).items() if not taps.all()}
+    unmet = {path: taps for path, taps in met_taps_of_kernels(MODEL, SIZE).items() if not taps.all()}
     assert list(unmet) == [("aspp", "branch_atrous2", "depthwise_conv", "kernel")]
     np.testing.assert_array_equal(*unmet.values(), [[False] * 3, [False, True, False], [False] * 3])
-    assert all(taps.all() for taps in met_taps(MODEL, (64, 64)).values())
+    assert all(taps.all() for taps in met_taps_of_kernels(MODEL, (64, 64)).values())
 
 
 def test_zeros_in_unmet_taps_change_larger_pictures_alone():
