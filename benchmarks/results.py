@@ -15,10 +15,10 @@ Written by `python -m benchmarks` from `results.json`; see [README.md](README.md
 it. Times are median (least - most) of all repetitions after the warm-up. A ratio is ours / peer: the median (least -
 most) over repetitions that two processes took in turn, or, where the last column counts pairs alone, over pairs of
 processes that ran one after the other; below 1 ours is faster. Memory is the process' largest resident set, ratio ours
-/ peer. GFLOP/s count the multiply-adds of the network's convolutions, tap by tap, twice, and of a train step three times
-(forward, input gradients, weight gradients): no resizing, no recomputation. Of large 3x3 convolutions ours makes four
-multiplications for nine of these (`deeplab_jax/ops/winograd.py`; rows of its commit and later). The share is of the
-float32 matrix product's rate, measured in the same pairs.
+/ peer. GFLOP/s count the multiply-adds of the network's convolutions, tap by tap, twice, and of a train step three
+times (forward, input gradients, weight gradients): no resizing, no recomputation. Of large 3x3 convolutions ours makes
+four multiplications for nine of these (`deeplab_jax/ops/winograd.py`; rows of its commit and later). The share is of
+the float32 matrix product's rate, measured in the same pairs.
 """
 _COLUMNS = ("work", "peer", "ours", "peer's", "ratio", "goal", "memory", "GFLOP/s", "share", "measured")
 
