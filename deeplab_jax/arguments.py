@@ -247,7 +247,9 @@ def _add_export(export: argparse.ArgumentParser) -> None:
 
 
 def _add_convert(convert: argparse.ArgumentParser) -> None:
-    convert.add_argument("file", type=pathlib.Path, metavar="FILE|FOLDER")
+    convert.add_argument(
+        "files", type=pathlib.Path, nargs="+", metavar="FILE|FOLDER", help="of several, the mean of their variables"
+    )
     convert.add_argument("--from", dest="format", required=True, metavar="FORMAT", help=FORMATS)
     convert.add_argument("--output", type=pathlib.Path, required=True, metavar="FOLDER")
     convert.add_argument("--size", type=_size, metavar="HxW", help="of the network's input; default: as it was")

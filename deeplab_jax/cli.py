@@ -221,9 +221,9 @@ def _demo(args: argparse.Namespace, rest: Sequence[str], console: Console) -> No
 
 
 def _convert(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
-    from deeplab_jax.pretrained import import_file, native
+    from deeplab_jax.pretrained import average, import_file, native
 
-    network = import_file(args.file, args.format)
+    network = average([import_file(file, args.format) for file in args.files])
     if args.size is not None:
         network = dataclasses.replace(network, image_size=args.size)
     native.save(network, args.output, half=args.half)

@@ -1,5 +1,6 @@
 """The command: exit codes, one line for a mistake, overrides, and the run that everything starts with."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -378,6 +379,27 @@ def test_a_file_is_converted_reported_and_not_overwritten(run, tmp_path):
     assert run(*again)[0] == 0
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "net" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_several_networks_become_the_mean_of_their_variables(run, trained, tmp_path):
+    network = load(trained)
+    for name, factor in (("one", 1), ("three", 3)):
+        variables = jax.tree.map(lambda leaf, factor=factor: factor * leaf, network.variables)
+        native.save(dataclasses.replace(network, variables=variables), tmp_path / name)
+    sources = tmp_path / "one", tmp_path / "three"
+    code, _, err = run("convert", "--from", "deeplab_jax", *sources, "--output", tmp_path / "mean")
+    assert code == 0
+    assert "the mean of 2 networks' variables" in err
+    jax.tree.map(
+        lambda mean, leaf: np.testing.assert_allclose(mean, 2 * leaf, rtol=1e-6),  # one rounding
+        load(tmp_path / "mean").variables,
+        network.variables,
+    )
+    other = network.model.copy_and_resolve_references()
+    other.align_corners = not other.align_corners
+    native.save(dataclasses.replace(network, model=other), tmp_path / "other")
+    arguments = ("convert", "--from", "deeplab_jax", tmp_path / "one", tmp_path / "other", "--output", tmp_path / "no")
+    _fails_with_one_line(run(*arguments), "network 2 is another one than the first, or of other classes")
 
 
 def test_a_run_becomes_a_folder_to_hand_on(run, trained, tmp_path):

@@ -13,7 +13,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models import PARTS, DeepLabV3Plus, abstract_variables, build_model
 from deeplab_jax.pretrained import native, workdir
 from deeplab_jax.pretrained.merge import merge
-from deeplab_jax.pretrained.network import PretrainedNetwork
+from deeplab_jax.pretrained.network import PretrainedNetwork, average
 from deeplab_jax.train_state import TrainState, init_variables
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "DEFAULT_PRESET",
     "FORMATS",
     "PretrainedNetwork",
+    "average",
     "from_preset",
     "import_file",
     "init_from",

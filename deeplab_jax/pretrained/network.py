@@ -4,10 +4,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import base_config
+from deeplab_jax.errors import UserError
 from deeplab_jax.labels import VOC, VOC_CLASS_NAMES, LabelSet
 from deeplab_jax.models import abstract_variables, build_model
 
@@ -32,6 +35,28 @@ class PretrainedNetwork:
     protocol: str = "whole"
     image_size: tuple[int, int] | None = None
     report: Sequence[str] = ()
+
+
+def average(networks: Sequence[PretrainedNetwork]) -> PretrainedNetwork:
+    """The first network, with the mean of the variables of all: a model soup (arXiv 2203.05482).
+
+    It pays for networks that one training led to, or several from one start.
+
+    Raises:
+      UserError: another network than the first, or of other classes.
+    """
+    first, *others = networks
+    for number, network in enumerate(others, 2):
+        if network.model.to_dict() != first.model.to_dict() or network.labels != first.labels:
+            raise UserError(
+                f"network {number} is another one than the first, or of other classes: they have no average"
+            )
+    variables = jax.tree.map(
+        lambda *arrays: np.mean(arrays, axis=0, dtype=np.float64).astype(np.float32),
+        *(network.variables for network in networks),
+    )
+    report = (f"the mean of {len(networks)} networks' variables",) if others else ()
+    return dataclasses.replace(first, variables=variables, report=(*first.report, *report))
 
 
 def model_config(**fields: Any) -> ConfigDict:
