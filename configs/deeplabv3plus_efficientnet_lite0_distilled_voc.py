@@ -36,11 +36,11 @@ AdamW, which in 300 steps gained more than SGD in the 2,600 before. The preset
 `deeplab_v3_plus_efficientnet_lite0_pascalvoc` is the mean of legs 7 and 8, weight by weight, chosen over either on
 these pictures:
 
-    input                                          leg 5, zeroed taps  leg 6         leg 7         leg 8         mean
-    257x257                                        .5364, .8787        .5254, .8715  .5305, .8765  .5445, .8831  .5412, .8807
-    321x321, the preset's                          .5485, .8868        .5538, .8847  .5620, .8889  .5577, .8917  .5669, .8924
-    385x385                                        .5459, .8871        .5556, .8874                .5606, .8950
-    321x321, scales of .75, 1, 1.25, mirrored too  .5726, .8971        .5760, .8931                              .5926, .9019
+    input                        leg 5, zeroed taps  leg 6         leg 7         leg 8         mean
+    257x257                      .5364, .8787        .5254, .8715  .5305, .8765  .5445, .8831  .5412, .8807
+    321x321, the preset's        .5485, .8868        .5538, .8847  .5620, .8889  .5577, .8917  .5669, .8924
+    385x385                      .5459, .8871        .5556, .8874                .5606, .8950
+    .75, 1, 1.25 of 321, flipped .5726, .8971        .5760, .8931                              .5926, .9019
 
 150 steps more of SGD behind leg 6, on whole pictures at 321x321 and the backbone frozen, gained nothing (.5535,
 .8828). A leg from leg 6 with AdamW at a rate of .0007, of 2,100 steps, was given up at step 320: its training loss had
