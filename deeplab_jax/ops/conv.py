@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from deeplab_jax.ops import winograd
 from deeplab_jax.ops.padding import explicit_padding, lax_padding
-from deeplab_jax.ops.platform import UNCHANGED, after, on_cpu, transposed
+from deeplab_jax.ops.platform import UNCHANGED, after, on_cpu, stored, transposed
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -140,7 +140,8 @@ def conv2d(
         return (array.astype(_accumulator(array.dtype)) for array in arrays)
 
     def few_products(x, kernel):
-        return winograd.convolve(*wide(x, kernel), rate=rate).astype(x.dtype)
+        # Otherwise XLA:CPU keeps, for the gradient, what the outputs are put together from and the outputs too.
+        return stored(winograd.convolve(*wide(x, kernel), rate=rate).astype(x.dtype))
 
     def few_products_backward(x, kernel, cotangent):
         x = after(x, cotangent)

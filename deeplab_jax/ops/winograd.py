@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from deeplab_jax.ops.platform import after
+
 # From this many multiplications on: below it, what 16 products and their sums cost beside the work itself counts.
 _LEAST_MULTIPLICATIONS = 5e7
 # Thin products run at a fraction of the speed.
@@ -93,7 +95,7 @@ def kernel_gradient(
         cotangents = _cotangent_matrices(bands.take(cotangent, index), rate)
         return _each(lambda total, pixels, cotangents: total + pixels.T @ cotangents, total, pixels, cotangents)
 
-    zero = jnp.zeros((channels, features), x.dtype)
+    zero = after(jnp.zeros((channels, features), x.dtype), cotangent)
     total = lax.fori_loop(0, bands.count, add_band, [[zero] * 4] * 4)
     return jnp.stack([jnp.stack(row) for row in _on_both_axes(_tap_gradients, total)])
 
@@ -112,7 +114,8 @@ def _convolve(x, weights, rate):
         outputs = jnp.stack(rows, axis=2).reshape(len(x), bands.rows, bands.columns, features)
         return lax.dynamic_update_slice_in_dim(output, outputs, index * bands.rows, axis=1)
 
-    empty = jnp.zeros((len(x), bands.count * bands.rows, bands.columns, features), x.dtype)
+    # Without a reason to wait XLA:CPU makes the outputs of all loops of a program at its start.
+    empty = after(jnp.zeros((len(x), bands.count * bands.rows, bands.columns, features), x.dtype), x)
     return lax.fori_loop(0, bands.count, put_band, empty)[:, : x.shape[1], : x.shape[2]]
 
 
