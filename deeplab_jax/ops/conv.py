@@ -46,8 +46,8 @@ def conv2d(
 
     On CPUs a 1x1 convolution is a matrix product, which XLA:CPU runs several times faster forwards and backwards. An
     atrous convolution most of whose taps fall outside the picture is a matrix product for each tap, of the part of the
-    picture that the tap meets. Other large 3x3 convolutions of stride 1 make fewer multiplications, see
-    `deeplab_jax.ops.winograd`. What is left runs at the speed of XLA:CPU's matrix products, but for the kernel's
+    picture that the tap meets. Other large 3x3 convolutions of stride 1 make fewer multiplications
+    (`ops/winograd.py`). What is left runs at the speed of XLA:CPU's matrix products, but for the kernel's
     gradient: see `_SMALL_VALUES`.
 
     Args:
