@@ -26,9 +26,9 @@ _SPARSE_SHARE = 0.6
 # parts take a half to a quarter of the time.
 _SPARSE_DEPTHWISE_SHARE = 0.6
 # Inputs of more values than this have the gradient of a dense kernel as matrix products, of a band of rows at a time:
-# XLA:CPU computes it as a convolution with a window as large as the picture, at a third to a half of the speed (512
-# channels on 32x32: 53 GFLOP/s, as products 140; 64 on 128x128: 27 and 59; the 7x7 stem on 512x512: 13 and 40). Below
-# it what a loop costs counts. Bands of 4 to 16 rows are equally fast, a whole picture leaves the cache.
+# XLA:CPU computes it as a convolution with a window as large as the picture, at a third to a half of the speed (the
+# 7x7 stem on 512x512: 13 GFLOP/s, as products 40; 3x3 of 64 channels on 128x128: 27 and 59). Below it what a loop costs
+# counts. Bands of 4 to 16 rows are equally fast, a whole picture leaves the cache.
 _SMALL_VALUES = 2e5
 _BAND = 8
 
@@ -155,11 +155,10 @@ def conv2d(
         return on_cpu(matmul, matmul_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
     if stride == 1 and meeting.share() <= _SPARSE_SHARE:
         return on_cpu(taps, taps_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
-    if is_symbolic_dim(x.size):  # exported, without gradients
-        return on_cpu(plain, transposed(plain, in_order=True), plain=plain, plain_backward=transposed(plain))(x, kernel)
-    if winograd.is_worthwhile(x.shape[1:3], kernel.shape, batch=x.shape[0], stride=stride, rate=rate):
+    fixed = not is_symbolic_dim(x.size)  # a batch that is a symbol is exported, without gradients
+    if fixed and winograd.is_worthwhile(x.shape[1:3], kernel.shape, batch=x.shape[0], stride=stride, rate=rate):
         return on_cpu(few_products, few_products_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
-    if x.size > _SMALL_VALUES:
+    if fixed and x.size > _SMALL_VALUES:
         return on_cpu(plain, banded_backward, plain=plain, plain_backward=transposed(plain))(x, kernel)
     return on_cpu(plain, transposed(plain, in_order=True), plain=plain, plain_backward=transposed(plain))(x, kernel)
 

@@ -104,7 +104,6 @@ def _convolve(x, weights, rate):
     features = weights[0][0].shape[-1]
     bands = _Bands.of(x, features, rate)
     padded = bands.with_border(x)
-    weights = _each(lax.optimization_barrier, weights)  # otherwise every band computes them
 
     def put_band(index, output):
         pixels = _pixel_matrices(bands.take(padded, index, border=2 * rate), rate)
