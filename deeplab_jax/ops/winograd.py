@@ -57,7 +57,8 @@ def convolve(
       kernel: the taps, for each input channel and each output feature.
       rate: the atrous rate: pixels from tap to tap.
     """
-    return _convolve(x, _kernel_matrices(kernel, range(3)), rate)
+    # After the pictures, or XLA:CPU computes the matrices of all kernels of a program at its start, and keeps them.
+    return _convolve(x, _kernel_matrices(after(kernel, x), range(3)), rate)
 
 
 def pixel_gradient(

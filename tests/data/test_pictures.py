@@ -199,6 +199,12 @@ def test_label_maps_of_all_values_survive_encoding(height, width, seed):
     assert pictures.encoded_size(encoded, "a") == (height, width)
 
 
+def test_stored_label_maps_are_smaller_than_pngs_with_filters():
+    label_map = scene(3, height=240, width=320)[1]
+    unasked = cv2.imencode(".png", label_map)[1].tobytes()
+    assert len(pictures.encode_label_map(label_map)) < 0.7 * len(unasked)
+
+
 def test_palette_and_grey_masks_give_their_ids(tmp_path):
     write_index_png(tmp_path / "palette.png", EVERY_LABEL)
     save(tmp_path / "grey.png", Image.fromarray(EVERY_LABEL))
