@@ -15,15 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import worker
-from deeplab_jax import data, export, host_memory, losses, metrics, optimizer, pretrained, sharding, summary
+from deeplab_jax import data, export, host_memory, metrics, pretrained, sharding, summary, train_program
 from deeplab_jax.config import base_config, load_config
 from deeplab_jax.data import prepare
-from deeplab_jax.halos import build_for_mesh
 from deeplab_jax.labels import VOC
-from deeplab_jax.models import PARTS, build_model
+from deeplab_jax.models import build_model
 from deeplab_jax.pretrained import PretrainedNetwork, native
-from deeplab_jax.steps import make_train_step
-from deeplab_jax.train_state import TrainState, init_variables
+from deeplab_jax.train_state import init_variables
 
 CLASSES = 21
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -93,26 +91,8 @@ def _count(params) -> int:
 def prepare_step(config: ConfigDict) -> tuple:
     """The compiled step as `deeplab_jax.train` builds it, the first state, and the mesh."""
     mesh = sharding.make_mesh(config.mesh)
-    model = build_for_mesh(config, CLASSES, mesh)
-    total_steps = 2124
-    update_rule = optimizer.make_optimizer(config.optimizer, total_steps, 0, parts=PARTS)
-    shapes = TrainState.shapes(model, update_rule)
-    shardings = sharding.state_shardings(shapes, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
-    step = make_train_step(
-        model,
-        update_rule,
-        losses.make_loss(config.loss, num_classes=CLASSES),
-        learning_rate=optimizer.make_schedule(config.optimizer, total_steps, 0),
-        void=config.eval.void,
-        accumulate=config.train.accumulate_steps,
-        shardings=shardings,
-    )
-    step = jax.jit(
-        step,
-        out_shardings=(shardings, sharding.replicated(mesh)),
-        donate_argnums=0,
-    )
-    return model, step, TrainState.create_on(shardings, model, update_rule, seed=0), mesh
+    program = train_program.build(config, CLASSES, mesh, total_steps=2124, warmup_steps=0)
+    return program.model, program.step, program.random_state(seed=0), mesh
 
 
 def train_step(task: dict) -> None:

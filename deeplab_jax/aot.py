@@ -213,11 +213,7 @@ def _train_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
     total = config_lib.duration_steps(config.train, **durations) or 1
     warmup = config_lib.duration_steps(config.optimizer, "warmup_", total_steps=total, **durations) or 0
     program = train_program.build(config, num_classes, mesh, total_steps=total, warmup_steps=warmup)
-    size = (config.data.batch_size, *config.data.image_size)
-    batch = {"image": ((*size, config.model.in_channels), np.uint8), "label": (size, np.uint8)}
-    if config.loss.teacher is not None:  # the teacher is a program of its own, which is not compiled here
-        batch["teacher_logits"] = ((*size, num_classes), np.float32)
-    return program.step, (program.shapes, sharding.abstract_batch(batch, mesh))
+    return program.step, (program.shapes, program.batch_shapes)
 
 
 def _eval_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):

@@ -42,7 +42,10 @@ class Teacher:
         config.model = network.model
         model = build_for_mesh(config, labels.num_classes, mesh)
         self._variables = jax.device_put(network.variables, sharding.replicated(mesh))
-        self._apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False)[0])
+        self._apply = jax.jit(
+            lambda variables, images: model.apply(variables, images, train=False)[0],
+            out_shardings=sharding.picture_sharding(mesh),
+        )
 
     def __call__(self, arrays: dict[str, Array]) -> dict[str, Any]:
         """A batch with `teacher_logits` (batch, height, width, classes) beside its `image` and `label`."""

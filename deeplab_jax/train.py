@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import functools
 import pathlib
 from typing import Any
 
@@ -145,17 +146,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
 
 def _new_state(config: ConfigDict, program: TrainProgram, console: Console | None) -> TrainState:
     """The state before the first step: random, but for what `train.init_from` gives."""
-    state = TrainState.create_on(
-        program.shardings,
-        program.model,
-        program.update_rule,
-        seed=config.train.seed,
-        averages=config.train.ema_decay is not None,
-        image_size=config.data.image_size,
-    )
-    if config.train.init_from is not None:
-        state, report = pretrained.init_from(state, config.model, config.train.init_from, console=console)
-        _say(console, report)
+    create = functools.partial(program.random_state, seed=config.train.seed)
+    if config.train.init_from is None:
+        return create()
+    state, report = pretrained.init_from(create, config.model, config.train.init_from, console=console)
+    _say(console, report)
     return state
 
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -24,6 +26,7 @@ class TrainProgram:
       update_rule: of the parameters.
       learning_rate: the schedule, of the step.
       shapes: of the state, each leaf with its sharding.
+      batch_shapes: of a batch, likewise.
       step: jitted, `step(state, batch)` of `deeplab_jax.steps.make_train_step`; the state is donated.
     """
 
@@ -31,12 +34,28 @@ class TrainProgram:
     update_rule: optax.GradientTransformation
     learning_rate: Callable
     shapes: TrainState
+    batch_shapes: dict[str, jax.ShapeDtypeStruct]
     step: jax.stages.Wrapped
 
     @property
     def shardings(self) -> TrainState:
         """Where each leaf of the state lives."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
+
+    def random_state(self, *, seed: int) -> TrainState:
+        """The state before the first step. Meanwhile the step is compiled, which its first call would wait for."""
+        with ThreadPoolExecutor(1) as beside:
+            compiled = beside.submit(lambda: self.step.lower(self.shapes, self.batch_shapes).compile())
+            state = TrainState.create_on(
+                self.shardings,
+                self.model,
+                self.update_rule,
+                seed=seed,
+                averages=self.shapes.ema_variables is not None,
+                image_size=self.batch_shapes["image"].shape[1:3],
+            )
+            compiled.result()
+        return state
 
 
 def build(config: ConfigDict, num_classes: int, mesh: Mesh, *, total_steps: int, warmup_steps: int) -> TrainProgram:
@@ -79,4 +98,8 @@ def build(config: ConfigDict, num_classes: int, mesh: Mesh, *, total_steps: int,
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
-    return TrainProgram(model, update_rule, learning_rate, shapes, step)
+    size = (config.data.batch_size, *config.data.image_size)
+    batch = {"image": ((*size, config.model.in_channels), np.uint8), "label": (size, np.uint8)}
+    if config.loss.teacher is not None:
+        batch["teacher_logits"] = ((*size, num_classes), np.float32)
+    return TrainProgram(model, update_rule, learning_rate, shapes, sharding.abstract_batch(batch, mesh), step)

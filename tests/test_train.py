@@ -230,3 +230,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(tmp_pat
         assert batch["image"].shape == (4, 32, 32, 3)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step == step - 1
+
+
+@pytest.mark.parametrize("start", ["random", "init_from", "teacher"])
+def test_the_step_is_compiled_once(straight, tmp_path, start):
+    """It is compiled while the state is made, for shapes and shardings that have to be those of the first call."""
+    config = tiny_config(steps=2, ema_decay=0.9)
+    if start == "init_from":
+        config.train.init_from = str(straight[0])
+    if start == "teacher":
+        config.loss.teacher = str(straight[0])
+    compiled = []
+
+    def note(event, seconds, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(details["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        train(config, tmp_path / "run")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert len([name for name in compiled if "step" in name and "eval" not in name]) == 1, compiled

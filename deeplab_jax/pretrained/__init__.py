@@ -2,6 +2,7 @@
 
 import importlib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -171,7 +172,11 @@ def preset_config(network: PretrainedNetwork) -> ConfigDict:
 
 
 def init_from(
-    state: TrainState, model: ConfigDict, name_or_path: str | pathlib.Path, *, console: Console | None = None
+    new_state: Callable[[], TrainState],
+    model: ConfigDict,
+    name_or_path: str | pathlib.Path,
+    *,
+    console: Console | None = None,
 ) -> tuple[TrainState, str]:
     """A fresh state with the parameters, their averages if it has any, and batch statistics of another run or a preset.
 
@@ -179,7 +184,7 @@ def init_from(
     is. Everything else has to fit.
 
     Args:
-      state: as created.
+      new_state: makes the fresh state; called when the other network is loaded, for it may take long.
       model: the `config.model` of the state's network.
       name_or_path: as for `load`.
       console: shows the progress of a download.
@@ -199,6 +204,7 @@ def init_from(
     ]
     if wrong:
         raise UserError(f"train.init_from={name_or_path} needs {', '.join(wrong)}")
+    state = new_state()
     variables, report = merge(state.variables, network.variables, reinitialise=_new_parts(network))
     started = state.replace(**variables)
     if state.ema_variables is not None:
