@@ -44,8 +44,8 @@ class TrainProgram:
 
     def random_state(self, *, seed: int) -> TrainState:
         """The state before the first step. Meanwhile the step is compiled, which its first call would wait for."""
-        with ThreadPoolExecutor(1) as beside:
-            compiled = beside.submit(lambda: self.step.lower(self.shapes, self.batch_shapes).compile())
+        with ThreadPoolExecutor(1) as other_thread:
+            compiled = other_thread.submit(lambda: self.step.lower(self.shapes, self.batch_shapes).compile())
             state = TrainState.create_on(
                 self.shardings,
                 self.model,
