@@ -47,7 +47,7 @@ def average(networks: Sequence[PretrainedNetwork]) -> PretrainedNetwork:
     """
     first, *others = networks
     for number, network in enumerate(others, 2):
-        if network.model.to_dict() != first.model.to_dict() or network.labels != first.labels:
+        if _computed(network.model) != _computed(first.model) or network.labels != first.labels:
             raise UserError(
                 f"network {number} is another one than the first, or of other classes: they have no average"
             )
@@ -57,6 +57,11 @@ def average(networks: Sequence[PretrainedNetwork]) -> PretrainedNetwork:
     )
     report = (f"the mean of {len(networks)} networks' variables",) if others else ()
     return dataclasses.replace(first, variables=variables, report=(*first.report, *report))
+
+
+def _computed(model):
+    """The fields of `config.model` that say what a trained network computes: not how it was trained."""
+    return model.to_dict() | {"freeze_norm_statistics": None}
 
 
 def model_config(**fields: Any) -> ConfigDict:
