@@ -42,10 +42,7 @@ class Teacher:
         config.model = network.model
         model = build_for_mesh(config, labels.num_classes, mesh)
         self._variables = jax.device_put(network.variables, sharding.replicated(mesh))
-        self._apply = jax.jit(
-            lambda variables, images: model.apply(variables, images, train=False)[0],
-            out_shardings=sharding.picture_sharding(mesh),
-        )
+        self._apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False)[0])
 
     def __call__(self, arrays: dict[str, Array]) -> dict[str, Any]:
         """A batch with `teacher_logits` (batch, height, width, classes) beside its `image` and `label`."""

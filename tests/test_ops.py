@@ -309,6 +309,22 @@ def test_a_chain_of_units_keeps_one_array_of_each_for_its_gradient(monkeypatch, 
     assert few <= 4 + 16  # for the moment: pictures in tiles have 4 times the values, and so have their cotangents
 
 
+def test_the_matrices_of_one_kernel_exist_at_a_time():
+    """They have 16 values for a kernel's 9, and depend on no picture: nothing else keeps them from coming first."""
+    kernel = jnp.ones((3, 3, 256, 256), jnp.float32)
+
+    def temporaries(layers):
+        def chain(kernels, x):
+            for kernel in kernels:
+                x = jax.nn.relu(ops.conv2d(x, kernel))
+            return x
+
+        compiled = jax.jit(chain).lower([kernel] * layers, jnp.ones((1, 32, 32, 256), jnp.float32)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(8) - temporaries(4) < kernel.nbytes
+
+
 def test_what_is_stored_is_the_same_on_every_platform_and_so_is_its_gradient():
     x = jnp.asarray([1.5, -0.0, jnp.inf, -jnp.inf, jnp.nan, 1e-300])
     output, pullback = jax.vjp(jax.jit(ops.stored), x)
