@@ -79,6 +79,8 @@ _COMMON = {
     "batch": 8,
     "resize": "scale_crop",
     "scale_range": (0.4, 1.1),
+    "color_jitter": 0.3,
+    "paste_classes": (),
     "backbone": 0.25,
     "frozen": (),
     "atrous_rates": (6, 12, 18),
@@ -87,6 +89,7 @@ _COMMON = {
     "teacher_weight": 0.5,
     "ema_decay": 0.998,
     "freeze_norm_statistics": False,
+    "seed": 0,
 }
 _CHANGES = {
     1: {"init": "efficientnet_lite0_imagenet", "steps": 5200, "rate": 0.2},
@@ -110,6 +113,10 @@ _CHANGES = {
 }  # fmt: skip
 _CHANGES[8] = _CHANGES[7] | {"steps": 900, "rate": 0.0003, "ema_decay": 0.99}
 _CHANGES[9] = _CHANGES[8] | {"steps": 1000, "ema_decay": 0.998, "freeze_norm_statistics": True}
+_CHANGES[10] = _CHANGES[9] | {
+    "scale_range": (0.4, 1.0), "color_jitter": 0.4, "paste_classes": tuple(range(1, 21)), "teacher_weight": 0.85,
+    "steps": 1400, "seed": 10,
+}  # fmt: skip
 _LEGS = {leg: _COMMON | changes for leg, changes in _CHANGES.items()}
 
 
@@ -126,7 +133,8 @@ def get_config(arg=None):
     config.data.resize = leg.resize
     config.data.scale_range = leg.scale_range
     config.data.scale_step = 0.0
-    config.data.color_jitter = 0.3
+    config.data.color_jitter = leg.color_jitter
+    config.data.paste_classes = leg.paste_classes
     config.data.repeat_threshold = 0.15
 
     config.optimizer.name = leg.optimizer
@@ -137,6 +145,7 @@ def get_config(arg=None):
     config.optimizer.learning_rate_multipliers.backbone = leg.backbone
     config.optimizer.frozen = leg.frozen
     config.train.ema_decay = leg.ema_decay
+    config.train.seed = leg.seed
     config.loss.class_weights = leg.class_weights
     config.loss.teacher = leg.teacher or None
     config.loss.teacher_weight = leg.teacher_weight

@@ -77,6 +77,8 @@ def base_config() -> ConfigDict:
     data.scale_step = 0.25  # of scale_crop; 0 draws from the whole range
     data.random_flip = "horizontal"  # none | horizontal | horizontal_and_vertical
     data.color_jitter = 0.0  # j: brightness, contrast and saturation each by a random factor of 1 - j to 1 + j
+    data.paste_classes = ()  # pixels of these classes of another example, augmented like the first, are laid over it
+    data.paste_share = 0.5  # of examples, which get something pasted
     data.repeat_threshold = 0.0  # pictures of classes in a smaller share of pictures come more often; 0: all alike
     data.workers = 0  # processes that read and transform; 0 uses threads of this one
     data.unreadable = "raise"  # an example that cannot be read: raise | skip: the next one takes its place, counted
@@ -399,6 +401,8 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
     check_scales("eval.scales", config.eval.scales)
     if not 0 <= config.data.color_jitter < 1:
         raise UserError(f"data.color_jitter={config.data.color_jitter} must be at least 0 and below 1")
+    if not 0 <= config.data.paste_share <= 1:
+        raise UserError(f"data.paste_share={config.data.paste_share} must be a share, from 0 to 1")
     if not 0 <= config.data.repeat_threshold <= 1:
         raise UserError(f"data.repeat_threshold={config.data.repeat_threshold} must be a share, from 0 to 1")
     if config.loss.teacher is not None:

@@ -60,11 +60,12 @@ def train_batches(
     Raises:
       UserError: a stored example is damaged, and `data.unreadable` is `raise` or many in a row are.
     """
-    transform = _Augment(data.copy_and_resolve_references(), tuple(pad_color))
     if data.repeat_threshold:
         source = RepeatedSource(source, data.repeat_threshold, seed=_stream_seed(seed), unreadable=data.unreadable)
+    read = _TrainExample(source, data.unreadable)
+    transform = _Augment(read, data.copy_and_resolve_references(), tuple(pad_color))
     dataset = grain.MapDataset.range(len(source)).seed(_stream_seed(seed)).shuffle().repeat()
-    dataset = dataset.map(_TrainExample(source, data.unreadable)).random_map(transform)
+    dataset = dataset.map(read).random_map(transform)
     dataset = dataset[examples_seen:][process_index::process_count]
     dataset = dataset.batch(data.batch_size // process_count, drop_remainder=True)
     return _stream(dataset, data.workers)
@@ -170,6 +171,9 @@ class _TrainExample:
     def __init__(self, source, policy: str):
         self._source, self._tries = source, 1 if policy == "raise" else _MOST_UNREADABLE
 
+    def __len__(self) -> int:
+        return len(self._source)
+
     def __call__(self, index: int) -> dict[str, Any]:
         unreadable = ""
         for trial in range(self._tries):
@@ -186,14 +190,21 @@ class _TrainExample:
 
 @dataclasses.dataclass(frozen=True)
 class _Augment(grain.transforms.RandomMap):
+    read: _TrainExample
     data: Any
     pad_color: tuple[int, ...]
 
     def random_map(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        image, label_map = transforms.augment(
-            example["image"], example["label"], rng, self.data, pad_color=self.pad_color
-        )
+        image, label_map = self._augmented(example, rng)
+        if self.data.paste_classes and rng.random() < self.data.paste_share:
+            other = self.read(rng.integers(len(self.read)))
+            image, label_map = transforms.paste(
+                image, label_map, *self._augmented(other, rng), classes=self.data.paste_classes
+            )
         return example | {"image": image, "label": label_map}
+
+    def _augmented(self, example, rng):
+        return transforms.augment(example["image"], example["label"], rng, self.data, pad_color=self.pad_color)
 
 
 @dataclasses.dataclass(frozen=True)

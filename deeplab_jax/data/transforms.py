@@ -129,6 +129,22 @@ def random_color(image: Picture, rng: np.random.Generator, *, strength: float) -
     return cv2.addWeighted(image, factor * saturation, grey, factor * (1 - saturation), offset)
 
 
+def paste(
+    image: Picture, label_map: LabelMap, other: Picture, other_label_map: LabelMap, *, classes: Sequence[int]
+) -> tuple[Picture, LabelMap]:
+    """Lays the pixels of some classes of another picture over this one, at the same places (arXiv 2012.07177).
+
+    Args:
+      image: the picture.
+      label_map: its labels.
+      other: the picture from which is pasted, of the same size.
+      other_label_map: its labels.
+      classes: ids of what is pasted.
+    """
+    pasted = np.isin(other_label_map, classes)
+    return np.where(pasted[..., None], other, image), np.where(pasted, other_label_map, label_map)
+
+
 def augment(
     image: Picture, label_map: LabelMap, rng: np.random.Generator, data: ConfigDict, *, pad_color: Sequence[int]
 ) -> tuple[NewPicture, NewLabelMap]:
