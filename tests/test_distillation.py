@@ -67,8 +67,8 @@ def test_a_teacher_needs_a_loss_that_has_a_place_for_it(tiny_config, fields, lin
         config_lib.validate(taught(tiny_config, "somewhere", **fields), devices=8)
 
 
-def test_the_shares_of_sampling_and_colours_are_checked(tiny_config):
-    for field, value in (("color_jitter", 1.0), ("repeat_threshold", -0.1)):
+def test_the_shares_of_sampling_pasting_and_colours_are_checked(tiny_config):
+    for field, value in (("color_jitter", 1.0), ("paste_share", 1.5), ("repeat_threshold", -0.1)):
         config = tiny_config.copy_and_resolve_references()
         config.data[field] = value
         with pytest.raises(UserError, match=f"^data.{field}={value} must be"):

@@ -58,8 +58,12 @@ def train_batches(
       `unreadable` (an array of text): what was wrong with the example whose place this one takes, empty for most.
 
     Raises:
-      UserError: a stored example is damaged, and `data.unreadable` is `raise` or many in a row are.
+      UserError: `data.paste_classes` names a class that the data set lacks; or a stored example is damaged, and
+        `data.unreadable` is `raise` or many in a row are.
     """
+    num_classes = source.labels.num_classes
+    if not all(0 <= label < num_classes for label in data.paste_classes):
+        raise UserError(f"data.paste_classes={tuple(data.paste_classes)} must be ids from 0 to {num_classes - 1}")
     if data.repeat_threshold:
         source = RepeatedSource(source, data.repeat_threshold, seed=_stream_seed(seed), unreadable=data.unreadable)
     read = _TrainExample(source, data.unreadable)
@@ -197,7 +201,7 @@ class _Augment(grain.transforms.RandomMap):
     def random_map(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         image, label_map = self._augmented(example, rng)
         if self.data.paste_classes and rng.random() < self.data.paste_share:
-            other = self.read(rng.integers(len(self.read)))
+            other = self.read(int(rng.integers(len(self.read))))
             image, label_map = transforms.paste(
                 image, label_map, *self._augmented(other, rng), classes=self.data.paste_classes
             )

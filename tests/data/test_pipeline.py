@@ -76,7 +76,12 @@ def numbers(batches):
     return [int(value) for batch in batches for value in batch["image"][:, 0, 0, 0]]
 
 
-SCENES = {"image_size": (48, 40), "resize": "scale_crop", "random_flip": "horizontal_and_vertical"}
+SCENES = {
+    "image_size": (48, 40),
+    "resize": "scale_crop",
+    "random_flip": "horizontal_and_vertical",
+    "paste_classes": (1, 2, 3),
+}
 
 
 def scenes():
@@ -153,6 +158,27 @@ def test_processes_interleaved_draw_what_one_does(process_count):
                 # Example j of the global batch is example j // process_count of process j % process_count.
                 together = np.stack([part[i][name] for part in parts], axis=1).reshape(batch[name].shape)
                 np.testing.assert_array_equal(together, batch[name])
+
+
+def test_half_of_the_examples_have_some_classes_of_another_pasted_in():
+    """Example i shows the number i and is of class i % 6: what has another number was pasted."""
+    fields = {"batch_size": 48, "paste_classes": (1, 2), "paste_share": 0.5}
+    pasted = 0
+    for batch in train(NumberedSource(48), 10, fields=fields):
+        for name, image, labels in zip(batch["id"], batch["image"][..., 0], batch["label"], strict=True):
+            foreign = image != int(name.removeprefix("number_"))
+            assert set(image[foreign] % 6) <= {1, 2}
+            labelled = labels != 255
+            np.testing.assert_array_equal(labels[labelled], image[labelled] % 6)
+            assert labelled[foreign].all()
+            pasted += foreign.any()
+    # A third of the others have one of the classes: a sixth of 480, whose standard deviation is 8.
+    assert 56 < pasted < 104
+
+
+def test_what_is_pasted_has_to_be_a_class():
+    with pytest.raises(UserError, match=r"^data\.paste_classes=\(1, 6\) must be ids from 0 to 5"):
+        train(NumberedSource(), 1, fields={"paste_classes": (1, 6)})
 
 
 def test_worker_processes_change_nothing(tmp_path):

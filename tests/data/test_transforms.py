@@ -218,3 +218,14 @@ def test_colours_change_neither_labels_nor_the_other_draws():
     )
     np.testing.assert_array_equal(plain[1], jittered[1])
     assert not np.array_equal(plain[0], jittered[0])
+
+
+def test_what_is_pasted_keeps_its_place_and_its_labels():
+    other = random_labels(1, (20, 30))
+    image, labels = transforms.paste(
+        np.full((20, 30, 3), 9, np.uint8), np.full((20, 30), 7, np.uint8), as_picture(other), other, classes=(3, 20)
+    )
+    pasted = (other == 3) | (other == 20)
+    assert image.dtype == labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, np.where(pasted, other, 7))
+    np.testing.assert_array_equal(image, as_picture(np.where(pasted, other, 9)))
