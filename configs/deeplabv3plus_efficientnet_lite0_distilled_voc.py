@@ -57,7 +57,7 @@ chosen on these pictures:
                                                and its start
     257x257                      .5603, .8966  .5612, .8918   .5492, .8950  .5654, .8958
     321x321, the preset's        .5837, .9038  .5875, .9020   .5779, .9042  .5964, .9058
-    .75, 1, 1.25 of 321, flipped               .6075, .9096                 @ms
+    .75, 1, 1.25 of 321, flipped               .6075, .9096                 .6100, .9111
 
 150 steps more of SGD behind leg 6, on whole pictures at 321x321 and the backbone frozen, gained nothing (.5535,
 .8828). A leg from leg 6 with AdamW at a rate of .0007, of 2,100 steps, was given up at step 320: its training loss had
