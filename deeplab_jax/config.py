@@ -78,7 +78,7 @@ def base_config() -> ConfigDict:
     data.random_flip = "horizontal"  # none | horizontal | horizontal_and_vertical
     data.color_jitter = 0.0  # j: brightness, contrast and saturation each by a random factor of 1 - j to 1 + j
     data.paste_classes = ()  # pixels of these classes of another example, augmented like the first, are laid over it
-    data.paste_share = 0.5  # of examples, which get something pasted
+    data.paste_share = 0.5  # of examples, for which another is drawn to paste from
     data.repeat_threshold = 0.0  # pictures of classes in a smaller share of pictures come more often; 0: all alike
     data.workers = 0  # processes that read and transform; 0 uses threads of this one
     data.unreadable = "raise"  # an example that cannot be read: raise | skip: the next one takes its place, counted
