@@ -124,6 +124,8 @@ def base_config() -> ConfigDict:
     loss.class_weights = ()  # one factor per class
     loss.teacher = config_dict.placeholder(str)  # a preset, folder or workdir of the same classes to learn from too
     loss.teacher_weight = 0.5  # share of the teacher's probabilities in the target; the labels have the rest
+    loss.teacher_scales = (1.0,)  # at which it sees each picture; the views' probabilities are averaged
+    loss.teacher_flip = False  # it sees every scale mirrored as well
 
     config.eval = evaluation = ConfigDict()
     evaluation.protocol = "whole"
@@ -410,6 +412,7 @@ def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, traini
             raise UserError(f"loss.teacher needs loss.name='softmax_cross_entropy' (is {config.loss.name!r})")
         if not 0 < config.loss.teacher_weight <= 1:
             raise UserError(f"loss.teacher_weight={config.loss.teacher_weight} must be above 0 and at most 1")
+        check_scales("loss.teacher_scales", config.loss.teacher_scales)
     decay = config.train.ema_decay
     if decay is not None and not 0 < decay < 1:
         raise UserError(f"train.ema_decay={decay} must lie between 0 and 1, for instance 0.999")

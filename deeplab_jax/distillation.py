@@ -8,7 +8,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from deeplab_jax import pretrained, sharding
+from deeplab_jax import inference, ops, pretrained, sharding
 from deeplab_jax.errors import UserError
 from deeplab_jax.halos import build_for_mesh
 from deeplab_jax.labels import LabelSet
@@ -17,7 +17,9 @@ from deeplab_jax.labels import LabelSet
 class Teacher:
     """The network of `loss.teacher`: sees each picture as the learning one does, cut and mirrored alike.
 
-    That teacher and student see the same view is what makes long schedules pay (arXiv 2106.05237, section 3.1).
+    That teacher and student see the same view is what makes long schedules pay (arXiv 2106.05237, section 3.1). A
+    teacher that was trained on larger pictures than the student is may see the view enlarged, at `loss.teacher_scales`,
+    and mirrored as well, with `loss.teacher_flip`: its logits are then of the mean probabilities, at the view's size.
     """
 
     def __init__(self, config: ConfigDict, labels: LabelSet, mesh: Mesh, *, console: Console | None = None):
@@ -42,7 +44,15 @@ class Teacher:
         config.model = network.model
         model = build_for_mesh(config, labels.num_classes, mesh)
         self._variables = jax.device_put(network.variables, sharding.replicated(mesh))
-        self._apply = jax.jit(lambda variables, images: model.apply(variables, images, train=False)[0])
+        scales, flip = tuple(config.loss.teacher_scales), config.loss.teacher_flip
+
+        def predict(variables, images):
+            views = inference.network_views(model, variables, images, scales=scales, flip=flip)
+            size, formulation = images.shape[1:3], model.formulation
+            logits = [ops.resize_bilinear(view.logits, size, formulation=formulation) for view in views]
+            return inference.mean_prediction(logits)
+
+        self._apply = jax.jit(predict)
 
     def __call__(self, arrays: dict[str, Array]) -> dict[str, Any]:
         """A batch with `teacher_logits` (batch, height, width, classes) beside its `image` and `label`."""

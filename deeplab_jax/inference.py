@@ -72,6 +72,15 @@ def scaled_size(size: Sequence[int], scale: int | float) -> tuple[int, int]:
     return height, width
 
 
+def mean_prediction(
+    views: Sequence[Float[Array, "batch height width classes"]],
+) -> Float[Array, "batch height width classes"]:
+    """Logits of the mean probabilities of several views of a batch; of a single one, its own."""
+    if len(views) == 1:
+        return views[0]
+    return log_probabilities(average_probabilities(views, axis=-1))
+
+
 def average_probabilities(views: Sequence[Float[Array, "..."]], *, axis: int) -> Float[Array, "..."]:
     """The mean of the views' softmax; `axis` holds the classes."""
     return sum(jax.nn.softmax(logits, axis=axis) for logits in views) / len(views)

@@ -171,10 +171,7 @@ def make_eval_step(
                 extents = batch["size"].astype(scored.dtype) * factors.reshape(1, 2)
                 scored = ops.resize_to_sizes(scored, extents, batch["size"], canvas)
             logits.append(scored)
-        if len(logits) == 1:
-            (logits,) = logits
-        else:
-            logits = inference.log_probabilities(inference.average_probabilities(logits, axis=-1))
+        logits = inference.mean_prediction(logits)
         counted = inside(batch["size"], canvas) & batch["valid"].reshape(-1, 1, 1)
         loss_sum, loss_count = loss_fn(logits, labels, where=counted)
         prediction = jnp.argmax(logits, axis=-1).astype(jnp.uint8)

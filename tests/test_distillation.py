@@ -40,6 +40,28 @@ def test_a_teacher_adds_the_logits_of_its_own_evaluation(trained, tiny_config, l
     np.testing.assert_allclose(batch["teacher_logits"], expected, rtol=1e-5, atol=1e-5)  # compiled apart, float32
 
 
+def test_a_teacher_may_see_the_view_enlarged_and_mirrored(trained, tiny_config, labels):
+    mesh = sharding.make_mesh(tiny_config.mesh)
+    images = np.random.default_rng(0).integers(0, 256, (8, 33, 33, 3)).astype(np.uint8)
+    arrays = sharding.to_global({"image": images, "label": images[..., 0]}, mesh)
+    config = taught(tiny_config, trained, teacher_scales=(1.0, 1.5), teacher_flip=True)
+    found = jax.nn.softmax(Teacher(config, labels, mesh)(arrays)["teacher_logits"])
+    network = pretrained.load(trained)
+    model = build_model(network.model, labels.num_classes)
+
+    def probabilities(variables, pictures):
+        logits, _ = model.apply(variables, pictures, train=False)
+        return jax.nn.softmax(jax.image.resize(logits, (8, 33, 33, logits.shape[-1]), "linear", antialias=False))
+
+    @jax.jit
+    def mean_of_four(variables):
+        views = (images, jax.image.resize(images.astype(np.float32), (8, 49, 49, 3), "linear"))
+        plain = sum(probabilities(variables, view) for view in views)
+        return (plain + sum(probabilities(variables, view[:, :, ::-1])[:, :, ::-1] for view in views)) / 4
+
+    np.testing.assert_allclose(found, mean_of_four(network.variables), atol=1e-5)  # compiled apart, float32
+
+
 def test_a_training_with_a_teacher_takes_other_steps(trained, tiny_config, tmp_path):
     train(taught(tiny_config, trained, teacher_weight=1.0), tmp_path / "taught")
     variables = pretrained.load(tmp_path / "taught").variables["params"]
@@ -60,6 +82,8 @@ def test_a_teacher_of_other_classes_is_refused(trained, tiny_config):
     [
         ({"name": "keras"}, "^loss.teacher needs loss.name='softmax_cross_entropy' .is 'keras'."),
         ({"teacher_weight": 0.0}, "^loss.teacher_weight=0.0 must be above 0 and at most 1"),
+        ({"teacher_scales": ()}, "^loss.teacher_scales=.. must be factors above 0"),
+        ({"teacher_scales": (1.0, 0.0)}, "^loss.teacher_scales=.1.0, 0.0. must be factors above 0"),
     ],
 )
 def test_a_teacher_needs_a_loss_that_has_a_place_for_it(tiny_config, fields, line):
