@@ -1,5 +1,7 @@
 """What a config's step is compiled to on processors."""
 
+import jax
+
 from deeplab_jax import sharding, train_program
 from deeplab_jax.config import base_config
 
@@ -11,7 +13,7 @@ def test_on_processors_the_step_has_fewer_copies():
     config.model.aspp_channels = config.model.decoder_channels = config.model.low_level_channels = 8
     config.data.batch_size, config.data.image_size = 2, (64, 64)
     config.optimizer.learning_rate = 0.1
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     program = train_program.build(config, 21, mesh, total_steps=4, warmup_steps=0)
     lowered = program.step.lower(program.shapes, program.batch_shapes)
 
