@@ -99,12 +99,13 @@ class ResNetV1(nn.Module):
         plan = plan_units(strides, self.output_stride, stem_stride=4, spread_converted=self.spread_converted)
         multi_grid = tuple(self.multi_grid) or (1,) * self.blocks[-1]
         endpoints = {}
-        for index, ((stage, block), unit) in enumerate(zip(positions, plan, strict=True)):
+        for (stage, block), unit in zip(positions, plan, strict=True):
             if stage == 3:
                 unit = unit.spread(multi_grid[block])
             name = f"stage{stage + 1}_block{block + 1}"
             x, residual = block_class(self.layers, self.width * 2**stage, unit, name=name)(x)
-            if index % 2:  # every sum would be an array more to keep, none a chain of all sums at each reader
+            # Every sum would be an array more to keep (the first are the largest), none a chain of all at each reader.
+            if stage and block % 2:
                 x = self.layers.stored(x)
             if self.strided_unit == "last" and (stage, block) == (0, self.blocks[0] - 2):
                 endpoints["low_level_features"] = residual
