@@ -1,6 +1,7 @@
 """Flax linen modules of the network, and how a config becomes one."""
 
 import difflib
+import functools
 import inspect
 from typing import Any
 
@@ -65,9 +66,15 @@ def build_model(model: ConfigDict, num_classes: int, *, compute_dtype: str = "fl
 
 def abstract_variables(model: DeepLabV3Plus, sharding: jax.sharding.Sharding | None = None) -> Any:
     """Shapes, dtypes and shardings of a network's `params` and `batch_stats`; computes nothing."""
-    image = jax.ShapeDtypeStruct((1, 64, 64, model.in_channels), np.uint8)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.PRNGKey(0), x, train=False), image)
+    # Formulations differ in how long they take to trace, not in variables.
+    shapes = _variable_shapes(model.clone(formulation="plain"))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+
+
+@functools.lru_cache(maxsize=16)
+def _variable_shapes(model: DeepLabV3Plus) -> Any:
+    image = jax.ShapeDtypeStruct((1, 64, 64, model.in_channels), np.uint8)
+    return jax.eval_shape(lambda x: model.init(jax.random.PRNGKey(0), x, train=False), image)
 
 
 def _one_of(field: str, value, known) -> None:
