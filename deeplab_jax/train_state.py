@@ -7,6 +7,7 @@ import flax.struct
 import jax
 from jaxtyping import PyTree
 
+from deeplab_jax.models import initial_variables
 from deeplab_jax.models.taps import zero_unmet_taps
 
 # Initialisation runs once and its programs, a random draw for each kernel, are long: XLA:CPU compiles them four times
@@ -60,7 +61,7 @@ class TrainState:
         zero, see `zero_unmet_taps`.
         """
         init_rng, rng = jax.random.split(jax.random.PRNGKey(seed))
-        variables = _init(model, init_rng)
+        variables = initial_variables(model, init_rng)
         if image_size is not None:
             variables["params"] = zero_unmet_taps(variables["params"], model, image_size)
         state = cls(
@@ -97,13 +98,7 @@ class TrainState:
 
 def init_variables(model, *, seed: int) -> dict[str, Any]:
     """Fresh `params` and `batch_stats` of a network, on the default device."""
-    return _run_compiled(lambda: _init(model, jax.random.PRNGKey(seed)))
-
-
-def _init(model, rng):
-    # The parameters do not depend on the picture's size: the smallest one initialises fastest.
-    images = jax.numpy.zeros((1, 64, 64, model.in_channels), jax.numpy.uint8)
-    return model.init(rng, images, train=False)
+    return _run_compiled(lambda: initial_variables(model, jax.random.PRNGKey(seed)))
 
 
 def _run_compiled(create, sharding=None):

@@ -18,7 +18,7 @@ from deeplab_jax.models.decoder import DECODERS
 from deeplab_jax.models.deeplab import PARTS, DeepLabV3Plus
 from deeplab_jax.models.layers import KERNEL_INITS, REMATS
 
-__all__ = ["BACKBONES", "PARTS", "DeepLabV3Plus", "abstract_variables", "build_model"]
+__all__ = ["BACKBONES", "PARTS", "DeepLabV3Plus", "abstract_variables", "build_model", "initial_variables"]
 
 
 def build_model(model: ConfigDict, num_classes: int, *, compute_dtype: str = "float32", **overrides) -> DeepLabV3Plus:
@@ -66,15 +66,21 @@ def build_model(model: ConfigDict, num_classes: int, *, compute_dtype: str = "fl
 
 def abstract_variables(model: DeepLabV3Plus, sharding: jax.sharding.Sharding | None = None) -> Any:
     """Shapes, dtypes and shardings of a network's `params` and `batch_stats`; computes nothing."""
-    # Formulations differ in how long they take to trace, not in variables.
-    shapes = _variable_shapes(model.clone(formulation="plain"))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), _variable_shapes(model)
+    )
 
 
 @functools.lru_cache(maxsize=16)
 def _variable_shapes(model: DeepLabV3Plus) -> Any:
-    image = jax.ShapeDtypeStruct((1, 64, 64, model.in_channels), np.uint8)
-    return jax.eval_shape(lambda x: model.init(jax.random.PRNGKey(0), x, train=False), image)
+    return jax.eval_shape(lambda: initial_variables(model, jax.random.PRNGKey(0)))
+
+
+def initial_variables(model: DeepLabV3Plus, rng: Any) -> dict[str, Any]:
+    """Fresh `params` and `batch_stats`. Traceable; where it is not compiled, it computes logits as well."""
+    # Variables depend neither on the picture's size nor on the formulation: these take the least time to trace.
+    images = jnp.zeros((1, 64, 64, model.in_channels), jnp.uint8)
+    return model.clone(formulation="plain").init(rng, images, train=False)
 
 
 def _one_of(field: str, value, known) -> None:
