@@ -149,7 +149,7 @@ def _new_state(config: ConfigDict, program: TrainProgram, console: Console | Non
     create = functools.partial(program.random_state, seed=config.train.seed)
     if config.train.init_from is None:
         return create()
-    state, report = pretrained.init_from(create, config.model, config.train.init_from, console=console)
+    state, report = pretrained.init_from(create, program.shapes, config.model, config.train.init_from, console=console)
     _say(console, report)
     return state
 

@@ -13,7 +13,7 @@ from deeplab_jax.config import suggest
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import PARTS, DeepLabV3Plus, abstract_variables, build_model
 from deeplab_jax.pretrained import native, workdir
-from deeplab_jax.pretrained.merge import merge
+from deeplab_jax.pretrained.merge import check_fit, merge
 from deeplab_jax.pretrained.network import PretrainedNetwork, average
 from deeplab_jax.train_state import TrainState, init_variables
 
@@ -173,6 +173,7 @@ def preset_config(network: PretrainedNetwork) -> ConfigDict:
 
 def init_from(
     new_state: Callable[[], TrainState],
+    shapes: TrainState,
     model: ConfigDict,
     name_or_path: str | pathlib.Path,
     *,
@@ -184,7 +185,8 @@ def init_from(
     is. Everything else has to fit.
 
     Args:
-      new_state: makes the fresh state; called when the other network is loaded, for it may take long.
+      new_state: makes the fresh state; called when the other network is known to fit, for it may take long.
+      shapes: of the fresh state.
       model: the `config.model` of the state's network.
       name_or_path: as for `load`.
       console: shows the progress of a download.
@@ -204,6 +206,7 @@ def init_from(
     ]
     if wrong:
         raise UserError(f"train.init_from={name_or_path} needs {', '.join(wrong)}")
+    check_fit(shapes.variables, network.variables, reinitialise=_new_parts(network))
     state = new_state()
     variables, report = merge(state.variables, network.variables, reinitialise=_new_parts(network))
     started = state.replace(**variables)

@@ -1,6 +1,6 @@
 """A strict merge: every parameter is taken over or accounted for."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,12 +28,38 @@ def merge(variables: PyTree, foreign: PyTree, *, reinitialise: Sequence[str] = (
     """
     own = traverse_util.flatten_dict(variables, sep="/")
     other = traverse_util.flatten_dict(foreign, sep="/")
-    merged, kept, wrong = {}, [], []
+    kept = _kept(own, other, reinitialise)
+    merged = {
+        path: value if path in kept else jax.device_put(other[path].astype(value.dtype), value.sharding)
+        for path, value in own.items()
+    }
+    report = f"{len(merged) - len(kept)} of {len(own)} variables taken"
+    if kept:
+        report += f"; newly initialised: {', '.join(_by_part(kept, own))}"
+    return traverse_util.unflatten_dict(merged, sep="/"), report
+
+
+def check_fit(shapes: PyTree, foreign: PyTree, *, reinitialise: Sequence[str] = ()) -> None:
+    """What `merge` would raise, before there is anything to merge into.
+
+    Args:
+      shapes: of `params` and `batch_stats` of the network.
+      foreign: see `merge`.
+      reinitialise: see `merge`.
+
+    Raises:
+      UserError: see `merge`.
+    """
+    _kept(traverse_util.flatten_dict(shapes, sep="/"), traverse_util.flatten_dict(foreign, sep="/"), reinitialise)
+
+
+def _kept(own: Mapping[str, Any], other: Mapping[str, Any], reinitialise: Sequence[str]) -> list[str]:
+    """The paths that keep their initial values."""
+    kept, wrong = [], []
     for path, value in own.items():
         if path in other and other[path].shape == value.shape:
-            merged[path] = jax.device_put(other[path].astype(value.dtype), value.sharding)
-        elif path.split("/")[1] in reinitialise:
-            merged[path] = value
+            continue
+        if path.split("/")[1] in reinitialise:
             kept.append(path)
         elif path in other:
             wrong.append(f"{path} has shape {other[path].shape} there, {value.shape} here")
@@ -43,10 +69,7 @@ def merge(variables: PyTree, foreign: PyTree, *, reinitialise: Sequence[str] = (
     if wrong:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise UserError(f"the networks differ: {'; '.join(wrong[:_SHOWN])}{more}; make config.model the same")
-    report = f"{len(merged) - len(kept)} of {len(own)} variables taken"
-    if kept:
-        report += f"; newly initialised: {', '.join(_by_part(kept, own))}"
-    return traverse_util.unflatten_dict(merged, sep="/"), report
+    return kept
 
 
 def _by_part(kept: Sequence[str], own: Iterable[str]) -> list[str]:

@@ -56,7 +56,7 @@ def average(networks: Sequence[PretrainedNetwork]) -> PretrainedNetwork:
         *(network.variables for network in networks),
     )
     report = (f"the mean of {len(networks)} networks' variables",) if others else ()
-    return dataclasses.replace(first, variables=variables, report=(*first.report, *report))
+    return dataclasses.replace(first, variables=variables, report=tuple(dict.fromkeys((*first.report, *report))))
 
 
 def _computed(model):

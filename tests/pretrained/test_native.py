@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import SYNTHETIC
-from deeplab_jax.pretrained import load, native
+from deeplab_jax.pretrained import average, load, native
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,11 @@ def test_a_config_that_is_wrong_is_named(folder, values, message):
 def test_a_report_is_read_as_text(folder):
     change_config(folder, report=[None, 3])
     assert load(folder).report == ("None", "3")
+
+
+def test_a_mean_of_means_is_reported_once(network):
+    mean = average([network, network])
+    assert average([mean, network]).report == mean.report == ("the mean of 2 networks' variables",)
 
 
 def test_damaged_and_missing_files_are_named(folder):
