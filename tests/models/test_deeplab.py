@@ -202,7 +202,7 @@ def test_frozen_norm_statistics_stay_and_are_used_in_training():
 @pytest.mark.parametrize(
     ("backbone", "formulation", "count"),
     [
-        ("resnet10_v1_slim", "auto", 2),  # of 4 sums
+        ("resnet18_v1", "auto", 3),  # of 8 sums: one in each stage of two units, but the first
         ("mobilenet_v2", "auto", 10),  # of 10
         ("mobilenet_v2", "plain", 0),
     ],
