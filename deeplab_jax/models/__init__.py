@@ -1,7 +1,6 @@
 """Flax linen modules of the network, and how a config becomes one."""
 
 import difflib
-import functools
 import inspect
 from typing import Any
 
@@ -65,14 +64,8 @@ def build_model(model: ConfigDict, num_classes: int, *, compute_dtype: str = "fl
 
 def abstract_variables(model: DeepLabV3Plus, sharding: jax.sharding.Sharding | None = None) -> Any:
     """Shapes, dtypes and shardings of a network's `params` and `batch_stats`; computes nothing."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), _variable_shapes(model)
-    )
-
-
-@functools.lru_cache(maxsize=16)
-def _variable_shapes(model: DeepLabV3Plus) -> Any:
-    return jax.eval_shape(lambda: initial_variables(model, jax.random.PRNGKey(0)))
+    shapes = jax.eval_shape(lambda: initial_variables(model, jax.random.PRNGKey(0)))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
 def initial_variables(model: DeepLabV3Plus, rng: Any) -> dict[str, Any]:
