@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import errno
-import json
 import logging
 import os
 import pathlib
@@ -15,23 +14,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 from rich.console import Console
 
-from deeplab_jax import config as config_lib
 from deeplab_jax import digests, distributed
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_atomically
-from deeplab_jax.labels import LabelSet
+from deeplab_jax.run_files import CHECKPOINTS
 from deeplab_jax.train_state import TrainState
 
-# A run continues only under the config that it began with; the rest of a config may change at any time.
-_FIXED_GROUPS = ("model", "data", "train", "optimizer", "loss")
-_FREE_FIELDS = (
-    "data.data_dir", "data.workers", "data.eval_split", "data.unreadable", "train.nonfinite", "train.remat",
-)  # fmt: skip
 _NO_STEP = -1
-_CONFIG_FILE, _LABELS_FILE, _FOLDER, _LOCK_FILE = "config.json", "labels.json", "checkpoints", "lock"
 _DISK_IS_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
@@ -53,7 +43,7 @@ class Checkpoints:
     def __init__(
         self, workdir: pathlib.Path, *, keep: int = 1, read_only: bool = False, console: Console | None = None
     ):
-        self._folder = workdir.absolute() / _FOLDER
+        self._folder = workdir.absolute() / CHECKPOINTS
         self._read_only, self._console = read_only, console
         self._policy = _NewestAndBest(keep)
         self._best, self._whole_step = None, None
@@ -236,106 +226,6 @@ class _NewestAndBest:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         oldest = max(0, len(checkpoints) - self._keep)
         return [i >= oldest or checkpoint.step == self.best_step for i, checkpoint in enumerate(checkpoints)]
-
-
-def begin_workdir(workdir: pathlib.Path, config: ConfigDict, labels: LabelSet) -> None:
-    """Writes a run's config and classes; if the workdir holds a run already, checks that it is the same one.
-
-    Raises:
-      UserError: the folder cannot be written, or its run has another config.
-    """
-    path = workdir / _CONFIG_FILE
-    if path.exists():
-        differences = config_lib.differences(config, read_config(workdir), groups=_FIXED_GROUPS)
-        lines = [line for field, line in differences.items() if field not in _FREE_FIELDS]
-        if lines:
-            raise UserError(
-                f"{workdir} holds a run of another config ({'; '.join(lines)}); choose another --workdir, or give the "
-                "run's own values to continue it"
-            )
-    if not distributed.is_leader():
-        return
-    write_json(path, config_lib.to_dict(config))
-    write_json(workdir / _LABELS_FILE, {"class_names": labels.class_names, "palette": labels.palette})
-
-
-@contextlib.contextmanager
-def held(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes the workdir and keeps other trainings out of it.
-
-    The system lets go of it when this process ends, however it ends.
-
-    Raises:
-      UserError: it cannot be made, or another training runs in it.
-    """
-    if not distributed.is_leader():
-        yield
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be made: {error.strerror}") from None
-    if os.name != "posix":
-        yield
-        return
-    import fcntl
-
-    with (workdir / _LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another training runs in {workdir}; end it, or choose another --workdir") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a disk that knows no locks
-                raise
-        yield
-
-
-def read_config(workdir: pathlib.Path) -> ConfigDict:
-    """The config of the run in a workdir.
-
-    Raises:
-      UserError: the folder holds no run.
-    """
-    values = _read_json(workdir, _CONFIG_FILE)
-    try:
-        return config_lib.from_dict(values)
-    except TypeError as error:
-        raise UserError(f"{workdir / _CONFIG_FILE} is damaged: {error}") from None
-
-
-def read_labels(workdir: pathlib.Path) -> LabelSet:
-    """The classes of the run in a workdir.
-
-    Raises:
-      UserError: the folder holds no run.
-    """
-    values = _read_json(workdir, _LABELS_FILE)
-    try:
-        return LabelSet(tuple(values["class_names"]), tuple(tuple(color) for color in values["palette"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{workdir / _LABELS_FILE} is damaged: {error}") from None
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never a part.
-
-    Raises:
-      UserError: the file cannot be written; nothing is left half-written.
-    """
-    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def _read_json(workdir: pathlib.Path, name: str) -> dict[str, Any]:
-    try:
-        values = json.loads((workdir / name).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{workdir} holds no run: there is no {name} in it; `deeplab-jax train` writes one") from None
-    except ValueError as error:
-        raise UserError(f"{workdir / name} is damaged: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{workdir / name} is damaged: it holds no JSON object")
-    return values
 
 
 def _training_part(state: TrainState) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from rich.console import Console
 from deeplab_jax import config as config_lib
 from deeplab_jax.arguments import ANY, VIDEO_SUFFIXES, UsageError, build_parser, not_config, parse_config
 from deeplab_jax.errors import Preempted, UserError
+from deeplab_jax.files import make_folder, write_json
 from deeplab_jax.host_memory import keep_memory, prepare_jax
 
 _SUPERVISED = "DEEPLAB_JAX_SUPERVISED"  # set in the processes that deeplab_jax.supervise started
@@ -113,14 +114,14 @@ def _train(args: argparse.Namespace, rest: Sequence[str], console: Console) -> N
 
 def _evaluate(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
     _join_processes(args, parse_config(rest, base=config_lib.base_config()), console)
-    from deeplab_jax import checkpoint, distributed, pretrained
+    from deeplab_jax import distributed, pretrained, run_files
     from deeplab_jax.evaluate import evaluate_pretrained, evaluate_workdir
 
     if args.preset is not None:
         network = pretrained.load(args.preset, console=console)
         base = pretrained.preset_config(network)
     else:
-        base = checkpoint.read_config(args.workdir)
+        base = run_files.read_config(args.workdir)
     config = parse_config(rest, base=base)
     if args.data is not None:
         config.data.name = args.data
@@ -131,7 +132,7 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], console: Console) -
     else:
         scores = evaluate_workdir(args.workdir, config=config, split=args.split, console=console)
     if args.json is not None and distributed.is_leader():
-        checkpoint.write_json(args.json, scores)
+        write_json(args.json, scores)
     _report(scores, args.workdir, console)
 
 
@@ -145,15 +146,14 @@ def _predict(args: argparse.Namespace, rest: Sequence[str], console: Console) ->
         )
     if args.smooth is not None and not sources:
         raise UsageError("--smooth is for videos, and there is none")
-    from deeplab_jax import checkpoint, pretrained, video
-    from deeplab_jax.files import make_folder
+    from deeplab_jax import pretrained, run_files, video
     from deeplab_jax.predict import Predictor, predict_files
 
     targets = [video.overlay_path(source, args.output) for source in sources]
     if len(set(targets)) < len(targets):
         raise UserError("two videos have one name; predict them into different --output folders")
     if args.workdir is not None:
-        network, base = None, checkpoint.read_config(args.workdir)
+        network, base = None, run_files.read_config(args.workdir)
     else:
         network = pretrained.load(args.preset or pretrained.DEFAULT_PRESET, console=console)
         base = pretrained.preset_config(network)
@@ -181,7 +181,7 @@ def _predict(args: argparse.Namespace, rest: Sequence[str], console: Console) ->
 
 
 def _benchmark_latency(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
-    from deeplab_jax import checkpoint, pretrained
+    from deeplab_jax import pretrained
     from deeplab_jax.latency import latency_table, measure_latency
 
     prepare_jax()
@@ -197,7 +197,7 @@ def _benchmark_latency(args: argparse.Namespace, rest: Sequence[str], console: C
     )
     Console(width=None if sys.stdout.isatty() else 120).print(latency_table(results, f"{name}, {args.compute_dtype}"))
     if args.json is not None:
-        checkpoint.write_json(args.json, {"results": [result._asdict() for result in results]})
+        write_json(args.json, {"results": [result._asdict() for result in results]})
 
 
 def _demo(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
@@ -257,7 +257,7 @@ def _aot(args: argparse.Namespace, rest: Sequence[str], console: Console) -> Non
 
     jax.config.update("jax_platforms", "cpu")  # nothing runs: a TPU of this machine stays free
     jax.config.update("jax_enable_compilation_cache", False)  # how long it takes to compile is part of the answer
-    from deeplab_jax import aot, checkpoint
+    from deeplab_jax import aot
 
     if args.batch_per_chip is not None and args.batch_per_chip < 1:
         raise UsageError(f"--batch-per-chip {args.batch_per_chip} must be at least 1")
@@ -272,7 +272,7 @@ def _aot(args: argparse.Namespace, rest: Sequence[str], console: Console) -> Non
         out=Console(width=None if sys.stdout.isatty() else 140),
     )
     if args.json is not None:
-        checkpoint.write_json(args.json, values)
+        write_json(args.json, values)
 
 
 def _export(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress
 
-from deeplab_jax import checkpoint, data, distributed, losses, metrics, pretrained, sharding, visualize
+from deeplab_jax import checkpoint, data, distributed, losses, metrics, pretrained, run_files, sharding, visualize
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_json
 from deeplab_jax.halos import build_for_mesh
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3Plus, abstract_variables
@@ -105,9 +106,9 @@ def evaluate_workdir(
     Raises:
       UserError: no checkpoint, data that are not there, or classes that differ from the network's.
     """
-    config = checkpoint.read_config(workdir) if config is None else config
+    config = run_files.read_config(workdir) if config is None else config
     config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count())
-    labels = checkpoint.read_labels(workdir)
+    labels = run_files.read_labels(workdir)
     source = _open_split_with(labels, config, split, f"the network in {workdir}")
     mesh = sharding.make_mesh(config.mesh)
     model = build_for_mesh(config, labels.num_classes, mesh)
@@ -178,7 +179,7 @@ def save_scores(
     values = {name: value for name, value in scores.items() if name != "gallery"}
     values |= {"step": step, "config": config_lib.to_dict(config)}
     if distributed.is_leader():
-        checkpoint.write_json(workdir / "metrics.json", values)
+        write_json(workdir / "metrics.json", values)
         if gallery:
             images, truths, predictions = zip(*gallery, strict=True)
             path = workdir / "gallery.png"

@@ -1,7 +1,9 @@
 """Folders to write into, and files written whole or not at all."""
 
+import json
 import os
 import pathlib
+from typing import Any
 
 from deeplab_jax.errors import UserError
 
@@ -31,3 +33,12 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}; check the folder and the disk's free space") from error
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+      UserError: the file cannot be written; nothing is left half-written.
+    """
+    write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())

@@ -17,8 +17,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from deeplab_jax import checkpoint, data, inference, ops, pretrained, visualize, windows
 from deeplab_jax import config as config_lib
+from deeplab_jax import data, inference, ops, pretrained, run_files, visualize, windows
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import make_folder
 from deeplab_jax.labels import LabelSet
@@ -121,7 +121,7 @@ class Predictor:
         if not workdir.is_dir():
             raise UserError(f"workdir {workdir} does not exist; `deeplab-jax train --workdir {workdir}` makes it")
         network = pretrained.load(workdir)
-        return cls.from_pretrained(network, checkpoint.read_config(workdir) if config is None else config, **options)
+        return cls.from_pretrained(network, run_files.read_config(workdir) if config is None else config, **options)
 
     @classmethod
     def from_preset(cls, name_or_path: str | pathlib.Path = DEFAULT_PRESET, **options: Any) -> "Predictor":

@@ -14,6 +14,7 @@ from deeplab_jax import (
     data,
     distributed,
     pretrained,
+    run_files,
     sharding,
     train_program,
     visualize,
@@ -61,11 +62,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
     teacher = None if config.loss.teacher is None else Teacher(config, labels, mesh, console=console)
 
     with (
-        checkpoint.held(workdir),
+        run_files.held(workdir),
         distributed.Preemption() as preemption,
         checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, console=console) as checkpoints,
     ):
-        checkpoint.begin_workdir(workdir, config, labels)
+        run_files.begin(workdir, config, labels)
         distributed.check_same_step(checkpoints.found_step)
         # ---- State: the workdir's newest checkpoint, or else init_from, or else random ----
         if checkpoints.latest_step is None:

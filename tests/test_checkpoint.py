@@ -1,9 +1,7 @@
 """Checkpoints: bit for bit, whole or not at all, and one line for what goes wrong on a disk."""
 
 import collections
-import errno
 import io
-import json
 import pathlib
 import shutil
 import subprocess
@@ -17,9 +15,7 @@ import pytest
 from rich.console import Console
 
 from deeplab_jax import checkpoint
-from deeplab_jax.config import to_dict
 from deeplab_jax.errors import UserError
-from deeplab_jax.labels import SYNTHETIC
 from deeplab_jax.train_state import TrainState
 
 
@@ -277,133 +273,6 @@ def test_a_disk_that_fills_up_while_writing_is_one_line_and_older_checkpoints_st
         assert checkpoints.latest_step == 1
         assert_identical(checkpoints.restore(make_state(0))[0], make_state(1))
     assert steps_of(tmp_path) == [1]
-
-
-def test_json_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "metrics.json"
-    checkpoint.write_json(path, {"loss": 1.5})
-    with pytest.raises(ValueError, match="JSON"):
-        checkpoint.write_json(path, {"loss": float("nan")})
-    assert json.loads(path.read_text()) == {"loss": 1.5}
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
-def test_json_that_cannot_be_written_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch, number):
-    path = tmp_path / "metrics.json"
-    checkpoint.write_json(path, {"loss": 1.5})
-
-    def full(self, *_, **__):
-        self.touch()
-        raise OSError(number, "No room")
-
-    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
-    with pytest.raises(UserError, match=f"^cannot write {path}: No room"):
-        checkpoint.write_json(path, {"loss": 2.5})
-    monkeypatch.undo()
-    assert json.loads(path.read_text()) == {"loss": 1.5}
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
-
-
-def test_json_for_a_folder_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="^cannot write .*scores.json: No such file or directory"):
-        checkpoint.write_json(tmp_path / "none" / "scores.json", {})
-
-
-# ---- Config and classes of a workdir ----
-
-
-@pytest.fixture
-def begun(tmp_path, tiny_config) -> pathlib.Path:
-    workdir = tmp_path / "runs" / "first"
-    with checkpoint.held(workdir):
-        checkpoint.begin_workdir(workdir, tiny_config, SYNTHETIC)
-    return workdir
-
-
-def test_a_workdir_gives_its_config_and_classes_back(begun, tiny_config):
-    assert to_dict(checkpoint.read_config(begun)) == to_dict(tiny_config)
-    assert checkpoint.read_labels(begun) == SYNTHETIC
-    assert sorted(path.name for path in begun.iterdir()) == ["config.json", "labels.json", "lock"]
-
-
-@pytest.mark.parametrize(
-    ("group", "field", "value", "shown"),
-    [
-        ("optimizer", "learning_rate", 0.5, "optimizer.learning_rate: 0.5 / 0.02"),
-        ("data", "batch_size", 16, "data.batch_size: 16 / 8"),
-        ("model", "output_stride", 8, "model.output_stride: 8 / 16"),
-        ("train", "steps", 9, "train.steps: 9 / 2"),
-        ("train", "accumulate_steps", 2, "train.accumulate_steps: 2 / 1"),
-        ("loss", "label_smoothing", 0.1, "loss.label_smoothing: 0.1 / 0.0"),
-    ],
-)
-def test_a_run_does_not_continue_under_another_config(begun, tiny_config, group, field, value, shown):
-    before = (begun / "config.json").read_bytes()
-    tiny_config[group][field] = value
-    with pytest.raises(UserError, match="holds a run of another config") as caught:
-        checkpoint.begin_workdir(begun, tiny_config, SYNTHETIC)
-    assert f"({shown})" in str(caught.value)
-    assert (begun / "config.json").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("group", "field", "value"),
-    [
-        ("data", "data_dir", "/elsewhere"),
-        ("data", "workers", 2),
-        ("data", "eval_split", "train"),
-        ("eval", "protocol", "whole"),
-        ("checkpoint", "keep", 5),
-        ("log", "every_steps", 1),
-        ("data", "unreadable", "skip"),
-        ("train", "nonfinite", "skip"),
-        ("train", "remat", "units"),
-        ("mesh", "data", -1),
-        ("mesh", "fsdp", 4),
-        ("mesh", "spatial", 2),
-    ],
-)
-def test_what_does_not_change_the_training_may_change_when_it_continues(begun, tiny_config, group, field, value):
-    tiny_config[group][field] = value
-    checkpoint.begin_workdir(begun, tiny_config, SYNTHETIC)
-    assert checkpoint.read_config(begun)[group][field] == value
-
-
-def test_one_training_at_a_time_runs_in_a_workdir(begun):
-    refused = pytest.raises(UserError, match=f"^another training runs in {begun}; end it, or")
-    with checkpoint.held(begun), refused, checkpoint.held(begun):
-        pass
-    with checkpoint.held(begun):
-        pass
-
-
-@pytest.mark.parametrize("reader", [checkpoint.read_config, checkpoint.read_labels])
-def test_a_folder_without_a_run_is_refused(tmp_path, reader):
-    with pytest.raises(UserError, match=f"^{tmp_path} holds no run: there is no (config|labels).json in it"):
-        reader(tmp_path)
-
-
-@pytest.mark.parametrize("content", ['{"model": {', "", "\x00\x01", "[]", '{"model": 3}'])
-def test_a_damaged_config_is_named(begun, content):
-    (begun / "config.json").write_text(content)
-    with pytest.raises(UserError, match=f"^{begun / 'config.json'} is damaged"):
-        checkpoint.read_config(begun)
-
-
-@pytest.mark.parametrize("content", ['{"class_names": [', "{}", "[]", '{"class_names": ["a"], "palette": []}'])
-def test_damaged_classes_are_named(begun, content):
-    (begun / "labels.json").write_text(content)
-    with pytest.raises(UserError, match=f"^{begun / 'labels.json'} is damaged"):
-        checkpoint.read_labels(begun)
-
-
-def test_a_config_of_a_field_that_is_gone_is_named(begun):
-    values = json.loads((begun / "config.json").read_text())
-    values["model"]["outptu_stride"] = 8
-    (begun / "config.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match="config field model.outptu_stride does not exist; did you mean output_stride?"):
-        checkpoint.read_config(begun)
 
 
 def test_opening_a_run_to_read_it_logs_no_warning(trained, caplog):

@@ -10,7 +10,7 @@ import pytest
 from conftest import make_folder, scene
 from PIL import Image
 
-from deeplab_jax import checkpoint, data, evaluate, metrics, pretrained
+from deeplab_jax import data, evaluate, metrics, pretrained, run_files
 from deeplab_jax.data import pictures
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import UserError
@@ -32,7 +32,7 @@ VIEWS = {"scales": (1.25,), "flip": True}
 
 
 def whole_config(workdir: pathlib.Path):
-    config = checkpoint.read_config(workdir)
+    config = run_files.read_config(workdir)
     config.eval.protocol, config.eval.image_size = "whole", (65, 65)
     return config
 
@@ -130,7 +130,7 @@ def test_among_chosen_classes_probabilities_are_shared_anew(trained, predictor):
 
 
 def test_the_size_of_the_networks_input_can_be_chosen(trained):
-    config = checkpoint.read_config(trained)
+    config = run_files.read_config(trained)
     config.data.image_size = (48, 80)
     picture = photo(60, 70)
     expected = Predictor.from_workdir(trained, config).predict(picture)
@@ -162,7 +162,7 @@ def test_many_sizes_share_few_compiled_programs(trained, caplog):
     """Twelve sizes lie in two pairs of buckets: one network, resized to two canvases; or two networks."""
     sizes = [(50, 60), (64, 64), (33, 20), (10, 63), (64, 1), (31, 64)]
     sizes += [(64, 65), (1, 128), (40, 65), (60, 127), (64, 128), (63, 100)]
-    config = checkpoint.read_config(trained)
+    config = run_files.read_config(trained)
     config.eval.protocol = "whole"
     counts = []
     for predictor in (Predictor.from_workdir(trained), Predictor.from_workdir(trained, config)):
@@ -362,7 +362,7 @@ def photos(tmp_path_factory) -> pathlib.Path:
     ids=["whole", "squeeze", "views"],
 )
 def test_predicted_masks_score_what_evaluation_says(workdir, photos, protocol, image_size, views):
-    config = checkpoint.read_config(workdir)
+    config = run_files.read_config(workdir)
     config.eval.update(views)
     config.data.name, config.data.data_dir = "folder", str(photos)
     config.eval.protocol, config.eval.image_size, config.eval.void = protocol, image_size, "ignore"
@@ -391,7 +391,7 @@ def test_predicted_masks_score_what_evaluation_says(workdir, photos, protocol, i
 
 
 def test_a_picture_larger_than_the_evaluations_is_scaled_to_fit_and_comes_back_at_its_size(workdir):
-    config = checkpoint.read_config(workdir)
+    config = run_files.read_config(workdir)
     config.eval.protocol, config.eval.image_size = "whole", (65, 65)
     predictor = Predictor.from_workdir(workdir, config)
     large = photo(120, 168)

@@ -6,10 +6,9 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
-import grain
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
@@ -18,6 +17,9 @@ from deeplab_jax.data import pictures, transforms
 from deeplab_jax.data.sampling import RepeatedSource
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
+
+if TYPE_CHECKING:
+    import grain
 
 _THREADS = min(16, (os.cpu_count() or 1) + 1)  # decoding and resizing hold no lock of the interpreter
 _MOST_UNREADABLE = 10  # examples in a row that are passed over: more of them are no accident
@@ -68,7 +70,7 @@ def train_batches(
         source = RepeatedSource(source, data.repeat_threshold, seed=_stream_seed(seed), unreadable=data.unreadable)
     read = _TrainExample(source, data.unreadable)
     transform = _Augment(read, data.copy_and_resolve_references(), tuple(pad_color))
-    dataset = grain.MapDataset.range(len(source)).seed(_stream_seed(seed)).shuffle().repeat()
+    dataset = _positions(len(source)).seed(_stream_seed(seed)).shuffle().repeat()
     dataset = dataset.map(read).random_map(transform)
     dataset = dataset[examples_seen:][process_index::process_count]
     dataset = dataset.batch(data.batch_size // process_count, drop_remainder=True)
@@ -109,7 +111,7 @@ def eval_batches(
     shape = _Shape.of(source, data, evaluation, tuple(pad_color))
     rounds = math.ceil(len(source) / (batch_size * process_count))
     padded = rounds * batch_size * process_count
-    indices = grain.MapDataset.range(padded)[process_index::process_count]
+    indices = _positions(padded)[process_index::process_count]
     dataset = indices.map(_EvalExample(source, shape)).batch(batch_size, drop_remainder=True, batch_fn=_collate)
     return _stream(dataset, data.workers)
 
@@ -138,7 +140,14 @@ def decoded(source, indices: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray
     return [(example["image"], example["label"]) for example in examples]
 
 
-def _stream(dataset: grain.MapDataset, workers: int) -> Iterator[Any]:
+def _positions(count: int) -> "grain.MapDataset":
+    # Grain takes a sixth of a second to import: who predicts does without it.
+    import grain
+
+    return grain.MapDataset.range(count)
+
+
+def _stream(dataset: "grain.MapDataset", workers: int) -> Iterator[Any]:
     with contextlib.closing(iter(_parallel(dataset, workers))) as batches:
         try:
             yield from batches
@@ -153,7 +162,9 @@ def _stream(dataset: grain.MapDataset, workers: int) -> Iterator[Any]:
             ) from error
 
 
-def _parallel(dataset: grain.MapDataset, workers: int) -> grain.IterDataset:
+def _parallel(dataset: "grain.MapDataset", workers: int) -> "grain.IterDataset":
+    import grain
+
     if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which programs without absl.app do not parse
         flags.FLAGS.mark_as_parsed()
     if workers == 0:
@@ -193,12 +204,12 @@ class _TrainExample:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Augment(grain.transforms.RandomMap):
+class _Augment:
     read: _TrainExample
     data: Any
     pad_color: tuple[int, ...]
 
-    def random_map(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         image, label_map = self._augmented(example, rng)
         if self.data.paste_classes and rng.random() < self.data.paste_share:
             other = self.read(int(rng.integers(len(self.read))))

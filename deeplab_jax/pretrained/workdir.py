@@ -2,7 +2,7 @@
 
 import pathlib
 
-from deeplab_jax import checkpoint
+from deeplab_jax import run_files
 from deeplab_jax.errors import UserError
 from deeplab_jax.pretrained.network import PretrainedNetwork
 
@@ -13,10 +13,13 @@ def load(path: pathlib.Path) -> PretrainedNetwork:
     Raises:
       UserError: it is no workdir, or has no checkpoint yet.
     """
-    config = checkpoint.read_config(path)
-    with checkpoint.Checkpoints(path, read_only=True) as checkpoints:
+    # Orbax takes a third of a second to import: only for networks that it has written.
+    from deeplab_jax.checkpoint import Checkpoints
+
+    config = run_files.read_config(path)
+    with Checkpoints(path, read_only=True) as checkpoints:
         if checkpoints.latest_step is None:
             raise UserError(f"{path} has no checkpoint yet; let `deeplab-jax train` write one")
         variables = checkpoints.saved_variables()
     image_size = config.eval.image_size if config.eval.protocol == "whole" else config.data.image_size
-    return PretrainedNetwork(config.model, variables, checkpoint.read_labels(path), config.eval.protocol, image_size)
+    return PretrainedNetwork(config.model, variables, run_files.read_labels(path), config.eval.protocol, image_size)

@@ -11,6 +11,7 @@ import pytest
 from deeplab_jax import checkpoint
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import write_json
 from deeplab_jax.models import abstract_variables, build_model
 from deeplab_jax.pretrained import init_from, load, native
 from deeplab_jax.train_state import TrainState
@@ -140,6 +141,6 @@ def test_what_is_no_run_is_named(tmp_path, tiny_config):
         init_from(never, expected, model, "resnet50_v2_imagenett")
     with pytest.raises(UserError, match="holds no run"):
         init_from(never, expected, model, tmp_path)
-    checkpoint.write_json(tmp_path / "config.json", {})
+    write_json(tmp_path / "config.json", {})
     with pytest.raises(UserError, match="has no checkpoint"):
         init_from(never, expected, model, tmp_path)
