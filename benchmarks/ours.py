@@ -21,7 +21,7 @@ from deeplab_jax.data import prepare
 from deeplab_jax.labels import VOC
 from deeplab_jax.models import build_model
 from deeplab_jax.pretrained import PretrainedNetwork, native
-from deeplab_jax.train_state import init_variables
+from deeplab_jax.train_state import random_variables
 
 CLASSES = 21
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -144,7 +144,7 @@ def infer(task: dict) -> None:
     config = network_config(task)
     model = build_model(config.model, CLASSES)
     images = random_batch(config)["image"]
-    _infer(task, model, init_variables(model, seed=0), images, facts={"batch": list(images.shape)})
+    _infer(task, model, random_variables(model, seed=0), images, facts={"batch": list(images.shape)})
 
 
 def infer_tflite(task: dict) -> None:
@@ -159,7 +159,7 @@ def infer_tflite(task: dict) -> None:
 def _exportable(task: dict) -> PretrainedNetwork:
     """The network of a task's config, with random parameters."""
     model = load_config(task["config"]).model
-    variables = jax.tree.map(np.asarray, init_variables(build_model(model, CLASSES), seed=0))
+    variables = jax.tree.map(np.asarray, random_variables(build_model(model, CLASSES), seed=0))
     size = 64 if task["quick"] else task["size"]
     return PretrainedNetwork(model, variables, VOC, "squeeze", (size, size))
 
@@ -233,7 +233,7 @@ def write_network(task: dict) -> None:
     config = load_config("kerascv_guide")
     size = (64, 64) if task["quick"] else (512, 512)
     model = build_model(config.model, CLASSES)
-    variables = jax.tree.map(np.asarray, init_variables(model, seed=0))
+    variables = jax.tree.map(np.asarray, random_variables(model, seed=0))
     folder = pathlib.Path(task["folder"])
     native.save(PretrainedNetwork(config.model, variables, VOC, "squeeze", size), folder / "network")
     extent = (64, 64) if task["quick"] else (375, 500)

@@ -96,7 +96,7 @@ class TrainState:
         )
 
 
-def init_variables(model, *, seed: int) -> dict[str, Any]:
+def random_variables(model, *, seed: int) -> dict[str, Any]:
     """Fresh `params` and `batch_stats` of a network, on the default device."""
     return _run_compiled(lambda: initial_variables(model, jax.random.PRNGKey(seed)))
 

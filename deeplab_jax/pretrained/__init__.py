@@ -15,7 +15,7 @@ from deeplab_jax.models import PARTS, DeepLabV3Plus, abstract_variables, build_m
 from deeplab_jax.pretrained import native, workdir
 from deeplab_jax.pretrained.merge import check_fit, merge
 from deeplab_jax.pretrained.network import PretrainedNetwork, average
-from deeplab_jax.train_state import TrainState, init_variables
+from deeplab_jax.train_state import TrainState, random_variables
 
 __all__ = [
     "BACKBONE_FIELDS",
@@ -138,7 +138,7 @@ def from_preset(
     if network.labels is not None and num_classes == network.labels.num_classes:
         variables = abstract_variables(model)  # nothing to initialise
     else:
-        variables = init_variables(model, seed=seed)
+        variables = random_variables(model, seed=seed)
     variables, report = merge(variables, network.variables, reinitialise=_new_parts(network))
     if "newly initialised" in report:
         console.print(f"{name_or_path}: {report}", soft_wrap=True, highlight=False)
