@@ -6,13 +6,15 @@ counts use; "spatial" is for pictures whose rows are split over devices, on any 
 another axis, and asks other devices for a few rows at most. All formulations of an operation compute the same function.
 """
 
-from deeplab_jax.ops.conv import conv2d, depthwise_conv2d, met_taps
+from deeplab_jax.ops.conv import conv2d
+from deeplab_jax.ops.depthwise import depthwise_conv2d
 from deeplab_jax.ops.norm import batch_norm
 from deeplab_jax.ops.padding import PADDINGS, explicit_padding
 from deeplab_jax.ops.platform import stored
 from deeplab_jax.ops.pool import max_pool
 from deeplab_jax.ops.resize import resize_bilinear, resize_to_sizes
 from deeplab_jax.ops.strips import arg_max, map_resized, predict_resized
+from deeplab_jax.ops.window import met_taps
 
 __all__ = [
     "PADDINGS",

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from deeplab_jax.ops.precision import accumulator
+
 _PIXELS = (0, 1, 2)  # the axes that statistics are taken over
 
 
@@ -35,7 +37,7 @@ def batch_norm(
 
 
 def _forward(x, scale, bias, epsilon):
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(accumulator(x.dtype))
     mean = jnp.mean(wide, _PIXELS)
     variance = jnp.maximum(0, jnp.mean(jnp.square(wide), _PIXELS) - jnp.square(mean))  # rounding can make it negative
     inverse = lax.rsqrt(variance + epsilon)

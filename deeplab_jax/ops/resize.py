@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from deeplab_jax.ops.platform import UNCHANGED, on_cpu
+from deeplab_jax.ops.precision import accumulator
 
 _MOST_PHASES = 16
 
@@ -61,7 +62,7 @@ def resize_bilinear(
         return jax.image.resize(x, (*x.shape[:2], width, x.shape[-1]), "bilinear", antialias=False)
     if formulation in UNCHANGED or None in factors:
         return plain(x)
-    wide = jnp.promote_types(x.dtype, jnp.float32)  # sums of bfloat16 are rounded once
+    wide = accumulator(x.dtype)
 
     def neighbours(x):
         y = x.astype(wide)

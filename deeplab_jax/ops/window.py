@@ -1,0 +1,127 @@
+"""How the window of a convolution lies on pictures: which pixels its taps meet."""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from deeplab_jax.ops.padding import explicit_padding, lax_padding
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+class Window:
+    """The window of a kernel on pictures of one size; the output has ceil(size / stride) pixels.
+
+    Attributes:
+      size: height and width of the pictures; symbols of `jax.export` are fit for `convolve` alone.
+      taps: height and width of the kernel.
+      stride: of the window, in pixels along both axes.
+      rate: the atrous rate: pixels from tap to tap.
+      pads: pixels (before, after) that each axis is padded by.
+
+    Raises:
+      ValueError: `symmetric` padding of a kernel of even size.
+    """
+
+    def __init__(self, size: Sequence[Any], taps: Sequence[int], *, stride: int, rate: int, padding: str):
+        self.size, self.taps, self.stride, self.rate = tuple(size), tuple(taps), stride, rate
+        self.pads = explicit_padding(padding, size, taps, stride=stride, rate=rate)
+        self._padding = padding
+
+    def convolve(
+        self, x: Float[Array, "batch height width channels"], kernel: Float[Array, "_ _ _ features"], *, groups: int = 1
+    ) -> Float[Array, "batch out_height out_width features"]:
+        """The convolution as XLA has it, of `groups` of channels apart from each other."""
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (self.stride, self.stride),
+            lax_padding(self._padding, self.pads),
+            rhs_dilation=(self.rate, self.rate),
+            dimension_numbers=_DIMENSIONS,
+            feature_group_count=groups,
+        )
+
+    @property
+    def offsets(self) -> tuple[range, range]:
+        """Pixels of the rows and of the columns of taps behind the first."""
+        rows, columns = (range(0, taps * self.rate, self.rate) for taps in self.taps)
+        return rows, columns
+
+    def meetings(self) -> Iterator[tuple[int, int, tuple[slice, slice], tuple[slice, slice]]]:
+        """Every tap that meets the picture at all: its row and column, the (rows, columns) of the input that it meets,
+        and the (rows, columns) of the output where it does.
+        """
+        for row, source_rows, target_rows in self._axes[0]:
+            for column, source_columns, target_columns in self._axes[1]:
+                yield row, column, (source_rows, source_columns), (target_rows, target_columns)
+
+    def share(self) -> float:
+        """Of all taps at all pixels of the output, the share that falls inside the picture."""
+        rows, columns = (sum(target.stop - target.start for _, _, target in axis) for axis in self._axes)
+        return rows * columns / math.prod((*self._out_size, *self.taps))
+
+    @property
+    def _out_size(self):
+        return tuple(-(-extent // self.stride) for extent in self.size)
+
+    @functools.cached_property
+    def _axes(self):  # where something is asked for: the plain formulation asks nothing, and its sizes may be symbols
+        axes = []
+        for extent, out_extent, offsets, (before, _) in zip(
+            self.size, self._out_size, self.offsets, self.pads, strict=True
+        ):
+            met = [(tap, *self._met(offset - before, extent, out_extent)) for tap, offset in enumerate(offsets)]
+            axes.append([(tap, source, target) for tap, source, target in met if target.stop > target.start])
+        return axes
+
+    def _met(self, shift: int, extent: int, out_extent: int) -> tuple[slice, slice]:
+        """The pixels that a tap meets, output `o` at pixel `o * stride + shift`, and the outputs that do."""
+        stride = self.stride
+        first = max(-(shift // stride), 0)
+        end = max(min((extent - 1 - shift) // stride + 1, out_extent), first)
+        return slice(first * stride + shift, end * stride + shift, stride), slice(first, end)
+
+    def columns_met(self) -> list[tuple[slice, slice]]:
+        """For every column of taps, the columns of the input that it meets and those of the output where it does."""
+        (_, width), (_, out_width), (_, (before, _)) = self.size, self._out_size, self.pads
+        return [self._met(offset - before, width, out_width) for offset in self.offsets[1]]
+
+
+def met_taps(
+    size: Sequence[int], taps: Sequence[int], *, stride: int = 1, rate: int = 1, padding: str = "symmetric"
+) -> Bool[np.ndarray, "kernel_height kernel_width"]:
+    """Which taps of a kernel fall inside the picture at one pixel at least.
+
+    Args:
+      size: height and width of the picture.
+      taps: height and width of the kernel.
+      stride: of the window, in pixels along both axes.
+      rate: the atrous rate: pixels from tap to tap.
+      padding: one of `PADDINGS`, see `explicit_padding`.
+    """
+    met = np.zeros(taps, bool)
+    for row, column, _, _ in Window(size, taps, stride=stride, rate=rate, padding=padding).meetings():
+        met[row, column] = True
+    return met
+
+
+def place(x: Array, part: tuple[slice, slice], size: Sequence[int]) -> Array:
+    """x at the (rows, columns) `part` of a picture of zeros."""
+    margins = [(rows.start, extent - rows.stop) for rows, extent in zip(part, size, strict=True)]
+    return jnp.pad(x, ((0, 0), *margins, (0, 0)))
+
+
+def stack_taps(of_taps: dict[tuple[int, int], Array], kernel: Array | jax.ShapeDtypeStruct) -> Array:
+    """A kernel of what belongs to each (row, column), zero where there is nothing."""
+    height, width, *shape = kernel.shape
+    zero = jnp.zeros(shape, kernel.dtype)
+    taps = [of_taps.get((row, column), zero) for row in range(height) for column in range(width)]
+    return jnp.stack([tap.reshape(shape).astype(kernel.dtype) for tap in taps]).reshape(kernel.shape)
