@@ -144,7 +144,10 @@ class Predictor:
             raise UserError(f"a {network.model.backbone} backbone alone has no classes to predict; train from it first")
         model = build_model(config.model, network.labels.num_classes, compute_dtype=config.train.compute_dtype)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        variables, _ = pretrained.merge(abstract_variables(model, device), network.variables)
+        if config.model.to_dict() == network.model.to_dict():
+            variables = jax.device_put(network.variables, device)  # its own: to trace shapes to compare with takes long
+        else:
+            variables, _ = pretrained.merge(abstract_variables(model, device), network.variables)
         return cls(model, variables, config, network.labels, **options)
 
     def __call__(self, images: Iterable[data.Picture]) -> list[UInt8[np.ndarray, "_ _"]]:
