@@ -1,6 +1,36 @@
-"""`python -m deeplab_jax` is the `deeplab-jax` command."""
+"""The command `deeplab-jax`, also as `python -m deeplab_jax`: how its process begins and ends."""
 
-from deeplab_jax.cli import main
+import atexit
+import os
+import sys
+
+from deeplab_jax.host_memory import keep_memory
+
+
+def main() -> None:
+    """Runs the command in a process that keeps its memory, if that helps."""
+    keep_memory()  # before anything slow is imported: it may start the process over
+    codes: list[int] = []
+    atexit.register(_leave, codes)
+    from deeplab_jax import cli
+
+    try:
+        cli.main()
+    except SystemExit as ended:
+        codes.append(ended.code)
+        raise
+
+
+def _leave(codes: list[int]) -> None:
+    """Leaves to the system what the interpreter would take a second to free: objects, programs, arrays.
+
+    The first to be registered is the last to be called: whatever else ends with the process has ended.
+    """
+    if codes:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(codes[0])
+
 
 if __name__ == "__main__":
     main()

@@ -17,7 +17,7 @@ from deeplab_jax import config as config_lib
 from deeplab_jax.arguments import ANY, VIDEO_SUFFIXES, UsageError, build_parser, not_config, parse_config
 from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.files import make_folder, write_json
-from deeplab_jax.host_memory import keep_memory, prepare_jax
+from deeplab_jax.host_memory import prepare_jax
 
 _SUPERVISED = "DEEPLAB_JAX_SUPERVISED"  # set in the processes that deeplab_jax.supervise started
 
@@ -28,8 +28,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     0 when done, 1 for a user's mistake or a run of which a process died, 2 for a wrong command line, 75 when SIGTERM
     stopped a training that has saved its state and goes on with the same command, 130 for Ctrl-C.
     """
-    if argv is None:
-        keep_memory()
     argv = list(sys.argv[1:] if argv is None else argv)
     console = Console(stderr=True, highlight=False)
     try:

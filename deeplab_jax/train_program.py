@@ -48,8 +48,10 @@ class TrainProgram:
 
     def random_state(self, *, seed: int) -> TrainState:
         """The state before the first step. Meanwhile the step is compiled, which its first call would wait for."""
+        # Two traces side by side would wait for each other, and with them what needs no interpreter: compiling.
+        lowered = self.step.lower(self.shapes, self.batch_shapes)
         with ThreadPoolExecutor(1) as other_thread:
-            compiled = other_thread.submit(lambda: self.step.lower(self.shapes, self.batch_shapes).compile())
+            compiled = other_thread.submit(lowered.compile)
             state = TrainState.create_on(
                 self.shardings,
                 self.model,

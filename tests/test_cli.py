@@ -73,6 +73,23 @@ def test_python_m_runs_the_command():
     assert (done.returncode, done.stdout, done.stderr) == (0, f"deeplab_jax {__version__}\n", "")
 
 
+@pytest.mark.parametrize("code", [0, 75])
+def test_a_command_that_has_ended_tears_nothing_down_but_lets_others_end(code):
+    """What was registered after its start ends with it; what the interpreter would do behind that is left out."""
+    program = (
+        "import atexit, sys\n"
+        "from deeplab_jax import __main__, cli\n"
+        "def command():\n"
+        "    atexit.register(print, 'files are closed')\n"
+        f"    sys.exit({code})\n"
+        "cli.main = command\n"
+        "atexit.register(print, 'torn down')\n"
+        "__main__.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("files are closed\n", "", code)
+
+
 # ---- A wrong command line: exit code 2 ----
 
 

@@ -44,10 +44,12 @@ def test_the_help_imports_no_array_library():
     assert not modules & {"jax", "flax", "orbax", "grain", "matplotlib", "tensorflow_datasets", "tensorboardX"}
 
 
-def test_predicting_imports_no_plots_and_no_data_set_tools():
-    modules = modules_after("import deeplab_jax.predict")
+def test_predicting_imports_no_plots_no_data_pipeline_and_no_checkpoints():
+    modules = modules_after("import deeplab_jax.cli, deeplab_jax.predict, deeplab_jax.run_files")
     assert "jax" in modules
-    assert not modules & {"matplotlib", "tensorflow_datasets", "tensorboardX", "tensorflow", "torch"}
+    assert not modules & {
+        "optax", "orbax", "grain", "matplotlib", "tensorflow_datasets", "tensorboardX", "tensorflow", "torch",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", deeplab_jax.__all__)
