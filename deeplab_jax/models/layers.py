@@ -5,6 +5,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ class Conv(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch out_h out_w features"]:
         """The output has ceil(size / stride) pixels."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel = _parameter(self, "kernel", self.kernel_init, shape)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         x = ops.conv2d(
             x, kernel, stride=self.stride, rate=self.rate, padding=self.padding, formulation=self.formulation
@@ -71,7 +72,7 @@ class DepthwiseConv(nn.Module):
         # HWIO of a grouped convolution: one input channel a group. fan_out counts all groups' outputs, so the
         # variance is set by the fan-in of the window instead.
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
-        kernel = self.param("kernel", init, (self.kernel_size, self.kernel_size, 1, x.shape[-1]), jnp.float32)
+        kernel = _parameter(self, "kernel", init, (self.kernel_size, self.kernel_size, 1, x.shape[-1]))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         x = ops.depthwise_conv2d(
             x, kernel, stride=self.stride, rate=self.rate, padding=self.padding, formulation=self.formulation
@@ -99,7 +100,7 @@ class ConcatConv(nn.Module):
         """Projects the branches, resizes each to `size` with `resize(x, size)`, and adds them up."""
         channels = [branch.shape[-1] for branch in branches]
         shape = (1, 1, sum(channels), self.features)
-        kernel = self.param("kernel", KERNEL_INITS[self.kernel_init], shape, jnp.float32).astype(self.dtype)
+        kernel = _parameter(self, "kernel", KERNEL_INITS[self.kernel_init], shape).astype(self.dtype)
         total, first = None, 0
         for branch, count in zip(branches, channels, strict=True):
             rows = kernel[:, :, first : first + count]
@@ -126,8 +127,8 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
         """Normalised in the compute dtype."""
         channels = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones_init(), channels, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros_init(), channels, jnp.float32)
+        scale = _parameter(self, "scale", nn.initializers.ones_init(), channels)
+        bias = _parameter(self, "bias", nn.initializers.zeros_init(), channels)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         variance = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         x = x.astype(self.dtype)
@@ -142,8 +143,25 @@ class BatchNorm(nn.Module):
         return x
 
 
+def _parameter(module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]) -> Array:
+    """A float32 parameter, as `module.param` makes it.
+
+    One that exists is compared by its shape alone. Flax traces what would draw it to learn that shape, for each
+    parameter anew, which takes as long as a quarter of tracing a network.
+
+    Raises:
+      flax.errors.ScopeParamShapeError: it exists in another shape.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, init, shape, jnp.float32)
+    value = module.get_variable("params", name)
+    if value.shape != shape:
+        raise flax.errors.ScopeParamShapeError(name, module.scope.path_text, value.shape, shape)
+    return value
+
+
 def _bias(module: nn.Module, features: int) -> Float[Array, "1 1 1 features"]:
-    bias = module.param("bias", nn.initializers.zeros_init(), (features,), jnp.float32)
+    bias = _parameter(module, "bias", nn.initializers.zeros_init(), (features,))
     return bias.astype(module.dtype).reshape(1, 1, 1, features)
 
 

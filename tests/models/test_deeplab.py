@@ -9,7 +9,7 @@ import pytest
 
 from deeplab_jax.config import base_config, load_config
 from deeplab_jax.errors import UserError
-from deeplab_jax.models import BACKBONES, build_model
+from deeplab_jax.models import BACKBONES, abstract_variables, build_model
 from deeplab_jax.models.atrous import plan_units
 from deeplab_jax.models.backbones.inverted_residual import scaled_features
 
@@ -337,3 +337,9 @@ def test_half_as_wide_mobilenets_round_as_their_originals(backbone, features):
     image = jax.ShapeDtypeStruct((1, 33, 33, 3), np.uint8)
     params = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)["params"]
     assert params["backbone"]["stage2_block1"]["project_conv"]["kernel"].shape[-1] == features
+
+
+def test_shapes_of_a_network_given_lists_are_those_of_one_given_tuples():
+    """A module that holds a list has no hash, by which what was traced before could be found."""
+    model = build_model(small_model_config(), CLASSES)
+    assert abstract_variables(model.clone(atrous_rates=[1, 2, 3])) == abstract_variables(model)

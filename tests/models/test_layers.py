@@ -1,12 +1,13 @@
 """Layers against Flax's own."""
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.models.layers import BatchNorm
+from deeplab_jax.models.layers import BatchNorm, Conv
 
 
 @pytest.mark.parametrize("running", [False, True])
@@ -30,3 +31,14 @@ def test_batch_norm_equals_flax_and_takes_its_variables(running, dtype):
         np.testing.assert_allclose(leaf, expected_leaf, rtol=1e-6)
     if running:
         jax.tree.map(np.testing.assert_array_equal, moved["batch_stats"], variables["batch_stats"])
+
+
+def test_parameters_of_another_shape_are_refused_when_they_are_used():
+    x = jnp.ones((1, 4, 4, 3))
+    layer = Conv(2, use_bias=True)
+    variables = layer.init(jax.random.key(0), x)
+    for name, other in (("kernel", jnp.ones((1, 1, 3, 4))), ("bias", jnp.ones(4))):
+        with pytest.raises(flax.errors.ScopeParamShapeError, match=name):
+            layer.apply({"params": variables["params"] | {name: other}}, x)
+    with pytest.raises(flax.errors.ScopeParamNotFoundError, match="bias"):
+        layer.apply({"params": {"kernel": variables["params"]["kernel"]}}, x)
