@@ -1,8 +1,6 @@
 """The command `deeplab-jax`, also as `python -m deeplab_jax`: how its process begins and ends."""
 
 import atexit
-import os
-import sys
 
 from deeplab_jax.host_memory import keep_memory
 
@@ -27,9 +25,9 @@ def _leave(codes: list[int]) -> None:
     The first to be registered is the last to be called: whatever else ends with the process has ended.
     """
     if codes:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(codes[0])
+        from deeplab_jax.cli import exit_at_once
+
+        exit_at_once(codes[0])
 
 
 if __name__ == "__main__":

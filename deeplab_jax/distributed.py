@@ -1,9 +1,7 @@
 """Runs of many processes: how they find each other, whether they agree, and when all of them stop."""
 
 import json
-import os
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -125,10 +123,3 @@ class Preemption:
 
     def _take_signal(self, number: int, frame: FrameType | None) -> None:
         self._told = True
-
-
-def exit_at_once(code: int) -> None:
-    """Ends this process without waiting for the others, which may be waiting for it in a collective operation."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

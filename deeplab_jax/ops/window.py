@@ -63,6 +63,11 @@ class Window:
             for column, source_columns, target_columns in self._axes[1]:
                 yield row, column, (source_rows, source_columns), (target_rows, target_columns)
 
+    def columns_met(self) -> list[tuple[slice, slice]]:
+        """For every column of taps, the columns of the input that it meets and those of the output where it does."""
+        (_, width), (_, out_width), (_, (before, _)) = self.size, self._out_size, self.pads
+        return [self._met(offset - before, width, out_width) for offset in self.offsets[1]]
+
     def share(self) -> float:
         """Of all taps at all pixels of the output, the share that falls inside the picture."""
         rows, columns = (sum(target.stop - target.start for _, _, target in axis) for axis in self._axes)
@@ -88,11 +93,6 @@ class Window:
         first = max(-(shift // stride), 0)
         end = max(min((extent - 1 - shift) // stride + 1, out_extent), first)
         return slice(first * stride + shift, end * stride + shift, stride), slice(first, end)
-
-    def columns_met(self) -> list[tuple[slice, slice]]:
-        """For every column of taps, the columns of the input that it meets and those of the output where it does."""
-        (_, width), (_, out_width), (_, (before, _)) = self.size, self._out_size, self.pads
-        return [self._met(offset - before, width, out_width) for offset in self.offsets[1]]
 
 
 def met_taps(
