@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.config import suggest
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
+from deeplab_jax.ops.precision import accumulator
 
 # (logits, labels, where=None, teacher_logits=None) to the sum over pixels and the count that divides it.
 Loss = Callable[..., tuple[Float[Array, ""], Array]]
@@ -44,7 +45,7 @@ def softmax_cross_entropy(
     Returns:
       The sum, and the count: int32, or a float of the loss' type with class weights.
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(accumulator(logits.dtype))
     counted = labels != IGNORE_LABEL if where is None else (labels != IGNORE_LABEL) & where
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)
     target = _smooth(_one_hot(labels, logits), label_smoothing)
@@ -72,7 +73,7 @@ def keras_categorical_cross_entropy(
     Probabilities are clipped to [1e-7, 1 - 1e-7]; a void pixel adds nothing to the sum but is counted, so that the
     mean is over every pixel, as in the KerasCV guide. Arguments as in `softmax_cross_entropy`.
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(accumulator(logits.dtype))
     pixel_losses = _keras_pixel_losses(logits, labels, label_smoothing)
     exists = jnp.ones(labels.shape, bool) if where is None else where
     if class_weights:

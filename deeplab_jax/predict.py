@@ -331,7 +331,28 @@ def predict_files(
       The files written, masks and overlays in turn.
 
     Raises:
-      UserError: an input is missing or no picture, or a result exists already.
+      UserError: see `result_paths`.
+    """
+    pairs = result_paths(inputs, output).items()
+    make_folder(output, "--output")
+    written = []
+    for path, (mask_path, overlay_path) in track(list(pairs), "predict", console=console, disable=console is None):
+        image = data.read_picture(path)
+        (label_map,) = predictor([image])
+        visualize.save_palette_png(mask_path, label_map, predictor.labels)
+        tinted = visualize.overlay(image, label_map, predictor.labels)
+        visualize.save_image(overlay_path, visualize.add_legend(tinted, label_map, predictor.labels))
+        written += [mask_path, overlay_path]
+    return written
+
+
+def result_paths(
+    inputs: Iterable[pathlib.Path], output: pathlib.Path
+) -> dict[pathlib.Path, tuple[pathlib.Path, pathlib.Path]]:
+    """Where `predict_files` writes: the mask and the overlay of each picture. Needs no network.
+
+    Raises:
+      UserError: an input is missing or no picture, two have one name, or a result exists already.
     """
     pictures = find_pictures(inputs)
     targets = [(output / f"{path.stem}_mask.png", output / f"{path.stem}_overlay.png") for path in pictures]
@@ -341,17 +362,7 @@ def predict_files(
     if len(set(targets)) < len(targets):
         twice = next(path for path, target in zip(pictures, targets, strict=True) if targets.count(target) > 1)
         raise UserError(f"two inputs are named {twice.stem}; predict them into different --output folders")
-    make_folder(output, "--output")
-    written = []
-    pairs = list(zip(pictures, targets, strict=True))
-    for path, (mask_path, overlay_path) in track(pairs, "predict", console=console, disable=console is None):
-        image = data.read_picture(path)
-        (label_map,) = predictor([image])
-        visualize.save_palette_png(mask_path, label_map, predictor.labels)
-        tinted = visualize.overlay(image, label_map, predictor.labels)
-        visualize.save_image(overlay_path, visualize.add_legend(tinted, label_map, predictor.labels))
-        written += [mask_path, overlay_path]
-    return written
+    return dict(zip(pictures, targets, strict=True))
 
 
 def find_pictures(inputs: Iterable[pathlib.Path]) -> list[pathlib.Path]:

@@ -377,6 +377,8 @@ def test_predicting_from_the_command_line(run, workdir, tmp_path):
     missing = ["predict", tmp_path / "none.png", "--workdir", workdir, "--output", tmp_path / "other"]
     _fails_with_one_line(run(*missing), "none.png does not exist")
     assert not (tmp_path / "other").exists()
+    arguments[arguments.index(workdir)] = tmp_path / "no-run"  # told before a network is looked for
+    _fails_with_one_line(run(*arguments), "a_mask.png exists; choose another --output or remove it")
 
 
 # ---- Pretrained networks ----

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from deeplab_jax.models.layers import ConvNormAct, Layers
+from deeplab_jax.ops.precision import accumulator
 
 
 class ASPP(nn.Module):
@@ -57,7 +58,7 @@ class ASPP(nn.Module):
             for i, rate in enumerate(self.rates)
         ]
         if self.image_pooling:
-            mean = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.promote_types(x.dtype, jnp.float32))
+            mean = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=accumulator(x.dtype))
             branches.append(branch(self.layers, self.channels, name="branch_pooling")(mean.astype(x.dtype)))
         if self.published_order:
             branches = [jnp.concatenate([_broadcast(x, size) for x in branches], axis=-1)]

@@ -16,6 +16,7 @@ from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.backbones import BACKBONES, OPTIONS
 from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.layers import CLASSIFIER_INITS, Layers
+from deeplab_jax.ops.precision import accumulator
 
 #: The top-level parts of the parameters, which learning-rate multipliers and freezing name.
 PARTS = ("backbone", "aspp", "decoder", "classifier")
@@ -128,7 +129,7 @@ class DeepLabV3Plus(nn.Module):
                 name="decoder",
             )(x, endpoints["low_level_features"])
 
-        logits_dtype = jnp.promote_types(x.dtype, jnp.float32)
+        logits_dtype = accumulator(x.dtype)
         if self.published_order and self.decoder == "kerascv":
             x = resize(x, size)
         classifier = head.conv(
@@ -142,7 +143,7 @@ class DeepLabV3Plus(nn.Module):
         return resize(logits, size), endpoints
 
     def _normalise(self, images):
-        dtype = jnp.promote_types(images.dtype, jnp.float32) if images.dtype != jnp.uint8 else jnp.float32
+        dtype = accumulator(images.dtype) if images.dtype != jnp.uint8 else jnp.float32
         mean = jnp.asarray(self.input_mean, dtype).reshape(1, 1, 1, -1)
         std = jnp.asarray(self.input_std, dtype).reshape(1, 1, 1, -1)
         return ((images.astype(dtype) - mean) / std).astype(self.dtype)
