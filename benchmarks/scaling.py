@@ -26,6 +26,7 @@ CONFIGS = (
     "deeplabv3plus_resnet50_voc",
     "deeplabv3plus_resnet101_voc",
     "deeplabv3plus_efficientnet_lite0_voc",
+    "deeplabv3plus_efficientnet_lite2_distilled_voc",
 )
 STRIDES = (32, 16, 8)
 SIZES = (128, 192, 256)

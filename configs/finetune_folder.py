@@ -1,4 +1,4 @@
-"""The network that comes with the package, DeepLabv3+ with EfficientNet-Lite0, learns the classes of your own photos.
+"""The network that comes with the package learns the classes of your own photos.
 
     deeplab-jax data prepare folder --source photos --data-dir data
     deeplab-jax train --config finetune_folder --config.data.data_dir=data --workdir runs/photos
@@ -7,7 +7,8 @@ The folder has images/, masks/ and classes.txt. `:init=` names what to start fro
 presets` lists them), a folder or a workdir, whose network is then trained; of a preset that is a backbone alone, such
 as `:init=resnet50_imagenet1k_v2`, the rest of the network is new. If the classes differ, only the classifier begins
 anew.
-What it reaches depends on your photos; it was run here on drawn ones alone (notebooks/02_your_own_photos.ipynb).
+What it reaches depends on your photos; it was run here on drawn ones alone, from the smaller network of the package
+(notebooks/02_your_own_photos.ipynb).
 """
 
 from deeplab_jax import pretrained

@@ -252,7 +252,8 @@ def _fails_with_one_line(result: tuple[int, str, list[str]], message: str) -> No
         (("train", "--config", "quickstart", "--config.optimizer.schedule=cosin"), "optimizer.schedule"),
         (("train", "--config", "quickstart", "--config.loss.class_weights=(1.0,2.0)"), "loss.class_weights"),
         (("evaluate",), "w holds no run: there is no config.json in it; `deeplab-jax train` writes one"),
-        (("predict", "a.jpg", "--output", "out"), "w holds no run"),
+        (("predict", "a.jpg", "--output", "out"), "a.jpg does not exist"),
+        (("predict", "--camera", "0", "--output", "out"), "w holds no run"),
     ],
 )
 def test_a_mistake_is_one_line_and_one(run, arguments, message, tmp_path, monkeypatch):
@@ -446,7 +447,7 @@ def test_a_run_becomes_a_folder_to_hand_on(run, trained, tmp_path):
         (("convert", "--from", "tflyte", "x", "--output", "o"), "format 'tflyte' does not exist; did you mean tflite?"),
         (("convert", "--from", "tflite", "x.tflite", "--output", "o"), "x.tflite"),
         (("evaluate", "--preset", "resnet50_v2_imagnet"), "did you mean resnet50_v2_imagenet?"),
-        (("predict", "a.png", "--output", "o", "--preset", "some/folder"), "some/folder is no folder of a pretrained"),
+        (("predict", "--camera", "0", "--output", "o", "--preset", "some/folder"), "some/folder is no folder of a"),
     ],
 )
 def test_a_mistake_with_a_pretrained_network_is_one_line(run, arguments, message, tmp_path, monkeypatch):

@@ -251,12 +251,11 @@ def test_enough_commands_are_found():
 
 
 def test_presets_and_configs_that_commands_name_exist():
-    shipped = {"deeplab_v3_plus_efficientnet_lite0_pascalvoc"}
     for param in shown_commands():
         (arguments,) = param.values
         text = " ".join(arguments)
         for name in re.findall(r"(?:--preset[ =]|train\.init_from=)(\w+)(?![\w/])", text):
-            assert name in {*load_table(), *shipped, "NAME", "runs", "networks"}, text
+            assert name in {*load_table(), "NAME", "runs", "networks"}, text
         for name in re.findall(r"--config[ =](\w+)(?![\w.])", text):
             assert find_config(name)
 

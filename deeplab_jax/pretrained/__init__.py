@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 #: What labels pictures where nothing else is named; it comes with the package.
-DEFAULT_PRESET = "deeplab_v3_plus_efficientnet_lite0_pascalvoc"
+DEFAULT_PRESET = "deeplab_v3_plus_efficientnet_lite2_pascalvoc"
 
 #: What `deeplab-jax convert --from` and presets know: the module of this package whose `load(path)` reads it.
 FORMATS = {

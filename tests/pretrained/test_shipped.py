@@ -1,4 +1,4 @@
-"""The network that comes with the package, on real pictures."""
+"""The networks that come with the package, on real pictures."""
 
 import json
 
@@ -8,13 +8,15 @@ from matplotlib import cbook
 
 from deeplab_jax import Predictor, cli
 from deeplab_jax.labels import VOC
-from deeplab_jax.pretrained import DEFAULT_PRESET
 from deeplab_jax.pretrained.table import find_preset
 
+SHIPPED = ("deeplab_v3_plus_efficientnet_lite0_pascalvoc", "deeplab_v3_plus_efficientnet_lite2_pascalvoc")
 
-def test_a_portrait_is_a_person():
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_portrait_is_a_person(name):
     portrait = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)  # public domain, in the wheel of matplotlib
-    predictor = Predictor.from_preset()
+    predictor = Predictor.from_preset(name)
     assert predictor.labels == VOC
     result = predictor.predict(portrait)
     person = result.labels == VOC.class_names.index("person")
@@ -25,13 +27,14 @@ def test_a_portrait_is_a_person():
 
 
 @pytest.mark.slow
-def test_it_scores_what_is_said_of_it(shared, tmp_path, monkeypatch):
-    said = find_preset(DEFAULT_PRESET).score
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_scores_what_is_said_of_it(name, shared, tmp_path, monkeypatch):
+    said = find_preset(name).score
     monkeypatch.setenv("DEEPLAB_JAX_DATA", str(tmp_path / "data"))
     scores = tmp_path / "scores.json"
     commands = [
         ["data", "prepare", "voc2012_segmentation", "--source", str(shared / "data/voc_subset")],
-        ["evaluate", "--preset", DEFAULT_PRESET, "--data", "voc2012_segmentation", "--json", str(scores)],
+        ["evaluate", "--preset", name, "--data", "voc2012_segmentation", "--json", str(scores)],
     ]
     for command in commands:
         with pytest.raises(SystemExit) as done:

@@ -15,7 +15,7 @@ from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.pretrained import FORMATS, native, table
 from deeplab_jax.pretrained.table import Preset, cache_folder, fetch_preset, find_preset, load_table
 
-SHIPPED = "deeplab_v3_plus_efficientnet_lite0_pascalvoc"
+SHIPPED = ("deeplab_v3_plus_efficientnet_lite0_pascalvoc", "deeplab_v3_plus_efficientnet_lite2_pascalvoc")
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -92,10 +92,11 @@ def test_files_do_not_overwrite_each_other_in_the_cache():
     assert len({preset.file for preset in presets}) == len(presets)
 
 
-def test_a_network_of_this_package_is_verified_where_it_lies():
-    preset = find_preset(SHIPPED)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_network_of_this_package_is_verified_where_it_lies(name):
+    preset = find_preset(name)
     folder = fetch_preset(preset)
-    assert folder.name == SHIPPED
+    assert folder.name == name
     assert native.is_native(folder)
     size = (folder / "model.safetensors").stat().st_size
     assert size == preset.size < 12_000_000
