@@ -147,10 +147,10 @@ def _predict(args: argparse.Namespace, rest: Sequence[str], console: Console) ->
     from deeplab_jax import pretrained, run_files, video
     from deeplab_jax.predict import Predictor, predict_files, result_paths
 
-    result_paths(pictures, args.output)  # what cannot be written is told before a network is loaded
     targets = [video.overlay_path(source, args.output) for source in sources]
     if len(set(targets)) < len(targets):
         raise UserError("two videos have one name; predict them into different --output folders")
+    result_paths(pictures, args.output)  # what cannot be written is told before a network is loaded
     if args.workdir is not None:
         network, base = None, run_files.read_config(args.workdir)
     else:
