@@ -6,8 +6,6 @@ output stride 16.
 
 import dataclasses
 
-DIRECTIONS = ("forward", "input gradient", "weight gradient")
-
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
@@ -42,16 +40,24 @@ class Operation:
         out = f" to {self.out_size}x{self.out_size}" if self.out_size else ""
         return f"{self.kind}{window}{stride}{rate}, {channels} channels, {self.size}x{self.size}{out}"
 
-    def multiply_adds(self) -> int:
-        """Of each direction, padding counted as data; 0 where multiply-adds say little."""
-        outputs = -(-self.size // self.stride)
-        if self.kind == "conv":
-            return outputs**2 * self.kernel**2 * self.channels * self.features
-        return outputs**2 * self.kernel**2 * self.channels if self.kind == "depthwise" else 0
+    @property
+    def has_weights(self) -> bool:
+        """Whether it is a convolution."""
+        return self.kind in ("conv", "depthwise")
 
-    def directions(self) -> tuple[str, ...]:
-        """Those that exist: only convolutions have weights."""
-        return DIRECTIONS if self.kind in ("conv", "depthwise") else DIRECTIONS[:2]
+    def multiply_adds(self) -> int:
+        """Of one direction, padding counted as data; 0 where multiply-adds say little."""
+        outputs = -(-self.size // self.stride)
+        return outputs**2 * self.kernel**2 * self.channels * max(self.features, 1) if self.has_weights else 0
+
+    def directions(self) -> dict[str, tuple[int, ...]]:
+        """What is measured: the name, and the arguments whose gradients it is, none for the forward pass.
+
+        A train step takes both gradients of a convolution, or of its first trained one the weights' alone.
+        """
+        if self.has_weights:
+            return {"forward": (), "both gradients": (0, 1), "weight gradient": (1,)}
+        return {"forward": (), "input gradient": (0,)}
 
     def shrunk(self) -> "Operation":
         """An eighth of the size in each direction."""

@@ -45,6 +45,19 @@ def arguments(operation: operations.Operation) -> list[jax.Array]:
     return jax.device_put(values)
 
 
+def _gradients(function, wanted: tuple[int, ...]):
+    """The function of the output's cotangent and the arguments that returns the cotangents of the wanted ones."""
+
+    def gradients(cotangent, *values):
+        def of_wanted(*chosen):
+            given = dict(zip(wanted, chosen, strict=True))
+            return function(*(given.get(place, value) for place, value in enumerate(values)))
+
+        return jax.vjp(of_wanted, *(values[place] for place in wanted))[1](cotangent)
+
+    return gradients
+
+
 def main() -> None:
     """Measures every operation in every direction."""
     task = worker.read_task()
@@ -55,26 +68,16 @@ def main() -> None:
         output = jax.eval_shape(function, *values)
         cotangent = jax.device_put(np.random.default_rng(1).standard_normal(output.shape, np.float32))
 
-        def gradient(cotangent, *values, function=function, argument=0):
-            def of_one(value):
-                return function(*values[:argument], value, *values[argument + 1 :])
-
-            return jax.vjp(of_one, values[argument])[1](cotangent)
-
-        programs = {
-            "forward": (jax.jit(function), values),
-            "input gradient": (jax.jit(gradient), [cotangent, *values]),
-            "weight gradient": (jax.jit(functools.partial(gradient, argument=1)), [cotangent, *values]),
-        }
-        for direction in operation.directions():
-            program, given = programs[direction]
+        for direction, wanted in operation.directions().items():
+            program = jax.jit(_gradients(function, wanted) if wanted else function)
+            given = [cotangent, *values] if wanted else values
             times = worker.repeat(
                 lambda program=program, given=given: jax.block_until_ready(program(*given)),
                 warm_up=2,
                 repetitions=task["repetitions"],
             )
             seconds[f"{operation.name()}, {direction}"] = times
-            multiply_adds[f"{operation.name()}, {direction}"] = operation.multiply_adds()
+            multiply_adds[f"{operation.name()}, {direction}"] = operation.multiply_adds() * max(len(wanted), 1)
     worker.report(seconds, packages=("jax", "jaxlib", "optax"), multiply_adds=multiply_adds)
 
 

@@ -40,8 +40,8 @@ def main() -> None:
     seconds = {}
     for operation in operations.selected(task["quick"]):
         function, values = build(operation), arguments(operation)
-        for direction in operation.directions():
-            if direction == "forward":
+        for direction, wanted in operation.directions().items():
+            if not wanted:
                 with torch.no_grad():
                     times = worker.repeat(
                         lambda function=function, values=values: function(*values),
@@ -49,18 +49,18 @@ def main() -> None:
                         repetitions=task["repetitions"],
                     )
             else:
-                leaf = values[1 if direction == "weight gradient" else 0]
-                leaf.requires_grad_(True)
+                leaves = [values[place].requires_grad_(True) for place in wanted]
                 output = function(*values)
                 cotangent = torch.randn_like(output)
                 times = worker.repeat(
-                    lambda output=output, leaf=leaf, cotangent=cotangent: torch.autograd.grad(
-                        output, leaf, cotangent, retain_graph=True
+                    lambda output=output, leaves=leaves, cotangent=cotangent: torch.autograd.grad(
+                        output, leaves, cotangent, retain_graph=True
                     ),
                     warm_up=2,
                     repetitions=task["repetitions"],
                 )
-                leaf.requires_grad_(False)
+                for leaf in leaves:
+                    leaf.requires_grad_(False)
             seconds[f"{operation.name()}, {direction}"] = times
     worker.report(seconds, packages=("torch",))
 

@@ -52,13 +52,13 @@ def _shifted_backward(window, x, kernel, cotangent):
     of_kernel = _kernel_gradient(window, x, kernel, cotangent)
     weights, wide_cotangent = widened(after(kernel, of_kernel), cotangent)
     if window.stride == 1:
-        # Its transpose as shifted parts of one padded picture too: as a sum of padded pictures it takes four times as
-        # long, and XLA:CPU may store each of them.
+        # Shifted parts of one padded picture here too: a sum of padded pictures takes four times as long, and XLA:CPU
+        # may store each of them.
         spans = [offsets[-1] for offsets in window.offsets]
         mirrored = [(span - begin, span - end) for span, (begin, end) in zip(spans, window.pads, strict=True)]
         of_pixels = _shifted_sum(window, wide_cotangent, weights[::-1, ::-1], mirrored)
     else:
-        of_pixels = _transposed(lambda x: _shifted_sum(window, x, weights, window.pads), x, wide_cotangent)
+        of_pixels = window.scatter(lambda row, column: wide_cotangent * _factors(weights, row, column))
     return of_pixels.astype(x.dtype), of_kernel
 
 
@@ -75,7 +75,8 @@ def _sparse_backward(window, x, kernel, cotangent):
     }
     of_kernel = stack_taps(of_taps, kernel)
     weights, wide_cotangent = widened(after(kernel, of_kernel), cotangent)
-    of_pixels = _transposed(lambda x: _sparse_sum(window, x, weights), x, wide_cotangent)
+    wide_x = jax.ShapeDtypeStruct(x.shape, wide_cotangent.dtype)
+    (of_pixels,) = jax.linear_transpose(lambda x: _sparse_sum(window, x, weights), wide_x)(wide_cotangent)
     return of_pixels.astype(x.dtype), of_kernel
 
 
@@ -84,14 +85,18 @@ def _shifted_sum(window, x, kernel, pads):
     stride, (rows, columns) = window.stride, window.offsets
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     tall, wide = (stride * (-(-extent // stride) - 1) + 1 for extent in x.shape[1:3])
-    windows = (padded[:, top : top + tall : stride, left : left + wide : stride] for top in rows for left in columns)
-    return functools.reduce(jnp.add, map(jnp.multiply, windows, _of_channels(kernel)))
+    terms = (
+        padded[:, top : top + tall : stride, left : left + wide : stride] * _factors(kernel, row, column)
+        for row, top in enumerate(rows)
+        for column, left in enumerate(columns)
+    )
+    return functools.reduce(jnp.add, terms)
 
 
 def _sparse_sum(window, x, kernel):
     """The parts of the picture that taps meet, times these."""
     terms = (
-        place(x[:, *source] * kernel[row, column].reshape(1, 1, 1, -1), target, window.size)
+        place(x[:, *source] * _factors(kernel, row, column), target, window.size)
         for row, column, source, target in window.meetings()
     )
     return functools.reduce(jnp.add, terms)
@@ -126,11 +131,6 @@ def _computed_once(cotangent):
     return lax.optimization_barrier(cotangent)
 
 
-def _transposed(linear, x, cotangent):
-    (of_x,) = jax.linear_transpose(linear, jax.ShapeDtypeStruct(x.shape, cotangent.dtype))(cotangent)
-    return of_x
-
-
-def _of_channels(kernel):
-    """The taps of a kernel one by one, each as factors of the channels."""
-    return (kernel[row, column].reshape(1, 1, 1, -1) for row in range(len(kernel)) for column in range(kernel.shape[1]))
+def _factors(kernel, row, column):
+    """A tap, as factors of the channels of pictures."""
+    return kernel[row, column].reshape(1, 1, 1, -1)

@@ -8,8 +8,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from deeplab_jax.ops.padding import explicit_padding, lax_padding
+from deeplab_jax.ops.padding import lax_padding
 from deeplab_jax.ops.platform import UNCHANGED, on_cpu
+from deeplab_jax.ops.window import Window
 
 
 def max_pool(
@@ -33,8 +34,8 @@ def max_pool(
       padding: one of `PADDINGS`, see `explicit_padding`.
       formulation: see `deeplab_jax.ops`.
     """
-    pads = explicit_padding(padding, x.shape[1:3], (window, window), stride=stride)
-    out_size = [-(-extent // stride) for extent in x.shape[1:3]]
+    windows = Window(x.shape[1:3], (window, window), stride=stride, rate=1, padding=padding)
+    pads = windows.pads
 
     def plain(x):
         around = lax_padding(padding, pads)
@@ -47,7 +48,7 @@ def max_pool(
 
     def views(x):
         padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
-        height, width = (stride * (extent - 1) + 1 for extent in out_size)
+        height, width = (stride * (-(-extent // stride) - 1) + 1 for extent in x.shape[1:3])
         return [
             padded[:, row : row + height : stride, column : column + width : stride]
             for row in range(window)
@@ -65,36 +66,11 @@ def max_pool(
             largest = jnp.maximum(largest, view)
         winner, cotangent = lax.optimization_barrier((winner, cotangent))  # not recomputed for every tap below
 
-        # Input pixel `stride * u + phase` is tap `tap` of output pixel `u + shift`, for the taps of that phase.
-        (top, _), (left, _) = pads
-        rows = []
-        for row_phase in range(stride):
-            columns = []
-            for column_phase in range(stride):
-                total = jnp.zeros((len(x), *out_size, x.shape[-1]), x.dtype)
-                for row, row_shift in _taps_of_phase(row_phase + top, window, stride):
-                    for column, column_shift in _taps_of_phase(column_phase + left, window, stride):
-                        won = jnp.where(winner == row * window + column, cotangent, jnp.zeros_like(cotangent))
-                        total += _shift(_shift(won, 1, row_shift), 2, column_shift)
-                columns.append(total)
-            rows.append(jnp.stack(columns, axis=3))
-        interleaved = jnp.stack(rows, axis=2).reshape(
-            len(x), stride * out_size[0], stride * out_size[1], x.shape[-1]
-        )  # batch, height, row phase, width, column phase, channels
-        return (interleaved[:, : x.shape[1], : x.shape[2]],)
+        def won(row, column):
+            return jnp.where(winner == row * window + column, cotangent, jnp.zeros_like(cotangent))
+
+        return (windows.scatter(won),)
 
     if formulation in UNCHANGED:
         return plain(x)
     return on_cpu(slices, slices_backward, plain=plain, plain_backward=plain_backward)(x)
-
-
-def _taps_of_phase(position: int, window: int, stride: int) -> list[tuple[int, int]]:
-    """Taps (of one axis) that meet padded pixel `position` of every stride, and how far on their windows start."""
-    return [(tap, (position - tap) // stride) for tap in range(position % stride, window, stride)]
-
-
-def _shift(x, axis, distance):
-    """x[i + distance] at i, zero beyond the ends."""
-    config = [(0, 0, 0)] * x.ndim
-    config[axis] = (-distance, distance, 0)
-    return lax.pad(x, jnp.zeros((), x.dtype), config)
