@@ -46,7 +46,7 @@ class Operation:
         return self.kind in ("conv", "depthwise")
 
     def multiply_adds(self) -> int:
-        """Of one direction, padding counted as data; 0 where multiply-adds say little."""
+        """Of the forward pass or one gradient, padding counted as data; 0 where multiply-adds say little."""
         outputs = -(-self.size // self.stride)
         return outputs**2 * self.kernel**2 * self.channels * max(self.features, 1) if self.has_weights else 0
 

@@ -82,14 +82,8 @@ def _sparse_backward(window, x, kernel, cotangent):
 
 def _shifted_sum(window, x, kernel, pads):
     """Shifted parts of one padded picture, times their taps."""
-    stride, (rows, columns) = window.stride, window.offsets
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    tall, wide = (stride * (-(-extent // stride) - 1) + 1 for extent in x.shape[1:3])
-    terms = (
-        padded[:, top : top + tall : stride, left : left + wide : stride] * _factors(kernel, row, column)
-        for row, top in enumerate(rows)
-        for column, left in enumerate(columns)
-    )
+    terms = (view * _factors(kernel, row, column) for row, column, view in window.views(padded))
     return functools.reduce(jnp.add, terms)
 
 

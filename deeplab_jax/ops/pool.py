@@ -48,12 +48,7 @@ def max_pool(
 
     def views(x):
         padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
-        height, width = (stride * (-(-extent // stride) - 1) + 1 for extent in x.shape[1:3])
-        return [
-            padded[:, row : row + height : stride, column : column + width : stride]
-            for row in range(window)
-            for column in range(window)
-        ]
+        return [view for _, _, view in windows.views(padded)]
 
     def slices(x):
         return functools.reduce(jnp.maximum, views(x))

@@ -63,6 +63,16 @@ class Window:
             for column, source_columns, target_columns in self._axes[1]:
                 yield row, column, (source_rows, source_columns), (target_rows, target_columns)
 
+    def views(
+        self, padded: Float[Array, "batch padded_height padded_width channels"]
+    ) -> Iterator[tuple[int, int, Float[Array, "batch out_height out_width channels"]]]:
+        """Every tap's row and column and, of pictures padded already, the pixels under it, one for each output."""
+        stride, (rows, columns) = self.stride, self.offsets
+        tall, wide = (stride * (extent - 1) + 1 for extent in self._out_size)
+        for row, top in enumerate(rows):
+            for column, left in enumerate(columns):
+                yield row, column, padded[:, top : top + tall : stride, left : left + wide : stride]
+
     def columns_met(self) -> list[tuple[slice, slice]]:
         """For every column of taps, the columns of the input that it meets and those of the output where it does."""
         (_, width), (_, out_width), (_, (before, _)) = self.size, self._out_size, self.pads
