@@ -209,10 +209,23 @@ def init_from(
     check_fit(shapes.variables, network.variables, reinitialise=_new_parts(network))
     state = new_state()
     variables, report = merge(state.variables, network.variables, reinitialise=_new_parts(network))
+    report += _other_rates(here, there) if network.labels is not None else ""
     started = state.replace(**variables)
     if state.ema_variables is not None:
         started = started.with_averages()
     return started, f"Starting from {name_or_path}: {report}"
+
+
+def _other_rates(here: dict[str, Any], there: dict[str, Any]) -> str:
+    """Tells of ASPP kernels that saw other distances; rates that follow the output stride see the same ones."""
+    stride, other_stride = here["atrous_rates_stride"], there["atrous_rates_stride"]
+    distances = [rate * stride for rate in here["atrous_rates"]]
+    if distances == [rate * other_stride for rate in there["atrous_rates"]]:
+        return ""
+    return (
+        f"; ASPP learned at rates {tuple(there['atrous_rates'])} for stride {other_stride}, "
+        f"here they are {tuple(here['atrous_rates'])} for {stride}"
+    )
 
 
 def _new_parts(network: PretrainedNetwork) -> tuple[str, ...]:

@@ -61,6 +61,19 @@ def test_a_run_of_the_same_classes_starts_from_every_variable(trained, trained_v
     assert np.array_equal(state.rng, fresh.rng)
 
 
+def test_other_atrous_rates_are_told(trained, tiny_config):
+    rates, stride = tuple(tiny_config.model.atrous_rates), tiny_config.model.atrous_rates_stride
+    tiny_config.model.atrous_rates = tuple(2 * rate for rate in rates)
+    _, report = start_from(trained, tiny_config, 6)
+    assert report.endswith(
+        f"; ASPP learned at rates {rates} for stride {stride}, "
+        f"here they are {tiny_config.model.atrous_rates} for {stride}"
+    )
+    tiny_config.model.atrous_rates_stride = stride // 2  # the same distances in pixels
+    _, report = start_from(trained, tiny_config, 6)
+    assert report.endswith("variables taken")
+
+
 def test_averages_start_from_what_is_taken(trained, trained_variables, tiny_config):
     state, _ = init_from(
         lambda: fresh_state(tiny_config, 6).with_averages(), shapes(tiny_config, 6), tiny_config.model, trained
