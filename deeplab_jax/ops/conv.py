@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from deeplab_jax.ops import winograd
 from deeplab_jax.ops.platform import UNCHANGED, after, on_cpu, stored, transposed
 from deeplab_jax.ops.precision import accumulator, widened
+from deeplab_jax.ops.products import multiply, weight_gradient
 from deeplab_jax.ops.window import Window, place, stack_taps
 
 # Up to this share of taps inside the picture, a matrix product for each tap's part of it beats the convolution, which
@@ -82,14 +83,14 @@ def _backward(window, x, kernel, cotangent):
 
 
 def _matmul(window, x, kernel):
-    return _multiply(_subsample(window, x), kernel[0, 0]).astype(x.dtype)
+    return multiply(_subsample(window, x), kernel[0, 0]).astype(x.dtype)
 
 
 def _matmul_backward(window, x, kernel, cotangent):
     x = after(x, cotangent)
     subsample = functools.partial(_subsample, window)
-    of_kernel = _kernel_gradient(subsample(x), cotangent)
-    of_pixels = _multiply(cotangent, after(kernel[0, 0], of_kernel).T).astype(x.dtype)
+    of_kernel = weight_gradient(subsample(x), cotangent)
+    of_pixels = multiply(cotangent, after(kernel[0, 0], of_kernel).T).astype(x.dtype)
     return *jax.linear_transpose(subsample, x)(of_pixels), of_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
@@ -102,7 +103,7 @@ def _subsample(window, x):
 
 def _taps(window, x, kernel):
     terms = (
-        place(_multiply(x[:, *source], kernel[row, column]), target, window.size)
+        place(multiply(x[:, *source], kernel[row, column]), target, window.size)
         for row, column, source, target in window.meetings()
     )
     return functools.reduce(jnp.add, terms).astype(x.dtype)
@@ -111,13 +112,13 @@ def _taps(window, x, kernel):
 def _taps_backward(window, x, kernel, cotangent):
     x = after(x, cotangent)
     of_taps = {
-        (row, column): _kernel_gradient(x[:, *source], cotangent[:, *target])
+        (row, column): weight_gradient(x[:, *source], cotangent[:, *target])
         for row, column, source, target in window.meetings()
     }
     of_kernel = stack_taps(of_taps, kernel)
     later = after(kernel, of_kernel)
     terms = (
-        place(_multiply(cotangent[:, *target], later[row, column].T), source, window.size)
+        place(multiply(cotangent[:, *target], later[row, column].T), source, window.size)
         for row, column, source, target in window.meetings()
     )
     return functools.reduce(jnp.add, terms).astype(x.dtype), of_kernel
@@ -169,29 +170,7 @@ def _banded_kernel_gradient(window, x, kernel, cotangent):
             [of_x[:, top : top + tall : stride, left : left + wide : stride] for left in columns] for top in rows
         )
         # The taps of a row together, so that few channels make no thin product.
-        return total + jnp.stack([_kernel_gradient(jnp.concatenate(row, -1), of_cotangent) for row in windows])
+        return total + jnp.stack([weight_gradient(jnp.concatenate(row, -1), of_cotangent) for row in windows])
 
     zero = jnp.zeros((len(rows), len(columns) * x.shape[-1], kernel.shape[-1]), accumulator(x.dtype))
     return lax.fori_loop(0, bands, add_band, zero).reshape(kernel.shape).astype(kernel.dtype)
-
-
-# ---- Matrix products ----
-
-
-def _flat(x):
-    return x.reshape(-1, x.shape[-1])
-
-
-def _multiply(x, weights):
-    """A matrix product over the last axis, in float32 or wider.
-
-    Flat, since XLA:CPU runs the gradients of a product of 4-D arrays slower. bfloat16 with a float32 result is what
-    processors have an instruction for; XLA:CPU would convert the factors of a bfloat16 result to float32 first.
-    """
-    flat = jnp.matmul(_flat(x), weights, preferred_element_type=accumulator(x.dtype))
-    return flat.reshape(*x.shape[:-1], -1)
-
-
-def _kernel_gradient(x, cotangent):
-    """The gradient of `_multiply` with respect to the weights."""
-    return jnp.matmul(_flat(x).T, _flat(cotangent), preferred_element_type=accumulator(x.dtype))

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from deeplab_jax.ops.platform import after
+from deeplab_jax.ops.products import flat, weight_gradient
 
 # From this many multiplications on: below it, what 16 products and their sums cost beside the work itself counts.
 _LEAST_MULTIPLICATIONS = 5e7
@@ -24,8 +25,11 @@ _LEAST_CHANNELS = 32
 # share at most: the sums before and behind them take time too.
 _WORTHWHILE = 0.75
 # Pictures with more channels and features at all their tiles than this are convolved a band of rows at a time, so that
-# the 16 values of each stay near the cache and take little memory. (304 to 256 channels on four pictures of 128x128:
-# whole 700 ms and 370 MiB, in bands of 2,000 tiles 530 ms and 120 MiB. In much smaller ones what a loop costs counts.)
+# the 16 values of each stay near the cache and take little memory: for 304 to 256 channels on four pictures of 128x128,
+# 9e6 values, 370 MiB as a whole and 120 MiB in bands. In smaller ones what a loop and its copies cost counts more: both
+# gradients of 64 channels on four pictures of 128x128, 2e6 values, take 38 ms as a whole and 60 in two bands, those of
+# 128 channels there, 4e6, 105 and 132.
+_WHOLE_VALUES = 4.5e6
 _BAND_VALUES = 1.2e6
 
 
@@ -94,7 +98,7 @@ def kernel_gradient(
     def add_band(index, total):
         pixels = _pixel_matrices(bands.take(padded, index, border=2 * rate), rate)
         cotangents = _cotangent_matrices(bands.take(cotangent, index), rate)
-        return _each(lambda total, pixels, cotangents: total + pixels.T @ cotangents, total, pixels, cotangents)
+        return _each(jnp.add, total, _each(weight_gradient, pixels, cotangents))
 
     zero = after(jnp.zeros((channels, features), x.dtype), cotangent)
     total = lax.fori_loop(0, bands.count, add_band, [[zero] * 4] * 4)
@@ -133,7 +137,8 @@ class _Bands(NamedTuple):
         batch, height, width, channels = x.shape
         tiles_high, tiles_wide = (_tiles_along(extent, rate) for extent in (height, width))
         in_a_row = batch * tiles_wide * rate**2 * (channels + features)
-        of_a_band = max(1, min(tiles_high, int(_BAND_VALUES / in_a_row)))
+        fits = in_a_row * tiles_high <= _WHOLE_VALUES
+        of_a_band = tiles_high if fits else max(1, int(_BAND_VALUES / in_a_row))
         count = math.ceil(tiles_high / of_a_band)
         return cls(count, math.ceil(tiles_high / count), tiles_wide, rate)
 
@@ -183,7 +188,7 @@ def _pixel_matrices(padded, rate):
         top, left = row // 2, column // 2
         return halves[:, top : top + rows, row % 2, :, left : left + columns, column % 2]
 
-    return _each(_flat, _on_both_axes(_pixel_values, [[pixel(row, column) for column in range(4)] for row in range(4)]))
+    return _each(flat, _on_both_axes(_pixel_values, [[pixel(row, column) for column in range(4)] for row in range(4)]))
 
 
 def _kernel_matrices(kernel, taps):
@@ -195,11 +200,7 @@ def _cotangent_matrices(cotangent, rate):
     """16 matrices (tiles, features)."""
     halves = _halves(cotangent, rate)
     pixels = [[halves[:, :, row, :, :, column] for column in range(2)] for row in range(2)]
-    return _each(_flat, _on_both_axes(_output_cotangents, pixels))
-
-
-def _flat(x):
-    return x.reshape(-1, x.shape[-1])
+    return _each(flat, _on_both_axes(_output_cotangents, pixels))
 
 
 def _each(function: Callable, *grids: list[list[Array]]) -> list[list[Array]]:
