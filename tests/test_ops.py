@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from unittest import mock
 
 import cv2
@@ -35,7 +36,8 @@ def few_values(monkeypatch):
     """Pictures of a few pixels on either side of what is small."""
     monkeypatch.setattr(conv, "_SMALL_VALUES", 300)
     monkeypatch.setattr(winograd, "_LEAST_MULTIPLICATIONS", 0)
-    monkeypatch.setattr(winograd, "_BAND_VALUES", 8000)
+    monkeypatch.setattr(winograd, "_WHOLE_VALUES", 8000)
+    monkeypatch.setattr(winograd, "_BAND_VALUES", 4000)
 
 
 def random(shape, seed=0):
@@ -129,7 +131,7 @@ def test_conv2d_formulations_are_equal(size, window, stride, rate, padding):
     band_values=st.sampled_from([1, 100, 10**6]),  # bands of a row of tiles, of a few, and all in one
 )
 def test_conv2d_by_tiles_equals_the_plain_one(size, rate, padding, features, band_values):
-    settings = {"_LEAST_CHANNELS": 1, "_WORTHWHILE": math.inf, "_BAND_VALUES": band_values}
+    settings = {"_LEAST_CHANNELS": 1, "_WORTHWHILE": math.inf, "_WHOLE_VALUES": 0, "_BAND_VALUES": band_values}
     with mock.patch.object(conv, "_SPARSE_SHARE", -1), mock.patch.multiple(winograd, **settings):
         assert_formulations_equal(
             lambda x, kernel, formulation: ops.conv2d(x, kernel, rate=rate, padding=padding, formulation=formulation),
@@ -142,6 +144,18 @@ def multiplications(function, *shapes):
     """As XLA counts them, of a program for this processor."""
     analysis = jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).cost_analysis()
     return analysis["flops"] / 2
+
+
+@pytest.mark.parametrize(("channels", "features"), [(24, 8), (8, 24)])
+def test_kernel_gradients_of_programs_for_cpus_multiply_the_narrower_factor_first(channels, features):
+    """XLA turns a transposed product back unless it is kept from it."""
+
+    def gradient(kernel, x, cotangent):
+        return jax.vjp(lambda kernel: ops.conv2d(x, kernel), kernel)[1](cotangent)
+
+    shapes = ((1, 1, channels, features), (2, 16, 16, channels), (2, 16, 16, features))
+    compiled = jax.jit(gradient).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile()
+    assert re.findall(r"= f32\[([\d,]+)\]\S* dot\(", compiled.as_text()) == ["8,24"]
 
 
 @pytest.mark.parametrize(
@@ -291,6 +305,7 @@ def test_batch_norm_computes_narrow_types_in_float32(dtype, bound):
 @pytest.mark.parametrize(("window", "band_values"), [(1, 0), (3, 8000), (3, 10**9)])  # tiles in bands, and in one
 def test_a_chain_of_units_keeps_one_array_of_each_for_its_gradient(monkeypatch, window, band_values):
     """What the convolution returns; what ReLU returns is computed from it again for the next kernel's gradient."""
+    monkeypatch.setattr(winograd, "_WHOLE_VALUES", band_values)
     monkeypatch.setattr(winograd, "_BAND_VALUES", band_values)
     x, kernel = jnp.ones((4, 64, 64, 32), jnp.float32), jnp.ones((window, window, 32, 32), jnp.float32)
 
