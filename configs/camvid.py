@@ -37,6 +37,7 @@ Run here on two cores of an AMD EPYC:
     1.5, 720x540, this config's                  .6243, .8875  .6709, .9110  .6800, .9161
     2, 960x720                                   .6029, .8817  .6624, .9029  .6816, .9148
     1.25, 1.5 and 2, mirrored too                              .6845, .9153  .6926, .9204
+    1.5, 2 and 2.25, mirrored too                                            .6925, .9191
 
 ASPP's rates are twice those of the weights for VOC. In leg 1 the outer taps of rate 18 fall outside of the crops' 17x17
 features: they keep what they learned at rate 9, and meet whole pictures with it; in leg 2 they learn. That leg 2 sees
