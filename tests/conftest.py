@@ -32,6 +32,13 @@ if not flags.FLAGS.is_parsed():  # grain's worker processes read absl flags, whi
     flags.FLAGS.mark_as_parsed()
 
 
+@pytest.fixture
+def float64():
+    """Computes in float64, so that what differs by rounding differs little."""
+    with jax.enable_x64(True):
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder of real pictures and weights that large checks use; they are not part of the project."""

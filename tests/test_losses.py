@@ -14,12 +14,6 @@ BOTH = pytest.mark.parametrize("loss", [softmax_cross_entropy, keras_categorical
 WEIGHTS = (1.0, 0.5, 0.0, 2.0, 3.0)
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def batch(scale=2.0, dtype=np.float32):
     """Logits and labels of two pictures with five classes; the first two rows of the first are void."""
     rng = np.random.default_rng(0)

@@ -13,12 +13,6 @@ from deeplab_jax.optimizer import make_optimizer, make_schedule
 PARTS = ("backbone", "aspp", "decoder", "classifier")
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def options(**fields):
     optimizer = base_config().optimizer
     with optimizer.unlocked():  # a config file could not name a part that does not exist either
