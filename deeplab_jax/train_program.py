@@ -47,21 +47,22 @@ class TrainProgram:
         return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
 
     def random_state(self, *, seed: int) -> TrainState:
-        """The state before the first step. Meanwhile the step is compiled, which its first call would wait for."""
-        # Two traces side by side would wait for each other, and with them what needs no interpreter: compiling.
-        lowered = self.step.lower(self.shapes, self.batch_shapes)
+        """The state before the first step; compiles the step too, which its first call would wait for."""
+        lowered_state = TrainState.lower_create(
+            self.shardings,
+            self.model,
+            self.update_rule,
+            seed=seed,
+            averages=self.shapes.ema_variables is not None,
+            image_size=self.batch_shapes["image"].shape[1:3],
+        )
+        # The state is made while the step is traced: two traces side by side would wait for each other, two
+        # compilations side by side take the memory of both.
         with ThreadPoolExecutor(1) as other_thread:
-            compiled = other_thread.submit(lowered.compile)
-            state = TrainState.create_on(
-                self.shardings,
-                self.model,
-                self.update_rule,
-                seed=seed,
-                averages=self.shapes.ema_variables is not None,
-                image_size=self.batch_shapes["image"].shape[1:3],
-            )
-            compiled.result()
-        return state
+            state = other_thread.submit(lambda: lowered_state.compile()())
+            lowered_step = self.step.lower(self.shapes, self.batch_shapes)
+        lowered_step.compile()
+        return state.result()
 
 
 def build(config: ConfigDict, num_classes: int, mesh: Mesh, *, total_steps: int, warmup_steps: int) -> TrainProgram:

@@ -80,27 +80,23 @@ class TrainState:
         return jax.eval_shape(lambda: cls.create(model, optimizer, seed=0, averages=averages))
 
     @classmethod
-    def create_on(
-        cls,
-        sharding: "jax.sharding.Sharding | TrainState",
-        model,
-        optimizer,
-        *,
-        seed: int,
-        averages: bool = False,
-        image_size: Sequence[int] | None = None,
-    ) -> "TrainState":
+    def create_on(cls, sharding: "jax.sharding.Sharding | TrainState", model, optimizer, **options: Any) -> "TrainState":
         """`create`, compiled, with every leaf placed by `sharding`, or by that of its place in a state of them."""
-        return _run_compiled(
-            lambda: cls.create(model, optimizer, seed=seed, averages=averages, image_size=image_size), sharding
-        )
+        return cls.lower_create(sharding, model, optimizer, **options).compile()()
+
+    @classmethod
+    def lower_create(
+        cls, sharding: "jax.sharding.Sharding | TrainState", model, optimizer, **options: Any
+    ) -> jax.stages.Lowered:
+        """The program that `create_on` compiles and runs, without arguments."""
+        return _lower(lambda: cls.create(model, optimizer, **options), sharding)
 
 
 def random_variables(model, *, seed: int) -> dict[str, Any]:
     """Fresh `params` and `batch_stats` of a network, on the default device."""
-    return _run_compiled(lambda: initial_variables(model, jax.random.PRNGKey(seed)))
+    return _lower(lambda: initial_variables(model, jax.random.PRNGKey(seed))).compile()()
 
 
-def _run_compiled(create, sharding=None):
+def _lower(create, sharding=None):
     options = _INIT_COMPILER_OPTIONS.get(jax.default_backend())
-    return jax.jit(create, out_shardings=sharding, compiler_options=options)()
+    return jax.jit(create, out_shardings=sharding, compiler_options=options).lower()

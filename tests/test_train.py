@@ -234,7 +234,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(tmp_pat
 
 @pytest.mark.parametrize("start", ["random", "init_from", "teacher"])
 def test_the_step_is_compiled_once(straight, tmp_path, start):
-    """It is compiled while the state is made, for shapes and shardings that have to be those of the first call."""
+    """It is compiled before the first call, for shapes and shardings that have to be those of the call."""
     config = tiny_config(steps=2, ema_decay=0.9)
     config.mesh.data = 2
     if start == "init_from":

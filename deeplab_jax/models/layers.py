@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from deeplab_jax import ops
+from deeplab_jax.ops.precision import accumulator
 
 KERNEL_INITS = {
     "he_normal": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
@@ -52,7 +53,9 @@ class Conv(nn.Module):
             x, kernel, stride=self.stride, rate=self.rate, padding=self.padding, formulation=self.formulation
         )
         if self.use_bias:
-            x = x + _bias(self, self.features)
+            # The gradient of the bias is a sum over all pixels, in float32 even if they are bfloat16.
+            bias = _parameter(self, "bias", nn.initializers.zeros_init(), (self.features,))
+            x = (x.astype(accumulator(x.dtype)) + bias.reshape(1, 1, 1, -1)).astype(x.dtype)
         return checkpoint_name(x, _CONVOLUTION)
 
 
@@ -158,11 +161,6 @@ def _parameter(module: nn.Module, name: str, init: nn.initializers.Initializer, 
     if value.shape != shape:
         raise flax.errors.ScopeParamShapeError(name, module.scope.path_text, value.shape, shape)
     return value
-
-
-def _bias(module: nn.Module, features: int) -> Float[Array, "1 1 1 features"]:
-    bias = _parameter(module, "bias", nn.initializers.zeros_init(), (features,))
-    return bias.astype(module.dtype).reshape(1, 1, 1, features)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,3 +42,11 @@ def test_parameters_of_another_shape_are_refused_when_they_are_used():
             layer.apply({"params": variables["params"] | {name: other}}, x)
     with pytest.raises(flax.errors.ScopeParamNotFoundError, match="bias"):
         layer.apply({"params": {"kernel": variables["params"]["kernel"]}}, x)
+
+
+def test_the_gradient_of_a_bias_is_summed_in_float32():
+    layer = Conv(1, use_bias=True, dtype=jnp.bfloat16)
+    x = jnp.zeros((1, 1, 257, 1), jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), x)
+    gradient = jax.grad(lambda variables: layer.apply(variables, x).astype(jnp.float32).sum())(variables)
+    assert gradient["params"]["bias"] == 257  # to which 8 bits have no neighbour but 256 and 258
