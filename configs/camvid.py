@@ -14,8 +14,8 @@ wide, and vary in colour. The rule is AdamW, variables are averaged. Leg 1 learn
 and pixels of rare classes count more. Legs 2 to 4 learn from train and val, as published rows do, from crops nearly as
 large as the enlarged pictures, normalising by running statistics as prediction does; rare classes count less than in
 leg 1, and more of the backbone is trained. Leg 3 sees larger pictures, in larger crops, at a lower rate. In leg 4 all
-pixels count alike, and into every second picture the poles, signs, fences, pedestrians and bicyclists of another one are
-pasted, where they stood.
+pixels count alike, and into every second picture the poles, signs, fences, pedestrians and bicyclists of another one
+are pasted, where they stood.
 
 Run here on two cores of an AMD EPYC:
 

@@ -80,7 +80,9 @@ class TrainState:
         return jax.eval_shape(lambda: cls.create(model, optimizer, seed=0, averages=averages))
 
     @classmethod
-    def create_on(cls, sharding: "jax.sharding.Sharding | TrainState", model, optimizer, **options: Any) -> "TrainState":
+    def create_on(
+        cls, sharding: "jax.sharding.Sharding | TrainState", model, optimizer, **options: Any
+    ) -> "TrainState":
         """`create`, compiled, with every leaf placed by `sharding`, or by that of its place in a state of them."""
         return cls.lower_create(sharding, model, optimizer, **options).compile()()
 
