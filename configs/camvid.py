@@ -73,10 +73,13 @@ from deeplab_jax.config import load_config, parse_leg
 # class (balancing as in arXiv 1411.4734, section 4.3.2, half way): sky, building, pole, road and so on.
 _HALF_BALANCED = (0.53, 0.45, 2.19, 0.39, 1.0, 0.65, 1.96, 1.4, 0.89, 2.52, 2.98)
 _QUARTER_BALANCED = tuple(round(weight**0.5, 2) for weight in _HALF_BALANCED)
-
 _THIN_AND_SMALL = (2, 6, 7, 9, 10)  # poles, signs, fences, pedestrians, bicyclists
 
 # `rate` is of the head, `backbone` the backbone's share of it.
+_ON_LARGE_CROPS = {
+    "init": "", "backbone": 0.5, "frozen": ("backbone/stem*", "backbone/stage1*"), "freeze_norm_statistics": True,
+    "class_weights": _QUARTER_BALANCED, "paste_classes": (), "splits": ("train+val", "test"),
+}  # fmt: skip
 _LEGS = {
     1: {
         "init": "deeplab_v3_plus_efficientnet_lite2_pascalvoc", "size": 257, "batch": 8, "steps": 2600, "rate": 0.001,
@@ -84,23 +87,15 @@ _LEGS = {
         "class_weights": _HALF_BALANCED, "paste_classes": (), "splits": ("train", "val"),
         "scale_range": (1.0, 2.2), "seed": 31,
     },
-    2: {
-        "init": "", "size": 513, "batch": 3, "steps": 2000, "rate": 0.0006,
-        "backbone": 0.5, "frozen": ("backbone/stem*", "backbone/stage1*"), "freeze_norm_statistics": True,
-        "class_weights": _QUARTER_BALANCED, "paste_classes": (), "splits": ("train+val", "test"),
-        "scale_range": (1.0, 2.0), "seed": 32,
+    2: _ON_LARGE_CROPS | {
+        "size": 513, "batch": 3, "steps": 2000, "rate": 0.0006, "scale_range": (1.0, 2.0), "seed": 32,
     },
-    3: {
-        "init": "", "size": 609, "batch": 2, "steps": 3000, "rate": 0.0004,
-        "backbone": 0.5, "frozen": ("backbone/stem*", "backbone/stage1*"), "freeze_norm_statistics": True,
-        "class_weights": _QUARTER_BALANCED, "paste_classes": (), "splits": ("train+val", "test"),
-        "scale_range": (1.25, 2.25), "seed": 33,
+    3: _ON_LARGE_CROPS | {
+        "size": 609, "batch": 2, "steps": 3000, "rate": 0.0004, "scale_range": (1.25, 2.25), "seed": 33,
     },
-    4: {
-        "init": "", "size": 609, "batch": 2, "steps": 3000, "rate": 0.0004,
-        "backbone": 0.5, "frozen": ("backbone/stem*", "backbone/stage1*"), "freeze_norm_statistics": True,
-        "class_weights": (), "paste_classes": _THIN_AND_SMALL, "splits": ("train+val", "test"),
-        "scale_range": (1.25, 2.25), "seed": 34,
+    4: _ON_LARGE_CROPS | {
+        "size": 609, "batch": 2, "steps": 3000, "rate": 0.0004, "scale_range": (1.25, 2.25), "seed": 34,
+        "class_weights": (), "paste_classes": _THIN_AND_SMALL,
     },
 }  # fmt: skip
 

@@ -90,7 +90,7 @@ class TrainState:
     def lower_create(
         cls, sharding: "jax.sharding.Sharding | TrainState", model, optimizer, **options: Any
     ) -> jax.stages.Lowered:
-        """The program that `create_on` compiles and runs, without arguments."""
+        """The program that `create_on` compiles and runs, without arguments; `options` are those of `create`."""
         return _lower(lambda: cls.create(model, optimizer, **options), sharding)
 
 
