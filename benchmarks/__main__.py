@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--list", action="store_true", help="list the rows and stop")
     parser.add_argument("--pairs", type=_positive, help="how often both sides run; default: 3, with --quick 1")
     parser.add_argument("--repetitions", type=_positive, help="of each process, after its warm-up; default: the row's")
-    parser.add_argument("--quick", action="store_true", help="small pictures and few repetitions: that it works")
+    parser.add_argument("--quick", action="store_true", help="small images and few repetitions: that it works")
     parser.add_argument(
         "--peer-python", nargs="+", default=[], metavar="PEER=PYTHON", help=f"of {', '.join(_PEERS)}; see below"
     )

@@ -2,7 +2,7 @@
 
     python -m benchmarks.kerascv_parity --python PYTHON_WITH_KERAS_CV
 
-Five steps of the guide on pictures of 64x64, two a step, from the same variables, three times: KerasCV on JAX, KerasCV
+Five steps of the guide on images of 64x64, two a step, from the same variables, three times: KerasCV on JAX, KerasCV
 on TensorFlow, ours. Prints a table: the loss before each update and the parameters' distance from those of KerasCV on
 JAX after it, in parts of what KerasCV's five steps moved them. Needs 6 GB of disk in the temporary folder.
 """
@@ -17,7 +17,7 @@ import tempfile
 import jax
 import numpy as np
 
-from tests import kerascv_bridge
+from tests.support import kerascv_bridge
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "tests" / "goldens"
 STEPS = 5

@@ -9,7 +9,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One operation on a square picture.
+    """One operation on a square image.
 
     Attributes:
       kind: conv, depthwise, max-pool, resize or cross-entropy.

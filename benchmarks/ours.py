@@ -15,13 +15,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks import worker
-from deeplab_jax import data, export, host_memory, metrics, pretrained, sharding, summary, train_program
+from deeplab_jax import data, export, pretrained
+from deeplab_jax.analysis import summary
+from deeplab_jax.cli import host_memory
 from deeplab_jax.config import base_config, load_config
 from deeplab_jax.data import prepare
+from deeplab_jax.evaluation import metrics
 from deeplab_jax.labels import VOC
-from deeplab_jax.models import build_model
-from deeplab_jax.pretrained import PretrainedNetwork, native
-from deeplab_jax.train_state import random_variables
+from deeplab_jax.models import build_model, random_variables
+from deeplab_jax.parallel import mesh as mesh_lib
+from deeplab_jax.parallel import sharding
+from deeplab_jax.pretrained import PretrainedNetwork, bundle
+from deeplab_jax.training import program as program_lib
 
 CLASSES = 21
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -48,7 +53,7 @@ def network_config(task: dict) -> ConfigDict:
 
 
 def _smp_config(encoder: str) -> ConfigDict:
-    """DeepLabV3Plus of segmentation_models.pytorch to the letter, as `deeplab_jax.pretrained.smp` imports it."""
+    """DeepLabV3Plus of segmentation_models.pytorch to the letter, as `deeplab_jax.pretrained.importers.smp` imports it."""
     config = base_config()
     config.model.update(
         backbone={"resnet50": "resnet50_v1", "mobilenet_v2": "mobilenet_v2_full"}[encoder],
@@ -68,7 +73,7 @@ def _smp_config(encoder: str) -> ConfigDict:
 
 
 def random_batch(config: ConfigDict) -> dict[str, np.ndarray]:
-    """Pictures of noise and random labels, uint8 as the pipeline hands them on."""
+    """Images of noise and random labels, uint8 as the pipeline hands them on."""
     rng = np.random.default_rng(0)
     shape = (config.data.batch_size, *config.data.image_size)
     return {
@@ -89,9 +94,9 @@ def _count(params) -> int:
 
 
 def prepare_step(config: ConfigDict) -> tuple:
-    """The compiled step as `deeplab_jax.train` builds it, the first state, and the mesh."""
-    mesh = sharding.make_mesh(config.mesh)
-    program = train_program.build(config, CLASSES, mesh, total_steps=2124, warmup_steps=0)
+    """The compiled step as `deeplab_jax.training.loop` builds it, the first state, and the mesh."""
+    mesh = mesh_lib.make_mesh(config.mesh)
+    program = program_lib.build(config, CLASSES, mesh, total_steps=2124, warmup_steps=0)
     return program.model, program.step, program.random_state(seed=0), mesh
 
 
@@ -140,7 +145,7 @@ def _infer(task: dict, model, variables, images: np.ndarray, *, facts: dict) -> 
 
 
 def infer(task: dict) -> None:
-    """Logits of uint8 pictures, with random parameters."""
+    """Logits of uint8 images, with random parameters."""
     config = network_config(task)
     model = build_model(config.model, CLASSES)
     images = random_batch(config)["image"]
@@ -148,10 +153,10 @@ def infer(task: dict) -> None:
 
 
 def infer_tflite(task: dict) -> None:
-    """Logits of the network in a .tflite file, from uint8 pictures."""
+    """Logits of the network in a .tflite file, from uint8 images."""
     network = pretrained.import_file(pathlib.Path(task["tflite"]), "tflite")
-    model = build_model(network.model, network.labels.num_classes)
-    output = [1, *network.image_size, network.labels.num_classes]
+    model = build_model(network.model, network.label_set.num_classes)
+    output = [1, *network.image_size, network.label_set.num_classes]
     images = np.random.default_rng(0).integers(0, 256, (*output[:3], 3), dtype=np.uint8)
     _infer(task, model, network.variables, images, facts={"output": output})
 
@@ -165,7 +170,7 @@ def _exportable(task: dict) -> PretrainedNetwork:
 
 
 def write_export(task: dict) -> None:
-    """Exports a network: one uint8 picture of a fixed size to labels."""
+    """Exports a network: one uint8 image of a fixed size to labels."""
     network = _exportable(task)
     options = export.ExportOptions(size=network.image_size, batch=1, argmax=True, uint8=True)
     export.export_network(network, task["format"], pathlib.Path(task["folder"]) / "exported", options)
@@ -173,7 +178,7 @@ def write_export(task: dict) -> None:
 
 
 def labels(task: dict) -> None:
-    """Labels of one uint8 picture, as in an exported network."""
+    """Labels of one uint8 image, as in an exported network."""
     network = _exportable(task)
     model, variables = build_model(network.model, CLASSES), jax.device_put(network.variables)
 
@@ -222,12 +227,12 @@ def input_pipeline(task: dict) -> None:
             next(batches)
 
     seconds = worker.repeat(work, warm_up=1, repetitions=task["repetitions"])
-    # The pictures are read by other processes: this one's memory says nothing.
+    # The images are read by other processes: this one's memory says nothing.
     worker.report({"batch": [value / count for value in seconds]}, packages=("grain", "numpy"), memory=0)
 
 
 def write_network(task: dict) -> None:
-    """Writes the guide's network with random parameters, and a picture, for `predict`."""
+    """Writes the guide's network with random parameters, and an image, for `predict`."""
     import cv2
 
     config = load_config("kerascv_guide")
@@ -235,9 +240,9 @@ def write_network(task: dict) -> None:
     model = build_model(config.model, CLASSES)
     variables = jax.tree.map(np.asarray, random_variables(model, seed=0))
     folder = pathlib.Path(task["folder"])
-    native.save(PretrainedNetwork(config.model, variables, VOC, "squeeze", size), folder / "network")
+    bundle.save(PretrainedNetwork(config.model, variables, VOC, "squeeze", size), folder / "network")
     extent = (64, 64) if task["quick"] else (375, 500)
-    cv2.imwrite(str(folder / "picture.jpg"), np.random.default_rng(0).integers(0, 256, (*extent, 3), dtype=np.uint8))
+    cv2.imwrite(str(folder / "image.jpg"), np.random.default_rng(0).integers(0, 256, (*extent, 3), dtype=np.uint8))
     worker.report({}, packages=())
 
 
@@ -249,7 +254,7 @@ def predict_command(task: dict) -> None:
     outputs = (folder / f"masks{i}" for i in range(1 + task["repetitions"]))
 
     def work():
-        command = [sys.executable, "-m", "deeplab_jax", "predict", str(source / "picture.jpg")]
+        command = [sys.executable, "-m", "deeplab_jax", "predict", str(source / "image.jpg")]
         command += ["--preset", str(source / "network"), "--output", str(next(outputs))]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from benchmarks import operations, worker
-from deeplab_jax import host_memory, losses, ops
+from deeplab_jax import losses, ops
+from deeplab_jax.cli import host_memory
 
 
 def build(operation: operations.Operation, formulation: str):

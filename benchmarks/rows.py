@@ -59,7 +59,7 @@ class Row:
     in_turns: bool = False
 
 
-# How the command `deeplab-jax` starts itself (`deeplab_jax.host_memory`, which the parent does not import).
+# How the command `deeplab-jax` starts itself (`deeplab_jax.cli.host_memory`, which the parent does not import).
 OUR_ENVIRONMENT = {
     "GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**40}"
 }
@@ -160,7 +160,7 @@ def _inference() -> list[Row]:
 def _exports() -> list[Row]:
     name = "deeplabv3plus_efficientnet_lite0_distilled_voc"
     task = {"config": name, "size": 257}
-    text = f"labels of one uint8 picture, network of {name}, {{0}}x{{0}}; the peer runs it as exported"
+    text = f"labels of one uint8 image, network of {name}, {{0}}x{{0}}; the peer runs it as exported"
     runtimes = {
         "stablehlo": ("StableHLO, JAX", "ours"),
         "savedmodel": ("SavedModel, TensorFlow", "keras"),
@@ -188,7 +188,7 @@ def _input() -> list[Row]:
     text = "batches of 4 from {} JPEGs of 500x375 with masks in SBD's layout, flipped, 512x512"
     task = {"workers": 0, "size": 512, "batch": 4}  # threads, as the configs have it
     work, quick = text.format(120), text.format(16)
-    prepare = Side("pictures", "benchmarks.pictures", {"count": 120})
+    prepare = Side("images", "benchmarks.images", {"count": 120})
     kerascv = dataclasses.replace(_kerascv("tensorflow", {"kind": "input", "size": 512}), name="KerasCV's tf.data")
     raw = Side(
         "cv2: decode and resize, two threads", "benchmarks.peers.opencv", {"size": 512, "threads": 2, "batch": 4}
@@ -232,11 +232,11 @@ def _startup() -> list[Row]:
         ),
         Row(
             "startup/predict/none",
-            "`deeplab-jax predict` of one picture of 500x375, guide's network, whole process, warm cache",
+            "`deeplab-jax predict` of one image of 500x375, guide's network, whole process, warm cache",
             _ours("predict_command", {}),
             None,
             3,
-            "`deeplab-jax predict` of one picture of 64x64, guide's network, whole process, warm cache",
+            "`deeplab-jax predict` of one image of 64x64, guide's network, whole process, warm cache",
             6.0,
             prepare=network,
         ),

@@ -39,7 +39,7 @@ class Worker:
       side: the process.
       pythons: the interpreter of each environment.
       repetitions: of the work, after its warm-up.
-      quick: small pictures.
+      quick: small images.
       folder: of the row.
       pair_folder: of the pair.
       options: more for the worker, from the command line.
@@ -178,7 +178,7 @@ def measure_row(
       pythons: the interpreter of each environment.
       pairs: how often both sides run.
       repetitions: of a process; default: the row's.
-      quick: small pictures.
+      quick: small images.
       options: more for the workers, from the command line.
       say: is told what each process took.
       checkout: where the workers' modules are found.
@@ -218,7 +218,7 @@ def compare(row: Row, runs: Mapping[str, Sequence[Mapping[str, Any]]], *, quick:
     Args:
       row: what is compared.
       runs: the results of `ours`, of `peer` and `ceiling` if there are any, pair by pair.
-      quick: small pictures.
+      quick: small images.
 
     Raises:
       WorkerError: the two sides state different facts, or measure different things.

@@ -1,8 +1,8 @@
 """What a train step should take by counting, and what it takes: `python -m benchmarks.scaling` prints both as tables.
 
-Multiply-adds are those of `deeplab-jax summary`, column `executed`, three times: forward, gradient of the pictures,
+Multiply-adds are those of `deeplab-jax summary`, column `executed`, three times: forward, gradient of the images,
 gradient of the kernels. Bytes are the values that the forward pass hands to the backward pass, each array once, plus
-parameters, their gradients and the optimiser's buffer.
+parameters, their gradients and the optimizer's buffer.
 """
 
 import argparse
@@ -15,10 +15,11 @@ from jax.extend import core
 from ml_collections import ConfigDict
 
 from benchmarks.ours import CLASSES, prepare_step, random_batch
-from deeplab_jax import sharding, summary
+from deeplab_jax.analysis import summary
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import DeepLabV3Plus, abstract_variables, build_model
+from deeplab_jax.parallel import sharding
 
 CONFIGS = (
     "quickstart",
@@ -34,7 +35,7 @@ BATCH = 2
 
 
 def step_multiply_adds(model: DeepLabV3Plus, size: int, batch: int) -> int:
-    """Of a train step on square pictures, without resizing."""
+    """Of a train step on square images, without resizing."""
     return 3 * batch * sum(row.executed for row in summary.summarize(model, size, size) if row.name != "resizing")
 
 
@@ -81,7 +82,7 @@ def _config(name: str, size: int) -> ConfigDict:
 
 
 def print_counts(names: Sequence[str]) -> None:
-    """A row for each config and output stride it can have: of one picture of 512x512, and so of any batch and size."""
+    """A row for each config and output stride it can have: of one image of 512x512, and so of any batch and size."""
     print(
         "| config | output stride | step, G multiply-adds | parameters x 3, MB | kept, MB | `activations` | `units` |"
     )

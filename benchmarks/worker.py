@@ -24,7 +24,7 @@ TURNS, ASK = "BENCHMARK_TURNS", "benchmark: my turn?"
 def read_task() -> dict[str, Any]:
     """The task on the command line. Its fields are those of `rows.Side.task`, plus what the parent adds:
 
-    `repetitions`, `quick` (small pictures), `folder` (of the row, for what is prepared once) and `pair_folder`.
+    `repetitions`, `quick` (small images), `folder` (of the row, for what is prepared once) and `pair_folder`.
     """
     return json.loads(sys.argv[1])
 

@@ -9,17 +9,17 @@
     deeplab-jax evaluate --workdir runs/leg4 --split test "--config.eval.scales=(1.25,1.5,2.0)" --config.eval.flip=True
 
 Leg 1 starts from the weights for Pascal VOC that come with the package, which came from ImageNet's;
-`init=efficientnet_lite2_imagenet` is ImageNet's alone. Pictures are enlarged, since poles and signs are a few pixels
-wide, and vary in colour. The rule is AdamW, variables are averaged. Leg 1 learns from crops, normalising by the batch,
+`init=efficientnet_lite2_imagenet` is ImageNet's alone. Images are enlarged, since poles and signs are a few pixels
+wide, and vary in color. The rule is AdamW, variables are averaged. Leg 1 learns from crops, normalizing by the batch,
 and pixels of rare classes count more. Legs 2 to 4 learn from train and val, as published rows do, from crops nearly as
-large as the enlarged pictures, normalising by running statistics as prediction does; rare classes count less than in
-leg 1, and more of the backbone is trained. Leg 3 sees larger pictures, in larger crops, at a lower rate. In leg 4 all
-pixels count alike, and into every second picture the poles, signs, fences, pedestrians and bicyclists of another one
+large as the enlarged images, normalizing by running statistics as prediction does; rare classes count less than in
+leg 1, and more of the backbone is trained. Leg 3 sees larger images, in larger crops, at a lower rate. In leg 4 all
+pixels count alike, and into every second image the poles, signs, fences, pedestrians and bicyclists of another one
 are pasted, where they stood.
 
 Run here on two cores of an AMD EPYC:
 
-    leg  pictures         crops      steps  batch  minutes  training loss, mean IoU at the end
+    leg  images         crops      steps  batch  minutes  training loss, mean IoU at the end
     1    367, train       257x257    2,600  8      30       .30, .699 (20 steps)
     2    468, train+val   513x513    2,000  3      43       .13, .800 (20 steps)
     3    468, train+val   609x609    3,000  2      54       .11, .833 (20 steps)
@@ -41,7 +41,7 @@ Run here on two cores of an AMD EPYC:
     training loss, 20 steps  .16   .15    .13    .12    .13    .13    .11
     mean IoU of these        .778  .763   .787   .805   .786   .792   .802
 
-    scale of whole pictures, mean IoU, accuracy  leg 1, val    leg 2, test   leg 3, test   leg 4, test
+    scale of whole images, mean IoU, accuracy  leg 1, val    leg 2, test   leg 3, test   leg 4, test
     1, 480x360                                   .6450, .9059  .6508, .9045  .6530, .9068  .6596, .9083
     1.5, 720x540, this config's                  .6243, .8875  .6709, .9110  .6800, .9161  .6916, .9204
     2, 960x720                                   .6029, .8817  .6624, .9029  .6816, .9148  .6933, .9187
@@ -49,13 +49,13 @@ Run here on two cores of an AMD EPYC:
     1.5, 2 and 2.25, mirrored too                                            .6925, .9191
 
 ASPP's rates are twice those of the weights for VOC. In leg 1 the outer taps of rate 18 fall outside of the crops' 17x17
-features: they keep what they learned at rate 9, and meet whole pictures with it; in leg 2 they learn. That leg 2 sees
-crops of 513x513 was decided after leg 1's scores on val, lower the larger the pictures; that leg 3 sees larger ones
+features: they keep what they learned at rate 9, and meet whole images with it; in leg 2 they learn. That leg 2 sees
+crops of 513x513 was decided after leg 1's scores on val, lower the larger the images; that leg 3 sees larger ones
 after leg 2's on test, where roads and pavements were worse at 2 than at 1.5 and poles, signs and pedestrians better.
 Rates of 3, 6 and 9 were not tried. At step 600 leg 2 was scored on test at 1.5, .6582, which changed nothing; all of
 the scales above were scored on test. That leg 4 counts all pixels alike was decided after leg 3's probabilities of rare
 classes, lowered, had scored better on test (.681 for .679 at 1.5). At 1.5 poles (.313), fences (.404) and signs (.498)
-are weakest. The minutes of legs 3 and 4 are those of their median speed, 1.85 and 1.88 pictures a second; both were
+are weakest. The minutes of legs 3 and 4 are those of their median speed, 1.85 and 1.88 images a second; both were
 paused in between.
 
 After 300 steps of leg 1 on train, averages at .98, val at 1.5 had .4856 from VOC's weights and .4317 from ImageNet's.
@@ -69,7 +69,7 @@ Published on this split, test mean IoU: 66.9 (FC-DenseNet103), 67.7 (FC-HarDNet8
 
 from deeplab_jax.config import load_config, parse_leg
 
-# Square roots of the median frequency over each class' frequency, in pixels of the training pictures that have the
+# Square roots of the median frequency over each class' frequency, in pixels of the training images that have the
 # class (balancing as in arXiv 1411.4734, section 4.3.2, half way): sky, building, pole, road and so on.
 _HALF_BALANCED = (0.53, 0.45, 2.19, 0.39, 1.0, 0.65, 1.96, 1.4, 0.89, 2.52, 2.98)
 _QUARTER_BALANCED = tuple(round(weight**0.5, 2) for weight in _HALF_BALANCED)

@@ -1,4 +1,4 @@
-"""DeepLabv3+ with EfficientNet-Lite0 on Pascal VOC that also learns from a teacher, for few and uneven pictures.
+"""DeepLabv3+ with EfficientNet-Lite0 on Pascal VOC that also learns from a teacher, for few and uneven images.
 
     deeplab-jax data prepare voc2012_segmentation --source FOLDER
     deeplab-jax convert --from tflite deeplabv3_mnv2_pascal_quant.tflite --output teacher
@@ -13,14 +13,14 @@
     deeplab-jax convert --from workdir runs/leg10 --half --size 321x321 --output leg10
     deeplab-jax convert --from deeplab_jax mean9 leg10 --half --size 321x321 --output NAME
 
-The teacher, here Google's mobile DeepLabv3 with MobileNetV2, sees every picture as the network does. Pictures with
-classes that fewer than 15 % of all pictures have come more often, crops vary in scale and colour, and the variables are
+The teacher, here Google's mobile DeepLabv3 with MobileNetV2, sees every image as the network does. Images with
+classes that fewer than 15 % of all images have come more often, crops vary in scale and color, and the variables are
 averaged. Without a teacher the labels alone are learned from. Each leg starts from the last one's weights with fresh
 momentum. One need not end before the next begins: legs 1, 2 and 4 were stopped at the steps below, their rates still
 high. (Leg 1 averaged parameters alone, without batch statistics.)
 
-Run here on 3,462 pictures (3,174 of VOC and SBD, long side at most 352 pixels, and 288 of COCO), on two cores of an
-Intel Xeon at times shared with other work, and scored on 449 pictures of val at their own size, squeezed for the
+Run here on 3,462 images (3,174 of VOC and SBD, long side at most 352 pixels, and 288 of COCO), on two cores of an
+Intel Xeon at times shared with other work, and scored on 449 images of val at their own size, squeezed for the
 network to 257x257:
 
     leg  input             steps           minutes  training loss, mean IoU in the last 20 steps  mean IoU, accuracy
@@ -40,13 +40,13 @@ network to 257x257:
 small for ASPP's rate of 18: its outer taps kept the values they were drawn with, which 257x257 does not show, and
 321x321, with .4997, did. Leg 6 started from leg 5 with zeros there, the value at which training starts such taps
 (`deeplab_jax/models/taps.py`), and halves the rates, so that every tap is used. Its boxes show objects larger than
-whole pictures at 257x257 do. From leg 7 on the rule is AdamW, which in 300 steps gained more than SGD in the 2,600
-before. Leg 9 starts from the mean of legs 7 and 8, weight by weight, and normalises by running statistics, as
+whole images at 257x257 do. From leg 7 on the rule is AdamW, which in 300 steps gained more than SGD in the 2,600
+before. Leg 9 starts from the mean of legs 7 and 8, weight by weight, and normalizes by running statistics, as
 prediction does. Before leg 10 the mean of leg 9 and of what it started from had a mean IoU of .6757 on the training
-pictures and of .5612 on val, both at 257x257, so leg 10 pastes objects of other pictures in, varies boxes and colours
-more, listens more to the teacher, and draws anew: legs 7 to 9 had one seed and with it the same first pictures. The
+images and of .5612 on val, both at 257x257, so leg 10 pastes objects of other images in, varies boxes and colors
+more, listens more to the teacher, and draws anew: legs 7 to 9 had one seed and with it the same first images. The
 preset `deeplab_v3_plus_efficientnet_lite0_pascalvoc` is the mean of leg 10 and of what it started from. All means were
-chosen on these pictures:
+chosen on these images:
 
     input                        leg 5, zeroed taps  leg 6         leg 7         leg 8         mean of 7, 8
     257x257                      .5364, .8787        .5254, .8715  .5305, .8765  .5445, .8831  .5412, .8807
@@ -60,13 +60,13 @@ chosen on these pictures:
     321x321, the preset's        .5837, .9038  .5875, .9020   .5779, .9042  .5964, .9058
     .75, 1, 1.25 of 321, flipped               .6075, .9096                 .6100, .9111
 
-150 steps more of SGD behind leg 6, on whole pictures at 321x321 and the backbone frozen, gained nothing (.5535,
+150 steps more of SGD behind leg 6, on whole images at 321x321 and the backbone frozen, gained nothing (.5535,
 .8828). A leg from leg 6 with AdamW at a rate of .0007, of 2,100 steps, was given up at step 320: its training loss had
 risen from .49 to .59. Leg 9's settings at .0004 with a new seed were given up at step 320: from .49 the loss had risen
 to .67 by step 200 and come down to .53.
 
-The teacher was trained on pictures of 513x513, where its file scores .7202 at the pictures' own shape. Squeezed it has
-.6844 at 385x385 and .6551 at 257x257, the size at which these legs show it pictures. On every seventh training picture
+The teacher was trained on images of 513x513, where its file scores .7202 at the images' own shape. Squeezed it has
+.6844 at 385x385 and .6551 at 257x257, the size at which these legs show it images. On every seventh training image
 it has .722 at 385x385 and .647 at 257x257, where the preset has .681 at 321x321: there it has nothing to teach. On 240
 views of leg 10 it has .435 and, enlarged by 1.25 or 1.5, .479 and .463; the preset has .525. Three parts of 250 steps
 from the preset tried what to do about it, with AdamW at .0002, averages at .99 and seed 11, scored at 321x321:
@@ -76,7 +76,7 @@ from the preset tried what to do about it, with AdamW at .0002, averages at .99 
     boxes of .6 - 1, nothing pasted, .7 at `teacher_scales=(1.5,)`    .5852, .9056        .5945, .9066
     the same, all, every pixel alike                                  .5670, .9028        .5871, .9056
 
-The mean of the preset and the first two has .5977, .9040: not shipped, for 449 pictures do not tell it from the preset.
+The mean of the preset and the first two has .5977, .9040: not shipped, for 449 images do not tell it from the preset.
 """
 
 from deeplab_jax.config import load_config, parse_leg
@@ -85,7 +85,7 @@ from deeplab_jax.config import load_config, parse_leg
 def _weights(objects, hard=None):
     """What a pixel counts beside one of the background, where it shows an object, and one of a hard class.
 
-    Hard are bicycles, bottles, chairs, potted plants and sofas: after leg 5 their IoU is below .5 on the pictures that
+    Hard are bicycles, bottles, chairs, potted plants and sofas: after leg 5 their IoU is below .5 on the images that
     were learned from.
     """
     return (1.0, *(hard if hard and label in (2, 5, 9, 16, 18) else objects for label in range(1, 21)))

@@ -4,8 +4,8 @@
     deeplab-jax data prepare voc2012_segmentation --source FOLDER
     deeplab-jax train --config deeplabv3plus_efficientnet_lite0_voc --workdir runs/efficientnet_lite0
 
-`:init=` (empty) starts from random weights. Both were run here for 400 steps on 3,174 pictures of VOC and SBD (long
-side at most 352 pixels), 12 minutes each on two AMD EPYC cores shared with other work, and scored on 449 pictures of
+`:init=` (empty) starts from random weights. Both were run here for 400 steps on 3,174 images of VOC and SBD (long
+side at most 352 pixels), 12 minutes each on two AMD EPYC cores shared with other work, and scored on 449 images of
 val at their own size: mean IoU .2005, pixel accuracy .8106 from ImageNet weights; .0385, .7206 from random ones.
 """
 

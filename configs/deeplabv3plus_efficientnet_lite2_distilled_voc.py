@@ -8,21 +8,21 @@
         --workdir runs/leg2
     deeplab-jax convert --from workdir runs/leg2 --half --size 353x353 --output NAME
 
-Every step sees eight random boxes of 257x257, mirrored at random, of pictures with rare classes more often. The teacher
+Every step sees eight random boxes of 257x257, mirrored at random, of images with rare classes more often. The teacher
 sees them too, and its probabilities are half of the target; without a teacher the labels alone are learned from. The
 backbone's stem and first two stages keep their ImageNet weights, which saves a tenth of the time or more. The rule is
-AdamW. Leg 1 normalises by the batch, leg 2 by running statistics, as prediction does; in leg 2 pixels of five hard
+AdamW. Leg 1 normalizes by the batch, leg 2 by running statistics, as prediction does; in leg 2 pixels of five hard
 classes weigh more. What is kept is an average of the parameters over about 500 steps.
 
-Run here on 3,462 pictures (3,174 of VOC and SBD, long side at most 352 pixels, and 288 of COCO), on two cores of an AMD
-EPYC, and scored on 449 pictures of val at their own size, squeezed for the network to 257x257:
+Run here on 3,462 images (3,174 of VOC and SBD, long side at most 352 pixels, and 288 of COCO), on two cores of an AMD
+EPYC, and scored on 449 images of val at their own size, squeezed for the network to 257x257:
 
-    leg  steps  minutes  pictures a second  training loss, mean IoU in the last 20 steps  mean IoU, accuracy
+    leg  steps  minutes  images a second  training loss, mean IoU in the last 20 steps  mean IoU, accuracy
     1    2,600       31               10.8  .661, .518                                    .5799, .8867
     2    2,300       31               10.0  .495, .682                                    .6248, .9085
 
 The preset `deeplab_v3_plus_efficientnet_lite2_pascalvoc` is leg 2, but for `freeze_norm_statistics`, which is off
-in it, so that a training from it normalises by its own batches. Its input size was chosen on these pictures:
+in it, so that a training from it normalizes by its own batches. Its input size was chosen on these images:
 
     input                        leg 1         leg 2
     257x257                      .5799, .8867  .6248, .9085
@@ -37,7 +37,7 @@ had been seen, .005; which classes these are is older, see below. What the legs 
 
 from deeplab_jax.config import load_config, parse_leg
 
-# Bicycles, bottles, chairs, potted plants, sofas: what the network with Lite0 found hardest on its training pictures.
+# Bicycles, bottles, chairs, potted plants, sofas: what the network with Lite0 found hardest on its training images.
 _HARD = (2, 5, 9, 16, 18)
 
 # `rate` is of the head, `backbone` the backbone's share of it; `hard` is what a pixel of a hard class counts, beside 1

@@ -1,7 +1,7 @@
-"""DeepLabv3+ with ResNet-101 on whole pictures of 1024x2048, their rows split over four devices.
+"""DeepLabv3+ with ResNet-101 on whole images of 1024x2048, their rows split over four devices.
 
 The papers train on crops of 769x769 (arXiv 1802.02611, section 4.4). This is for devices that do not hold a whole
-picture; `docs/pods.md` says what it takes. Cityscapes needs an account, so it is prepared as a folder: pictures of
+image; `docs/pods.md` says what it takes. Cityscapes needs an account, so it is prepared as a folder: images of
 `leftImg8bit` in `images/`, masks of the 19 `trainId`s in `masks/` (255 is void), the 19 names in `classes.txt`, and
 `train.txt` and `val.txt`:
 
@@ -9,14 +9,14 @@ picture; `docs/pods.md` says what it takes. Cityscapes needs an account, so it i
     deeplab-jax train --config deeplabv3plus_resnet101_cityscapes --config.data.data_dir=data --workdir runs/cityscapes
 
 Network, update rule and augmentation are those of `deeplabv3plus_resnet101_voc`; the 90,000 steps are those of
-research/deeplab. Not run here: no score is known. Four devices train on one picture each of `batch`, eight on two.
+research/deeplab. Not run here: no score is known. Four devices train on one image each of `batch`, eight on two.
 """
 
 from deeplab_jax.config import load_config, parse_arg
 
 
 def get_config(arg=None):
-    """Arguments: `batch`, `steps`, `spatial` (devices that share a picture)."""
+    """Arguments: `batch`, `steps`, `spatial` (devices that share an image)."""
     arg = parse_arg(arg, batch=16, steps=90_000, spatial=4)
     config = load_config("deeplabv3plus_resnet101_voc", batch=arg.batch, steps=arg.steps)
     config.model.align_corners = False  # it needs heights of k * 16 + 1, whose rows do not divide

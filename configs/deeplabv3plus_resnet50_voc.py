@@ -4,7 +4,7 @@
     deeplab-jax train --config deeplabv3plus_resnet50_voc --workdir runs/deeplabv3plus_resnet50_voc
 
 The papers have no row for this network. Others publish 77.2 (VainF/DeepLabV3Plus-Pytorch, output stride 16,
-centre-cropped val) and 76.92 (SegmentationBLWX/sssegmentation) from ImageNet weights. Not run here.
+center-cropped val) and 76.92 (SegmentationBLWX/sssegmentation) from ImageNet weights. Not run here.
 """
 
 from deeplab_jax.config import load_config, parse_arg

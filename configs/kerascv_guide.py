@@ -1,4 +1,4 @@
-"""The KerasCV guide "Semantic Segmentation with KerasCV" to the letter: model, data, optimiser, loss, metric.
+"""The KerasCV guide "Semantic Segmentation with KerasCV" to the letter: model, data, optimizer, loss, metric.
 
     deeplab-jax data prepare sbd
     deeplab-jax train --config kerascv_guide --workdir runs/kerascv_guide
@@ -7,7 +7,7 @@ The guide starts from ImageNet weights and publishes, after its one epoch: valid
 IoU .1593 (319 ms a step on one unnamed GPU). `--config.train.init_from=resnet50_v2_imagenet` starts from KerasCV's
 ImageNet weights too; without it the run starts from random weights.
 The whole run was not made here. A small one was: `kerascv_guide:size=256,batch=4,steps=400` from random weights, on
-3,174 VOC and SBD pictures, scored on 449 of VOC's val. The training loss fell from 3.27 to 1.13; mean IoU .0356, where
+3,174 VOC and SBD images, scored on 449 of VOC's val. The training loss fell from 3.27 to 1.13; mean IoU .0356, where
 calling everything background gets .0352 (median 5.4 s a step, 43 minutes on two AMD EPYC cores shared with other
 work).
 """

@@ -2,7 +2,7 @@
 
 import atexit
 
-from deeplab_jax.host_memory import keep_memory
+from deeplab_jax.cli.host_memory import keep_memory
 
 
 def main() -> None:
@@ -10,10 +10,10 @@ def main() -> None:
     keep_memory()  # before anything slow is imported: it may start the process over
     codes: list[int] = []
     atexit.register(_leave, codes)
-    from deeplab_jax import cli
+    from deeplab_jax.cli import main
 
     try:
-        cli.main()
+        main.main()
     except SystemExit as ended:
         codes.append(ended.code)
         raise
@@ -25,7 +25,7 @@ def _leave(codes: list[int]) -> None:
     The first to be registered is the last to be called: whatever else ends with the process has ended.
     """
     if codes:
-        from deeplab_jax.cli import exit_at_once
+        from deeplab_jax.cli.main import exit_at_once
 
         exit_at_once(codes[0])
 

@@ -11,7 +11,7 @@ IGNORE_LABEL = 255
 
 
 def voc_palette(num_colors: int) -> UInt8[np.ndarray, "num_colors 3"]:
-    """The colour map of Pascal VOC's palette PNGs, for ids 0 to num_colors - 1.
+    """The color map of Pascal VOC's palette PNGs, for ids 0 to num_colors - 1.
 
     Bit 3j + c of the id becomes bit 7 - j of channel c (VOC development kit, `VOClabelcolormap`).
     Id 255, the void label, is (224, 224, 192).
@@ -25,19 +25,19 @@ def voc_palette(num_colors: int) -> UInt8[np.ndarray, "num_colors 3"]:
 
 
 #: RGB in which void pixels are drawn.
-VOID_COLOR = tuple(int(value) for value in voc_palette(256)[IGNORE_LABEL])
+IGNORE_COLOR = tuple(int(value) for value in voc_palette(256)[IGNORE_LABEL])
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelSet:
-    """The classes of a data set: ids are positions in `class_names`; `palette` holds one RGB colour per class."""
+    """The classes of a data set: ids are positions in `class_names`; `palette` holds one RGB color per class."""
 
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
 
     def __post_init__(self):
         if len(self.class_names) != len(self.palette):
-            raise ValueError(f"{len(self.class_names)} class names but {len(self.palette)} colours")
+            raise ValueError(f"{len(self.class_names)} class names but {len(self.palette)} colors")
         if len(self.class_names) > IGNORE_LABEL:
             raise ValueError(f"{len(self.class_names)} classes do not fit below the void label {IGNORE_LABEL}")
 
@@ -47,10 +47,10 @@ class LabelSet:
         return len(self.class_names)
 
     def color_table(self) -> UInt8[np.ndarray, "256 3"]:
-        """RGB of every uint8 label: the palette, black for unused ids, the void colour for 255."""
+        """RGB of every uint8 label: the palette, black for unused ids, the void color for 255."""
         table = np.zeros((256, 3), np.uint8)
         table[: self.num_classes] = self.palette
-        table[IGNORE_LABEL] = VOID_COLOR
+        table[IGNORE_LABEL] = IGNORE_COLOR
         return table
 
     @classmethod
@@ -76,7 +76,7 @@ VOC_CLASS_NAMES = (
 #: Pascal VOC and SBD, in VOC's palette.
 VOC = LabelSet.from_names(VOC_CLASS_NAMES)
 
-#: SegNet's eleven classes; its twelfth id, "unlabelled", is void here.
+#: SegNet's eleven classes; its twelfth id, "unlabeled", is void here.
 CAMVID = LabelSet(
     class_names=(
         "sky", "building", "pole", "road", "pavement", "tree",

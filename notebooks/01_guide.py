@@ -18,7 +18,7 @@
 """
 # Semantic segmentation with deeplab_jax
 
-At the end of this page you will have a DeepLabv3+ that you trained yourself, its score on pictures it has never
+At the end of this page you will have a DeepLabv3+ that you trained yourself, its score on images it has never
 seen, class by class, and the masks it draws. You will also have seen every piece that took part: the data, the
 augmentation, the network, the training step and the score.
 
@@ -26,7 +26,7 @@ Running the whole page takes about three minutes on two processor cores. It need
 data are scenes that the package draws itself. Section 2 says what to change for real photographs.
 
 Semantic segmentation gives every pixel a class. DeepLabv3+ does it in three moves. A classification network without
-its last layers, the *backbone*, turns the picture into a coarse grid of features. *Atrous spatial pyramid pooling*
+its last layers, the *backbone*, turns the image into a coarse grid of features. *Atrous spatial pyramid pooling*
 (ASPP) looks at that grid through convolutions with holes of several widths, so that each cell sees its near and its
 far surroundings. A small *decoder* adds an early, fine-grained layer of the backbone to bring the outlines back. The
 papers are [Rethinking Atrous Convolution](https://arxiv.org/abs/1706.05587) (DeepLabv3) and
@@ -42,7 +42,7 @@ If you know Keras, this is the dictionary:
 | `model.compile(...)` | `make_optimizer`, `make_loss` and `make_train_step`, which you can also call by hand |
 | `model.fit(...)` | `train(config, workdir)` |
 | `model.evaluate(...)` | `evaluate_workdir(workdir)` |
-| `model.predict(...)` | `Predictor.from_workdir(workdir)(pictures)` |
+| `model.predict(...)` | `Predictor.from_workdir(workdir)(images)` |
 | `model.summary()` | `summary_table(config, num_classes)` |
 
 ## Setup
@@ -60,19 +60,19 @@ from PIL import Image
 from rich.console import Console
 
 import deeplab_jax
-from deeplab_jax import data, visualize
+from deeplab_jax import data, visualization
+from deeplab_jax.analysis.summary import summary_table
 from deeplab_jax.config import duration_steps
+from deeplab_jax.evaluation.metrics import confusion_matrix, scores
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.losses import make_loss
-from deeplab_jax.metrics import confusion_matrix, scores
 from deeplab_jax.models import PARTS, build_model
-from deeplab_jax.optimizer import make_optimizer, make_schedule
-from deeplab_jax.steps import make_train_step
-from deeplab_jax.summary import summary_table
-from deeplab_jax.train import train
-from deeplab_jax.train_state import TrainState
+from deeplab_jax.training.loop import train
+from deeplab_jax.training.optimizer import make_optimizer, make_schedule
+from deeplab_jax.training.state import TrainState
+from deeplab_jax.training.step import make_train_step
 
-matplotlib.rcParams["savefig.dpi"] = 70  # small pictures for a small notebook
+matplotlib.rcParams["savefig.dpi"] = 70  # small images for a small notebook
 console = Console(width=112, force_jupyter=False, force_terminal=False, no_color=True)  # plain text
 
 # %% [markdown]
@@ -100,8 +100,8 @@ results = train(config, workdir, console=console)
 The first line has no speed because most of that time went into compiling: JAX turns the training step into one
 program for the processor, once. The loss falls and the mean IoU, the score explained in section 6, rises.
 
-Now the network labels a picture of the validation split, which the training never touched. A picture is a `uint8`
-array (height, width, 3) of red, green and blue from 0 to 255. There is nothing to normalise: that happens inside the
+Now the network labels an image of the validation split, which the training never touched. An image is a `uint8`
+array (height, width, 3) of red, green and blue from 0 to 255. There is nothing to normalize: that happens inside the
 network.
 """
 
@@ -111,9 +111,9 @@ predictor = deeplab_jax.Predictor.from_workdir(workdir)
 val_source = data.open_source("synthetic", "val", image_size=config.data.image_size)
 example = val_source[3]
 (mask,) = predictor([example["image"]])
-print(f"picture {example['image'].shape} {example['image'].dtype}, mask {mask.shape} {mask.dtype}")
+print(f"image {example['image'].shape} {example['image'].dtype}, mask {mask.shape} {mask.dtype}")
 
-deeplab_jax.plot_segmentation_mask_gallery([example["image"]], y_pred=[mask], labels=predictor.labels, scale=2)
+deeplab_jax.plot_segmentation_mask_gallery([example["image"]], y_pred=[mask], label_set=predictor.label_set, scale=2)
 
 # %% [markdown]
 """
@@ -123,14 +123,14 @@ That was the short way. The rest of this page takes it apart.
 
 A source is one split of a data set. You read it by position, and an example has an `image`, a `label` and an `id`.
 The `label` is a map of class ids, one for each pixel. The embedded scenes have five shapes on cloudy ground; the
-outline and the kind of texture tell the class, while colour, size and angle tell nothing.
+outline and the kind of texture tell the class, while color, size and angle tell nothing.
 """
 
 # %%
 train_source = data.open_source("synthetic", "train", image_size=config.data.image_size)
-labels = train_source.labels
+label_set = train_source.label_set
 print(f"{len(train_source)} scenes to train on, {len(val_source)} to validate on")
-print("classes:", ", ".join(f"{i} {name}" for i, name in enumerate(labels.class_names)))
+print("classes:", ", ".join(f"{i} {name}" for i, name in enumerate(label_set.class_names)))
 print("ids in the first label map:", np.unique(train_source[0]["label"]))
 
 # %% [markdown]
@@ -157,7 +157,7 @@ batch = first_batch("none")
 print({name: (array.shape, str(array.dtype)) for name, array in batch.items()})
 
 deeplab_jax.plot_segmentation_mask_gallery(
-    batch["image"][:4], y_true=batch["label"][:4], labels=labels, cols=4, scale=1.5
+    batch["image"][:4], y_true=batch["label"][:4], label_set=label_set, cols=4, scale=1.5
 )
 
 # %% [markdown]
@@ -173,9 +173,9 @@ deeplab-jax data prepare sbd
 config = deeplab_jax.load_config("kerascv_guide")
 ```
 
-The first downloads the archive (1.4 GB) and writes the pictures in a form that can be read by position. The second
+The first downloads the archive (1.4 GB) and writes the images in a form that can be read by position. The second
 loads the Keras guide's experiment; it wants a GPU. `load_config("kerascv_guide", size=256, batch=4, steps=300)` is
-the same with smaller pictures and fewer steps.
+the same with smaller images and fewer steps.
 """
 
 # %% [markdown]
@@ -193,7 +193,7 @@ The same seed brings the same scenes as above; each direction is drawn for each 
 flipped = first_batch("horizontal_and_vertical")
 
 deeplab_jax.plot_segmentation_mask_gallery(
-    flipped["image"][:4], y_true=flipped["label"][:4], labels=labels, cols=4, scale=1.5
+    flipped["image"][:4], y_true=flipped["label"][:4], label_set=label_set, cols=4, scale=1.5
 )
 
 # %% [markdown]
@@ -206,7 +206,7 @@ out a window. What padding adds is void.
 """
 ## 4. The model and its configuration
 
-The Keras guide's network first: a ResNet50 of the second version as the backbone, pictures of 512x512 pixels, 21
+The Keras guide's network first: a ResNet50 of the second version as the backbone, images of 512x512 pixels, 21
 classes. The table counts each part without computing anything, so it takes a second even for a large network. The
 sum is the 39,191,488 parameters that Keras prints for the guide's model.
 """
@@ -217,7 +217,7 @@ console.print(summary_table(guide, num_classes=21))
 
 # %% [markdown]
 """
-*Multiply-adds* are the work for one picture. The *nominal* column counts the layers in the order in which the papers
+*Multiply-adds* are the work for one image. The *nominal* column counts the layers in the order in which the papers
 draw them. The *executed* column is smaller: a 1x1 convolution and a bilinear enlargement can trade places without
 changing the result, so the network classifies small maps and enlarges the result, instead of the other way round.
 
@@ -225,7 +225,7 @@ The network of this page has the same parts on a smaller scale.
 """
 
 # %%
-console.print(summary_table(config, num_classes=labels.num_classes))
+console.print(summary_table(config, num_classes=label_set.num_classes))
 
 # %% [markdown]
 """
@@ -236,7 +236,7 @@ starts at 0.007 x 4 / 16 = 0.00175 for its batches of four, and ends after 2,124
 """
 
 # %%
-visualize.plot_learning_rate(make_schedule(guide.optimizer, guide.train.steps), guide.train.steps)
+visualization.plot_learning_rate(make_schedule(guide.optimizer, guide.train.steps), guide.train.steps)
 
 # %% [markdown]
 """
@@ -254,7 +254,7 @@ warmup_steps = duration_steps(
     total_steps=total_steps,
 )
 schedule = make_schedule(config.optimizer, total_steps, warmup_steps)
-visualize.plot_learning_rate(schedule, total_steps)
+visualization.plot_learning_rate(schedule, total_steps)
 
 # %% [markdown]
 """
@@ -262,14 +262,14 @@ visualize.plot_learning_rate(schedule, total_steps)
 
 A Flax module holds no weights. `init` makes them from a random key, `apply` computes with them, and both are pure
 functions that `jax.jit` can compile. There are two kinds of `variables`: `params`, which learn, and `batch_stats`,
-the running means and variances of batch normalisation.
+the running means and variances of batch normalization.
 
-`apply` returns two things. The *logits* are one score for each class at each pixel, at the picture's own size; the
+`apply` returns two things. The *logits* are one score for each class at each pixel, at the image's own size; the
 largest one is the prediction. The *endpoints* are the layers along the way, by name.
 """
 
 # %%
-model = build_model(config.model, labels.num_classes)
+model = build_model(config.model, label_set.num_classes)
 variables = jax.jit(model.init, static_argnames="train")(jax.random.key(0), batch["image"], train=False)
 logits, endpoints = jax.jit(model.apply, static_argnames="train")(variables, batch["image"], train=False)
 
@@ -280,8 +280,8 @@ print(f"{'logits, enlarged':20}{logits.shape}")
 
 # %% [markdown]
 """
-The *output stride* is how much coarser the features are than the picture: 64 / 8 = 8 here. A stride of 8 or 16
-instead of 32 is where the convolutions with holes come in: the backbone stops shrinking the picture and widens its
+The *output stride* is how much coarser the features are than the image: 64 / 8 = 8 here. A stride of 8 or 16
+instead of 32 is where the convolutions with holes come in: the backbone stops shrinking the image and widens its
 filters instead, with the very same weights. `config.model.output_stride` sets it.
 """
 
@@ -302,7 +302,7 @@ nothing is hidden in them:
 
 # %%
 optimizer = make_optimizer(config.optimizer, total_steps, warmup_steps, parts=PARTS)
-loss_fn = make_loss(config.loss, num_classes=labels.num_classes)
+loss_fn = make_loss(config.loss, num_classes=label_set.num_classes)
 state = jax.jit(lambda: TrainState.create(model, optimizer, seed=config.train.seed))()
 train_step = jax.jit(make_train_step(model, optimizer, loss_fn, learning_rate=schedule), donate_argnums=0)
 
@@ -327,7 +327,7 @@ and every step magnifies the difference. `metrics.jsonl` has one line of JSON fo
 log = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 print({name: log[0][name] for name in ("step", "loss", "mean_iou", "learning_rate")})
 
-visualize.plot_curves(workdir / "metrics.jsonl")
+visualization.plot_curves(workdir / "metrics.jsonl")
 
 # %% [markdown]
 """
@@ -350,8 +350,8 @@ The *intersection over union* (IoU) of a class compares the pixels that have the
 given it: how many are in both, divided by how many are in either. Unlike plain accuracy it cannot be won by
 calling everything background. The mean over the classes is the *mean IoU*, the number that papers compare.
 
-`evaluate_workdir` scores the newest checkpoint on every picture of the split exactly once. It counts pixels in
-integers, and a score that rests on another number of pictures than the split has is an error.
+`evaluate_workdir` scores the newest checkpoint on every image of the split exactly once. It counts pixels in
+integers, and a score that rests on another number of images than the split has is an error.
 """
 
 # %%
@@ -361,13 +361,13 @@ print(f"{'class':14}{'IoU':>6}")
 for name, iou in results["per_class_iou"].items():
     print(f"{name:14}{iou:6.3f}")
 print(f"{'mean IoU':14}{results['mean_iou']:6.3f}")
-print(f"{'accuracy':14}{results['pixel_accuracy']:6.3f}   on {results['num_images']} pictures")
+print(f"{'accuracy':14}{results['pixel_accuracy']:6.3f}   on {results['num_images']} images")
 
 # %% [markdown]
 """
 ### Why void matters
 
-The score can also be taken by hand: label each picture, count pairs of true and predicted class into a *confusion
+The score can also be taken by hand: label each image, count pairs of true and predicted class into a *confusion
 matrix*, and divide. That shows what happens to void.
 
 The mean above leaves void pixels out. Keras' `MeanIoU` on one-hot labels cannot: the label of a void pixel is a row
@@ -382,8 +382,8 @@ predictions = np.stack(predictor([example["image"] for example in examples]))
 
 print(f"{100 * np.mean(truths == IGNORE_LABEL):.1f} % of the pixels are void")
 for void in ("ignore", "background"):
-    confusion = confusion_matrix(truths, predictions, num_classes=labels.num_classes, void=void)
-    counted = scores(np.asarray(confusion, np.int64), labels.class_names)
+    confusion = confusion_matrix(truths, predictions, num_classes=label_set.num_classes, void=void)
+    counted = scores(np.asarray(confusion, np.int64), label_set.class_names)
     print(f"void={void!r:14}mean IoU {counted['mean_iou']:.3f}, accuracy {counted['pixel_accuracy']:.3f}")
 
 # %% [markdown]
@@ -396,8 +396,8 @@ The predictions are the same; only the count differs. Two scores can be compared
 """
 ## 7. Prediction
 
-Picture, truth and prediction side by side say more than a score. Look for masks that are right about the place and
-wrong about the name. Colour and texture are no help here, and a shape that the edge or another shape cuts off has
+Image, truth and prediction side by side say more than a score. Look for masks that are right about the place and
+wrong about the name. Color and texture are no help here, and a shape that the edge or another shape cuts off has
 little outline left to tell it by.
 """
 
@@ -407,31 +407,31 @@ deeplab_jax.plot_segmentation_mask_gallery(
     [example["image"] for example in examples[shown]],
     y_true=truths[shown],
     y_pred=predictions[shown],
-    labels=labels,
+    label_set=label_set,
     cols=2,
     scale=1.5,
 )
 
 # %% [markdown]
 """
-The predictor takes pictures of any size, and each mask comes back at the size of its picture. `overlay` tints a picture
+The predictor takes images of any size, and each mask comes back at the size of its image. `overlay` tints an image
 with its mask, and `add_legend` writes the names and shares of the classes under it.
 """
 
 # %%
 large = data.open_source("synthetic", "val", image_size=(192, 192))[5]["image"]
 (mask,) = predictor([large])
-print(f"picture {large.shape[:2]}, mask {mask.shape}")
+print(f"image {large.shape[:2]}, mask {mask.shape}")
 
-tinted = visualize.overlay(large, mask, predictor.labels)
-Image.fromarray(visualize.add_legend(tinted, mask, predictor.labels))
+tinted = visualization.overlay(large, mask, predictor.label_set)
+Image.fromarray(visualization.add_legend(tinted, mask, predictor.label_set))
 
 # %% [markdown]
 """
-For files there is a command, which writes a mask and an overlay with its legend for each picture of a folder:
+For files there is a command, which writes a mask and an overlay with its legend for each image of a folder:
 
 ```
-deeplab-jax predict my_pictures --workdir runs/quickstart --output my_masks
+deeplab-jax predict my_images --workdir runs/quickstart --output my_masks
 ```
 """
 
@@ -442,7 +442,7 @@ deeplab-jax predict my_pictures --workdir runs/quickstart --output my_masks
 - **The real thing.** `kerascv_guide` trains on SBD at 512x512, with the Keras guide's optimizer, loss and metric to
   the letter. It starts from random weights unless `train.init_from` names a preset (`resnet50_v2_imagenet` is what the
   guide starts from) or the workdir of an earlier run.
-- **Your own photographs.** Put pictures into `my_photos/images`, masks of the same names into `my_photos/masks` and the
+- **Your own photographs.** Put images into `my_photos/images`, masks of the same names into `my_photos/masks` and the
   class names, one a line, into `my_photos/classes.txt`. Then run `deeplab-jax data prepare folder --source my_photos`
   and train with the config `finetune_folder`.
 - **Finer masks.** `--config.model.output_stride=8` computes features on a grid twice as fine as 16 does, with the

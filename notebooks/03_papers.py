@@ -49,13 +49,13 @@ from rich.table import Table
 
 import deeplab_jax
 from deeplab_jax import config as config_lib
-from deeplab_jax.cli import parse_config
-from deeplab_jax.jaxprs import equations
+from deeplab_jax.analysis.summary import summary_table
+from deeplab_jax.cli.main import parse_config
 from deeplab_jax.models import abstract_variables, build_model
-from deeplab_jax.summary import summary_table
-from deeplab_jax.train import train
+from deeplab_jax.parallel.jaxpr import equations
+from deeplab_jax.training.loop import train
 
-matplotlib.rcParams["savefig.dpi"] = 70  # small pictures for a small notebook
+matplotlib.rcParams["savefig.dpi"] = 70  # small images for a small notebook
 console = Console(width=112, force_jupyter=False, force_terminal=False, no_color=True)  # plain text
 
 
@@ -97,7 +97,7 @@ and its `backbone` argument takes any other.
 
 The other rows are this config with other values. Those of the network are three fields:
 
-- `model.output_stride`: 32, 16 or 8. From there on the backbone stops shrinking the picture; convolutions are spread
+- `model.output_stride`: 32, 16 or 8. From there on the backbone stops shrinking the image; convolutions are spread
   instead, by their *rate*, over the same parameters.
 - `model.multi_grid`: factors on the rates of the last stage's three units.
 - `model.decoder`: `paper` is DeepLabv3+, `none` is DeepLabv3.
@@ -155,7 +155,7 @@ show("rates above 1, multi-grid (1, 2, 4)", ("output stride", "block 3", "block 
 
 # %% [markdown]
 """
-A figure says more than rates. A dot is a feature that one output sees, on the 33x33 features of a picture of 513x513
+A figure says more than rates. A dot is a feature that one output sees, on the 33x33 features of an image of 513x513
 pixels at stride 16: block 4's three convolutions one by one, then the four branches of ASPP that are convolutions.
 """
 
@@ -206,7 +206,7 @@ The sixth, stride 16 with the decoder, is lower than this count. At the other tw
 21.77 in the published figures, as it does here; the same difference of the row at 16 is 20.26. Its figure for six
 scales, below, agrees with the count again. The papers do not say how they counted, so all of this is a deduction.
 
-Six scales (0.5, 0.75, 1, 1.25, 1.5 and 1.75) cost the sum of six pictures, and mirroring doubles it.
+Six scales (0.5, 0.75, 1, 1.25, 1.5 and 1.75) cost the sum of six images, and mirroring doubles it.
 """
 
 # %%
@@ -221,11 +221,11 @@ show("10^9 multiply-adds, ResNet-101 with decoder", ("stride", "published", "cou
 ## 3. One checkpoint, several evaluations
 
 The parameters do not depend on the output stride, so a network that was trained at 16 can be evaluated at 8: the same
-weights on a grid twice as fine. The papers do so in half of their rows, and add scales and mirrored pictures, over
+weights on a grid twice as fine. The papers do so in half of their rows, and add scales and mirrored images, over
 which probabilities are averaged. All of it is config of the evaluation.
 
 The network here is small, and so are the scenes: 65x65 pixels, because 65 = 4 x 16 + 1 is to 16 what 513 is. With such
-sizes and `align_corners`, the corners of features and pictures coincide at every stride.
+sizes and `align_corners`, the corners of features and images coincide at every stride.
 """
 
 # %%

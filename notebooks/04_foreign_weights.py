@@ -49,13 +49,14 @@ import deeplab_jax
 from deeplab_jax import pretrained
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.pretrained import efficientnet_lite, native, table
-from deeplab_jax.pretrained.torch_file import read_torch_file
+from deeplab_jax.pretrained import bundle, presets
+from deeplab_jax.pretrained.importers import efficientnet_lite
+from deeplab_jax.pretrained.readers.torch_file import read_torch_file
 
 os.chdir(tempfile.mkdtemp())  # without this line, everything below stays in the folder that you started in
 
 console = Console(width=112, force_jupyter=False, force_terminal=False, no_color=True)  # plain text
-# Jupyter asks its children for colours and moving bars, which a page does not show.
+# Jupyter asks its children for colors and moving bars, which a page does not show.
 environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"} | {"COLUMNS": "112"}
 
 
@@ -85,8 +86,8 @@ refuses every other.
 """
 
 # %%
-preset = table.find_preset("efficientnet_lite0_imagenet")
-shutil.copy(table.fetch_preset(preset), "lite0.pth")
+preset = presets.find_preset("efficientnet_lite0_imagenet")
+shutil.copy(presets.fetch_preset(preset), "lite0.pth")
 print(f"{preset.file}: {preset.size:,} bytes, {preset.digest}")
 
 arrays = read_torch_file(pathlib.Path("lite0.pth"))
@@ -121,8 +122,8 @@ print({field: network.model[field] for field in ("backbone", "padding", "backbon
 
 # %% [markdown]
 """
-The second line of the config matters as much as the weights do: padding, BatchNorm's epsilon and the normalisation of
-pictures belong to the weights, so the importer sets them.
+The second line of the config matters as much as the weights do: padding, BatchNorm's epsilon and the normalization of
+images belong to the weights, so the importer sets them.
 
 ## 3. Nothing is passed over
 
@@ -150,10 +151,10 @@ around what is there, and says what is new. Further arguments are fields of `con
 """
 
 # %%
-labels = LabelSet.from_names(("background", "leaf", "root"))
+label_set = LabelSet.from_names(("background", "leaf", "root"))
 head = {"output_stride": 16, "aspp_channels": 64, "decoder": "separable", "decoder_channels": 64}
 model, variables = deeplab_jax.from_preset(
-    "networks/lite0", num_classes=labels.num_classes, console=Console(file=sys.stdout, width=112), **head
+    "networks/lite0", num_classes=label_set.num_classes, console=Console(file=sys.stdout, width=112), **head
 )
 
 # %% [markdown]
@@ -180,9 +181,9 @@ format's blocks with outputs that the original framework computed. Without that 
 that a backbone leaves out are a check too: they are in the file, and here NumPy applies them to our features.
 
 A Flax module holds no parameters: `clone` gives the network another output stride, and the same `variables` fit. A
-classification network shrinks pictures by 32.
+classification network shrinks images by 32.
 
-The picture is the portrait of Grace Hopper that matplotlib brings (United States Navy, public domain).
+The image is the portrait of Grace Hopper that matplotlib brings (United States Navy, public domain).
 """
 
 # %%
@@ -216,7 +217,7 @@ Of ImageNet's 1,000 classes, number 652 is *military uniform*, 906 *Windsor tie*
 
 For segmentation the features should be finer. At output stride 8 the backbone leaves out two halvings and spreads its
 kernels instead. The parameters stay, and so do the features: every fourth one in each direction is the one that the
-network has at stride 32, up to rounding. The picture is 225 = 7 x 32 + 1 pixels wide, so that the grids share their
+network has at stride 32, up to rounding. The image is 225 = 7 x 32 + 1 pixels wide, so that the grids share their
 corners.
 """
 
@@ -241,11 +242,11 @@ to float16, which halves the file.
 fields = network.model.copy_and_resolve_references()
 fields.update(head)
 mine = pretrained.PretrainedNetwork(
-    fields, jax.tree.map(np.asarray, variables), labels, report=("EfficientNet-Lite0 with a new head",)
+    fields, jax.tree.map(np.asarray, variables), label_set, report=("EfficientNet-Lite0 with a new head",)
 )
-native.save(mine, pathlib.Path("networks/mine"))
-native.save(mine, pathlib.Path("networks/again"))
-native.save(mine, pathlib.Path("networks/half"), half=True)
+bundle.save(mine, pathlib.Path("networks/mine"))
+bundle.save(mine, pathlib.Path("networks/again"))
+bundle.save(mine, pathlib.Path("networks/half"), half=True)
 
 loaded_model, loaded = deeplab_jax.from_preset("networks/mine")
 print("the same network:", loaded_model == model)
@@ -266,13 +267,13 @@ for file in sorted(pathlib.Path("networks/mine").iterdir()):
 """
 ## 8. Presets, and a machine without a network
 
-`deeplab-jax presets` lists the published networks with their scores, licences and how each file is had. This is a
+`deeplab-jax presets` lists the published networks with their scores, licenses and how each file is had. This is a
 shorter list, by importer.
 """
 
 # %%
 for file_format in pretrained.FORMATS:
-    named = [preset.name for preset in table.load_table().values() if preset.format == file_format]
+    named = [preset.name for preset in presets.load_table().values() if preset.format == file_format]
     if named:
         print(f"{file_format}: {', '.join(named)}")
 

@@ -18,7 +18,7 @@
 """
 # One network on many devices
 
-At the end of this page you will know how a batch, the parameters and the rows of a picture are laid over the devices of
+At the end of this page you will know how a batch, the parameters and the rows of an image are laid over the devices of
 a pod, you will have seen that a training step computes the same on eight devices as on one, counted what they send
 each other, and know how to ask what a config needs on a TPU slice that you do not have, and how to start it there.
 
@@ -27,7 +27,7 @@ out of one processor. They are as slow as one, but the programs have all the exc
 
 ## Setup
 
-The number of devices has to be said before JAX is imported, and so has a lower level of optimisation, for this page
+The number of devices has to be said before JAX is imported, and so has a lower level of optimization, for this page
 compiles more than it computes. On a GPU or TPU machine both lines fall away.
 """
 
@@ -47,12 +47,16 @@ from rich.console import Console
 from rich.table import Table
 
 import deeplab_jax
-from deeplab_jax import aot, data, sharding, train_program
 from deeplab_jax import config as config_lib
+from deeplab_jax import data
+from deeplab_jax.analysis import aot
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import PARTS, build_model
-from deeplab_jax.optimizer import make_optimizer
-from deeplab_jax.train_state import TrainState
+from deeplab_jax.parallel import mesh as mesh_lib
+from deeplab_jax.parallel import sharding
+from deeplab_jax.training import program
+from deeplab_jax.training.optimizer import make_optimizer
+from deeplab_jax.training.state import TrainState
 
 console = Console(width=112, force_jupyter=False, force_terminal=False, no_color=True)  # plain text
 
@@ -80,9 +84,9 @@ devices.
 |---|---|---|
 | `data` | the batch | sums: BatchNorm's statistics, gradients, the loss, the counts |
 | `fsdp` | the batch; parameters, momentum, statistics | the same, and each parameter where it is used |
-| `spatial` | the rows of pictures, features and label maps | the same as `data`, and the rows at each one's edges |
+| `spatial` | the rows of images, features and label maps | the same as `data`, and the rows at each one's edges |
 
-The next cell asks JAX where everything lies and draws it: a batch of eight pictures, and the kernel of a convolution,
+The next cell asks JAX where everything lies and draws it: a batch of eight images, and the kernel of a convolution,
 its input features from top to bottom and its output features from left to right. The numbers are those of the devices
 that hold a part.
 """
@@ -101,7 +105,7 @@ def mesh_of(sizes, devices=None):
     """The mesh of `config.mesh` with these sizes."""
     config = config_lib.base_config().mesh
     config.update(sizes)
-    return sharding.make_mesh(config, devices)
+    return mesh_lib.make_mesh(config, devices)
 
 
 def parts_of(placed, shape):
@@ -114,8 +118,8 @@ def parts_of(placed, shape):
 
 
 def draw_part(axes, left, top, width, height, holders):
-    """A frame in the colour of its device, grey where all have it, with the numbers of its devices."""
-    color = "grey" if len(holders) == 8 else COLORS[holders[0]]
+    """A frame in the color of its device, gray where all have it, with the numbers of its devices."""
+    color = "gray" if len(holders) == 8 else COLORS[holders[0]]
     axes.add_patch(Rectangle((left, top), width, height, facecolor=(*matplotlib.colors.to_rgb(color), 0.45), ec=color))
     text = "all" if len(holders) == 8 else " ".join(map(str, sorted(holders)))
     outline = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1}
@@ -126,27 +130,25 @@ size, kernel = 64, (3, 3, 128, 128)
 source = data.open_source("synthetic", "val", image_size=(size, size))
 figure = Figure(figsize=(11, 5.2), layout="constrained", dpi=80)
 grid = figure.subplots(len(MESHES), 2, width_ratios=(8, 1))
-for (pictures, weights), (name, sizes) in zip(grid, MESHES.items(), strict=True):
+for (images, weights), (name, sizes) in zip(grid, MESHES.items(), strict=True):
     mesh = mesh_of(sizes)
-    pictures.imshow(np.concatenate([source[i]["image"].mean(axis=2) for i in range(8)], axis=1), cmap="gray")
-    for ((first, last), (top, bottom), _), holders in parts_of(
-        sharding.picture_sharding(mesh), (8, size, size)
-    ).items():
+    images.imshow(np.concatenate([source[i]["image"].mean(axis=2) for i in range(8)], axis=1), cmap="gray")
+    for ((first, last), (top, bottom), _), holders in parts_of(sharding.image_sharding(mesh), (8, size, size)).items():
         for i in range(first, last):
-            draw_part(pictures, i * size, top, size, bottom - top, holders)
+            draw_part(images, i * size, top, size, bottom - top, holders)
     spec = sharding.partition_spec("params/conv/kernel", kernel, mesh.shape["fsdp"], fsdp_min_size=2**14)
     for (_, _, rows, columns), holders in parts_of(NamedSharding(mesh, spec), kernel).items():
         draw_part(weights, columns[0], rows[0], columns[1] - columns[0], rows[1] - rows[0], holders)
     weights.set(xlim=(0, kernel[3]), ylim=(kernel[2], 0), aspect="equal")
-    pictures.set_title(f"{name}: eight pictures", loc="left", fontsize=9)
+    images.set_title(f"{name}: eight images", loc="left", fontsize=9)
     weights.set_title("a kernel", loc="left", fontsize=9)
-    for axes in (pictures, weights):
+    for axes in (images, weights):
         axes.set_axis_off()
 figure
 
 # %% [markdown]
 """
-Rules in `deeplab_jax.sharding.RULES` say by an array's name which axis is split over `fsdp`: a kernel's output
+Rules in `deeplab_jax.parallel.sharding.RULES` say by an array's name which axis is split over `fsdp`: a kernel's output
 features or else its input features. Small arrays (`mesh.fsdp_min_size`) stay whole, for gathering them takes longer
 than they save. This is what a device then holds of the train state of the papers' ResNet-101: parameters, momentum and
 batch statistics, in float32. Nothing is computed for it, so the mesh can be one that is not here.
@@ -160,7 +162,7 @@ whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 rows = []
 for fsdp in (1, 4, 16, 64):
-    places = sharding.state_shardings(state, AbstractMesh((1, fsdp, 1), config_lib.MESH_AXES), fsdp_min_size=2**14)
+    places = sharding.state_shardings(state, AbstractMesh((1, fsdp, 1), mesh_lib.MESH_AXES), fsdp_min_size=2**14)
     own = sum(
         np.prod(place.shard_shape(leaf.shape), dtype=np.int64) * leaf.dtype.itemsize
         for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(places), strict=True)
@@ -195,13 +197,13 @@ for fields in (
 
 # %% [markdown]
 """
-The config `deeplabv3plus_resnet101_cityscapes` has sizes that divide: pictures of 1024x2048 over four devices.
+The config `deeplabv3plus_resnet101_cityscapes` has sizes that divide: images of 1024x2048 over four devices.
 
 ## 3. The same step on one device and on eight
 
-A step on a mesh is the step of the global batch: BatchNorm's statistics are those of all pictures, and the loss is the
-mean over all labelled pixels, however they are spread. In float64 this can be seen to the last digits. The network is a
-small one, with narrow layers and every array of 64 elements and more split, and a device of its own has fewer labelled
+A step on a mesh is the step of the global batch: BatchNorm's statistics are those of all images, and the loss is the
+mean over all labeled pixels, however they are spread. In float64 this can be seen to the last digits. The network is a
+small one, with narrow layers and every array of 64 elements and more split, and a device of its own has fewer labeled
 pixels than another.
 """
 
@@ -223,8 +225,8 @@ def small_config(sizes, compute_dtype):
 def one_step(sizes, first):
     """A step in float64 from a state on the host: the state after it, and its report, on the host again."""
     config = small_config(sizes, "float64")
-    mesh = sharding.make_mesh(config.mesh)
-    program = train_program.build(config, num_classes, mesh, total_steps=10, warmup_steps=0)
+    mesh = mesh_lib.make_mesh(config.mesh)
+    program = program.build(config, num_classes, mesh, total_steps=10, warmup_steps=0)
     after, report = program.step(jax.device_put(first, program.shardings), sharding.to_global(batch, mesh))
     return jax.device_get((after, report))
 
@@ -235,11 +237,11 @@ batch = {
     "image": rng.integers(0, 256, (8, 128, 48, 3), dtype=np.uint8),
     "label": rng.integers(0, num_classes, (8, 128, 48), dtype=np.uint8),
 }
-batch["label"][0] = 255  # nothing is labelled in the first picture
+batch["label"][0] = 255  # nothing is labeled in the first image
 
 with jax.enable_x64(True):
     alone = small_config({}, "float64")
-    program = train_program.build(alone, num_classes, sharding.make_mesh(alone.mesh), total_steps=10, warmup_steps=0)
+    program = program.build(alone, num_classes, mesh_lib.make_mesh(alone.mesh), total_steps=10, warmup_steps=0)
     first = jax.device_get(TrainState.create_on(program.shardings, program.model, program.update_rule, seed=0))
     first = jax.tree.map(lambda leaf: leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf, first)
     one, one_report = one_step({}, first)
@@ -269,7 +271,7 @@ amplifies rounding: [docs/sharding.md](../docs/sharding.md) has both.
 
 ## 4. What they send
 
-The compiled program says which collectives it has. `deeplab_jax.aot` compiles the step that `train` would run and
+The compiled program says which collectives it has. `deeplab_jax.analysis.aot` compiles the step that `train` would run and
 reads memory, operations and collectives off it; here for the eight devices of this page and the small network, in
 float32.
 """
@@ -295,7 +297,7 @@ console.print(table)
 - `data` has sums alone. BatchNorm accounts for most of the number, gradients for most of the bytes.
 - `fsdp` gathers each parameter where it is used. A device holds an eighth of the state, and of small networks on
   CPUs sends more for it.
-- `spatial` passes rows on: a collective-permute sends the rows at the edge of a device's own to its neighbour, who
+- `spatial` passes rows on: a collective-permute sends the rows at the edge of a device's own to its neighbor, who
   needs them for a convolution.
 
 ## 5. A TPU slice that is not here
@@ -332,7 +334,7 @@ deeplab-jax train --cluster --config deeplabv3plus_resnet101_voc --config.train.
     --config.checkpoint.every_steps=500
 ```
 
-- `data.batch_size` is global: 64 is four pictures on each of 16 chips. With a batch other than the config's the
+- `data.batch_size` is global: 64 is four images on each of 16 chips. With a batch other than the config's the
   learning rate is yours to choose.
 - Data and workdir lie on a disk that all hosts share. Process 0 writes and reports.
 - Whatever ends the run, the same command continues it. After SIGTERM, which a host that is taken away sends, all

@@ -5,7 +5,7 @@ import pathlib
 import shutil
 
 # Before anything imports jax: eight devices out of one CPU, and silent broadcasting of ranks is an error. Compiling is
-# what the suite spends its time on, and unoptimised code is compiled twice as fast.
+# what the suite spends its time on, and unoptimized code is compiled twice as fast.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
@@ -24,7 +24,7 @@ import scipy.io  # noqa: E402
 from absl import flags  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from deeplab_jax import cli  # noqa: E402
+from deeplab_jax.cli import main
 from deeplab_jax.config import load_config  # noqa: E402
 from deeplab_jax.labels import VOC  # noqa: E402
 
@@ -41,7 +41,7 @@ def float64():
 
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
-    """The folder of real pictures and weights that large checks use; they are not part of the project."""
+    """The folder of real images and weights that large checks use; they are not part of the project."""
     path = pathlib.Path(os.environ.get("DEEPLAB_JAX_SHARED", pathlib.Path(__file__).parents[2] / "shared"))
     if not path.is_dir():
         pytest.skip(f"needs real data: no folder {path} (set DEEPLAB_JAX_SHARED)")
@@ -49,7 +49,7 @@ def shared() -> pathlib.Path:
 
 
 def scene(seed: int, height: int = 40, width: int = 56, num_classes: int = 21) -> tuple[np.ndarray, np.ndarray]:
-    """A smooth random RGB picture (JPEG keeps it nearly unchanged) and a label map with rectangles and void."""
+    """A smooth random RGB image (JPEG keeps it nearly unchanged) and a label map with rectangles and void."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
     image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -69,9 +69,9 @@ def write_jpeg(path: pathlib.Path, image: np.ndarray, **options) -> None:
 def write_index_png(path: pathlib.Path, label: np.ndarray) -> None:
     """A label map as VOC stores it: a palette PNG whose indices are the ids."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(label)
-    picture.putpalette(VOC.color_table().tobytes())
-    picture.save(path)
+    image = Image.fromarray(label)
+    image.putpalette(VOC.color_table().tobytes())
+    image.save(path)
 
 
 def make_voc(root: pathlib.Path, splits: dict[str, list[str]] | None = None, **scene_options) -> pathlib.Path:
@@ -141,25 +141,25 @@ def _seed(text: str) -> int:
 
 @pytest.fixture
 def voc_folder(tmp_path):
-    """A VOC-layout folder with splits train (3 pictures) and val (2)."""
+    """A VOC-layout folder with splits train (3 images) and val (2)."""
     return make_voc(tmp_path / "voc")
 
 
 @pytest.fixture
 def sbd_folder(tmp_path):
-    """The parent of benchmark_RELEASE/dataset with splits train (3 pictures) and val (2)."""
+    """The parent of benchmark_RELEASE/dataset with splits train (3 images) and val (2)."""
     return make_sbd(tmp_path / "sbd")
 
 
 @pytest.fixture
 def own_folder(tmp_path):
-    """Six pictures in images/, their masks in masks/, three names in classes.txt."""
+    """Six images in images/, their masks in masks/, three names in classes.txt."""
     return make_folder(tmp_path / "own")
 
 
 @pytest.fixture
 def camvid_folder(tmp_path):
-    """CamVid with two pictures in each of train, val and test."""
+    """CamVid with two images in each of train, val and test."""
     return make_camvid(tmp_path / "camvid")
 
 
@@ -221,7 +221,7 @@ def trained(tmp_path_factory, compilation_cache, tiny_arguments) -> pathlib.Path
     """The workdir of a run of `tiny_config`, trained by the command. Tests copy it or leave it as it is."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
     with pytest.raises(SystemExit) as done:
-        cli.main(["train", "--workdir", str(workdir), *tiny_arguments])
+        main.main(["train", "--workdir", str(workdir), *tiny_arguments])
     assert done.value.code == 0
     return workdir
 

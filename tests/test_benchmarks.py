@@ -10,7 +10,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import results, runner
 from benchmarks.rows import OUR_ENVIRONMENT, SUITES, Row, Side, all_rows
-from deeplab_jax import host_memory
+from deeplab_jax.cli import host_memory
 
 # Prints what its task holds for the pair, and notes that it ran.
 FAKE_WORKER = """

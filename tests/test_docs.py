@@ -13,11 +13,11 @@ from types import ModuleType
 import pytest
 
 import deeplab_jax
-from deeplab_jax import arguments as arguments_lib
-from deeplab_jax import cli
+from deeplab_jax.cli import arguments as arguments_lib
+from deeplab_jax.cli import main
 from deeplab_jax.config import base_config, config_folders, find_config
 from deeplab_jax.pretrained import FORMATS
-from deeplab_jax.pretrained.table import load_table
+from deeplab_jax.pretrained.presets import load_table
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -207,8 +207,8 @@ def parse(monkeypatch, tmp_path, capsys):
         else:
             ran.append(None)
 
-    monkeypatch.setattr(cli, "_HANDLERS", dict.fromkeys(cli._HANDLERS, stop))
-    monkeypatch.setattr(cli, "_set_up_jax", lambda: None)
+    monkeypatch.setattr(main, "_HANDLERS", dict.fromkeys(main._HANDLERS, stop))
+    monkeypatch.setattr(main, "_set_up_jax", lambda: None)
     (own_config,) = [text for text in blocks(ROOT / "docs/configs.md", "python") if "def get_config" in text]
     (tmp_path / "my_config.py").write_text(own_config)
     monkeypatch.chdir(tmp_path)
@@ -216,7 +216,7 @@ def parse(monkeypatch, tmp_path, capsys):
     def run(arguments: list[str]) -> tuple[int, str]:
         before = len(ran)
         with pytest.raises(SystemExit) as done:
-            cli.main(arguments)
+            main.main(arguments)
         assert done.value.code != 0 or len(ran) > before or "--help" in arguments
         return done.value.code, "".join(capsys.readouterr())
 

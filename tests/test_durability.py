@@ -7,9 +7,9 @@ import signal
 import time
 
 import pytest
-import runs
 
 from deeplab_jax.errors import Preempted
+from tests.support import runs
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,22 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import scene, write_index_png, write_sbd_mat
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from deeplab_jax import arguments as arguments_lib
-from deeplab_jax import cli
+from deeplab_jax.cli import arguments as arguments_lib
+from deeplab_jax.cli import main
 from deeplab_jax.config import base_config, parse_arg, validate
-from deeplab_jax.data import archives, pictures
+from deeplab_jax.data import archives, images
 from deeplab_jax.data.sources.sbd import read_class_mask
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import SYNTHETIC, VOC
-from deeplab_jax.pretrained import PretrainedNetwork, native
+from deeplab_jax.pretrained import PretrainedNetwork, bundle
 from deeplab_jax.pretrained.network import variable_shapes
+from tests.conftest import scene, write_index_png, write_sbd_mat
 
 fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -99,27 +99,27 @@ def test_overrides_on_the_command_line(field, value):
     base.lock()
     try:
         validate(arguments_lib.parse_config([f"--config.{field}={value}"], base=base))
-    except (UserError, cli.UsageError) as error:
+    except (UserError, main.UsageError) as error:
         assert_one_line(error)
 
 
-# ---- Pictures and masks ----
+# ---- Images and masks ----
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """One small mask and picture of each kind, as bytes."""
+    """One small mask and image of each kind, as bytes."""
     folder = tmp_path_factory.mktemp("files")
     image, label = scene(3, height=20, width=24)
     write_index_png(folder / "palette.png", label)
-    Image.fromarray(label).save(folder / "grey.png")
-    Image.fromarray(VOC.color_table()[label].astype(np.uint8)).save(folder / "colour.png")
-    Image.fromarray(image).save(folder / "picture.jpg")
+    Image.fromarray(label).save(folder / "gray.png")
+    Image.fromarray(VOC.color_table()[label].astype(np.uint8)).save(folder / "color.png")
+    Image.fromarray(image).save(folder / "image.jpg")
     write_sbd_mat(folder / "mask.mat", label)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["palette.png", "grey.png", "colour.png"])
+@pytest.mark.parametrize("name", ["palette.png", "gray.png", "color.png"])
 def test_masks(files, tmp_path, name):
     path = tmp_path / name
 
@@ -128,7 +128,7 @@ def test_masks(files, tmp_path, name):
     def check(content):
         path.write_bytes(content)
         try:
-            label = pictures.read_label_map(path, VOC)
+            label = images.read_label_map(path, VOC)
         except UserError as error:
             assert_one_line(error)
         else:
@@ -138,8 +138,8 @@ def test_masks(files, tmp_path, name):
     check()
 
 
-@pytest.mark.parametrize("name", ["picture.jpg", "grey.png", "palette.png"])
-def test_pictures(files, tmp_path, name):
+@pytest.mark.parametrize("name", ["image.jpg", "gray.png", "palette.png"])
+def test_images(files, tmp_path, name):
     path = tmp_path / name
 
     @fuzz
@@ -147,11 +147,11 @@ def test_pictures(files, tmp_path, name):
     def check(content):
         path.write_bytes(content)
         for read in (
-            lambda: pictures.read_picture(path),
-            lambda: pictures.encode_picture(path),
-            lambda: pictures.decode_picture(content, "a"),
-            lambda: pictures.decode_label_map(content, "a"),
-            lambda: pictures.encoded_size(content, "a"),
+            lambda: images.read_image(path),
+            lambda: images.encode_image(path),
+            lambda: images.decode_image(content, "a"),
+            lambda: images.decode_label_map(content, "a"),
+            lambda: images.encoded_size(content, "a"),
         ):
             try:
                 read()
@@ -161,7 +161,7 @@ def test_pictures(files, tmp_path, name):
     check()
 
 
-def test_a_picture_that_claims_too_many_pixels_is_refused(tmp_path):
+def test_a_image_that_claims_too_many_pixels_is_refused(tmp_path):
     content = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(content, "png")
     png = bytearray(content.getvalue())
@@ -169,9 +169,9 @@ def test_a_picture_that_claims_too_many_pixels_is_refused(tmp_path):
     png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
     (tmp_path / "bomb.png").write_bytes(png)
     with pytest.raises(UserError, match="has more than .* pixels; scale it down"):
-        pictures.read_picture(tmp_path / "bomb.png")
+        images.read_image(tmp_path / "bomb.png")
     with pytest.raises(UserError, match="the stored mask of a is damaged"):
-        pictures.decode_label_map(bytes(png), "a")
+        images.decode_label_map(bytes(png), "a")
 
 
 def test_mat_files(files, tmp_path):
@@ -243,7 +243,7 @@ def preset(tmp_path_factory):
             group = group.setdefault(parent, {})
         group[name] = np.zeros(shape, np.float32)
     folder = tmp_path_factory.mktemp("preset") / "net"
-    native.save(PretrainedNetwork(model, variables, SYNTHETIC, "guide", (32, 32)), folder)
+    bundle.save(PretrainedNetwork(model, variables, SYNTHETIC, "guide", (32, 32)), folder)
     return folder
 
 
@@ -256,7 +256,7 @@ json_values = st.recursive(
 
 def loads_or_says_why(preset):
     try:
-        native.load(preset)
+        bundle.load(preset)
     except UserError as error:
         assert_one_line(error)
 

@@ -1,4 +1,4 @@
-"""Training as KerasCV trains: the pyramid, the optimiser and the metric alone, then whole steps of the guide.
+"""Training as KerasCV trains: the pyramid, the optimizer and the metric alone, then whole steps of the guide.
 
 Every step starts from KerasCV's variables and momentum: in float32 a network of this depth amplifies rounding, and even
 KerasCV on JAX and on TensorFlow part ways within five steps (`benchmarks/kerascv_parity.py`).
@@ -18,14 +18,15 @@ import numpy as np
 import optax
 import pytest
 
-from deeplab_jax import metrics, optimizer
 from deeplab_jax.config import load_config
+from deeplab_jax.evaluation import metrics
 from deeplab_jax.labels import VOC
 from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.models.aspp import ASPP
 from deeplab_jax.models.layers import Layers
-from tests import kerascv_bridge
+from deeplab_jax.training import optimizer
 from tests.goldens import formula
+from tests.support import kerascv_bridge
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 CLASSES = kerascv_bridge.CLASSES

@@ -1,4 +1,4 @@
-"""The worker of an exported network in its own runtime: a uint8 picture to labels, at the size it was exported for."""
+"""The worker of an exported network in its own runtime: a uint8 image to labels, at the size it was exported for."""
 
 import importlib
 import pathlib

@@ -1,6 +1,6 @@
-"""The worker of KerasCV: the guide's model with its optimiser, loss and metrics, and its input pipeline.
+"""The worker of KerasCV: the guide's model with its optimizer, loss and metrics, and its input pipeline.
 
-A step is `train_on_batch` on what the guide's pipeline delivers, float pictures and one-hot labels; KERAS_BACKEND says
+A step is `train_on_batch` on what the guide's pipeline delivers, float images and one-hot labels; KERAS_BACKEND says
 on which backend.
 """
 

@@ -1,4 +1,4 @@
-"""The worker of LiteRT: the network in a .tflite file, from a float picture that is normalised already."""
+"""The worker of LiteRT: the network in a .tflite file, from a float image that is normalized already."""
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
@@ -12,10 +12,10 @@ def main() -> None:
     interpreter = Interpreter(task["tflite"], num_threads=task["threads"])
     interpreter.allocate_tensors()
     (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
-    picture = np.random.default_rng(0).uniform(-1, 1, given["shape"]).astype(np.float32)
+    image = np.random.default_rng(0).uniform(-1, 1, given["shape"]).astype(np.float32)
 
     def run():
-        interpreter.set_tensor(given["index"], picture)
+        interpreter.set_tensor(given["index"], image)
         interpreter.invoke()
         return interpreter.get_tensor(result["index"])
 

@@ -11,7 +11,7 @@ from benchmarks import worker
 
 
 def main() -> None:
-    """Measures batches of pictures (bilinear) and masks (nearest, from PNG), neither shuffled nor flipped."""
+    """Measures batches of images (bilinear) and masks (nearest, from PNG), neither shuffled nor flipped."""
     task = worker.read_task()
     cv2.setNumThreads(1)
     folder, size = pathlib.Path(task["folder"]) / "benchmark_RELEASE" / "dataset", (task["size"], task["size"])

@@ -1,6 +1,6 @@
 """The worker of PyTorch: the guide's network (`torch_deeplab`) and segmentation_models.pytorch, eager, channels_last.
 
-From uint8 pictures as ours: normalised inside what is measured. A step is forward, mean cross-entropy, backward and SGD
+From uint8 images as ours: normalized inside what is measured. A step is forward, mean cross-entropy, backward and SGD
 with momentum; for the guide's network also Keras' clipping of each variable and its decoupled decay. It counts no
 confusion matrix, which our step does.
 """
@@ -16,7 +16,7 @@ CLASSES, VOID = 21, 255
 
 
 def build(network: str) -> tuple[torch.nn.Module, tuple, tuple]:
-    """The network, and the mean and deviation of its pictures."""
+    """The network, and the mean and deviation of its images."""
     if network.startswith("guide"):
         return DeepLab(CLASSES, logits_first=network == "guide_logits_first"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     import segmentation_models_pytorch as smp

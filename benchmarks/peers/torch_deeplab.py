@@ -65,7 +65,7 @@ class Block(nn.Module):
 
 
 class DeepLab(nn.Module):
-    """The whole network; pictures (N, 3, H, W) of range 0-255, logits (N, classes, H, W)."""
+    """The whole network; images (N, 3, H, W) of range 0-255, logits (N, classes, H, W)."""
 
     def __init__(self, classes: int = 21, *, logits_first: bool = False):
         super().__init__()
@@ -90,7 +90,7 @@ class DeepLab(nn.Module):
         self.classifier = nn.Conv2d(256, classes, 1, bias=False)
 
     def forward(self, images):
-        """Logits at the pictures' size."""
+        """Logits at the images' size."""
         x = self.stem(images / 255)
         x = F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=float("-inf")), 3, 2)
         low_level = x = self.stages[0](x)

@@ -13,7 +13,7 @@ from deeplab_jax.errors import UserError
 
 _CHUNK = 1 << 20
 
-# Pictures and masks are compressed already: an archive that grows more than this was made to fill the disk.
+# Images and masks are compressed already: an archive that grows more than this was made to fill the disk.
 _MOST_EXPANSION = 100
 _ALWAYS_ALLOWED = 1 << 30  # bytes, for small archives
 _FILE_COST = 4096  # bytes that an empty file takes too

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from rich.progress import Progress
 
-from deeplab_jax.data import pictures
+from deeplab_jax.data import images
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 
@@ -22,43 +22,43 @@ _SKIP_DECODING = {"image": tfds.decode.SkipDecoding(), "label": tfds.decode.Skip
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One example of a raw data set: where its picture lies and how its label map is read."""
+    """One example of a raw data set: where its image lies and how its label map is read."""
 
     id: str
-    picture: pathlib.Path
+    image: pathlib.Path
     read_labels: Callable[[], np.ndarray]
 
-    def encode(self, labels: LabelSet) -> dict[str, Any]:
+    def encode(self, label_set: LabelSet) -> dict[str, Any]:
         """What is stored of the example, once it has been checked.
 
         Raises:
           UserError: as `read`.
         """
-        picture, label_map = self.read(labels)
-        return {"image": picture, "label": pictures.encode_label_map(label_map), "id": self.id}
+        image, label_map = self.read(label_set)
+        return {"image": image, "label": images.encode_label_map(label_map), "id": self.id}
 
-    def read(self, labels: LabelSet) -> tuple[bytes, np.ndarray]:
-        """The encoded picture and the uint8 label map (height, width), checked.
+    def read(self, label_set: LabelSet) -> tuple[bytes, np.ndarray]:
+        """The encoded image and the uint8 label map (height, width), checked.
 
         Raises:
           UserError: a file is missing or damaged, sizes differ, or a label is no class.
         """
-        picture, size = pictures.encode_picture(self.picture)
+        image, size = images.encode_image(self.image)
         label_map = self.read_labels()
-        pictures.check_ids(label_map, labels, f"of {self.picture.name}")
+        images.check_ids(label_map, label_set, f"of {self.image.name}")
         if label_map.shape != size:
             raise UserError(
-                f"picture {self.picture} is {size[0]}x{size[1]} (height x width), "
+                f"image {self.image} is {size[0]}x{size[1]} (height x width), "
                 f"but its mask is {label_map.shape[0]}x{label_map.shape[1]}; they must agree"
             )
-        return picture, label_map.astype(np.uint8)
+        return image, label_map.astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """A raw data set: its classes, and the records of each split in a fixed order."""
 
-    labels: LabelSet
+    label_set: LabelSet
     splits: dict[str, list[Record]]
 
 
@@ -72,10 +72,10 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
         super().__init__(data_dir=os.fspath(data_dir), file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        labels = self._layout.labels
+        label_set = self._layout.label_set
         return tfds.core.DatasetInfo(
             builder=self,
-            # Bytes that are stored as given: TFDS would need TensorFlow to encode and to decode pictures.
+            # Bytes that are stored as given: TFDS would need TensorFlow to encode and to decode images.
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(None, None, 3)),
@@ -84,7 +84,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
                 }
             ),
             metadata=tfds.core.MetadataDict(
-                class_names=list(labels.class_names), palette=[list(color) for color in labels.palette]
+                class_names=list(label_set.class_names), palette=[list(color) for color in label_set.palette]
             ),
             disable_shuffling=True,  # examples stay in the order of the split's list
         )
@@ -96,7 +96,7 @@ class SegmentationBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=Tru
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         records = self._layout.splits[split]
         for i, record in enumerate(self._progress.track(records, description=split)):
-            example = record.encode(self._layout.labels)
+            example = record.encode(self._layout.label_set)
             yield i, example | {name: io.BytesIO(example[name]) for name in ("image", "label")}
 
 
@@ -107,7 +107,7 @@ class PreparedSource:
         self.folder, self.split, self.name = folder, split, folder.parent.name
         builder = tfds.builder_from_directory(os.fspath(folder))
         metadata = builder.info.metadata
-        self.labels = LabelSet(
+        self.label_set = LabelSet(
             tuple(metadata["class_names"]), tuple(tuple(int(v) for v in color) for color in metadata["palette"])
         )
         self._records = builder.as_data_source(split=split, decoders=_SKIP_DECODING)
@@ -148,7 +148,7 @@ class PreparedSource:
     def largest_size(self) -> tuple[int, int]:
         """Largest height and largest width over the split, from the labels' headers."""
         if self._largest_size is None:
-            sizes = [pictures.encoded_size(self[i]["label"], self[i]["id"]) for i in range(len(self))]
+            sizes = [images.encoded_size(self[i]["label"], self[i]["id"]) for i in range(len(self))]
             self._largest_size = tuple(int(extent) for extent in np.max(sizes, axis=0))
         return self._largest_size
 
@@ -168,7 +168,7 @@ def write_dataset(
     """
     for split, records in layout.splits.items():
         if not records:
-            raise UserError(f"split {split} of {builder_class.name} is empty; check the list that names its pictures")
+            raise UserError(f"split {split} of {builder_class.name} is empty; check the list that names its images")
     folder = prepared_folder(builder_class.name, data_dir)
     for left_over in folder.parent.glob("incomplete.*"):  # of a preparation that was killed
         shutil.rmtree(left_over)

@@ -12,7 +12,7 @@ from jaxtyping import Int64
 from rich.console import Console
 from rich.table import Table
 
-from deeplab_jax.data import builder, default_data_dir, open_source, pictures, split_names
+from deeplab_jax.data import builder, default_data_dir, images, open_source, split_names
 from deeplab_jax.data.pipeline import decode_example
 from deeplab_jax.data.prepare import progress_bar, read_raw
 from deeplab_jax.data.sources.synthetic import SPLIT_SIZES, SyntheticSource
@@ -55,10 +55,10 @@ class SplitReport:
 
 @dataclasses.dataclass
 class Report:
-    """What `check` found: a report per split, and one line for every pair of splits that share pictures."""
+    """What `check` found: a report per split, and one line for every pair of splits that share images."""
 
     name: str
-    labels: LabelSet
+    label_set: LabelSet
     splits: dict[str, SplitReport]
     leaks: list[str]
 
@@ -75,7 +75,7 @@ def check(
     source: pathlib.Path | None = None,
     console: Console | None = None,
 ) -> Report:
-    """Reads every example of a data set: sizes agree, labels are classes or void, splits share no pictures.
+    """Reads every example of a data set: sizes agree, labels are classes or void, splits share no images.
 
     Args:
       name: one of `deeplab_jax.data.SOURCES`; of `synthetic` a sample is drawn.
@@ -92,10 +92,10 @@ def check(
     data_dir = default_data_dir() if data_dir is None else data_dir
     if source is not None:
         layout = read_raw(name, source)
-        labels, sources = layout.labels, layout.splits
+        labels, sources = layout.label_set, layout.splits
     else:
         sources = _open_splits(name, data_dir)
-        labels = next(iter(sources.values())).labels
+        labels = next(iter(sources.values())).label_set
     read = _stored if source is None else _raw
     splits = {}
     with progress_bar(console or Console(quiet=True)) as progress:
@@ -111,7 +111,7 @@ def check(
 def report_tables(report: Report) -> list[Table]:
     """The report for the console: per split a table of classes, then the problems and the leaks, if there are any."""
     tables = []
-    names = [*report.labels.class_names, f"void ({IGNORE_LABEL})"]
+    names = [*report.label_set.class_names, f"void ({IGNORE_LABEL})"]
     for split, found in report.splits.items():
         title = f"{report.name}/{split}: {found.num_examples} examples"
         table = Table(title=title, title_justify="left", caption_justify="left", min_width=len(title))
@@ -145,39 +145,39 @@ def _open_splits(name: str, data_dir: pathlib.Path) -> dict[str, "builder.Prepar
     return {split: open_source(name, split, data_dir=data_dir) for split in split_names(name, data_dir=data_dir)}
 
 
-def _raw(records: list[builder.Record], labels: LabelSet) -> Iterator[_Example]:
+def _raw(records: list[builder.Record], label_set: LabelSet) -> Iterator[_Example]:
     for record in records:
         try:
-            found = record.read(labels)[1]
+            found = record.read(label_set)[1]
         except UserError as error:
             found = error
         yield record.id, found
 
 
-def _stored(source, labels: LabelSet) -> Iterator[_Example]:
+def _stored(source, label_set: LabelSet) -> Iterator[_Example]:
     for i in range(len(source)):
         example_id = f"example {i}"
         try:
             example = source[i]
             example_id = example["id"]
-            found = _label_map(decode_example(example), labels)
+            found = _label_map(decode_example(example), label_set)
         except UserError as error:
             found = error
         yield example_id, found
 
 
-def _label_map(example: dict[str, Any], labels: LabelSet) -> np.ndarray:
+def _label_map(example: dict[str, Any], label_set: LabelSet) -> np.ndarray:
     image, label_map = example["image"], example["label"]
     if image.shape[:2] != label_map.shape:
         raise UserError(
-            f"the stored picture of {example['id']} is {_size(image.shape)}, but its mask is {_size(label_map.shape)} "
+            f"the stored image of {example['id']} is {_size(image.shape)}, but its mask is {_size(label_map.shape)} "
             "(height x width); prepare the data set again"
         )
-    pictures.check_ids(label_map, labels, f"of {example['id']}")
+    images.check_ids(label_map, label_set, f"of {example['id']}")
     return label_map
 
 
-def _check_split(split: str, examples: Iterable[_Example], labels: LabelSet) -> SplitReport:
+def _check_split(split: str, examples: Iterable[_Example], label_set: LabelSet) -> SplitReport:
     counts = np.zeros((2, 256), np.int64)
     ids, problems, sizes = [], [], []
     for example_id, found in examples:
@@ -189,9 +189,9 @@ def _check_split(split: str, examples: Iterable[_Example], labels: LabelSet) -> 
         counts += [pixels, pixels > 0]
         sizes.append(found.shape)
     if not ids:
-        problems.append(f"split {split} is empty; check the list that names its pictures")
+        problems.append(f"split {split} is empty; check the list that names its images")
     problems += [f"{example_id} is listed {count} times" for example_id, count in Counter(ids).items() if count > 1]
-    pixels, images = counts[:, [*range(labels.num_classes), IGNORE_LABEL]]
+    pixels, images = counts[:, [*range(label_set.num_classes), IGNORE_LABEL]]
     report = SplitReport(ids, problems, pixels, images)
     if sizes:
         report.smallest = tuple(int(extent) for extent in np.min(sizes, axis=0))
@@ -200,7 +200,7 @@ def _check_split(split: str, examples: Iterable[_Example], labels: LabelSet) -> 
 
 
 def _leaks(ids: dict[str, list[str]], advice: str = "") -> list[str]:
-    """A line for every split to train on that shares pictures with one to score on; keys are `data set/split`."""
+    """A line for every split to train on that shares images with one to score on; keys are `data set/split`."""
     lines = []
     for training, training_ids in ids.items():
         for scoring, scoring_ids in ids.items():
@@ -209,12 +209,12 @@ def _leaks(ids: dict[str, list[str]], advice: str = "") -> list[str]:
             shared = sorted(set(training_ids) & set(scoring_ids))
             if shared:
                 named = ", ".join(shared[:_NAMED])
-                lines.append(f"{training} and {scoring} share pictures: {named}, {len(shared)} in all{advice}")
+                lines.append(f"{training} and {scoring} share images: {named}, {len(shared)} in all{advice}")
     return lines
 
 
 def _sbd_leaks(data_dir: pathlib.Path) -> list[str]:
-    """SBD's training pictures in VOC 2012's val, if both are prepared in the same place."""
+    """SBD's training images in VOC 2012's val, if both are prepared in the same place."""
     names = ("sbd", "voc2012_segmentation")
     if not all(builder.prepared_folder(name, data_dir).is_dir() for name in names):
         return []

@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from deeplab_jax.data import pictures, transforms
+from deeplab_jax.data import images, transforms
 from deeplab_jax.data.sampling import RepeatedSource
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
@@ -27,7 +27,7 @@ _ROUND_TO = 32  # default canvases are multiples of it, plus 1: sizes of k * str
 
 
 def pad_color(input_mean: Sequence[float]) -> tuple[int, ...]:
-    """The colour that normalises to about zero: what padding is filled with (DeepLabv3's mean pixel)."""
+    """The color that normalizes to about zero: what padding is filled with (DeepLabv3's mean pixel)."""
     return tuple(round(value) for value in input_mean)
 
 
@@ -53,7 +53,7 @@ def train_batches(
       examples_seen: examples, over all processes, that the run has consumed.
       process_index: this process.
       process_count: of the run; each takes every process_count-th example.
-      pad_color: RGB around scaled pictures.
+      pad_color: RGB around scaled images.
 
     Yields:
       `image` uint8 (batch, height, width, 3), `label` uint8 (batch, height, width), `id` (an array of text), and
@@ -63,7 +63,7 @@ def train_batches(
       UserError: `data.paste_classes` names a class that the data set lacks; or a stored example is damaged, and
         `data.unreadable` is `raise` or many in a row are.
     """
-    num_classes = source.labels.num_classes
+    num_classes = source.label_set.num_classes
     if not all(0 <= label < num_classes for label in data.paste_classes):
         raise UserError(f"data.paste_classes={tuple(data.paste_classes)} must be ids from 0 to {num_classes - 1}")
     if data.repeat_threshold:
@@ -89,7 +89,7 @@ def eval_batches(
 ) -> Iterator[dict[str, Any]]:
     """Batches of this process' share of a split, in order, every example exactly once.
 
-    All processes yield the same number of batches; what is missing in the last ones is filled with black pictures of
+    All processes yield the same number of batches; what is missing in the last ones is filled with black images of
     void labels whose `valid` is False.
 
     Args:
@@ -99,14 +99,14 @@ def eval_batches(
       batch_size: of this process.
       process_index: this process.
       process_count: of the run.
-      pad_color: RGB around padded pictures.
+      pad_color: RGB around padded images.
 
     Yields:
-      `image` uint8 (batch, H, W, 3), `label` uint8 (batch, h, w) with void around each picture's own pixels, `size`
+      `image` uint8 (batch, H, W, 3), `label` uint8 (batch, h, w) with void around each image's own pixels, `size`
       int32 (batch, 2): height and width of these at the top left, `valid` bool (batch,), `id` (a list).
 
     Raises:
-      UserError: a picture is larger than `eval.image_size`, or a stored example is damaged.
+      UserError: an image is larger than `eval.image_size`, or a stored example is damaged.
     """
     shape = _Shape.of(source, data, evaluation, tuple(pad_color))
     rounds = math.ceil(len(source) / (batch_size * process_count))
@@ -120,21 +120,21 @@ def decode_example(example: dict[str, Any]) -> dict[str, Any]:
     """A source's example with uint8 arrays `image` (H, W, 3) and `label` (H, W); generated ones have them already.
 
     Raises:
-      UserError: a stored picture or mask is damaged.
+      UserError: a stored image or mask is damaged.
     """
     image, label_map = example["image"], example["label"]
     if isinstance(image, bytes):
-        image = pictures.decode_picture(image, example["id"])
+        image = images.decode_image(image, example["id"])
     if isinstance(label_map, bytes):
-        label_map = pictures.decode_label_map(label_map, example["id"])
+        label_map = images.decode_label_map(label_map, example["id"])
     return {"image": image, "label": label_map, "id": example["id"]}
 
 
 def decoded(source, indices: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The pictures (H, W, 3) and label maps (H, W) at these positions of a source, at their own sizes.
+    """The images (H, W, 3) and label maps (H, W) at these positions of a source, at their own sizes.
 
     Raises:
-      UserError: a stored picture or mask is damaged.
+      UserError: a stored image or mask is damaged.
     """
     examples = [decode_example(source[int(index)]) for index in indices]
     return [(example["image"], example["label"]) for example in examples]
@@ -176,7 +176,7 @@ def _parallel(dataset: "grain.MapDataset", workers: int) -> "grain.IterDataset":
 
 
 def _stream_seed(seed: int) -> int:
-    # Grain derives an example's generator from seed + position: neighbouring seeds would share shifted streams.
+    # Grain derives an example's generator from seed + position: neighboring seeds would share shifted streams.
     return int.from_bytes(hashlib.sha256(f"train {seed}".encode()).digest()[:4], "big")
 
 
@@ -224,7 +224,7 @@ class _Augment:
 
 @dataclasses.dataclass(frozen=True)
 class _Shape:
-    """What an evaluation protocol makes of a picture: the network's input size and the canvas it is scored on."""
+    """What an evaluation protocol makes of an image: the network's input size and the canvas it is scored on."""
 
     protocol: str
     image_size: tuple[int, int]
@@ -268,7 +268,7 @@ class _EvalExample:
         if shape.protocol == "whole":
             if any(had > most for had, most in zip(label_map.shape, shape.canvas, strict=True)):
                 raise UserError(
-                    f"picture {example['id']} is {size[0]}x{size[1]} (height x width), larger than "
+                    f"image {example['id']} is {size[0]}x{size[1]} (height x width), larger than "
                     f"eval.image_size={shape.canvas}; raise it"
                 )
             image = transforms.pad_to(image, shape.image_size, shape.pad_color)

@@ -7,12 +7,11 @@ import tempfile
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from deeplab_jax.config import suggest
 from deeplab_jax.data import archives, default_data_dir
 from deeplab_jax.data.builder import Layout, prepared_folder, write_dataset
+from deeplab_jax.data.download import download
 from deeplab_jax.data.sources import camvid, folder, sbd, voc2012_segmentation
-from deeplab_jax.download import download
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, suggest
 
 #: By name, the module of a data set and its TFDS builder.
 PREPARABLE = {

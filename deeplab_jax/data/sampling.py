@@ -1,11 +1,11 @@
-"""Repeat factor sampling: pictures of rare classes come more often (LVIS, arXiv 1908.03195, section 4.1)."""
+"""Repeat factor sampling: images of rare classes come more often (LVIS, arXiv 1908.03195, section 4.1)."""
 
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from deeplab_jax.data import pictures
+from deeplab_jax.data import images
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
@@ -20,13 +20,13 @@ def classes_present(source, *, unreadable: str = "raise") -> Bool[np.ndarray, "e
     Raises:
       UserError: an example cannot be read, and `unreadable` is `raise`.
     """
-    present = np.zeros((len(source), source.labels.num_classes), bool)
+    present = np.zeros((len(source), source.label_set.num_classes), bool)
     for i in range(len(source)):
         try:
             example = source[i]
             label_map = example["label"]
             if isinstance(label_map, bytes):
-                label_map = pictures.decode_label_map(label_map, example["id"])
+                label_map = images.decode_label_map(label_map, example["id"])
         except UserError:
             if unreadable == "raise":
                 raise
@@ -37,9 +37,9 @@ def classes_present(source, *, unreadable: str = "raise") -> Bool[np.ndarray, "e
 
 
 def repeat_factors(present: Bool[np.ndarray, "examples classes"], threshold: float) -> Float[np.ndarray, "examples"]:
-    """How often each picture comes: max(1, sqrt(threshold / f)), f being the share of pictures with its rarest class.
+    """How often each image comes: max(1, sqrt(threshold / f)), f being the share of images with its rarest class.
 
-    A class that no picture has counts as being in one.
+    A class that no image has counts as being in one.
     """
     share = present.mean(axis=0)
     of_class = np.sqrt(threshold / np.maximum(share, 1 / len(present))).clip(min=1)
@@ -57,7 +57,7 @@ class RepeatedSource:
 
         Args:
           source: of `open_source`.
-          threshold: the share of pictures below which a class counts as rare.
+          threshold: the share of images below which a class counts as rare.
           seed: of the rounding.
           unreadable: as in `classes_present`.
 

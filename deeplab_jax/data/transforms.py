@@ -1,4 +1,4 @@
-"""Joint transforms of a picture and its label map: pictures bilinear, labels nearest, from one random draw."""
+"""Joint transforms of an image and its label map: images bilinear, labels nearest, from one random draw."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from PIL import Image
 
 from deeplab_jax.labels import IGNORE_LABEL
 
-Picture = UInt8[np.ndarray, "height width 3"]
+ImageArray = UInt8[np.ndarray, "height width 3"]
 LabelMap = UInt8[np.ndarray, "height width"]
-NewPicture = UInt8[np.ndarray, "out_height out_width 3"]
+NewImageArray = UInt8[np.ndarray, "out_height out_width 3"]
 NewLabelMap = UInt8[np.ndarray, "out_height out_width"]
 
 
-def resize_image(image: Picture, size: Sequence[int], *, antialias: bool = False) -> NewPicture:
+def resize_image(image: ImageArray, size: Sequence[int], *, antialias: bool = False) -> NewImageArray:
     """Half-pixel bilinear, to (height, width); `antialias` widens the triangle where it shrinks, as Pillow does."""
     if antialias:
         return np.asarray(Image.fromarray(image).resize((int(size[1]), int(size[0])), Image.Resampling.BILINEAR))
@@ -24,12 +24,12 @@ def resize_image(image: Picture, size: Sequence[int], *, antialias: bool = False
 
 
 def resize_label_map(label_map: LabelMap, size: Sequence[int]) -> NewLabelMap:
-    """Nearest at half-pixel centres, the same geometry as `resize_image`, to (height, width)."""
+    """Nearest at half-pixel centers, the same geometry as `resize_image`, to (height, width)."""
     return cv2.resize(label_map, (int(size[1]), int(size[0])), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def pad_to(pixels: np.ndarray, size: Sequence[int], value: Sequence[int] | int) -> np.ndarray:
-    """Extends below and to the right to at least (height, width) with one value or colour."""
+    """Extends below and to the right to at least (height, width) with one value or color."""
     below, right = (max(wanted - had, 0) for wanted, had in zip(size, pixels.shape, strict=False))
     if not below and not right:
         return pixels
@@ -40,7 +40,7 @@ def pad_to(pixels: np.ndarray, size: Sequence[int], value: Sequence[int] | int) 
 
 
 def random_scale_crop(
-    image: Picture,
+    image: ImageArray,
     label_map: LabelMap,
     size: Sequence[int],
     rng: np.random.Generator,
@@ -48,17 +48,17 @@ def random_scale_crop(
     scale_range: Sequence[int | float],
     scale_step: int | float,
     pad_color: Sequence[int],
-) -> tuple[NewPicture, NewLabelMap]:
+) -> tuple[NewImageArray, NewLabelMap]:
     """Scales by a random factor, pads to at least `size`, cuts a random window (DeepLabv3, section 4.1).
 
     Args:
-      image: the picture.
+      image: the image.
       label_map: its labels.
       size: height and width of the window.
       rng: of this example.
       scale_range: least and largest factor.
       scale_step: factors are this far apart (research/deeplab: 0.25); 0 draws from the whole range.
-      pad_color: RGB around the picture; labels are void there.
+      pad_color: RGB around the image; labels are void there.
     """
     low, high = scale_range
     if scale_step:
@@ -74,15 +74,15 @@ def random_scale_crop(
 
 
 def random_box(
-    image: Picture, label_map: LabelMap, rng: np.random.Generator, *, scale_range: Sequence[int | float]
-) -> tuple[NewPicture, NewLabelMap]:
+    image: ImageArray, label_map: LabelMap, rng: np.random.Generator, *, scale_range: Sequence[int | float]
+) -> tuple[NewImageArray, NewLabelMap]:
     """Cuts a random box, which squeezed varies in scale and shape without padding (arXiv 1409.4842, section 6).
 
     Args:
-      image: the picture.
+      image: the image.
       label_map: its labels.
       rng: of this example.
-      scale_range: least and largest share of the picture's height, and, drawn apart, of its width; at most 1.
+      scale_range: least and largest share of the image's height, and, drawn apart, of its width; at most 1.
     """
     box = []
     for extent in label_map.shape:
@@ -93,12 +93,12 @@ def random_box(
 
 
 def random_flip(
-    image: Picture, label_map: LabelMap, rng: np.random.Generator, *, directions: str
-) -> tuple[Picture, LabelMap]:
+    image: ImageArray, label_map: LabelMap, rng: np.random.Generator, *, directions: str
+) -> tuple[ImageArray, LabelMap]:
     """Mirrors with probability one half in each of the directions.
 
     Args:
-      image: the picture.
+      image: the image.
       label_map: its labels.
       rng: of this example.
       directions: `none`, `horizontal` (left and right change) or `horizontal_and_vertical`.
@@ -111,33 +111,33 @@ def random_flip(
     return image, label_map
 
 
-def random_color(image: Picture, rng: np.random.Generator, *, strength: float) -> Picture:
-    """Brightness, contrast (about the mean grey) and saturation, each by a factor of 1 - strength to 1 + strength.
+def random_color(image: ImageArray, rng: np.random.Generator, *, strength: float) -> ImageArray:
+    """Brightness, contrast (about the mean gray) and saturation, each by a factor of 1 - strength to 1 + strength.
 
     Args:
-      image: the picture.
+      image: the image.
       rng: of this example.
       strength: below 1.
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    mean_grey = float(grey.mean())
-    # saturation * image + (1 - saturation) * grey, then contrast * (x - mean) + mean, then brightness * x, in one pass
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    mean_gray = float(gray.mean())
+    # saturation * image + (1 - saturation) * gray, then contrast * (x - mean) + mean, then brightness * x, in one pass
     factor = brightness * contrast
-    offset = brightness * (1 - contrast) * mean_grey
-    grey = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB)
-    return cv2.addWeighted(image, factor * saturation, grey, factor * (1 - saturation), offset)
+    offset = brightness * (1 - contrast) * mean_gray
+    gray = cv2.cvtColor(gray, cv2.COLOR_GRAY2RGB)
+    return cv2.addWeighted(image, factor * saturation, gray, factor * (1 - saturation), offset)
 
 
 def paste(
-    image: Picture, label_map: LabelMap, other: Picture, other_label_map: LabelMap, *, classes: Sequence[int]
-) -> tuple[Picture, LabelMap]:
-    """Lays the pixels of some classes of another picture over this one, at the same places (arXiv 2012.07177).
+    image: ImageArray, label_map: LabelMap, other: ImageArray, other_label_map: LabelMap, *, classes: Sequence[int]
+) -> tuple[ImageArray, LabelMap]:
+    """Lays the pixels of some classes of another image over this one, at the same places (arXiv 2012.07177).
 
     Args:
-      image: the picture.
+      image: the image.
       label_map: its labels.
-      other: the picture from which is pasted, of the same size.
+      other: the image from which is pasted, of the same size.
       other_label_map: its labels.
       classes: ids of what is pasted.
     """
@@ -146,9 +146,9 @@ def paste(
 
 
 def augment(
-    image: Picture, label_map: LabelMap, rng: np.random.Generator, data: ConfigDict, *, pad_color: Sequence[int]
-) -> tuple[NewPicture, NewLabelMap]:
-    """The training transform of `config.data`: to `image_size` as `data.resize` says, flips, colours."""
+    image: ImageArray, label_map: LabelMap, rng: np.random.Generator, data: ConfigDict, *, pad_color: Sequence[int]
+) -> tuple[NewImageArray, NewLabelMap]:
+    """The training transform of `config.data`: to `image_size` as `data.resize` says, flips, colors."""
     if data.resize == "scale_crop":
         image, label_map = random_scale_crop(
             image,

@@ -1,8 +1,8 @@
-"""ONNX, written from what JAX traces: one node for an operation, weights as initialisers.
+"""ONNX, written from what JAX traces: one node for an operation, weights as initializers.
 
 The plain formulation of the network is some twenty operations of `jax.lax`, and this file has a function for each.
 What depends on weights alone is computed here, once. Axes are never moved but where a node needs it: a tensor of the
-graph knows which of its axes is which, so that a network over NHWC pictures becomes a graph over NCHW tensors, as
+graph knows which of its axes is which, so that a network over NHWC images becomes a graph over NCHW tensors, as
 runtimes of ONNX want them, with a transposition at its beginning and one at its end.
 
 jax2onnx would do more than is needed here, but its releases (0.17.1 in October 2026) want an Orbax older than ours.
@@ -25,7 +25,7 @@ _IR_VERSION = 8  # of the same release
 
 
 def to_onnx(program: Program, metadata: dict[str, str]) -> bytes:
-    """A model with the input `images` and the output `logits` or `labels`; pictures have one size, any number of them.
+    """A model with the input `images` and the output `logits` or `labels`; images have one size, any number of them.
 
     Args:
       program: what is exported.
@@ -35,9 +35,9 @@ def to_onnx(program: Program, metadata: dict[str, str]) -> bytes:
       UserError: the package `onnx` is not installed, or an operation has no translation here.
     """
     onnx = _onnx()
-    traced = jax.make_jaxpr(program.function)(program.pictures())
+    traced = jax.make_jaxpr(program.function)(program.images())
     # In one compiled program: on their own, hundreds of small operations would be compiled one after the other.
-    constants = jax.jit(lambda consts: _constants(traced.jaxpr, consts, [_PICTURES])[0])(traced.consts)
+    constants = jax.jit(lambda consts: _constants(traced.jaxpr, consts, [_IMAGES])[0])(traced.consts)
     graph = _Graph(constants)
     (images,) = traced.jaxpr.invars
     (result,) = graph.run(traced.jaxpr, [Tensor("images", images.aval, tuple(range(images.aval.ndim)))])
@@ -52,7 +52,7 @@ def to_onnx(program: Program, metadata: dict[str, str]) -> bytes:
             "deeplab",
             [_declare(helper, "images", images.aval)],
             [_declare(helper, name, result.aval)],
-            [onnx.numpy_helper.from_array(value, key) for key, value in graph.initialisers(name).items()],
+            [onnx.numpy_helper.from_array(value, key) for key, value in graph.initializers(name).items()],
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=_IR_VERSION,
@@ -88,11 +88,11 @@ class Node:
     attributes: dict[str, Any]
 
 
-_PICTURES = object()  # a value that depends on pictures, while constants are computed
+_IMAGES = object()  # a value that depends on images, while constants are computed
 
 
 def _constants(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """What the equations that depend on pictures read besides, in their order; and the values of the program."""
+    """What the equations that depend on images read besides, in their order; and the values of the program."""
     known = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, arguments, strict=True))
 
     def read(variable):
@@ -105,9 +105,9 @@ def _constants(jaxpr: core.Jaxpr, consts: Sequence[Any], arguments: Sequence[Any
         if inner is not None:
             more, results = _constants(inner.jaxpr, inner.consts, operands)
             found += more
-        elif any(operand is _PICTURES for operand in operands):
-            found += [operand for operand in operands if operand is not _PICTURES]
-            results = [_PICTURES] * len(equation.outvars)
+        elif any(operand is _IMAGES for operand in operands):
+            found += [operand for operand in operands if operand is not _IMAGES]
+            results = [_IMAGES] * len(equation.outvars)
         else:
             results = equation.primitive.bind(*operands, **equation.params)
             results = results if equation.primitive.multiple_results else [results]
@@ -121,7 +121,7 @@ def _inner(equation: core.JaxprEqn) -> core.ClosedJaxpr | None:
 
 
 class _Graph:
-    """Nodes and initialisers, in the order in which they were made. `constants` are those of `_constants`."""
+    """Nodes and initializers, in the order in which they were made. `constants` are those of `_constants`."""
 
     def __init__(self, constants: Iterable[Array]):
         self._constants = iter(constants)
@@ -130,7 +130,7 @@ class _Graph:
         self._stored: dict[tuple[str, tuple[int, ...]], str] = {}
 
     def run(self, jaxpr: core.Jaxpr, arguments: Sequence[Any]) -> list[Any]:
-        """Translates a traced program, given and giving a `Tensor` for all that depends on pictures."""
+        """Translates a traced program, given and giving a `Tensor` for all that depends on images."""
         known = {}
         for variable, argument in zip(jaxpr.invars, arguments, strict=True):
             if isinstance(argument, Tensor):
@@ -162,7 +162,7 @@ class _Graph:
         return output
 
     def array(self, value: Any) -> str:
-        """Adds an initialiser; its name."""
+        """Adds an initializer; its name."""
         name = f"array_{len(self._arrays)}"
         self._arrays[name] = np.ascontiguousarray(value)
         return name
@@ -188,7 +188,7 @@ class _Graph:
                 needed.update(node.inputs)
         return [node for node in self._nodes.values() if node.output in needed]
 
-    def initialisers(self, result: str) -> dict[str, np.ndarray]:
+    def initializers(self, result: str) -> dict[str, np.ndarray]:
         """The arrays that a result needs."""
         needed = {name for node in self.used(result) for name in node.inputs}
         return {name: value for name, value in self._arrays.items() if name in needed}
@@ -286,7 +286,7 @@ def _max_pool(graph, aval, operands, params):
 
 
 def _product(graph, aval, operands, params):
-    """A tensor times a constant matrix along one axis: how pictures are resized."""
+    """A tensor times a constant matrix along one axis: how images are resized."""
     (left, right), (left_batch, right_batch) = params["dimension_numbers"]
     first, second = operands
     swapped = not isinstance(first, Tensor)

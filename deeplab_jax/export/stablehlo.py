@@ -1,4 +1,4 @@
-"""StableHLO as `jax.export` serialises it: one file for processors, GPUs and TPUs, which JAX alone can run.
+"""StableHLO as `jax.export` serializes it: one file for processors, GPUs and TPUs, which JAX alone can run.
 
     from jax import export
     network = export.deserialize(bytearray(open("net.stablehlo", "rb").read()))
@@ -16,7 +16,7 @@ from deeplab_jax.export.program import Program
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def serialise(program: Program) -> bytes:
+def serialize(program: Program) -> bytes:
     """The program, lowered for every platform of `PLATFORMS`."""
-    exported = jax.export.export(jax.jit(program.function), platforms=PLATFORMS)(program.pictures())
+    exported = jax.export.export(jax.jit(program.function), platforms=PLATFORMS)(program.images())
     return bytes(exported.serialize())

@@ -1,82 +1,22 @@
 """Flax linen modules of the network, and how a config becomes one."""
 
-import difflib
-import inspect
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-from ml_collections import ConfigDict
-
-from deeplab_jax import ops
-from deeplab_jax.errors import UserError
-from deeplab_jax.models.atrous import scale_rates
-from deeplab_jax.models.backbones import BACKBONES, OPTIONS
-from deeplab_jax.models.decoder import DECODERS
+from deeplab_jax.models.backbones import BACKBONES
+from deeplab_jax.models.build import (
+    abstract_variables,
+    build_for_mesh,
+    build_model,
+    initial_variables,
+    random_variables,
+)
 from deeplab_jax.models.deeplab import PARTS, DeepLabV3Plus
-from deeplab_jax.models.layers import KERNEL_INITS, REMATS
 
-__all__ = ["BACKBONES", "PARTS", "DeepLabV3Plus", "abstract_variables", "build_model", "initial_variables"]
-
-
-def build_model(model: ConfigDict, num_classes: int, *, compute_dtype: str = "float32", **overrides) -> DeepLabV3Plus:
-    """The module that `config.model` describes. Touches no device.
-
-    Args:
-      model: the `model` group of a config.
-      num_classes: classes of the data set.
-      compute_dtype: float32, bfloat16 or float64 (for tests).
-      **overrides: attributes of `DeepLabV3Plus` that are no config fields, or another `output_stride`.
-
-    Raises:
-      UserError: a value that the network cannot be built with.
-    """
-    fields = {key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in model.items()}
-    fields |= overrides
-    _one_of("model.backbone", fields["backbone"], BACKBONES)
-    _one_of("model.decoder", fields["decoder"], DECODERS)
-    _one_of("model.padding", fields["padding"], ops.PADDINGS)
-    _one_of("model.kernel_init", fields["kernel_init"], KERNEL_INITS)
-    _one_of("model.output_stride", fields["output_stride"], (8, 16, 32))
-    _one_of("train.remat", fields.get("remat", "none"), REMATS)
-    _one_of("train.compute_dtype", compute_dtype, ("float32", "bfloat16", "float64"))
-    try:
-        scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])
-    except ValueError as error:
-        raise UserError(f"model.{error}; change them or model.output_stride") from None
-    backbone = BACKBONES[fields["backbone"]]
-    taken = inspect.signature(backbone).parameters
-    for name, default in OPTIONS.items():
-        if fields[name] != default and name not in taken:
-            raise UserError(f"model.{name} is set, but {fields['backbone']} does not take it; leave it out")
-    if fields["multi_grid"] and len(fields["multi_grid"]) != (units := backbone.keywords["blocks"][-1]):
-        raise UserError(
-            f"model.multi_grid has {len(fields['multi_grid'])} rates, "
-            f"but the last stage of {fields['backbone']} has {units} units"
-        )
-    for name in ("input_mean", "input_std"):
-        if len(fields[name]) != fields["in_channels"]:
-            raise UserError(
-                f"model.{name} has {len(fields[name])} values for model.in_channels={fields['in_channels']}"
-            )
-    return DeepLabV3Plus(num_classes=num_classes, dtype=jnp.dtype(compute_dtype), **fields)
-
-
-def abstract_variables(model: DeepLabV3Plus, sharding: jax.sharding.Sharding | None = None) -> Any:
-    """Shapes, dtypes and shardings of a network's `params` and `batch_stats`; computes nothing."""
-    shapes = jax.eval_shape(lambda: initial_variables(model, jax.random.PRNGKey(0)))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-
-
-def initial_variables(model: DeepLabV3Plus, rng: Any) -> dict[str, Any]:
-    """Fresh `params` and `batch_stats`. Traceable; where it is not compiled, it computes logits as well."""
-    # Variables depend neither on the picture's size nor on the formulation: these take the least time to trace.
-    images = jnp.zeros((1, 64, 64, model.in_channels), jnp.uint8)
-    return model.clone(formulation="plain").init(rng, images, train=False)
-
-
-def _one_of(field: str, value, known) -> None:
-    if value not in known:
-        nearest = difflib.get_close_matches(str(value), [str(name) for name in known], n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else f"; choose from {', '.join(map(str, known))}"
-        raise UserError(f"{field} is {value!r}, which does not exist{hint}")
+__all__ = [
+    "BACKBONES",
+    "PARTS",
+    "DeepLabV3Plus",
+    "abstract_variables",
+    "build_for_mesh",
+    "build_model",
+    "initial_variables",
+    "random_variables",
+]

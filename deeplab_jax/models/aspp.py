@@ -2,7 +2,7 @@
 
 DeepLabv3 (arXiv 1706.05587), section 3.3: one 1x1 convolution, one 3x3 for each rate, and image-level features, all
 with BatchNorm, concatenated and projected. A 3x3 convolution at rate r spans 2r + 1 pixels of the feature map, that is
-(2r + 1) * output_stride pixels of the picture.
+(2r + 1) * output_stride pixels of the image.
 """
 
 from collections.abc import Sequence

@@ -93,7 +93,7 @@ class DeepLabV3Plus(nn.Module):
         """
         resize = functools.partial(ops.resize_bilinear, align_corners=self.align_corners, formulation=self.formulation)
         size = images.shape[1:3]
-        x = self._normalise(images)
+        x = self._normalize(images)
 
         backbone = BACKBONES[self.backbone](
             layers=self._layers(train, self.backbone_norm_epsilon, self.backbone_norm_decay),
@@ -142,7 +142,7 @@ class DeepLabV3Plus(nn.Module):
         logits = endpoints["logits"] = classifier(x)
         return resize(logits, size), endpoints
 
-    def _normalise(self, images):
+    def _normalize(self, images):
         dtype = accumulator(images.dtype) if images.dtype != jnp.uint8 else jnp.float32
         mean = jnp.asarray(self.input_mean, dtype).reshape(1, 1, 1, -1)
         std = jnp.asarray(self.input_std, dtype).reshape(1, 1, 1, -1)

@@ -1,4 +1,4 @@
-"""Convolution and normalisation layers: the only place where padding, dtype and BatchNorm options are decided."""
+"""Convolution and normalization layers: the only place where padding, dtype and BatchNorm options are decided."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ CLASSIFIER_INITS = {
 }
 
 REMATS = ("none", "activations", "units")
-_CONVOLUTION = "convolution"  # the name under which rematerialisation finds what convolutions return
+_CONVOLUTION = "convolution"  # the name under which rematerialization finds what convolutions return
 
 
 class Conv(nn.Module):
@@ -115,9 +115,9 @@ class ConcatConv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over NHWC images (arXiv 1502.03167): float32 parameters and statistics, under Flax's names.
+    """Batch normalization over NHWC images (arXiv 1502.03167): float32 parameters and statistics, under Flax's names.
 
-    It normalises by the batch's statistics and moves the running ones, running = decay * running + (1 - decay) * batch,
+    It normalizes by the batch's statistics and moves the running ones, running = decay * running + (1 - decay) * batch,
     or with `use_running_average` by the running ones. Under `jax.jit` over a mesh the batch is the global one.
     """
 
@@ -128,7 +128,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
-        """Normalised in the compute dtype."""
+        """Normalized in the compute dtype."""
         channels = x.shape[-1:]
         scale = _parameter(self, "scale", nn.initializers.ones_init(), channels)
         bias = _parameter(self, "bias", nn.initializers.zeros_init(), channels)
@@ -190,7 +190,7 @@ class Layers:
 
     @property
     def conv(self):
-        """`Conv` with padding, initialiser, dtype and formulation bound."""
+        """`Conv` with padding, initializer, dtype and formulation bound."""
         return functools.partial(
             Conv,
             padding=self.padding,
@@ -206,7 +206,7 @@ class Layers:
 
     @property
     def concat_conv(self):
-        """`ConcatConv` with initialiser, dtype and formulation bound."""
+        """`ConcatConv` with initializer, dtype and formulation bound."""
         return functools.partial(
             ConcatConv, kernel_init=self.kernel_init, dtype=self.dtype, formulation=self.formulation
         )

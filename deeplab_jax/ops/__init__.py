@@ -2,7 +2,7 @@
 
 Every function takes a static `formulation`: "auto" chooses by platform, inside the compiled program, and by shape;
 "plain" is the standard XLA operation, which GPUs and TPUs get in any case, and what exports and multiply-add
-counts use; "spatial" is for pictures whose rows are split over devices, on any platform: it flattens no rows into
+counts use; "spatial" is for images whose rows are split over devices, on any platform: it flattens no rows into
 another axis, and asks other devices for a few rows at most. All formulations of an operation compute the same function.
 """
 
@@ -13,20 +13,16 @@ from deeplab_jax.ops.padding import PADDINGS, explicit_padding
 from deeplab_jax.ops.platform import stored
 from deeplab_jax.ops.pool import max_pool
 from deeplab_jax.ops.resize import resize_bilinear, resize_to_sizes
-from deeplab_jax.ops.strips import arg_max, map_resized, predict_resized
 from deeplab_jax.ops.window import met_taps
 
 __all__ = [
     "PADDINGS",
-    "arg_max",
     "batch_norm",
     "conv2d",
     "depthwise_conv2d",
     "explicit_padding",
-    "map_resized",
     "max_pool",
     "met_taps",
-    "predict_resized",
     "resize_bilinear",
     "resize_to_sizes",
     "stored",

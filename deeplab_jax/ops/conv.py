@@ -15,14 +15,14 @@ from deeplab_jax.ops.precision import accumulator, widened
 from deeplab_jax.ops.products import multiply, weight_gradient
 from deeplab_jax.ops.window import Window, place, stack_taps
 
-# Up to this share of taps inside the picture, a matrix product for each tap's part of it beats the convolution, which
+# Up to this share of taps inside the image, a matrix product for each tap's part of it beats the convolution, which
 # multiplies the padding too. At .56 (rate 6 on 16x16) it takes half the time forwards and four fifths for the kernel's
 # gradient; at .92 (rate 2 on 32x32) the copies of the parts cost more than the products save.
 _SPARSE_SHARE = 0.6
 # Inputs of more values than this have the gradient of a dense kernel as matrix products, of a band of rows at a time:
-# XLA:CPU computes it as a convolution with a window as large as the picture, at a third to a half of the speed (the
+# XLA:CPU computes it as a convolution with a window as large as the image, at a third to a half of the speed (the
 # 7x7 stem on 512x512: 13 GFLOP/s, as products 40; 3x3 of 64 channels on 128x128: 27 and 59). Below it what a loop costs
-# counts. Bands of 4 to 16 rows are equally fast, a whole picture leaves the cache.
+# counts. Bands of 4 to 16 rows are equally fast, a whole image leaves the cache.
 _SMALL_VALUES = 2e5
 _BAND = 8
 
@@ -39,13 +39,13 @@ def conv2d(
     """Convolves with a dense kernel whose taps are `rate` pixels apart; the output has ceil(size / stride) pixels.
 
     On CPUs a 1x1 convolution is a matrix product, which XLA:CPU runs several times faster forwards and backwards. An
-    atrous convolution most of whose taps fall outside the picture is a matrix product for each tap, of the part of the
-    picture that the tap meets. Other large 3x3 convolutions of stride 1 make fewer multiplications
+    atrous convolution most of whose taps fall outside the image is a matrix product for each tap, of the part of the
+    image that the tap meets. Other large 3x3 convolutions of stride 1 make fewer multiplications
     (`ops/winograd.py`). What is left runs at the speed of XLA:CPU's matrix products, but for the kernel's
     gradient: see `_SMALL_VALUES`.
 
     Args:
-      x: the pictures or features.
+      x: the images or features.
       kernel: the taps, for each input channel and each output feature.
       stride: of the window, in pixels along both axes.
       rate: the atrous rate: pixels from tap to tap.
@@ -98,7 +98,7 @@ def _subsample(window, x):
     return x[:, :: window.stride, :: window.stride]
 
 
-# ---- Most taps outside the picture: a product for each tap's part of it ----
+# ---- Most taps outside the image: a product for each tap's part of it ----
 
 
 def _taps(window, x, kernel):

@@ -11,7 +11,7 @@ from deeplab_jax.ops.platform import UNCHANGED, after, on_cpu, transposed
 from deeplab_jax.ops.precision import accumulator, widened
 from deeplab_jax.ops.window import Window, place, stack_taps
 
-# Up to this share of taps inside the picture, only the parts that taps meet are touched: without a padded copy, which
+# Up to this share of taps inside the image, only the parts that taps meet are touched: without a padded copy, which
 # at .56 (rate 12 on 32x32) has three times the pixels, they take a half to a quarter of the time.
 _SPARSE_SHARE = 0.6
 
@@ -27,10 +27,10 @@ def depthwise_conv2d(
 ) -> Float[Array, "batch out_height out_width channels"]:
     """Convolves every channel with a kernel of its own; otherwise as `conv2d`.
 
-    On CPUs it is a sum of shifted pictures, one for each tap: XLA:CPU's grouped convolution is ten times slower. The
+    On CPUs it is a sum of shifted images, one for each tap: XLA:CPU's grouped convolution is ten times slower. The
     kernel's gradient is summed row by row, of the parts of rows that taps meet: XLA:CPU reduces over a whole batch
     channel by channel, jumping from pixel to pixel, at a third of the speed, and a padded copy of the batch would take
-    as long as a third of the sums. Where most taps fall outside the picture, only the parts that taps meet are touched.
+    as long as a third of the sums. Where most taps fall outside the image, only the parts that taps meet are touched.
     """
     window = Window(x.shape[1:3], kernel.shape[:2], stride=stride, rate=rate, padding=padding)
     plain = functools.partial(window.convolve, groups=x.shape[-1])
@@ -52,7 +52,7 @@ def _shifted_backward(window, x, kernel, cotangent):
     of_kernel = _kernel_gradient(window, x, kernel, cotangent)
     weights, wide_cotangent = widened(after(kernel, of_kernel), cotangent)
     if window.stride == 1:
-        # Shifted parts of one padded picture here too: a sum of padded pictures takes four times as long, and XLA:CPU
+        # Shifted parts of one padded image here too: a sum of padded images takes four times as long, and XLA:CPU
         # may store each of them.
         spans = [offsets[-1] for offsets in window.offsets]
         mirrored = [(span - begin, span - end) for span, (begin, end) in zip(spans, window.pads, strict=True)]
@@ -81,14 +81,14 @@ def _sparse_backward(window, x, kernel, cotangent):
 
 
 def _shifted_sum(window, x, kernel, pads):
-    """Shifted parts of one padded picture, times their taps."""
+    """Shifted parts of one padded image, times their taps."""
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     terms = (view * _factors(kernel, row, column) for row, column, view in window.views(padded))
     return functools.reduce(jnp.add, terms)
 
 
 def _sparse_sum(window, x, kernel):
-    """The parts of the picture that taps meet, times these."""
+    """The parts of the image that taps meet, times these."""
     terms = (
         place(x[:, *source] * _factors(kernel, row, column), target, window.size)
         for row, column, source, target in window.meetings()
@@ -126,5 +126,5 @@ def _computed_once(cotangent):
 
 
 def _factors(kernel, row, column):
-    """A tap, as factors of the channels of pictures."""
+    """A tap, as factors of the channels of images."""
     return kernel[row, column].reshape(1, 1, 1, -1)

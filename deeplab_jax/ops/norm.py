@@ -1,4 +1,4 @@
-"""Normalisation by the statistics of the batch."""
+"""Normalization by the statistics of the batch."""
 
 import functools
 
@@ -30,7 +30,7 @@ def batch_norm(
       epsilon: added to the variance.
 
     Returns:
-      The normalised features in the dtype of `x`, and the mean and the (biased) variance of each channel, in float32 or
+      The normalized features in the dtype of `x`, and the mean and the (biased) variance of each channel, in float32 or
       wider. The gradient takes these two for constants: they are for running averages.
     """
     return _forward(x, scale, bias, epsilon)[0]
@@ -42,8 +42,8 @@ def _forward(x, scale, bias, epsilon):
     variance = jnp.maximum(0, jnp.mean(jnp.square(wide), _PIXELS) - jnp.square(mean))  # rounding can make it negative
     inverse = lax.rsqrt(variance + epsilon)
     factor = inverse * scale
-    normalised = wide * _of_channels(factor) + _of_channels(bias - mean * factor)
-    return (normalised.astype(x.dtype), mean, variance), (x, scale, mean, inverse)
+    normalized = wide * _of_channels(factor) + _of_channels(bias - mean * factor)
+    return (normalized.astype(x.dtype), mean, variance), (x, scale, mean, inverse)
 
 
 def _backward(epsilon, kept, cotangents):
@@ -55,8 +55,8 @@ def _backward(epsilon, kept, cotangents):
     of_scale = jnp.sum(cotangent * (wide - _of_channels(mean)), _PIXELS) * inverse
     along = inverse * of_scale / pixels
     # `x - mean` a second time, and XLA:CPU computes it once for both, as soon as it can, and keeps it beside `x`.
-    centred = cotangent - wide * _of_channels(along) + _of_channels(along * mean - of_bias / pixels)
-    of_x = centred * _of_channels(inverse * scale)
+    centered = cotangent - wide * _of_channels(along) + _of_channels(along * mean - of_bias / pixels)
+    of_x = centered * _of_channels(inverse * scale)
     return of_x.astype(x.dtype), of_scale.astype(scale.dtype), of_bias.astype(scale.dtype)
 
 

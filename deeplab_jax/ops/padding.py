@@ -16,7 +16,7 @@ def explicit_padding(
     Args:
       style: `same_upper` pads the least that is needed and puts the odd pixel after (TensorFlow's SAME);
         `symmetric` pads rate * (window - 1) // 2 on both sides whatever the size (PyTorch; slim's `conv2d_same`),
-        so that strided outputs stay centred on pixels 0, stride, 2 * stride...
+        so that strided outputs stay centered on pixels 0, stride, 2 * stride...
       spatial: height and width of the input: integers, or symbolic dimensions of `jax.export`.
       window: height and width of the kernel, odd for `symmetric`.
       stride: of the window.

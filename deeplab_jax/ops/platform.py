@@ -17,7 +17,7 @@ def on_cpu(fast: Callable, fast_backward: Callable, *, plain: Callable, plain_ba
     The platform is chosen as the program is lowered, so that what is traced here can run, or be exported, elsewhere.
     The choice stands inside a function with a gradient of its own, whose residuals are the arguments: differentiating
     `lax.platform_dependent` itself stores what every branch's gradient would like to find, for instance a shifted copy
-    of the picture for each tap of a depthwise kernel. It can be differentiated in reverse mode only.
+    of the image for each tap of a depthwise kernel. It can be differentiated in reverse mode only.
 
     Args:
       fast: of some arrays, returns one.
@@ -64,11 +64,11 @@ _stored.defvjp(lambda x: (_stored(x), None), lambda _, cotangent: (cotangent,))
 def after(array, other):
     """The array, which cannot be used before `other` is computed.
 
-    A kernel after its own gradient: nothing but the optimiser waits for that gradient, so even where XLA:CPU orders a
-    step for memory it would put them all off to the end, and every picture would be kept until then.
+    A kernel after its own gradient: nothing but the optimizer waits for that gradient, so even where XLA:CPU orders a
+    step for memory it would put them all off to the end, and every image would be kept until then.
 
-    A picture after its cotangent: what it is computed from by cheap operations, BatchNorm's input for instance, is kept
-    for a gradient in any case. Without a reason to wait XLA:CPU takes the picture of the forward pass, or pads or
+    An image after its cotangent: what it is computed from by cheap operations, BatchNorm's input for instance, is kept
+    for a gradient in any case. Without a reason to wait XLA:CPU takes the image of the forward pass, or pads or
     transposes it there already, and keeps that too.
 
     XLA's barriers do not outlive compilation; zero times a value does.

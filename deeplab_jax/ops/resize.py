@@ -1,4 +1,4 @@
-"""Bilinear resizing of NHWC images and of logits to each picture's own size."""
+"""Bilinear resizing of NHWC images and of logits to each image's own size."""
 
 import math
 from collections.abc import Sequence
@@ -26,15 +26,15 @@ def resize_bilinear(
     """Resizes to `size` (height, width) by bilinear interpolation, without antialiasing.
 
     The plain form multiplies by dense matrices of weights. On CPUs, where both axes grow by a whole factor, each output
-    pixel is a weighted sum of its two neighbours: the matrices are nearly all zeros, and products with them come with
+    pixel is a weighted sum of its two neighbors: the matrices are nearly all zeros, and products with them come with
     transposed copies of the large result. With the rows split over devices, where the height grows by a whole factor,
-    rows are interpolated by a convolution, for which a device needs a row of each neighbour; in other cases every
+    rows are interpolated by a convolution, for which a device needs a row of each neighbor; in other cases every
     device gathers all rows.
 
     Args:
       x: what to resize.
       size: height and width of the result.
-      align_corners: False samples at half-pixel centres (TensorFlow 2, PyTorch's default); True maps the corner
+      align_corners: False samples at half-pixel centers (TensorFlow 2, PyTorch's default); True maps the corner
         pixels onto each other (research/deeplab), which suits sizes of k * stride + 1.
       formulation: see `deeplab_jax.ops`.
     """
@@ -64,19 +64,19 @@ def resize_bilinear(
         return plain(x)
     wide = accumulator(x.dtype)
 
-    def neighbours(x):
+    def neighbors(x):
         y = x.astype(wide)
         for (axis, out_size), factor in reversed(list(zip(axes, factors, strict=True))):  # fewer long copies last
             y = lax.optimization_barrier(_enlarge(y, axis, factor, out_size, align_corners))
         return y.astype(x.dtype)
 
-    def neighbours_backward(x, cotangent):
+    def neighbors_backward(x, cotangent):
         y = cotangent.astype(wide)
         for (axis, _), factor in zip(axes, factors, strict=True):
             y = lax.optimization_barrier(_enlarge_transposed(y, axis, factor, x.shape[axis], align_corners))
         return (y.astype(x.dtype),)
 
-    return on_cpu(neighbours, neighbours_backward, plain=plain, plain_backward=plain_backward)(x)
+    return on_cpu(neighbors, neighbors_backward, plain=plain, plain_backward=plain_backward)(x)
 
 
 def resize_to_sizes(
@@ -87,11 +87,11 @@ def resize_to_sizes(
 ) -> Float[Array, "batch canvas_height canvas_width channels"]:
     """Resizes the top left part of each element to a size of its own (half-pixel bilinear), on a common canvas.
 
-    Extents and sizes are data, not shapes: one compiled program serves pictures of any size up to the canvas.
+    Extents and sizes are data, not shapes: one compiled program serves images of any size up to the canvas.
 
     Args:
       x: what to resize.
-      extents: height and width of the part of each element that holds its picture; the rest is padding.
+      extents: height and width of the part of each element that holds its image; the rest is padding.
       sizes: height and width that this part gets, at the top left of the canvas. The canvas' other pixels repeat
         its border.
       canvas: height and width of the result.
@@ -143,7 +143,7 @@ def _whole_factor(size, out_size, align_corners):
 
 
 def _phases(factor, align_corners):
-    """For output pixel `factor * i + phase`: the first of its two neighbours, from i, and the second one's weight."""
+    """For output pixel `factor * i + phase`: the first of its two neighbors, from i, and the second one's weight."""
     for phase in range(factor):
         position = phase / factor if align_corners else (phase + 0.5) / factor - 0.5
         yield math.floor(position), position - math.floor(position)
@@ -164,11 +164,11 @@ def _enlarge(x, axis, factor, out_size, align_corners):
 
 
 def _enlarge_rows(x, factor):
-    """Interpolates the rows, at half-pixel centres, by a depthwise convolution with a triangle.
+    """Interpolates the rows, at half-pixel centers, by a depthwise convolution with a triangle.
 
     The convolution reads `factor - 1` zeros between the rows. Output row o lies at (o + 0.5) / factor - 0.5, so its
     tap for an input row i depends on o - factor * i alone. Beyond the ends the convolution finds nothing where the
-    border should repeat: there an output row has the one neighbour that exists, whose weight becomes one.
+    border should repeat: there an output row has the one neighbor that exists, whose weight becomes one.
     """
     height, channels = x.shape[1], x.shape[-1]
     distances = np.arange(-2 * factor, 2 * factor + 1)
@@ -194,12 +194,12 @@ def _enlarge_rows(x, factor):
 
 
 def _enlarge_transposed(cotangent, axis, factor, size, align_corners):
-    """The transpose of `_enlarge`: every output pixel's cotangent goes to its two neighbours."""
+    """The transpose of `_enlarge`: every output pixel's cotangent goes to its two neighbors."""
     missing = size * factor - cotangent.shape[axis]
     cotangent = _pad_axis(cotangent, axis, 0, missing)
     shape = (*cotangent.shape[:axis], size, factor, *cotangent.shape[axis + 1 :])
     by_phase = cotangent.reshape(shape)
-    sums = {}  # by the neighbour's distance: -1, 0, 1
+    sums = {}  # by the neighbor's distance: -1, 0, 1
     for phase, (first, weight) in enumerate(_phases(factor, align_corners)):
         of_phase = lax.index_in_dim(by_phase, phase, axis + 1, keepdims=False)
         for distance, share in ((first, 1 - weight), (first + 1, weight)):
@@ -210,7 +210,7 @@ def _enlarge_transposed(cotangent, axis, factor, size, align_corners):
         if distance == 0:
             total += part
             continue
-        # Moved one on; what would leave the picture belongs to the border.
+        # Moved one on; what would leave the image belongs to the border.
         start, stop = (1, size) if distance < 0 else (0, size - 1)
         end = (0, 1) if distance < 0 else (size - 1, size)
         moved = lax.slice_in_dim(part, start, stop, axis=axis)

@@ -1,4 +1,4 @@
-"""How the window of a convolution lies on pictures: which pixels its taps meet."""
+"""How the window of a convolution lies on images: which pixels its taps meet."""
 
 import functools
 import math
@@ -17,10 +17,10 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 class Window:
-    """The window of a kernel on pictures of one size; the output has ceil(size / stride) pixels.
+    """The window of a kernel on images of one size; the output has ceil(size / stride) pixels.
 
     Attributes:
-      size: height and width of the pictures; symbols of `jax.export` are fit for `convolve` alone.
+      size: height and width of the images; symbols of `jax.export` are fit for `convolve` alone.
       taps: height and width of the kernel.
       stride: of the window, in pixels along both axes.
       rate: the atrous rate: pixels from tap to tap.
@@ -56,7 +56,7 @@ class Window:
         return rows, columns
 
     def meetings(self) -> Iterator[tuple[int, int, tuple[slice, slice], tuple[slice, slice]]]:
-        """Every tap that meets the picture at all: its row and column, the (rows, columns) of the input that it meets,
+        """Every tap that meets the image at all: its row and column, the (rows, columns) of the input that it meets,
         and the (rows, columns) of the output where it does.
         """
         for row, source_rows, target_rows in self._axes[0]:
@@ -66,7 +66,7 @@ class Window:
     def views(
         self, padded: Float[Array, "batch padded_height padded_width channels"]
     ) -> Iterator[tuple[int, int, Float[Array, "batch out_height out_width channels"]]]:
-        """Every tap's row and column and, of pictures padded already, the pixels under it, one for each output."""
+        """Every tap's row and column and, of images padded already, the pixels under it, one for each output."""
         stride, (rows, columns) = self.stride, self.offsets
         tall, wide = (stride * (extent - 1) + 1 for extent in self._out_size)
         for row, top in enumerate(rows):
@@ -83,7 +83,7 @@ class Window:
     ) -> Float[Array, "batch height width channels"]:
         """What outputs give to the pixels under their taps, summed: the transpose of a look through the window.
 
-        Put together from one part for each phase of the stride, of few shifted terms each: a sum of one picture for
+        Put together from one part for each phase of the stride, of few shifted terms each: a sum of one image for
         each tap, with the outputs `stride` pixels apart in it, takes twice as long on CPUs.
 
         Args:
@@ -114,7 +114,7 @@ class Window:
         ]
 
     def share(self) -> float:
-        """Of all taps at all pixels of the output, the share that falls inside the picture."""
+        """Of all taps at all pixels of the output, the share that falls inside the image."""
         rows, columns = (sum(target.stop - target.start for _, _, target in axis) for axis in self._axes)
         return rows * columns / math.prod((*self._out_size, *self.taps))
 
@@ -143,10 +143,10 @@ class Window:
 def met_taps(
     size: Sequence[int], taps: Sequence[int], *, stride: int = 1, rate: int = 1, padding: str = "symmetric"
 ) -> Bool[np.ndarray, "kernel_height kernel_width"]:
-    """Which taps of a kernel fall inside the picture at one pixel at least.
+    """Which taps of a kernel fall inside the image at one pixel at least.
 
     Args:
-      size: height and width of the picture.
+      size: height and width of the image.
       taps: height and width of the kernel.
       stride: of the window, in pixels along both axes.
       rate: the atrous rate: pixels from tap to tap.
@@ -159,7 +159,7 @@ def met_taps(
 
 
 def place(x: Array, part: tuple[slice, slice], size: Sequence[int]) -> Array:
-    """x at the (rows, columns) `part` of a picture of zeros."""
+    """x at the (rows, columns) `part` of an image of zeros."""
     margins = [(rows.start, extent - rows.stop) for rows, extent in zip(part, size, strict=True)]
     return jnp.pad(x, ((0, 0), *margins, (0, 0)))
 

@@ -21,25 +21,25 @@ from deeplab_jax.ops.products import flat, weight_gradient
 _LEAST_MULTIPLICATIONS = 5e7
 # Thin products run at a fraction of the speed.
 _LEAST_CHANNELS = 32
-# Tiles reach beyond pictures that are no multiple of 2 * rate. Of the multiplications that taps alone would make, this
+# Tiles reach beyond images that are no multiple of 2 * rate. Of the multiplications that taps alone would make, this
 # share at most: the sums before and behind them take time too.
 _WORTHWHILE = 0.75
-# Pictures with more channels and features at all their tiles than this are convolved a band of rows at a time, so that
-# the 16 values of each stay near the cache and take little memory: for 304 to 256 channels on four pictures of 128x128,
+# Images with more channels and features at all their tiles than this are convolved a band of rows at a time, so that
+# the 16 values of each stay near the cache and take little memory: for 304 to 256 channels on four images of 128x128,
 # 9e6 values, 370 MiB as a whole and 120 MiB in bands. In smaller ones what a loop and its copies cost counts more: both
-# gradients of 64 channels on four pictures of 128x128, 2e6 values, take 38 ms as a whole and 60 in two bands, those of
+# gradients of 64 channels on four images of 128x128, 2e6 values, take 38 ms as a whole and 60 in two bands, those of
 # 128 channels there, 4e6, 105 and 132.
 _WHOLE_VALUES = 4.5e6
 _BAND_VALUES = 1.2e6
 
 
 def is_worthwhile(size: Sequence[int], kernel: Sequence[int], *, batch: int, stride: int, rate: int) -> bool:
-    """Whether `convolve` computes a convolution that keeps the pictures' size, and is the faster way to.
+    """Whether `convolve` computes a convolution that keeps the images' size, and is the faster way to.
 
     Args:
-      size: height and width of the pictures.
+      size: height and width of the images.
       kernel: height, width, channels and features.
-      batch: number of pictures.
+      batch: number of images.
       stride: of the window.
       rate: the atrous rate.
     """
@@ -57,18 +57,18 @@ def convolve(
     """Convolves with taps `rate` pixels apart; zeros beyond the borders keep the size.
 
     Args:
-      x: the pictures or features.
+      x: the images or features.
       kernel: the taps, for each input channel and each output feature.
       rate: the atrous rate: pixels from tap to tap.
     """
-    # After the pictures, or XLA:CPU computes the matrices of all kernels of a program at its start, and keeps them.
+    # After the images, or XLA:CPU computes the matrices of all kernels of a program at its start, and keeps them.
     return _convolve(x, _kernel_matrices(after(kernel, x), range(3)), rate)
 
 
 def pixel_gradient(
     kernel: Float[Array, "3 3 channels features"], cotangent: Float[Array, "batch height width features"], *, rate: int
 ) -> Float[Array, "batch height width channels"]:
-    """The gradient of `convolve` with respect to the pictures.
+    """The gradient of `convolve` with respect to the images.
 
     Args:
       kernel: the taps.
@@ -87,7 +87,7 @@ def kernel_gradient(
     """The gradient of `convolve` with respect to the kernel.
 
     Args:
-      x: the pictures or features.
+      x: the images or features.
       cotangent: of the convolution's output.
       rate: the atrous rate.
     """
@@ -124,7 +124,7 @@ def _convolve(x, weights, rate):
 
 
 class _Bands(NamedTuple):
-    """Tiles that cover pictures, with those of all phases of an atrous rate side by side, in bands of rows."""
+    """Tiles that cover images, with those of all phases of an atrous rate side by side, in bands of rows."""
 
     count: int
     tiles_high: int  # of a band
@@ -133,7 +133,7 @@ class _Bands(NamedTuple):
 
     @classmethod
     def of(cls, x: Array, features: int, rate: int) -> "_Bands":
-        """Of pictures and the number of features that they are convolved to."""
+        """Of images and the number of features that they are convolved to."""
         batch, height, width, channels = x.shape
         tiles_high, tiles_wide = (_tiles_along(extent, rate) for extent in (height, width))
         in_a_row = batch * tiles_wide * rate**2 * (channels + features)
@@ -153,7 +153,7 @@ class _Bands(NamedTuple):
         return 2 * self.rate * self.tiles_wide
 
     def without_border(self, x: Array) -> Array:
-        """With zeros behind the pictures that fill their last tiles."""
+        """With zeros behind the images that fill their last tiles."""
         _, height, width, _ = x.shape
         behind = self.count * self.rows - height, self.columns - width
         return jnp.pad(x, ((0, 0), (0, behind[0]), (0, behind[1]), (0, 0)))

@@ -23,7 +23,7 @@ class PretrainedNetwork:
       model: what `config.model` has to be.
       variables: `params` and `batch_stats` as float32 arrays; only those of `backbone` if `labels` is None.
       labels: the classes, None for a backbone alone.
-      protocol: `config.eval.protocol` that feeds the network pictures as its authors did.
+      protocol: `config.eval.protocol` that feeds the network images as its authors did.
       image_size: (height, width) of what the network sees then: `data.image_size` of `squeeze`, `eval.image_size` of
         `whole`; None leaves it open.
       report: lines that say what was taken and what was left out.
@@ -31,7 +31,7 @@ class PretrainedNetwork:
 
     model: ConfigDict
     variables: Mapping[str, Any]
-    labels: LabelSet | None
+    label_set: LabelSet | None
     protocol: str = "whole"
     image_size: tuple[int, int] | None = None
     report: Sequence[str] = ()
@@ -47,7 +47,7 @@ def average(networks: Sequence[PretrainedNetwork]) -> PretrainedNetwork:
     """
     first, *others = networks
     for number, network in enumerate(others, 2):
-        if _computed(network.model) != _computed(first.model) or network.labels != first.labels:
+        if _computed(network.model) != _computed(first.model) or network.label_set != first.label_set:
             raise UserError(
                 f"network {number} is another one than the first, or of other classes: they have no average"
             )

@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from deeplab_jax import config as config_lib
-from deeplab_jax.pretrained import table
+from deeplab_jax.pretrained import presets
 
 
 def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -63,7 +63,7 @@ class Configs(_Table):
 
 
 class Presets(_Table):
-    """The presets of one task: name, network, published score with its source, size and licence of the file."""
+    """The presets of one task: name, network, published score with its source, size and license of the file."""
 
     required_arguments = 1
     final_argument_whitespace = True
@@ -71,14 +71,14 @@ class Presets(_Table):
     def lines(self) -> list[str]:
         """A row for each preset, in the order of presets.toml."""
         (task,) = self.arguments
-        presets = [preset for preset in table.load_table().values() if preset.task == task]
+        presets = [preset for preset in presets.load_table().values() if preset.task == task]
         if not presets:
             raise self.error(f"no preset has the task {task}")
         rows = [
             (
                 f"`{preset.name}`\n`{preset.backbone}`",
                 f"{preset.score}\n{preset.score_source}" if preset.score else "none published",
-                f"{preset.size_in_words}\n{preset.licence}",
+                f"{preset.size_in_words}\n{preset.license}",
             )
             for preset in presets
         ]

@@ -1,11 +1,10 @@
-"""What `data check` finds: counts against a count by hand, everything wrong by name, splits that share pictures."""
+"""What `data check` finds: counts against a count by hand, everything wrong by name, splits that share images."""
 
 import io
 import re
 
 import numpy as np
 import pytest
-from conftest import make_folder, make_sbd, make_voc, write_index_png
 from PIL import Image
 from rich.console import Console
 
@@ -14,6 +13,7 @@ from deeplab_jax.data.check import check, report_tables
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import SYNTHETIC
+from tests.conftest import make_folder, make_sbd, make_voc, write_index_png
 
 
 def printed(report):
@@ -65,8 +65,8 @@ def test_every_wrong_record_of_a_raw_folder_is_listed(tmp_path):
     wrong[0, 0] = 77
     Image.fromarray(wrong).save(root / "masks" / "field_000.png")
     (root / "masks" / "field_001.png").unlink()
-    picture = root / "images" / "field_002.jpg"
-    picture.write_bytes(picture.read_bytes()[:-100])
+    image = root / "images" / "field_002.jpg"
+    image.write_bytes(image.read_bytes()[:-100])
     Image.fromarray(np.zeros((40, 55), np.uint8)).save(root / "masks" / "field_003.png")
     (root / "masks" / "field_004.png").rename(root / "masks" / "field_004.jpg")
     report = check("folder", source=root)
@@ -84,7 +84,7 @@ def test_every_wrong_record_of_a_raw_folder_is_listed(tmp_path):
     for pattern, problem in zip(expected, problems, strict=True):
         assert re.search(pattern, problem)
         assert "\n" not in problem
-    assert report.splits["val"].problems == ["split val is empty; check the list that names its pictures"]
+    assert report.splits["val"].problems == ["split val is empty; check the list that names its images"]
     assert report.splits["train"].pixels.sum() == 3 * 40 * 56  # those that could be read
     text = printed(report)
     assert "problems: 7" in text
@@ -107,13 +107,13 @@ def test_a_damaged_record_of_a_prepared_data_set_is_listed(tmp_path):
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        (np.zeros((40, 55), np.uint8), r"picture of field_\d+ is 40x56, but its mask is 40x55"),
+        (np.zeros((40, 55), np.uint8), r"image of field_\d+ is 40x56, but its mask is 40x55"),
         (np.full((40, 56), 77, np.uint8), r"mask of field_\d+ holds label 77"),
     ],
 )
 def test_wrong_examples_of_a_prepared_data_set_are_listed(tmp_path, monkeypatch, stored, message):
     """As another program, or an older version, may have written them."""
-    monkeypatch.setattr(Record, "read", lambda self, labels: (self.picture.read_bytes(), stored))
+    monkeypatch.setattr(Record, "read", lambda self, labels: (self.image.read_bytes(), stored))
     prepare("folder", source=make_folder(tmp_path / "own"), data_dir=tmp_path)
     report = check("folder", data_dir=tmp_path)
     problems = report.splits["train"].problems
@@ -124,14 +124,14 @@ def test_wrong_examples_of_a_prepared_data_set_are_listed(tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("splits", "leaks"),
     [
-        ({"train": ["a", "b", "c"], "val": ["b", "d"]}, [r"train and .*/val share pictures: b, 1 in all"]),
+        ({"train": ["a", "b", "c"], "val": ["b", "d"]}, [r"train and .*/val share images: b, 1 in all"]),
         ({"train": ["a"], "test": ["a"], "val": ["b"]}, [r"train and .*/test share"]),
         ({"train": ["a"], "train_extra": ["a", "b"], "val": ["b"]}, [r"train_extra and .*/val share"]),
         ({"train": ["a", "b"], "train_noval": ["b"], "val": ["b"]}, [r"train and .*/val", r"train_noval and .*/val"]),
         ({"train": ["a"], "trainval": ["a", "b"], "train_val": ["a", "b"], "val": ["b"], "train_voc": ["a"]}, []),
     ],
 )
-def test_splits_that_share_pictures_are_named(tmp_path, splits, leaks):
+def test_splits_that_share_images_are_named(tmp_path, splits, leaks):
     report = check("voc2012_segmentation", source=make_voc(tmp_path / "voc", splits))
     assert report.ok == (not leaks)
     assert len(report.leaks) == len(leaks)
@@ -140,15 +140,15 @@ def test_splits_that_share_pictures_are_named(tmp_path, splits, leaks):
 
 
 def test_a_leak_names_a_few_and_counts_all(tmp_path):
-    ids = [f"picture_{i}" for i in range(9)]
+    ids = [f"image_{i}" for i in range(9)]
     report = check("voc2012_segmentation", source=make_voc(tmp_path / "voc", {"train": ids, "val": ids}))
     (leak,) = report.leaks
-    assert leak.count("picture_") == 5
+    assert leak.count("image_") == 5
     assert "9 in all" in leak
     assert "leaks: 1" in printed(report)
 
 
-def test_sbd_training_pictures_in_voc_val_are_named(tmp_path):
+def test_sbd_training_images_in_voc_val_are_named(tmp_path):
     raw_sbd = make_sbd(tmp_path / "sbd", {"train": ["a", "b", "e"], "val": ["c"], "train_noval": ["e"]})
     prepare("sbd", source=raw_sbd, data_dir=tmp_path / "data")
     assert check("sbd", data_dir=tmp_path / "data").ok
@@ -158,7 +158,7 @@ def test_sbd_training_pictures_in_voc_val_are_named(tmp_path):
         report = check(name, data_dir=tmp_path / "data")
         (leak,) = report.leaks
         assert not report.ok
-        assert "sbd/train and voc2012_segmentation/val share pictures: a, b, 2 in all" in leak
+        assert "sbd/train and voc2012_segmentation/val share images: a, b, 2 in all" in leak
         assert "train_noval" in leak
 
 

@@ -7,14 +7,14 @@ import re
 
 import numpy as np
 import pytest
-from conftest import make_folder
 
 from deeplab_jax import data
 from deeplab_jax.config import base_config
-from deeplab_jax.data import pictures
+from deeplab_jax.data import images
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import SYNTHETIC
+from tests.conftest import make_folder
 
 NUM_EXAMPLES = 10
 
@@ -36,7 +36,7 @@ class NumberedSource:
         label_map[:, 0] = 255  # tells left from right
         image = np.full((height, width, 3), index, np.uint8)
         if self.encoded:
-            return {"image": b"damaged", "label": pictures.encode_label_map(label_map), "id": f"number_{index}"}
+            return {"image": b"damaged", "label": images.encode_label_map(label_map), "id": f"number_{index}"}
         return {"image": image, "label": label_map, "id": f"number_{index}"}
 
     def largest_size(self):
@@ -168,9 +168,9 @@ def test_half_of_the_examples_have_some_classes_of_another_pasted_in():
         for name, image, labels in zip(batch["id"], batch["image"][..., 0], batch["label"], strict=True):
             foreign = image != int(name.removeprefix("number_"))
             assert set(image[foreign] % 6) <= {1, 2}
-            labelled = labels != 255
-            np.testing.assert_array_equal(labels[labelled], image[labelled] % 6)
-            assert labelled[foreign].all()
+            labeled = labels != 255
+            np.testing.assert_array_equal(labels[labeled], image[labeled] % 6)
+            assert labeled[foreign].all()
             pasted += foreign.any()
     # A third of the others have one of the classes: a sixth of 480, whose standard deviation is 8.
     assert 56 < pasted < 104
@@ -192,9 +192,9 @@ def test_worker_processes_change_nothing(tmp_path):
 
 
 def test_a_damaged_example_is_named():
-    with pytest.raises(UserError, match=r"the stored picture of number_\d is damaged; prepare the data set again"):
+    with pytest.raises(UserError, match=r"the stored image of number_\d is damaged; prepare the data set again"):
         train(NumberedSource(encoded=True), 1)
-    with pytest.raises(UserError, match=r"the stored picture of number_\d is damaged"):
+    with pytest.raises(UserError, match=r"the stored image of number_\d is damaged"):
         evaluate(NumberedSource(encoded=True))
 
 
@@ -292,7 +292,7 @@ SIZES = ((6, 8), (9, 5), (70, 33))
 
 
 @pytest.mark.parametrize("given", [None, (80, 64)])
-def test_whole_pictures_are_padded_not_resized(given):
+def test_whole_images_are_padded_not_resized(given):
     source = NumberedSource(3, SIZES)
     made = config()
     made.eval.image_size = given
@@ -311,7 +311,7 @@ def test_whole_pictures_are_padded_not_resized(given):
         assert (batch["image"][i][outside] == (1, 2, 3)).all()
 
 
-def test_squeezed_pictures_are_scored_at_their_own_size():
+def test_squeezed_images_are_scored_at_their_own_size():
     source = NumberedSource(3, SIZES)
     made = config(image_size=(16, 24))
     made.eval.protocol = "squeeze"
@@ -340,16 +340,16 @@ def test_the_guide_resizes_the_ground_truth_too():
         assert (batch["label"][i, :, -1] == i).all()
 
 
-def test_a_picture_larger_than_the_canvas_is_named():
+def test_a_image_larger_than_the_canvas_is_named():
     made = config()
     made.eval.image_size = (64, 64)
     with pytest.raises(
-        UserError, match=r"picture number_2 is 70x33 .*, larger than eval\.image_size=\(64, 64\); raise it"
+        UserError, match=r"image number_2 is 70x33 .*, larger than eval\.image_size=\(64, 64\); raise it"
     ):
         evaluate(NumberedSource(3, SIZES), made=made)
 
 
-def test_decoded_gives_pictures_and_labels_at_their_own_sizes(tmp_path):
+def test_decoded_gives_images_and_labels_at_their_own_sizes(tmp_path):
     prepare("folder", source=make_folder(tmp_path / "own"), data_dir=tmp_path)
     source = data.open_source("folder", "train", data_dir=tmp_path)
     shown = data.decoded(source, [2, 0])
@@ -361,5 +361,5 @@ def test_decoded_gives_pictures_and_labels_at_their_own_sizes(tmp_path):
     assert source.ids() == [source[i]["id"] for i in range(len(source))]
 
 
-def test_the_padding_colour_normalises_to_about_zero():
+def test_the_padding_color_normalizes_to_about_zero():
     assert data.pad_color((123.675, 116.28, 103.53)) == (124, 116, 104)

@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-from conftest import make_camvid, make_folder, make_sbd, make_voc, write_index_png, write_jpeg, write_sbd_mat
 from PIL import Image
 
 from deeplab_jax import data
@@ -23,10 +22,11 @@ from deeplab_jax.data.sources import folder as folder_source
 from deeplab_jax.data.sources import sbd
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import CAMVID, VOC
+from tests.conftest import make_camvid, make_folder, make_sbd, make_voc, write_index_png, write_jpeg, write_sbd_mat
 
 
 def read_split(name, split, data_dir):
-    """Picture, labels by id, in the order of the split."""
+    """Image, labels by id, in the order of the split."""
     source = data.open_source(name, split, data_dir=data_dir)
     examples = [data.decode_example(source[i]) for i in range(len(source))]
     return {example["id"]: (example["image"], example["label"]) for example in examples}
@@ -120,13 +120,13 @@ def test_sbd_from_a_folder_and_from_its_archive(sbd_folder, tmp_path, packed):
             np.testing.assert_array_equal(image, jpeg_pixels(dataset / "img" / f"{id}.jpg"))
             mat = scipy.io.loadmat(dataset / "cls" / f"{id}.mat")["GTcls"]["Segmentation"][0, 0]
             np.testing.assert_array_equal(label_map, mat)
-    assert data.open_source("sbd", "val", data_dir=tmp_path / "data").labels == VOC
+    assert data.open_source("sbd", "val", data_dir=tmp_path / "data").label_set == VOC
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"sbd"}  # nothing unpacked stays
 
 
-def test_camvid_unlabelled_is_void(camvid_folder, tmp_path):
+def test_camvid_unlabeled_is_void(camvid_folder, tmp_path):
     prepare("camvid", source=camvid_folder, data_dir=tmp_path / "data")
-    assert data.open_source("camvid", "val", data_dir=tmp_path / "data").labels == CAMVID
+    assert data.open_source("camvid", "val", data_dir=tmp_path / "data").label_set == CAMVID
     for split in ("train", "val", "test"):
         examples = read_split("camvid", split, tmp_path / "data")
         assert len(examples) == 2
@@ -162,7 +162,7 @@ def test_camvid_lists_of_paths_as_segnet_wrote_them(tmp_path):
 
 def test_a_folder_of_index_masks(own_folder, tmp_path):
     prepare("folder", source=own_folder, data_dir=tmp_path / "data")
-    labels = data.open_source("folder", "train", data_dir=tmp_path / "data").labels
+    labels = data.open_source("folder", "train", data_dir=tmp_path / "data").label_set
     assert labels.class_names == ("ground", "crop", "weed")
     splits = {split: read_split("folder", split, tmp_path / "data") for split in ("train", "val")}
     both = {**splits["train"], **splits["val"]}
@@ -172,7 +172,7 @@ def test_a_folder_of_index_masks(own_folder, tmp_path):
         np.testing.assert_array_equal(image, jpeg_pixels(own_folder / "images" / f"{id}.jpg"))
 
 
-def test_a_folder_of_colour_masks(tmp_path):
+def test_a_folder_of_color_masks(tmp_path):
     root = make_folder(tmp_path / "own", count=2, classes="ground 0 0 0\ncrop 0 200 0\ntall weed 200 0 0\n")
     palette = np.zeros((256, 3), np.uint8)
     palette[1], palette[2], palette[255] = (0, 200, 0), (200, 0, 0), (224, 224, 192)
@@ -182,8 +182,8 @@ def test_a_folder_of_colour_masks(tmp_path):
         Image.fromarray(palette[raw[path.stem]]).save(path)
     prepare("folder", source=root, data_dir=tmp_path / "data")
     source = data.open_source("folder", "train", data_dir=tmp_path / "data")
-    assert source.labels.class_names == ("ground", "crop", "tall weed")
-    assert source.labels.palette == ((0, 0, 0), (0, 200, 0), (200, 0, 0))
+    assert source.label_set.class_names == ("ground", "crop", "tall weed")
+    assert source.label_set.palette == ((0, 0, 0), (0, 200, 0), (200, 0, 0))
     for split in ("train", "val"):
         for id, (_, label_map) in read_split("folder", split, tmp_path / "data").items():
             np.testing.assert_array_equal(label_map, raw[id])
@@ -202,24 +202,24 @@ def split_of(root, **options):
     return {record.id: split for split, records in layout.splits.items() for record in records}
 
 
-def test_the_split_of_a_picture_depends_on_its_name(tmp_path):
+def test_the_split_of_a_image_depends_on_its_name(tmp_path):
     root = make_folder(tmp_path / "own", count=1)
-    picture, mask = (root / "images" / "field_000.jpg"), (root / "masks" / "field_000.png")
+    image, mask = (root / "images" / "field_000.jpg"), (root / "masks" / "field_000.png")
     for i in range(1, 60):
-        shutil.copy(picture, root / "images" / f"field_{i:03d}.jpg")
+        shutil.copy(image, root / "images" / f"field_{i:03d}.jpg")
         shutil.copy(mask, root / "masks" / f"field_{i:03d}.png")
     before = split_of(root)
     # 60 names at one in five: 12, and 3 to 24 is beyond three standard deviations (3.1) either way.
     assert 3 <= list(before.values()).count("val") <= 24
     assert before == split_of(root)
-    shutil.copy(picture, root / "images" / "another.jpg")
+    shutil.copy(image, root / "images" / "another.jpg")
     after = split_of(root)
     assert sum(before[id] != after[id] for id in before) <= 1  # only what stood in for an empty split may move
     assert list(split_of(root, val_fraction=0.5).values()).count("val") > list(before.values()).count("val")
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_both_splits_of_a_small_folder_have_pictures(tmp_path, count):
+def test_both_splits_of_a_small_folder_have_images(tmp_path, count):
     for seed in range(8):
         root = make_folder(tmp_path / f"own{seed}", count=count)
         for path in [*(root / "images").iterdir(), *(root / "masks").iterdir()]:
@@ -233,9 +233,9 @@ def test_both_splits_of_a_small_folder_have_pictures(tmp_path, count):
         (None, r"classes\.txt does not exist; write one class name a line"),
         ("\n\n", r"classes\.txt names no class"),
         ("ground\ncrop\nground\n", r"classes\.txt: two classes have the same name"),
-        ("ground 0 0 0\ncrop\n", r"classes\.txt, line 2: either every class has a colour"),
-        ("ground\ncrop 0 0 0\n", r"classes\.txt, line 2: either every class has a colour"),
-        ("ground 0 0 0\ncrop 0 0 0\n", r"classes\.txt: two classes have the same colour"),
+        ("ground 0 0 0\ncrop\n", r"classes\.txt, line 2: either every class has a color"),
+        ("ground\ncrop 0 0 0\n", r"classes\.txt, line 2: either every class has a color"),
+        ("ground 0 0 0\ncrop 0 0 0\n", r"classes\.txt: two classes have the same color"),
         ("\n".join(f"class {i}" for i in range(256)), r"classes\.txt names 256 classes; at most 255 fit"),
     ],
 )
@@ -250,13 +250,13 @@ def test_a_wrong_class_list_is_named(own_folder, tmp_path, classes, message):
 
 def wrong_missing_mask(root):
     (root / "masks" / "field_004.png").unlink()
-    return r"picture .*field_004\.jpg has no mask; put field_004\.png into .*masks"
+    return r"image .*field_004\.jpg has no mask; put field_004\.png into .*masks"
 
 
 def wrong_truncated_jpeg(root):
     path = root / "images" / "field_004.jpg"
     path.write_bytes(path.read_bytes()[:-200])
-    return r"picture .*field_004\.jpg cannot be read: .*truncated"
+    return r"image .*field_004\.jpg cannot be read: .*truncated"
 
 
 def wrong_label(root):
@@ -268,7 +268,7 @@ def wrong_label(root):
 
 def wrong_size(root):
     Image.fromarray(np.zeros((40, 55), np.uint8)).save(root / "masks" / "field_004.png")
-    return r"picture .*field_004\.jpg is 40x56 .*, but its mask is 40x55; they must agree"
+    return r"image .*field_004\.jpg is 40x56 .*, but its mask is 40x55; they must agree"
 
 
 def wrong_jpeg_mask(root):
@@ -285,19 +285,19 @@ def wrong_empty_list(root):
 
 def wrong_listed_name(root):
     (root / "train.txt").write_text("field_001\nfield_999\n")
-    return r"train\.txt lists field_999, but there is no such picture"
+    return r"train\.txt lists field_999, but there is no such image"
 
 
-def wrong_no_pictures(root):
+def wrong_no_images(root):
     shutil.rmtree(root / "images")
     (root / "images").mkdir()
-    return r"images holds no pictures \(\.jpg, .*\)"
+    return r"images holds no images \(\.jpg, .*\)"
 
 
-def wrong_one_picture(root):
+def wrong_one_image(root):
     for i in range(1, 6):
         (root / "images" / f"field_{i:03d}.jpg").unlink()
-    return "images holds one picture; train and val need at least one each"
+    return "images holds one image; train and val need at least one each"
 
 
 def wrong_no_masks_folder(root):
@@ -307,7 +307,7 @@ def wrong_no_masks_folder(root):
 
 def wrong_two_of_a_name(root):
     Image.fromarray(np.zeros((40, 56), np.uint8)).save(root / "images" / "field_004.png")
-    return "two pictures named field_004"
+    return "two images named field_004"
 
 
 def wrong_zero_and_255(root):

@@ -14,7 +14,7 @@ from deeplab_jax.labels import LabelSet
 
 
 class Source:
-    """Eight pictures of class 0; half of them have class 1 too, and one has class 2."""
+    """Eight images of class 0; half of them have class 1 too, and one has class 2."""
 
     labels = LabelSet.from_names(("a", "b", "c"))
 
@@ -56,7 +56,7 @@ def test_an_example_stands_as_often_as_its_factor_rounded_by_chance(threshold, a
     assert abs(np.mean(counts) - np.sqrt(threshold / 0.125)) < 0.12
 
 
-def test_a_stream_has_the_rare_picture_twice_an_epoch():
+def test_a_stream_has_the_rare_image_twice_an_epoch():
     config = base_config().data
     config.update({"batch_size": 3, "image_size": (6, 5), "random_flip": "none", "repeat_threshold": 0.5})
     with contextlib.closing(data.train_batches(Source(), config, seed=0)) as batches:
@@ -65,7 +65,7 @@ def test_a_stream_has_the_rare_picture_twice_an_epoch():
 
 
 class Damaged(Source):
-    """The only picture of class 2 cannot be read."""
+    """The only image of class 2 cannot be read."""
 
     def __getitem__(self, index):
         if index == 6:

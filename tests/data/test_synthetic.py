@@ -37,7 +37,7 @@ def test_every_class_appears_and_shapes_have_void_borders():
     for i in range(40):
         label_map = source[i]["label"]
         pixels += np.bincount(label_map.ravel(), minlength=256)
-        # Every step from a class to another one crosses void: a 2x2 neighbourhood never holds two classes.
+        # Every step from a class to another one crosses void: a 2x2 neighborhood never holds two classes.
         without_void = np.where(label_map == 255, 0, label_map + 1)
         least = np.where(label_map == 255, 254, label_map + 1).astype(np.uint8)
         kernel, anchor = np.ones((2, 2), np.uint8), (0, 0)

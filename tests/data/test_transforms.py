@@ -1,22 +1,22 @@
-"""Augmentation: picture and labels stay aligned, no label is invented, sizes are as asked."""
+"""Augmentation: image and labels stay aligned, no label is invented, sizes are as asked."""
 
 import cv2
 import numpy as np
 import pytest
-from conftest import scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplab_jax.config import base_config
 from deeplab_jax.data import transforms
+from tests.conftest import scene
 
 PAD_COLOR = (124, 116, 104)
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 SEEDS = st.integers(0, 2**32)
 
 
-def as_picture(label_map):
-    """A picture that shows the labels themselves, so that it tells where each label pixel went."""
+def as_image(label_map):
+    """An image that shows the labels themselves, so that it tells where each label pixel went."""
     return np.repeat(label_map[..., None], 3, axis=-1)
 
 
@@ -44,7 +44,7 @@ def test_augmentation_has_the_size_asked_for_and_invents_no_label(size, out, see
     label_map = random_labels(seed, size)
     data = data_config(image_size=out, resize=resize, random_flip=flip, scale_step=step, scale_range=(0.5, 1.0))
     rng = np.random.default_rng(seed)
-    image, labels = transforms.augment(as_picture(label_map), label_map, rng, data, pad_color=PAD_COLOR)
+    image, labels = transforms.augment(as_image(label_map), label_map, rng, data, pad_color=PAD_COLOR)
     assert image.shape == (*out, 3)
     assert labels.shape == out
     assert image.dtype == labels.dtype == np.uint8
@@ -53,19 +53,19 @@ def test_augmentation_has_the_size_asked_for_and_invents_no_label(size, out, see
 
 @settings(max_examples=40, deadline=None)
 @given(SEEDS, st.sampled_from(["squeeze", "scale_crop", "resized_crop"]))
-def test_picture_and_labels_stay_aligned(seed, resize):
-    """Blocks of one label: away from their edges, the picture of the labels still shows each pixel's label."""
+def test_image_and_labels_stay_aligned(seed, resize):
+    """Blocks of one label: away from their edges, the image of the labels still shows each pixel's label."""
     blocks = random_labels(seed, (4, 5), values=(10, 60, 110, 160, 210))
     label_map = blocks.repeat(16, axis=0).repeat(16, axis=1)
     data = data_config(image_size=(40, 48), resize=resize, random_flip="horizontal_and_vertical")
     data.scale_range = (0.5, 1.0) if resize == "resized_crop" else (0.5, 2.0)
     rng = np.random.default_rng(seed)
-    image, labels = transforms.augment(as_picture(label_map), label_map, rng, data, pad_color=(255, 255, 255))
+    image, labels = transforms.augment(as_image(label_map), label_map, rng, data, pad_color=(255, 255, 255))
     # Two pixels from every edge, and from the window's, bilinear weights lie within one block.
     smooth = cv2.dilate(labels, np.ones((5, 5))) == cv2.erode(labels, np.ones((5, 5)))
     smooth[:2] = smooth[-2:] = smooth[:, :2] = smooth[:, -2:] = False
     assert smooth.mean() > 0.1
-    np.testing.assert_array_equal(image[smooth], as_picture(labels)[smooth])
+    np.testing.assert_array_equal(image[smooth], as_image(labels)[smooth])
 
 
 def test_flips_are_mirrors_drawn_with_even_odds():
@@ -92,7 +92,7 @@ def test_flip_directions(directions, views):
     assert seen == {np.ascontiguousarray(view).tobytes() for view in allowed}
 
 
-def test_scale_crop_pads_with_the_mean_colour_and_void():
+def test_scale_crop_pads_with_the_mean_color_and_void():
     image, label_map = scene(2, height=20, width=20)
     window, labels = transforms.random_scale_crop(
         image,
@@ -118,7 +118,7 @@ def test_scale_crop_draws_every_step_and_every_window():
     factors, starts = set(), set()
     for _ in range(300):
         _, labels = transforms.random_scale_crop(
-            as_picture(ramp), ramp, (30, 30), rng, scale_range=(0.5, 2.0), scale_step=0.25, pad_color=PAD_COLOR
+            as_image(ramp), ramp, (30, 30), rng, scale_range=(0.5, 2.0), scale_step=0.25, pad_color=PAD_COLOR
         )
         slope = (float(labels[0, 29]) - float(labels[0, 0])) / 29
         factors.add(round(4 / slope) / 4)
@@ -138,7 +138,7 @@ def test_resized_crop_draws_every_box_of_the_range_and_pads_nothing(axis):
     rng = np.random.default_rng(0)
     shares, starts, ends = [], [], []
     for _ in range(300):
-        image, labels = transforms.augment(as_picture(ramp), ramp, rng, data, pad_color=PAD_COLOR)
+        image, labels = transforms.augment(as_image(ramp), ramp, rng, data, pad_color=PAD_COLOR)
         assert image.shape == (40, 50, 3)
         line = np.moveaxis(labels, axis, 0)[:, 0].astype(float)
         assert (np.moveaxis(labels, axis, 0) == line[:, None]).all()
@@ -154,7 +154,7 @@ def test_resized_crop_draws_every_box_of_the_range_and_pads_nothing(axis):
     assert max(starts) >= 75
 
 
-def test_resized_crop_of_whole_pictures_squeezes():
+def test_resized_crop_of_whole_images_squeezes():
     image, label_map = scene(2, height=40, width=60)
     data = data_config(resize="resized_crop", scale_range=(1.0, 1.0), random_flip="none")
     cut, labels = transforms.augment(image, label_map, np.random.default_rng(0), data, pad_color=PAD_COLOR)
@@ -162,13 +162,13 @@ def test_resized_crop_of_whole_pictures_squeezes():
     np.testing.assert_array_equal(labels, transforms.resize_label_map(label_map, (24, 32)))
 
 
-def test_resizing_keeps_pictures_and_labels_in_one_geometry():
-    """Doubling: nearest at half-pixel centres doubles every pixel, and bilinear keeps a ramp a ramp."""
+def test_resizing_keeps_images_and_labels_in_one_geometry():
+    """Doubling: nearest at half-pixel centers doubles every pixel, and bilinear keeps a ramp a ramp."""
     label_map = np.array([[1, 2], [3, 4]], np.uint8)
     np.testing.assert_array_equal(
         transforms.resize_label_map(label_map, (4, 4)), label_map.repeat(2, axis=0).repeat(2, axis=1)
     )
-    row = as_picture(np.array([[0, 100]], np.uint8))
+    row = as_image(np.array([[0, 100]], np.uint8))
     np.testing.assert_array_equal(transforms.resize_image(row, (1, 4))[0, :, 0], [0, 25, 75, 100])
     # Shrinking by three takes the middle pixel: (i + 1/2) * 3 - 1/2 is the second of three.
     np.testing.assert_array_equal(transforms.resize_label_map(np.arange(9, dtype=np.uint8)[None], (1, 3)), [[1, 4, 7]])
@@ -177,11 +177,11 @@ def test_resizing_keeps_pictures_and_labels_in_one_geometry():
 def test_antialiased_resizing_averages_what_it_shrinks():
     """Pillow's triangle spans two shrunken pixels: its weights over the twelve pixels that three become one."""
     row = np.zeros((1, 12), np.uint8)
-    row[0, 4] = 90  # the middle of the second of four pixels, and its neighbours' far ends
-    picture = as_picture(row)
-    np.testing.assert_array_equal(transforms.resize_image(picture, (1, 4))[0, :, 0], [0, 90, 0, 0])
+    row[0, 4] = 90  # the middle of the second of four pixels, and its neighbors' far ends
+    image = as_image(row)
+    np.testing.assert_array_equal(transforms.resize_image(image, (1, 4))[0, :, 0], [0, 90, 0, 0])
     # (1 - |distance| / 3) / 3 at distance 0 is a third; at distance 3 it is none.
-    np.testing.assert_array_equal(transforms.resize_image(picture, (1, 4), antialias=True)[0, :, 0], [0, 30, 0, 0])
+    np.testing.assert_array_equal(transforms.resize_image(image, (1, 4), antialias=True)[0, :, 0], [0, 30, 0, 0])
 
 
 def test_pad_to_only_grows():
@@ -190,20 +190,20 @@ def test_pad_to_only_grows():
     np.testing.assert_array_equal(transforms.pad_to(pixels, (3, 2), 9), [[0, 1, 2], [3, 4, 5], [9, 9, 9]])
 
 
-def test_colours_change_by_brightness_contrast_and_saturation_in_this_order_of_draws():
-    """Against the three steps written out, within the rounding of the grey and of the result."""
+def test_colors_change_by_brightness_contrast_and_saturation_in_this_order_of_draws():
+    """Against the three steps written out, within the rounding of the gray and of the result."""
     image = np.random.default_rng(0).integers(60, 190, (8, 9, 3)).astype(np.uint8)
     brightness, contrast, saturation = np.random.default_rng(5).uniform(0.8, 1.2, 3)
-    grey = image @ np.array([0.299, 0.587, 0.114])  # BT.601
-    expected = saturation * image + (1 - saturation) * grey[..., None]
-    expected = brightness * (contrast * (expected - grey.mean()) + grey.mean())
+    gray = image @ np.array([0.299, 0.587, 0.114])  # BT.601
+    expected = saturation * image + (1 - saturation) * gray[..., None]
+    expected = brightness * (contrast * (expected - gray.mean()) + gray.mean())
     changed = transforms.random_color(image, np.random.default_rng(5), strength=0.2)
     assert changed.dtype == np.uint8
     np.testing.assert_allclose(changed, expected, atol=1.2)
     assert not np.array_equal(changed, image)
 
 
-def test_colours_change_neither_labels_nor_the_other_draws():
+def test_colors_change_neither_labels_nor_the_other_draws():
     label_map = random_labels(3, (40, 50))
     image = np.random.default_rng(3).integers(0, 256, (40, 50, 3)).astype(np.uint8)
     plain, jittered = (
@@ -223,9 +223,9 @@ def test_colours_change_neither_labels_nor_the_other_draws():
 def test_what_is_pasted_keeps_its_place_and_its_labels():
     other = random_labels(1, (20, 30))
     image, labels = transforms.paste(
-        np.full((20, 30, 3), 9, np.uint8), np.full((20, 30), 7, np.uint8), as_picture(other), other, classes=(3, 20)
+        np.full((20, 30, 3), 9, np.uint8), np.full((20, 30), 7, np.uint8), as_image(other), other, classes=(3, 20)
     )
     pasted = (other == 3) | (other == 20)
     assert image.dtype == labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, np.where(pasted, other, 7))
-    np.testing.assert_array_equal(image, as_picture(np.where(pasted, other, 9)))
+    np.testing.assert_array_equal(image, as_image(np.where(pasted, other, 9)))

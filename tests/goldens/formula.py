@@ -1,4 +1,4 @@
-"""Weights and pictures made from names: the same on both sides of a comparison, so that only outputs are stored.
+"""Weights and images made from names: the same on both sides of a comparison, so that only outputs are stored.
 
 Needs numpy alone: the scripts that run the originals in environments of their own import it too.
 """
@@ -38,5 +38,5 @@ def weight(name: str, shape, *, is_norm: bool, output_axis: int = -1, variant: s
 
 
 def images(name: str, shape) -> np.ndarray:
-    """uint8 pictures."""
+    """uint8 images."""
     return np.floor(uniform(name, shape, 0, 256)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Runs KerasCV on weights and pictures from `formula.py` and stores what it computes.
+"""Runs KerasCV on weights and images from `formula.py` and stores what it computes.
 
 Needs an environment of its own, in which the files here were made:
 
@@ -142,13 +142,13 @@ def forward() -> None:
 
 
 def probabilities(model, size: int):
-    """Of one picture, in inference mode."""
+    """Of one image, in inference mode."""
     images = formula.images(f"image{size}", (1, size, size, 3))
     return np.asarray(model(images.astype(np.float32), training=False))
 
 
 def parts() -> None:
-    """The pyramid alone where every tap is live, the optimiser on given gradients, the metric."""
+    """The pyramid alone where every tap is live, the optimizer on given gradients, the metric."""
     outputs = {}
     pyramid = keras_cv.layers.SpatialPyramidPooling(dilation_rates=[6, 12, 18], num_channels=4)
     features = formula.uniform("features", (1, 40, 40, 8), -1, 1)
@@ -205,7 +205,7 @@ def one_hot(labels):
 
 
 def training_batch(step: int):
-    """Pictures (2, 64, 64, 3) and labels with void."""
+    """Images (2, 64, 64, 3) and labels with void."""
     labels = np.floor(formula.uniform(f"labels{step}", (2, 64, 64), 0, CLASSES + 1)).astype(np.uint8)
     labels[labels == CLASSES] = 255
     return formula.images(f"image{step}", (2, 64, 64, 3)), labels

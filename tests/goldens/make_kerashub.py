@@ -1,4 +1,4 @@
-"""Runs KerasHub on weights and pictures from `formula.py` and stores what it computes in kerashub.npz.
+"""Runs KerasHub on weights and images from `formula.py` and stores what it computes in kerashub.npz.
 
 Needs an environment of its own, in which the file here was made:
 

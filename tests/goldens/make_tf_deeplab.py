@@ -106,7 +106,7 @@ def separable(x, features, rate, scope):
 
 
 def head(x, size, endpoints, *, image_pooling, rates, is_separable, decoder):
-    """Logits at the pictures' size."""
+    """Logits at the images' size."""
     resize = functools.partial(tf.image.resize_bilinear, align_corners=True)
     layers = [slim.conv2d, slim.separable_conv2d]
     with slim.arg_scope(layers, activation_fn=tf.nn.relu, padding="SAME", **norm(epsilon=1e-5)):

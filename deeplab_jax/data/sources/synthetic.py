@@ -1,7 +1,7 @@
 """Scenes drawn by code from a seed: the embedded default, which needs no download.
 
 Textured shapes of five classes lie over cloudy ground, cover each other, and have a border of void pixels. A class is
-told by its outline and by the kind of its texture; colours, contrasts, sizes, angles and periods are drawn from ranges
+told by its outline and by the kind of its texture; colors, contrasts, sizes, angles and periods are drawn from ranges
 that all classes and the ground share.
 """
 
@@ -57,7 +57,7 @@ class SyntheticSource:
 
 
 def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """One scene of (height, width): uint8 RGB picture and labels, with three to six shapes, later ones in front."""
+    """One scene of (height, width): uint8 RGB image and labels, with three to six shapes, later ones in front."""
     canvas, label_map = _texture("background", rng, size), np.zeros(size, np.uint8)
     for _ in range(rng.integers(3, 7)):
         label = int(rng.integers(1, SYNTHETIC.num_classes))
@@ -102,7 +102,7 @@ def _polygon(corners: int, radius: float) -> np.ndarray:
 
 
 def _texture(name: str, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """A float32 RGB surface: two random colours mixed by the class' kind of pattern."""
+    """A float32 RGB surface: two random colors mixed by the class' kind of pattern."""
     height, width = size
     colors = rng.uniform(20, 235, (2, 3)).astype(np.float32)
     angle, period = rng.uniform(0, np.pi), rng.uniform(5, 9)

@@ -1,13 +1,13 @@
 """Pascal VOC 2012 segmentation (Everingham et al.), and `trainaug`, its training set enlarged by SBD.
 
 The archive holds `VOCdevkit/VOC2012/{JPEGImages, SegmentationClass, ImageSets/Segmentation}`: 1,464 training and 1,449
-validation pictures. Masks are palette PNGs whose indices are the classes and 255 the void border.
+validation images. Masks are palette PNGs whose indices are the classes and 255 the void border.
 """
 
 import functools
 import pathlib
 
-from deeplab_jax.data import pictures
+from deeplab_jax.data import images
 from deeplab_jax.data.builder import Layout, Record, SegmentationBuilder
 from deeplab_jax.data.sources import sbd
 from deeplab_jax.errors import UserError
@@ -31,7 +31,7 @@ def read_layout(root: pathlib.Path, *, sbd_root: pathlib.Path | None = None) -> 
     """A split for every list under ImageSets/Segmentation, and `trainaug` if an unpacked SBD is given.
 
     `trainaug` is the papers' training set by set algebra: VOC's train with its own masks, and SBD's train and val with
-    SBD's, without VOC's train and val: 1,464 + 9,118 = 10,582 pictures of the whole data sets.
+    SBD's, without VOC's train and val: 1,464 + 9,118 = 10,582 images of the whole data sets.
 
     Args:
       root: a VOC 2012 folder, at any depth above JPEGImages.
@@ -56,12 +56,12 @@ def read_layout(root: pathlib.Path, *, sbd_root: pathlib.Path | None = None) -> 
         both = sbd.read_layout(sbd_root).splits
         more = {record.id: record for split in ("train", "val") for record in both.get(split, ())}
         splits["trainaug"] = splits["train"] + [more[example] for example in sorted(set(more) - taken)]
-    return Layout(labels=VOC, splits=splits)
+    return Layout(label_set=VOC, splits=splits)
 
 
 def _record(folder: pathlib.Path, example: str) -> Record:
     return Record(
         id=example,
-        picture=folder / "JPEGImages" / f"{example}.jpg",
-        read_labels=functools.partial(pictures.read_label_map, folder / "SegmentationClass" / f"{example}.png", VOC),
+        image=folder / "JPEGImages" / f"{example}.jpg",
+        read_labels=functools.partial(images.read_label_map, folder / "SegmentationClass" / f"{example}.png", VOC),
     )

@@ -1,7 +1,7 @@
 """Backbones by name. A new one is a file in this folder and its lines in `BACKBONES`.
 
 A backbone is a Flax module built with `layers` (the layer constructors), `output_stride`, `spread_converted` and those
-of `OPTIONS` that it takes. Called with normalised images it returns a dict of endpoints that has at least
+of `OPTIONS` that it takes. Called with normalized images it returns a dict of endpoints that has at least
 `low_level_features` (stride 4, for the decoder) and `features` (at the output stride).
 """
 
@@ -29,7 +29,7 @@ BACKBONES = {
     "resnet50_v1_beta": functools.partial(ResNetV1, blocks=(3, 4, 6, 3), **_BETA),
     "resnet101_v1_beta": functools.partial(ResNetV1, blocks=(3, 4, 23, 3), **_BETA),
     "resnet152_v1_beta": functools.partial(ResNetV1, blocks=(3, 8, 36, 3), **_BETA),
-    # One narrow block a stage, for quick runs on small pictures.
+    # One narrow block a stage, for quick runs on small images.
     "resnet10_v1_slim": functools.partial(ResNetV1, blocks=(1, 1, 1, 1), block="basic", stem="deep", width=24),
     # ResNet v2 (pre-activation), stride in a stage's first block.
     "resnet50_v2": functools.partial(ResNetV2, blocks=(3, 4, 6, 3)),

@@ -45,7 +45,7 @@ class ResNetV2(nn.Module):
       blocks: units in each of the four stages.
       strided_unit: which unit of stages 2 to 4 has the stride: the `first`, or the `last` (keras_cv 0.9,
         `resnet_v2_backbone.py`), which costs 2.8 times the multiply-adds. The parameters are the same.
-      final_norm: whether the last sum is normalised and rectified; KerasCV hands on the raw sum.
+      final_norm: whether the last sum is normalized and rectified; KerasCV hands on the raw sum.
       width: features of the first stage; doubles with each.
       output_stride: 4, 8, 16 or 32.
       multi_grid: factors of the last stage's rates, one a unit; () for ones (DeepLabv3, section 3.2.1).

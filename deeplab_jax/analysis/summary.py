@@ -1,0 +1,199 @@
+"""Parameters, output shapes and multiply-adds of each part of a network, and where each array lives on a mesh."""
+
+import dataclasses
+import math
+from collections import Counter
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, NamedSharding
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from deeplab_jax import config as config_lib
+from deeplab_jax.models import PARTS, DeepLabV3Plus, abstract_variables, build_for_mesh, build_model
+from deeplab_jax.parallel import mesh as mesh_lib
+from deeplab_jax.parallel import sharding
+from deeplab_jax.parallel.jaxpr import equations
+from deeplab_jax.training import optimizer
+from deeplab_jax.training.state import TrainState
+
+#: Rows of the table: prefixes of module paths, in the order of the computation.
+ROWS = ("backbone", "aspp", "decoder/encoder_refine", "decoder/low_level", "decoder/refine", "classifier")
+
+
+@dataclasses.dataclass(frozen=True)
+class PartSummary:
+    """One row: a part's output shape, its parameters and its multiply-adds for one image.
+
+    `nominal` counts the layers as the originals are published (enlarge, then project and classify) and leaves
+    resizing out, as published figures do. `executed` counts what the network computes, resizing included. Both are of
+    the plain formulation, where a convolution is a convolution.
+    """
+
+    name: str
+    output_shape: tuple[int, ...] | None
+    parameters: int
+    trainable: int
+    nominal: int
+    executed: int
+
+
+def summarize(model: DeepLabV3Plus, height: int, width: int) -> list[PartSummary]:
+    """The rows of a network's table for images of height x width, without computing anything."""
+    images = jax.ShapeDtypeStruct((1, height, width, model.in_channels), np.uint8)
+    variables = abstract_variables(model)
+    logits, endpoints = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
+    shapes = {
+        "backbone": endpoints["features"].shape,
+        "aspp": endpoints["aspp"].shape,
+        "decoder/refine": endpoints["decoder"].shape if "decoder" in endpoints else None,
+        "classifier": logits.shape,
+    }
+    if "decoder" in endpoints:
+        shapes["decoder/encoder_refine"] = (*endpoints["aspp"].shape[:3], model.decoder_channels)
+        shapes["decoder/low_level"] = (*endpoints["decoder"].shape[:3], model.low_level_channels)
+    trainable = _sizes(variables["params"])
+    statistics = _sizes(variables["batch_stats"])
+    nominal = count_multiply_adds(model.clone(formulation="plain", published_order=True), variables, images)
+    executed = count_multiply_adds(model.clone(formulation="plain", published_order=False), variables, images)
+    rows = []
+    for name in ROWS:
+        own = _row_sum(trainable, name)
+        if own:
+            rows.append(
+                PartSummary(
+                    name=name,
+                    output_shape=shapes[name],
+                    parameters=own + _row_sum(statistics, name),
+                    trainable=own,
+                    nominal=_row_sum({path: n for (path, kind), n in nominal.items() if kind == "conv"}, name),
+                    executed=_row_sum({path: n for (path, kind), n in executed.items() if kind == "conv"}, name),
+                )
+            )
+    resize = sum(n for (_, kind), n in executed.items() if kind == "matmul")
+    rows.append(PartSummary("resizing", logits.shape, 0, 0, 0, resize))
+    return rows
+
+
+def count_multiply_adds(model: DeepLabV3Plus, variables: Any, images: Any) -> Counter:
+    """Multiply-adds of the traced inference program, by (module path, "conv" or "matmul").
+
+    Padding counts as data, as published figures count it.
+    """
+    jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False)[0])(variables, images)
+    counts = Counter()
+    for path, eqn in equations(jaxpr.jaxpr):
+        if eqn.primitive.name == "conv_general_dilated":
+            kernel = eqn.invars[1].aval.shape
+            spec = eqn.params["dimension_numbers"].rhs_spec  # output features, input features, space
+            per_output = math.prod(kernel) // kernel[spec[0]]
+            counts[path, "conv"] += math.prod(eqn.outvars[0].aval.shape) * per_output
+        elif eqn.primitive.name == "dot_general":
+            contracted = eqn.params["dimension_numbers"][0][0]
+            depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
+            counts[path, "matmul"] += math.prod(eqn.outvars[0].aval.shape) * depth
+    return counts
+
+
+def summary_table(config: ConfigDict, num_classes: int) -> Table:
+    """The table that `deeplab-jax summary` prints."""
+    height, width = config.data.image_size
+    model = build_model(config.model, num_classes, compute_dtype=config.train.compute_dtype)
+    rows = summarize(model, height, width)
+    table = Table(
+        title=f"DeepLab, {config.model.backbone}, output stride {config.model.output_stride}, {height}x{width} pixels"
+    )
+    table.add_column("part")
+    for column in ("output", "parameters", "trainable", "multiply-adds, nominal", "executed"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        shape = "x".join(map(str, row.output_shape[1:])) if row.output_shape else ""
+        table.add_row(
+            row.name,
+            shape,
+            f"{row.parameters:,}",
+            f"{row.trainable:,}",
+            _in_units(row.nominal) if row.nominal else "",
+            _in_units(row.executed),
+        )
+    table.add_section()
+    table.add_row(
+        "sum",
+        "",
+        f"{sum(row.parameters for row in rows):,}",
+        f"{sum(row.trainable for row in rows):,}",
+        _in_units(sum(row.nominal for row in rows)),
+        _in_units(sum(row.executed for row in rows)),
+    )
+    return table
+
+
+def mesh_table(config: ConfigDict, num_classes: int, devices: int) -> Table:
+    """The table that `deeplab-jax summary --mesh` prints: each array of the train state and of a batch, on a mesh.
+
+    Computes nothing, so the devices need not be there.
+
+    Raises:
+      UserError: a config that cannot be trained on so many devices.
+    """
+    config_lib.validate(config, devices=devices)
+    sizes = mesh_lib.mesh_sizes(config.mesh, devices)
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    model = build_for_mesh(config, num_classes, mesh)
+    # What the momentum's shapes are does not depend on the length of the training.
+    update_rule = optimizer.make_optimizer(config.optimizer, total_steps=1, parts=PARTS)
+    state = TrainState.shapes(model, update_rule, averages=config.train.ema_decay is not None)
+    shardings = sharding.state_shardings(state, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
+    placed = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    places = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shardings)}
+    size = (config.data.batch_size, *config.data.image_size)
+    placed["batch/image"] = jax.ShapeDtypeStruct((*size, model.in_channels), np.uint8)
+    placed["batch/label"] = jax.ShapeDtypeStruct(size, np.uint8)
+    places["batch/image"] = places["batch/label"] = sharding.image_sharding(mesh)
+
+    table = Table(title=" x ".join(f"{axis} {size}" for axis, size in sizes.items()))
+    table.add_column("array")
+    table.add_column("shape", justify="right")
+    table.add_column("split")
+    table.add_column("bytes", justify="right")
+    table.add_column("bytes a device", justify="right")
+    totals = np.zeros(2, np.int64)
+    for name, leaf in placed.items():
+        shapes = (leaf.shape, places[name].shard_shape(leaf.shape))
+        whole, own = (math.prod(shape) * leaf.dtype.itemsize for shape in shapes)
+        totals += (whole, own)
+        shape = "x".join(map(str, leaf.shape))
+        table.add_row(name, shape, _split(places[name]), f"{whole:,}", f"{own:,}")
+    table.add_section()
+    table.add_row("sum", "", "", *(f"{total:,}" for total in totals))
+    return table
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _split(place: NamedSharding) -> str:
+    """Which axes of an array are split over which axes of the mesh."""
+    parts = []
+    for axis, entry in enumerate(place.spec):
+        names = [name for name in (entry if isinstance(entry, tuple) else (entry,)) if name is not None]
+        over = [name for name in names if place.mesh.shape[name] > 1]
+        if over:
+            parts.append(f"axis {axis} over {' x '.join(over)}")
+    return ", ".join(parts) or "whole"
+
+
+def _in_units(count: int) -> str:
+    return f"{count / 1e9:.2f} G" if count >= 1e8 else f"{count / 1e6:.2f} M"
+
+
+def _sizes(tree: Any) -> dict[str, int]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(str(key.key) for key in path): math.prod(leaf.shape) for path, leaf in leaves}
+
+
+def _row_sum(sizes: dict[str, int], row: str) -> int:
+    return sum(size for path, size in sizes.items() if f"/{row}" in f"/{path}")

@@ -1,0 +1,1 @@
+"""The `deeplab-jax` command."""

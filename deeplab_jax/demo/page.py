@@ -1,0 +1,274 @@
+"""The page of `deeplab-jax demo`: Gradio's components around `deeplab_jax.demo.networks`, served to this machine."""
+
+import contextlib
+import html
+import os
+import pathlib
+import signal
+import socket
+import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from rich.console import Console
+
+from deeplab_jax.demo import networks as networks_lib
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import SYNTHETIC
+
+if TYPE_CHECKING:
+    import fastapi
+    import gradio
+
+_CONCURRENT = 4  # requests that are decoded, labeled or drawn at a time; the others wait in a queue
+_WAITING = 64
+_DELETE_AFTER = (600, 3600)  # seconds: how often files of the page are looked through, and how old they get
+
+_FONT = ("system-ui", "sans-serif")  # of the visitor's machine: a web font would be fetched
+_CSS = pathlib.Path(__file__).with_suffix(".css")
+
+_HEAD = "<h1>deeplab_jax</h1> <p>What is where in an image. Nothing leaves the machine that serves this page.</p>"
+_HINT = '<p class="time">The first image of a size takes longer: the network is compiled for it.</p>'
+
+# What a browser may fetch, and from where: this server, whatever a release of Gradio asks for.
+_POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'"
+
+
+def serve(
+    named: Sequence[str | pathlib.Path] = (),
+    workdir: pathlib.Path | None = None,
+    *,
+    host: str,
+    port: int,
+    max_bytes: int,
+    max_pixels: int,
+    console: Console,
+) -> None:
+    """Serves the page until Ctrl-C or SIGTERM. What the command line names is loaded first, so that mistakes show.
+
+    Args:
+      named: presets and folders, first in the menu.
+      workdir: of a training run.
+      host: the address to bind.
+      port: 0 for any free one.
+      max_bytes: of an uploaded file.
+      max_pixels: of an image, height times width.
+      console: is told the page's address.
+
+    Raises:
+      UserError: Gradio is not installed, the address cannot be bound, or a network cannot be loaded.
+    """
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        # SIGTERM too leaves this block, and no folder; uvicorn raises it again when it has ended.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        stack.callback(signal.signal, signal.SIGTERM, before)
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deeplab_jax_demo_"))
+        os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported, and later
+        _import_gradio()
+        listener = stack.enter_context(_bound(host, port))
+        networks = networks_lib.Networks(networks_lib.networks_here(named, workdir), max_pixels=max_pixels)
+        labels = [networks.label_set(name) for name in networks.names[: max(1, len(named) + (workdir is not None))]]
+        examples = _draw_examples(pathlib.Path(folder)) if SYNTHETIC in labels else []
+        app = build_app(networks, max_bytes=max_bytes, examples=examples)
+        import uvicorn
+
+        address, port = listener.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        console.print(f"open http://{shown}:{port} in a browser; Ctrl-C ends it", soft_wrap=True)
+        # Without a limit, the end would wait for browsers to let go of their connections.
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def build_app(
+    networks: networks_lib.Networks, *, max_bytes: int, examples: Sequence[pathlib.Path] = ()
+) -> "fastapi.FastAPI":
+    """The page as an ASGI application.
+
+    Args:
+      networks: what it offers.
+      max_bytes: of an uploaded file; refused while it comes in.
+      examples: images to try.
+
+    Raises:
+      UserError: Gradio is not installed.
+    """
+    gradio = _import_gradio()
+    import fastapi
+
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    app.add_middleware(_KeepRequestsHere)
+    return gradio.mount_gradio_app(
+        app,
+        _blocks(gradio, networks, max_bytes, examples),
+        path="/",
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        max_file_size=max_bytes,
+        theme=gradio.themes.Base(primary_hue="slate", neutral_hue="gray", font=_FONT, font_mono=("monospace",)),
+        css_paths=[_CSS],
+    )
+
+
+def respond(networks: networks_lib.Networks, image: str | None, name: str) -> tuple[Any, Any, str]:
+    """What the page shows after a click: the overlay, the mask as a palette image, and the report in HTML.
+
+    A user's mistake comes back as the report, without images.
+
+    Args:
+      networks: what is offered.
+      image: the path of the uploaded file; None if there is none.
+      name: of the network.
+    """
+    if image is None:
+        return None, None, _problem("drop an image first")
+    path = pathlib.Path(image)
+    try:
+        result = networks.segment(path, name)
+    except UserError as error:
+        return None, None, _problem(str(error).replace(str(path), path.name))  # the folder is the server's business
+    mask = Image.fromarray(result.label_map)
+    mask.putpalette(result.label_set.color_table().tobytes())
+    return result.overlay, mask, _report(result)
+
+
+class _KeepRequestsHere:
+    """ASGI middleware that tells the browser to ask nobody else."""
+
+    def __init__(self, app: Any):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"content-security-policy", _POLICY)]}
+            await send(message)
+
+        await self._app(scope, receive, send_with_policy)
+
+
+def _blocks(
+    gradio: Any, networks: networks_lib.Networks, max_bytes: int, examples: Sequence[pathlib.Path]
+) -> "gradio.Blocks":
+    kinds = f"JPEG, PNG, WebP, BMP or TIFF, up to {max_bytes / 2**20:g} MB and {networks.max_pixels / 1e6:g} megapixels"
+    with gradio.Blocks(
+        title="deeplab_jax", analytics_enabled=False, fill_width=True, delete_cache=_DELETE_AFTER
+    ) as blocks:
+        gradio.HTML(_HEAD, elem_id="head", padding=False)
+        with gradio.Row(equal_height=False):
+            with gradio.Column(scale=3, min_width=280):
+                image = gradio.Image(
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload"],
+                    label="Image",
+                    height=240,
+                    buttons=[],
+                    elem_id="image",
+                    placeholder="Drop an image here, or click to choose one",
+                )
+                # Gradio's own opens the file with Pillow; read_image does, and says what is wrong with it.
+                image.preprocess = lambda payload: payload and payload.path
+                gradio.HTML(f"<p>{kinds}</p>", elem_id="kinds", padding=False)
+                network = gradio.Dropdown(list(networks.names), label="Network", filterable=False, elem_id="network")
+                button = gradio.Button("Label the image", variant="primary", elem_id="run")
+                if examples:
+                    gradio.Examples([[str(path)] for path in examples], [image], label="Drawn by the package")
+            with gradio.Column(scale=7, min_width=320):
+                with gradio.Row():
+                    overlay, mask = (
+                        gradio.Image(
+                            label=label,
+                            format="png",
+                            interactive=False,
+                            buttons=["download", "fullscreen"],
+                            alt_text=alt_text,
+                            elem_id=label.lower(),
+                            elem_classes="result",
+                            min_width=240,
+                        )
+                        for label, alt_text in (
+                            ("Overlay", "The image tinted with its classes"),
+                            ("Mask", "The class of every pixel, as a color"),
+                        )
+                    )
+                report = gradio.HTML(_HINT, elem_id="report", padding=False)
+        button.click(
+            lambda image, name: respond(networks, image, name),
+            [image, network],
+            [overlay, mask, report],
+            show_progress_on=[overlay, mask],
+            concurrency_limit=_CONCURRENT,
+            api_visibility="private",
+        )
+        blocks.queue(max_size=_WAITING, api_open=False)
+    return blocks
+
+
+def _report(result: networks_lib.Segmentation) -> str:
+    height, width = result.label_map.shape
+    once = [
+        f"{_seconds(seconds)} to {what}"
+        for seconds, what in (
+            (result.load_seconds, "read the network"),
+            (result.compile_seconds, "compile the network for this size"),
+        )
+        if seconds >= 0.1
+    ]
+    before = f"<br>Before that, once: {' and '.join(once)}." if once else ""
+    colors = result.label_set.color_table()
+    rows = "".join(
+        f'<li style="--color: rgb({", ".join(str(value) for value in colors[share.label])})">'
+        f'<span class="name">{html.escape(share.name)}</span>'
+        f'<span class="bar"><span style="width: {100 * share.fraction:.2f}%"></span></span>'
+        f'<span class="percent">{html.escape(share.percent)}</span></li>'
+        for share in result.shares
+    )
+    return (
+        f'<p class="time">{width} x {height} pixels labeled in {_seconds(result.predict_seconds)}.{before}</p>'
+        f'<ul class="legend" aria-label="classes and their shares of the pixels">{rows}</ul>'
+    )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _problem(message: str) -> str:
+    return f'<p class="problem" role="alert">{html.escape(message[:1].upper() + message[1:])}.</p>'
+
+
+def _draw_examples(folder: pathlib.Path) -> list[pathlib.Path]:
+    from deeplab_jax import data, visualization
+
+    scenes = data.open_source("synthetic", "val")
+    paths = [folder / f"scene_{i}.png" for i in range(2)]
+    for i, path in enumerate(paths):
+        visualization.save_image(path, scenes[i]["image"])
+    return paths
+
+
+def _import_gradio() -> Any:
+    # Before the import, which reads them: nobody is told that a page runs here.
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+    try:
+        import gradio
+    except ImportError:
+        raise UserError("the demo needs Gradio; run `pip install 'deeplab_jax[demo]'`") from None
+    return gradio
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise UserError(
+            f"cannot serve on --host {host} --port {port}: {os.strerror(error.errno) if error.errno else error}; "
+            "choose another --port or --host"
+        ) from None

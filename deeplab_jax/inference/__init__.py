@@ -1,0 +1,1 @@
+"""Prediction: images, videos, scales and windows."""

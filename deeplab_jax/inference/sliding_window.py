@@ -1,0 +1,90 @@
+"""Sliding windows over a large image, blended where they overlap, with memory bounded by a row of windows."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from deeplab_jax.data import pad_to
+
+# Shares of a window. Neighbors overlap by a third or more. In the outer twelfth a window sees too little around a
+# pixel and has no say; over the next sixth its weight rises to one. In the middle of an overlap, where a pixel is a
+# sixth away from both borders, both count alike.
+_HOP, _MARGIN, _RAMP = 2 / 3, 1 / 12, 1 / 6
+
+
+def window_size(window: Sequence[int], output_stride: int, *, align_corners: bool) -> tuple[int, int]:
+    """The window rounded up to what keeps its pixels aligned with the whole image's: multiples of the stride.
+
+    At least two strides, so that neighbors overlap. With `align_corners` one pixel more: the corners of the features
+    lie on those of the window.
+    """
+    extra = int(align_corners)
+    height, width = (max(2, math.ceil((extent - extra) / output_stride)) * output_stride + extra for extent in window)
+    return height, width
+
+
+def window_starts(extent: int, window: int, output_stride: int) -> list[int]:
+    """Where windows begin along an axis: multiples of the stride, evenly spread, overlapping by a third or more.
+
+    The last one ends at the image's end or less than a stride behind it.
+    """
+    last = max(0, math.ceil((extent - window) / output_stride))
+    hop = max(1, math.floor(window * _HOP / output_stride))
+    count = math.ceil(last / hop)
+    return [output_stride * (i * last // count) for i in range(count + 1)] if count else [0]
+
+
+def blending_weights(starts: Sequence[int], window: int) -> Float[np.ndarray, "windows window"]:
+    """The weight of each pixel of each window along an axis; those of a pixel of the image add up to one."""
+    total = starts[-1] + window
+    centers = np.arange(window) + 0.5
+    profiles = np.zeros((len(starts), total))
+    for i, start in enumerate(starts):
+        before = np.inf if i == 0 else centers
+        behind = np.inf if i == len(starts) - 1 else window - centers
+        distance = np.minimum(before, behind) * np.ones(window)
+        profiles[i, start : start + window] = np.clip((distance - _MARGIN * window) / (_RAMP * window), 0, 1)
+    profiles /= profiles.sum(axis=0)
+    return np.stack([profile[start : start + window] for profile, start in zip(profiles, starts, strict=True)])
+
+
+def blended_strips(
+    image: UInt8[np.ndarray, "height width 3"],
+    window: Sequence[int],
+    predict: Callable[[UInt8[np.ndarray, "window_height window_width 3"]], Float[np.ndarray, "_ classes _"]],
+    *,
+    output_stride: int,
+    pad_color: Sequence[int],
+) -> Iterator[Float[np.ndarray, "_ classes width"]]:
+    """The image's class probabilities, some rows at a time from top to bottom.
+
+    Holds window height * image width * classes numbers, besides what one window takes.
+
+    Args:
+      image: RGB; padded to a whole number of strides, and at least to the window.
+      window: of `window_size`.
+      predict: class probabilities (window height, classes, window width) of a window's pixels.
+      output_stride: of the network.
+      pad_color: RGB around the image.
+
+    Yields:
+      The probabilities of some rows, for every row once. They change when the next ones are asked for.
+    """
+    height, width = image.shape[:2]
+    starts = [window_starts(extent, side, output_stride) for extent, side in zip((height, width), window, strict=True)]
+    rows, columns = (blending_weights(axis, side) for axis, side in zip(starts, window, strict=True))
+    padded = pad_to(image, [axis[-1] + side for axis, side in zip(starts, window, strict=True)], pad_color)
+    band = None
+    for i, top in enumerate(starts[0]):
+        for j, left in enumerate(starts[1]):
+            probabilities = predict(np.ascontiguousarray(padded[top : top + window[0], left : left + window[1]]))
+            if band is None:
+                band = np.zeros((window[0], probabilities.shape[1], padded.shape[1]), probabilities.dtype)
+            weights = (rows[i][:, None, None] * columns[j]).astype(probabilities.dtype)
+            band[:, :, left : left + window[1]] += weights * probabilities
+        done = (starts[0][i + 1] if i + 1 < len(starts[0]) else height) - top
+        yield band[:done, :, :width]
+        band[:-done] = band[done:]
+        band[-done:] = 0

@@ -1,0 +1,140 @@
+"""Class scores at an image's own size, a strip of rows at a time: full-size logits of a photo would take gigabytes."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Shaped, UInt8
+
+from deeplab_jax.ops.resize import axis_weights, half_pixel_weights
+
+_BLOCK = 32  # rows of a strip
+
+# Three rows of weights that differ from zero are next to each other: an output row lies between two rows of the
+# network's input, which lie between two rows of the classifier each, and no further apart than these.
+_TAPS = 3
+
+
+def map_resized(
+    views: Sequence[Float[Array, "batch _ _ classes"]],
+    extents: Sequence[Shaped[Array, "batch 2"]],
+    sizes: Int[Array, "batch 2"],
+    canvas: Sequence[int],
+    finish: Callable[[list[Float[Array, "block classes width"]]], Any],
+    *,
+    inputs: Sequence[Sequence[int]] | None = None,
+    align_corners: bool = False,
+    block: int = _BLOCK,
+) -> Any:
+    """Resizes logits to images' own sizes and reduces them, without ever holding more than a strip of them.
+
+    The weights of both steps, from the classifier to the network's input and from there to the image, are multiplied
+    first. Columns come first, where there are few rows. Of the rows a strip's product takes those that it needs.
+
+    Args:
+      views: logits of the same images, at the resolutions of the classifier.
+      extents: for each view, height and width of the part of its input, at the top left, that holds the image.
+      sizes: height and width of the images, at the top left of the canvas.
+      canvas: height and width of the result, which beyond an image's size means nothing.
+      finish: of the views' logits of a strip; returns arrays with `block` as their first axis.
+      inputs: for each view, height and width of the network's input, to which its logits are resized first (as
+        `resize_bilinear` does); default: the logits' own.
+      align_corners: of the resizing to the network's input; the one to the image is at half-pixel centers.
+      block: rows of a strip.
+
+    Returns:
+      What `finish` returns, with (batch, canvas height) in the place of `block`.
+    """
+    block = min(block, canvas[0])
+    strips = -(-canvas[0] // block)
+    inputs = [logits.shape[1:3] for logits in views] if inputs is None else inputs
+    prepared = [
+        _prepare(logits, extent, sizes, canvas, given, align_corners, strips * block)
+        for logits, extent, given in zip(views, extents, inputs, strict=True)
+    ]
+
+    def finish_strip(index):
+        image, strip = index // strips, index % strips
+        return finish([_strip(planes[image], rows[image], strip * block, block) for planes, rows in prepared])
+
+    results = lax.map(finish_strip, jnp.arange(len(sizes) * strips))
+
+    def join(result):
+        result = result.reshape(len(sizes), strips * block, *result.shape[2:])
+        return result[:, : canvas[0]]
+
+    return jax.tree.map(join, results)
+
+
+def predict_resized(
+    logits: Float[Array, "batch height width classes"],
+    extents: Int[Array, "batch 2"],
+    sizes: Int[Array, "batch 2"],
+    canvas: Sequence[int],
+    *,
+    block: int = _BLOCK,
+) -> UInt8[Array, "batch canvas_height canvas_width"]:
+    """The arg max over classes of `resize_to_sizes`, computed `block` rows at a time."""
+    return map_resized([logits], [extents], sizes, canvas, lambda strips: arg_max(strips[0])[0], block=block)
+
+
+def arg_max(
+    scores: Float[Array, "rows classes width"],
+) -> tuple[UInt8[Array, "rows width"], Float[Array, "rows width"]]:
+    """The class of the largest score of each pixel, the first of equal ones, and this score.
+
+    XLA:CPU reduces pairs of score and index one pixel after the other; comparing whole rows, class by class, is several
+    times as fast.
+    """
+
+    def compare(k, best):
+        label, score = best
+        other = lax.dynamic_index_in_dim(scores, k, 1, keepdims=False)
+        return jnp.where(other > score, k.astype(jnp.uint8), label), jnp.maximum(other, score)
+
+    first = jnp.zeros(scores.shape[::2], jnp.uint8), scores[:, 0]
+    return lax.fori_loop(1, scores.shape[1], compare, first, unroll=min(scores.shape[1], 32))
+
+
+def _prepare(logits, extents, sizes, canvas, given, align_corners, padded_height):
+    """Planes (batch, rows, classes, canvas width) with their columns interpolated, and the weights of the rows."""
+    dtype = logits.dtype
+    matrices = []
+    for axis in (0, 1):
+        weights = half_pixel_weights(given[axis], extents[:, axis], sizes[:, axis], canvas[axis], dtype)
+        if logits.shape[1 + axis] != given[axis]:
+            first = axis_weights(logits.shape[1 + axis], given[axis], dtype, align_corners=align_corners)
+            weights = jnp.einsum("boi,ic->boc", weights, first, precision=lax.Precision.HIGHEST)
+        matrices.append(weights)
+    rows, columns = matrices
+    rows = jnp.pad(rows, ((0, 0), (0, padded_height - canvas[0]), (0, 0)))
+    planes = jnp.einsum("bhcw,bWw->bhcW", logits.swapaxes(2, 3), columns, precision=lax.Precision.HIGHEST)
+    return planes, rows
+
+
+def _strip(planes, rows, start, block):
+    """Rows `start` to `start + block` of one image, from as few source rows as they need."""
+    height = len(planes)
+    some = lax.dynamic_slice_in_dim(rows, start, block)
+    flat = planes.reshape(height, -1)
+
+    def product(weights, values):
+        return jnp.dot(weights, values, precision=lax.Precision.HIGHEST).reshape(block, *planes.shape[1:])
+
+    band = math.ceil(block / 2) + _TAPS  # enough where every source row serves two rows of the image or more
+    if band >= height:
+        return product(some, flat)
+    used = jnp.any(some != 0, axis=0)
+    first = jnp.argmax(used)
+    last = height - 1 - jnp.argmax(used[::-1])
+    begin = jnp.minimum(first, height - band)
+
+    def from_band():
+        return product(
+            lax.dynamic_slice_in_dim(some, begin, band, axis=1), lax.dynamic_slice_in_dim(flat, begin, band, axis=0)
+        )
+
+    return lax.cond(last < begin + band, from_band, lambda: product(some, flat))

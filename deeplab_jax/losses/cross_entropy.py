@@ -1,0 +1,160 @@
+"""Pixel losses. Each returns a sum and a count, so that means are exact over shards and micro-batches."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Integer
+from ml_collections import ConfigDict
+
+from deeplab_jax.errors import UserError, suggest
+from deeplab_jax.labels import IGNORE_LABEL
+from deeplab_jax.ops.precision import accumulator
+
+# (logits, labels, where=None, teacher_logits=None) to the sum over pixels and the count that divides it.
+Loss = Callable[..., tuple[Float[Array, ""], Array]]
+
+_KERAS_EPSILON = 1e-7
+
+
+def softmax_cross_entropy(
+    logits: Float[Array, "batch height width classes"],
+    labels: Integer[Array, "batch height width"],
+    *,
+    class_weights: tuple[float, ...] = (),
+    label_smoothing: float = 0.0,
+    teacher_logits: Float[Array, "batch height width classes"] | None = None,
+    teacher_weight: float = 0.0,
+    where: Bool[Array, "batch height width"] | None = None,
+) -> tuple[Float[Array, ""], Array]:
+    """Cross-entropy summed over the labeled pixels, and how many they are.
+
+    Args:
+      logits: of any float type; the loss is computed in float32 or wider.
+      labels: class ids, `IGNORE_LABEL` for void pixels, which add nothing to either result.
+      class_weights: a factor for each class, by which both the sum and the count are weighted (as PyTorch does);
+        () for ones.
+      label_smoothing: s moves the target from 1 to 1 - s + s / classes, and from 0 to s / classes.
+      teacher_logits: of another network on the same images, whose probabilities join the target (arXiv 1503.02531,
+        section 2, at temperature 1).
+      teacher_weight: w makes the target (1 - w) * labels + w * probabilities.
+      where: pixels that exist; others add nothing.
+
+    Returns:
+      The sum, and the count: int32, or a float of the loss' type with class weights.
+    """
+    logits = logits.astype(accumulator(logits.dtype))
+    counted = labels != IGNORE_LABEL if where is None else (labels != IGNORE_LABEL) & where
+    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+    target = _smooth(_one_hot(labels, logits), label_smoothing)
+    if teacher_logits is not None:
+        probabilities = jax.nn.softmax(teacher_logits.astype(logits.dtype), axis=-1)
+        target = (1 - teacher_weight) * target + teacher_weight * probabilities
+    # sum(target) is 1 where a pixel is labeled: -sum(target * log_softmax) without storing log_softmax
+    pixel_losses = log_normalizer - jnp.sum(target * logits, axis=-1)
+    if not class_weights:
+        return jnp.sum(jnp.where(counted, pixel_losses, 0)), jnp.sum(counted, dtype=jnp.int32)
+    weights = jnp.where(counted, _pixel_weights(labels, logits, class_weights), 0)
+    return jnp.sum(jnp.where(counted, pixel_losses, 0) * weights), jnp.sum(weights)
+
+
+def keras_categorical_cross_entropy(
+    logits: Float[Array, "batch height width classes"],
+    labels: Integer[Array, "batch height width"],
+    *,
+    class_weights: tuple[float, ...] = (),
+    label_smoothing: float = 0.0,
+    where: Bool[Array, "batch height width"] | None = None,
+) -> tuple[Float[Array, ""], Array]:
+    """Keras' `CategoricalCrossentropy(from_logits=False)` of the softmax, on one-hot labels whose void rows are zero.
+
+    Probabilities are clipped to [1e-7, 1 - 1e-7]; a void pixel adds nothing to the sum but is counted, so that the
+    mean is over every pixel, as in the KerasCV guide. Arguments as in `softmax_cross_entropy`.
+    """
+    logits = logits.astype(accumulator(logits.dtype))
+    pixel_losses = _keras_pixel_losses(logits, labels, label_smoothing)
+    exists = jnp.ones(labels.shape, bool) if where is None else where
+    if class_weights:
+        pixel_losses = pixel_losses * _pixel_weights(labels, logits, class_weights)
+    return jnp.sum(jnp.where(exists, pixel_losses, 0)), jnp.sum(exists, dtype=jnp.int32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _keras_pixel_losses(logits, labels, label_smoothing):
+    """Cross-entropy of the clipped probabilities of each pixel.
+
+    With a gradient in closed form: differentiated step by step, the chain from softmax to logarithm keeps ten arrays of
+    the logits' size: a gigabyte for four images of 512x512.
+    """
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    probabilities = probabilities / jnp.sum(probabilities, axis=-1, keepdims=True)
+    log_probabilities = jnp.log(jnp.clip(probabilities, _KERAS_EPSILON, 1 - _KERAS_EPSILON))
+    return -jnp.sum(_keras_target(labels, logits, label_smoothing) * log_probabilities, axis=-1)
+
+
+def _keras_forward(logits, labels, label_smoothing):
+    return _keras_pixel_losses(logits, labels, label_smoothing), (logits, labels)
+
+
+def _keras_backward(label_smoothing, kept, cotangents):
+    logits, labels = kept
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    inside = (probabilities >= _KERAS_EPSILON) & (probabilities <= 1 - _KERAS_EPSILON)  # a clipped one does not learn
+    target = jnp.where(inside, _keras_target(labels, logits, label_smoothing), 0)
+    gradient = probabilities * jnp.sum(target, axis=-1, keepdims=True) - target
+    return gradient * cotangents[..., None], None
+
+
+_keras_pixel_losses.defvjp(_keras_forward, _keras_backward)
+
+
+def _keras_target(labels, logits, label_smoothing):
+    """One-hot rows, all zero where void, and smoothed there too."""
+    return _smooth(_one_hot(labels, logits), label_smoothing)
+
+
+#: Values of `loss.name`.
+LOSSES = {"softmax_cross_entropy": softmax_cross_entropy, "keras": keras_categorical_cross_entropy}
+
+
+def make_loss(loss: ConfigDict, *, num_classes: int) -> Loss:
+    """The loss of `config.loss`: (logits, labels, where=None, teacher_logits=None) to (sum, count).
+
+    Raises:
+      UserError: no such loss, or class weights that do not fit the classes.
+    """
+    if loss.name not in LOSSES:
+        raise UserError(f"loss.name={loss.name!r} does not exist{suggest(loss.name, LOSSES)}")
+    weights = tuple(loss.class_weights)
+    if weights and len(weights) != num_classes:
+        raise UserError(f"loss.class_weights has {len(weights)} factors for {num_classes} classes")
+    if not 0 <= loss.label_smoothing < 1:
+        raise UserError(f"loss.label_smoothing={loss.label_smoothing} must be at least 0 and below 1")
+
+    def compute(logits, labels, where=None, teacher_logits=None):
+        taught = {}
+        if teacher_logits is not None:
+            taught = {"teacher_logits": teacher_logits, "teacher_weight": loss.teacher_weight}
+        return LOSSES[loss.name](
+            logits, labels, class_weights=weights, label_smoothing=loss.label_smoothing, where=where, **taught
+        )
+
+    return compute
+
+
+def _one_hot(labels, logits):
+    """A comparison that XLA fuses into the sum around it: nothing of this size is ever stored."""
+    classes = jnp.arange(logits.shape[-1], dtype=jnp.int32).reshape(1, 1, 1, -1)
+    return (labels.astype(jnp.int32)[..., None] == classes).astype(logits.dtype)
+
+
+def _smooth(one_hot, label_smoothing):
+    if not label_smoothing:
+        return one_hot
+    return one_hot * (1 - label_smoothing) + label_smoothing / one_hot.shape[-1]
+
+
+def _pixel_weights(labels, logits, class_weights):
+    weights = jnp.asarray(class_weights, logits.dtype).reshape(1, 1, 1, -1)
+    return jnp.sum(_one_hot(labels, logits) * weights, axis=-1)

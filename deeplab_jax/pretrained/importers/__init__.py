@@ -1,0 +1,1 @@
+"""One importer per project whose weights can be read."""

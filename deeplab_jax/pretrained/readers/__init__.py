@@ -1,0 +1,1 @@
+"""One reader per file format, without the framework that wrote it."""

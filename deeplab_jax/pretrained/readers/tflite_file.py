@@ -1,0 +1,237 @@
+"""Reading TFLite files: operators, their options and their constant tensors, with nothing but numpy.
+
+A TFLite file is a FlatBuffer. Field numbers and enumerations are those of TensorFlow's schema (`schema.fbs`, version
+3), which only ever grows at its ends; the layout of tables, vectors and offsets is described under "FlatBuffer binary
+format" in FlatBuffers' internals. Every offset is checked, so that a damaged or hostile file is refused and nothing
+more.
+"""
+
+import dataclasses
+import math
+import pathlib
+import struct
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from deeplab_jax.errors import UserError
+
+SAME_PADDING, VALID_PADDING = 0, 1
+NO_ACTIVATION, RELU, RELU6 = 0, 1, 3
+
+_DTYPES = {0: np.float32, 1: np.float16, 2: np.int32, 3: np.uint8, 4: np.int64, 9: np.int8}
+
+# enum BuiltinOperator
+_OPERATORS = {
+    0: "ADD", 1: "AVERAGE_POOL_2D", 2: "CONCATENATION", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 6: "DEQUANTIZE",
+    23: "RESIZE_BILINEAR", 56: "ARG_MAX", 114: "QUANTIZE",
+}  # fmt: skip
+
+# Scalars of the options tables: field number, struct format, default.
+_OPTIONS = {
+    "ADD": {"activation": (0, "b", 0)},
+    "AVERAGE_POOL_2D": {
+        "padding": (0, "b", 0),
+        "filter_width": (3, "i", 0),
+        "filter_height": (4, "i", 0),
+        "activation": (5, "b", 0),
+    },
+    "CONCATENATION": {"axis": (0, "i", 0), "activation": (1, "b", 0)},
+    "CONV_2D": {
+        "padding": (0, "b", 0),
+        "stride_width": (1, "i", 0),
+        "stride_height": (2, "i", 0),
+        "activation": (3, "b", 0),
+        "rate_width": (4, "i", 1),
+        "rate_height": (5, "i", 1),
+    },
+    "DEPTHWISE_CONV_2D": {
+        "padding": (0, "b", 0),
+        "stride_width": (1, "i", 0),
+        "stride_height": (2, "i", 0),
+        "activation": (4, "b", 0),
+        "rate_width": (5, "i", 1),
+        "rate_height": (6, "i", 1),
+    },
+    "RESIZE_BILINEAR": {"align_corners": (2, "b", 0), "half_pixel_centers": (3, "b", 0)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of the graph.
+
+    Attributes:
+      name: as the converter left it, for messages alone.
+      shape: of the tensor.
+      dtype: of its stored values, None for a type that no network here has.
+      constant: its stored values, None for what operators compute.
+      scales: of the quantization, one or one a slice of `axis`; empty for unquantized tensors.
+      zero_points: the stored value that stands for 0, like `scales`.
+      axis: that the scales belong to.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype | None
+    constant: np.ndarray | None
+    scales: np.ndarray
+    zero_points: np.ndarray
+    axis: int
+
+    def values(self) -> np.ndarray:
+        """The constant as float32: (stored - zero point) * scale.
+
+        Raises:
+          UserError: the tensor is not constant, or its quantization does not fit its shape.
+        """
+        if self.constant is None:
+            raise UserError(f"tensor {self.name!r} is computed, where the network has weights")
+        if not self.scales.size:
+            return self.constant.astype(np.float32)
+        shape = [1] * len(self.shape)
+        if self.scales.size > 1:
+            if not 0 <= self.axis < len(self.shape) or self.shape[self.axis] != self.scales.size:
+                raise UserError(f"tensor {self.name!r} of shape {self.shape} has {self.scales.size} scales")
+            shape[self.axis] = -1
+        stored = self.constant.astype(np.float64)
+        return ((stored - self.zero_points.reshape(shape)) * self.scales.reshape(shape)).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Operator:
+    """A step of the graph: what it is, the numbers of its tensors, and its options."""
+
+    kind: str
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+    options: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """The first subgraph of a file, its operators in the order of execution."""
+
+    tensors: Sequence[Tensor]
+    operators: Sequence[Operator]
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+
+
+def read(path: pathlib.Path) -> Graph:
+    """The graph of a .tflite file.
+
+    Raises:
+      UserError: the file is missing, damaged or none of TFLite's.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if content[4:8] != b"TFL3":
+        raise UserError(f"{path} is no TFLite file (identifier TFL3)")
+    try:
+        return _graph(content)
+    except (struct.error, ValueError, IndexError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+class _Table:
+    """A FlatBuffers table: fields by number, found through its vtable."""
+
+    def __init__(self, content: bytes, position: int):
+        self._content, self._position = content, position
+        vtable = position - _scalar(content, position, "i")
+        entries = max(0, _scalar(content, vtable, "H") - 4) // 2
+        self._offsets = struct.unpack_from(f"<{entries}H", content, vtable + 4)
+
+    def scalar(self, number: int, kind: str, default: int) -> int:
+        place = self._place(number)
+        return default if place is None else _scalar(self._content, place, kind)
+
+    def table(self, number: int) -> "_Table | None":
+        place = self._place(number)
+        return None if place is None else _Table(self._content, place + _scalar(self._content, place, "I"))
+
+    def tables(self, number: int) -> "list[_Table]":
+        start, count = self._vector(number)
+        places = (start + 4 * i for i in range(count))
+        return [_Table(self._content, place + _scalar(self._content, place, "I")) for place in places]
+
+    def array(self, number: int, dtype) -> np.ndarray:
+        start, count = self._vector(number)
+        return np.frombuffer(self._content, np.dtype(dtype).newbyteorder("<"), count, start)
+
+    def _place(self, number: int) -> int | None:
+        offset = self._offsets[number] if number < len(self._offsets) else 0
+        return self._position + offset if offset else None
+
+    def _vector(self, number: int) -> tuple[int, int]:
+        place = self._place(number)
+        if place is None:
+            return 0, 0
+        start = place + _scalar(self._content, place, "I")
+        return start + 4, _scalar(self._content, start, "I")
+
+
+def _scalar(content: bytes, start: int, kind: str):
+    if start < 0:  # struct would count from the end
+        raise ValueError(f"offset {start} is outside the file")
+    (value,) = struct.unpack_from("<" + kind, content, start)
+    return value
+
+
+def _graph(content: bytes) -> Graph:
+    model = _Table(content, _scalar(content, 0, "I"))
+    codes = [_operator_code(code) for code in model.tables(1)]
+    buffers = [buffer.array(0, np.uint8) for buffer in model.tables(4)]
+    subgraph = model.tables(2)[0]
+    tensors = [_tensor(table, buffers) for table in subgraph.tables(0)]
+    operators = [_operator(table, codes) for table in subgraph.tables(3)]
+    inputs, outputs = (tuple(subgraph.array(number, np.int32).tolist()) for number in (1, 2))
+    for numbers in (inputs, outputs, *(op.inputs for op in operators), *(op.outputs for op in operators)):
+        if any(not -1 <= number < len(tensors) for number in numbers):
+            raise ValueError(f"tensor {max(numbers)} does not exist")
+    return Graph(tensors, operators, inputs, outputs)
+
+
+def _operator_code(code: _Table) -> str:
+    # Codes from 127 on stand in a field of their own; the old one holds the smaller ones.
+    number = max(code.scalar(0, "b", 0), code.scalar(3, "i", 0))
+    return _OPERATORS.get(number, f"operator {number}")
+
+
+def _tensor(table: _Table, buffers: Sequence[np.ndarray]) -> Tensor:
+    name = table.array(3, np.uint8).tobytes().decode("utf-8", "replace")
+    shape = tuple(table.array(0, np.int32).tolist())
+    kind = table.scalar(1, "b", 0)
+    dtype = np.dtype(_DTYPES[kind]) if kind in _DTYPES else None
+    stored, constant = buffers[table.scalar(2, "I", 0)], None
+    if stored.size:
+        if dtype is None:
+            raise ValueError(f"tensor {name!r} has type {kind}, which no weights have")
+        if min(shape, default=1) < 0 or stored.size != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"tensor {name!r} of shape {shape} has {stored.size} bytes")
+        constant = stored.view(dtype.newbyteorder("<")).reshape(shape)
+    scales, zero_points, axis = np.zeros(0, np.float32), np.zeros(0, np.int64), 0
+    quantization = table.table(4)
+    if quantization is not None:
+        scales = quantization.array(2, np.float32)
+        zero_points, axis = quantization.array(3, np.int64), quantization.scalar(6, "i", 0)
+        if not zero_points.size:
+            zero_points = np.zeros(scales.size, np.int64)
+        if zero_points.size != scales.size:
+            raise ValueError(f"tensor {name!r} has {scales.size} scales and {zero_points.size} zero points")
+    return Tensor(name, shape, dtype, constant, scales, zero_points, axis)
+
+
+def _operator(table: _Table, codes: Sequence[str]) -> Operator:
+    kind = codes[table.scalar(0, "I", 0)]
+    options = table.table(4)
+    known = _OPTIONS.get(kind, {})
+    values = {
+        name: default if options is None else options.scalar(number, form, default)
+        for name, (number, form, default) in known.items()
+    }
+    inputs, outputs = (tuple(table.array(number, np.int32).tolist()) for number in (1, 2))
+    return Operator(kind, inputs, outputs, values)

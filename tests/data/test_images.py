@@ -1,0 +1,274 @@
+"""Reading images of every kind upright and in RGB, and label maps exactly; damaged files are named."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from deeplab_jax.data import images
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import IGNORE_COLOR, VOC, LabelSet
+from tests.conftest import scene, write_index_png
+
+IMAGE, LABEL = scene(3, height=24, width=40)
+EVERY_LABEL = np.array([*range(21), 255], np.uint8).reshape(2, 11)
+
+
+def save(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def with_orientation(path, orientation, **options):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return save(path, Image.fromarray(IMAGE), exif=exif, **options)
+
+
+# What a viewer does to show an image with this EXIF orientation upright.
+UPRIGHT = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda x: np.rot90(x, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg", "webp"])
+def test_exif_rotation_is_applied(tmp_path, orientation, suffix):
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 98, "subsampling": 0}}.get(suffix, {})
+    path = with_orientation(tmp_path / f"a.{suffix}", orientation, **options)
+    upright = UPRIGHT[orientation](IMAGE)
+    # JPEG at quality 98 keeps a smooth image within a few gray levels; the other formats are exact.
+    tolerance = 12 if suffix == "jpg" else 0
+    np.testing.assert_allclose(images.read_image(path).astype(int), upright.astype(int), atol=tolerance)
+    encoded, size = images.encode_image(path)
+    assert size == upright.shape[:2]
+    assert images.encoded_size(encoded, "a") == size
+    np.testing.assert_allclose(images.decode_image(encoded, "a").astype(int), upright.astype(int), atol=tolerance)
+
+
+def test_an_upright_rgb_image_keeps_its_bytes(tmp_path):
+    for path in (
+        save(tmp_path / "a.jpg", Image.fromarray(IMAGE), quality=90),
+        save(tmp_path / "a.png", Image.fromarray(IMAGE)),
+        with_orientation(tmp_path / "b.jpg", 1),
+    ):
+        encoded, size = images.encode_image(path)
+        assert encoded == path.read_bytes()
+        assert size == IMAGE.shape[:2]
+
+
+GRAY = IMAGE[..., 0]
+
+
+def palette_image():
+    return Image.fromarray(IMAGE).quantize(16)
+
+
+def transparent_palette_image():
+    image = Image.fromarray((GRAY > 128).astype(np.uint8))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.info["transparency"] = 1  # the second color is see-through
+    return image
+
+
+ALPHA = np.where(GRAY > 100, 255, 0).astype(np.uint8)
+KINDS = {
+    "gray": (lambda: Image.fromarray(GRAY), lambda: np.stack([GRAY] * 3, -1)),
+    "16-bit gray": (
+        lambda: Image.fromarray(GRAY.astype(np.uint16) * 256 + 7),
+        lambda: np.stack([GRAY] * 3, -1),
+    ),
+    "8 bits in 16": (lambda: Image.fromarray(GRAY.astype(np.uint16)), lambda: np.stack([GRAY] * 3, -1)),
+    "black and white": (
+        lambda: Image.fromarray(GRAY > 128),
+        lambda: np.stack([np.where(GRAY > 128, 255, 0)] * 3, -1),
+    ),
+    "palette": (palette_image, lambda: np.asarray(palette_image().convert("RGB"))),
+    "RGBA on white": (
+        lambda: Image.fromarray(np.dstack([IMAGE, ALPHA])),
+        lambda: np.where(ALPHA[..., None] > 0, IMAGE, 255),
+    ),
+    "gray and alpha on white": (
+        lambda: Image.fromarray(np.dstack([GRAY, ALPHA])),
+        lambda: np.stack([np.where(ALPHA > 0, GRAY, 255)] * 3, -1),
+    ),
+    "transparent palette on white": (
+        transparent_palette_image,
+        lambda: np.where(GRAY[..., None] > 128, [255, 255, 255], [10, 20, 30]),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_mode_becomes_rgb(tmp_path, kind):
+    make, expected = KINDS[kind]
+    path = save(tmp_path / "a.png", make())
+    np.testing.assert_array_equal(images.read_image(path), expected())
+    np.testing.assert_array_equal(images.decode_image(images.encode_image(path)[0], "a"), expected())
+
+
+def test_cmyk_jpeg_becomes_rgb(tmp_path):
+    path = save(tmp_path / "a.jpg", Image.fromarray(IMAGE).convert("CMYK"), quality=98, subsampling=0)
+    # Quantization at quality 98 moves a smooth image by a few gray levels; inverted channels would move it by 100s.
+    assert np.abs(images.read_image(path).astype(int) - IMAGE).max() < 12
+    encoded, _ = images.encode_image(path)
+    np.testing.assert_array_equal(images.decode_image(encoded, "a"), images.read_image(path))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "bmp", "webp"])
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.6, 0.95])
+def test_a_truncated_image_is_named(tmp_path, suffix, kept):
+    path = save(tmp_path / f"cut.{suffix}", Image.fromarray(IMAGE))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    for read in (images.read_image, images.encode_image):
+        with pytest.raises(UserError) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "bmp", "webp"])
+def test_flipped_bytes_are_named_or_harmless(tmp_path, suffix):
+    """Whatever a decoder makes of damage, it is an image or one clear line, never a decoder's own exception."""
+    whole = io.BytesIO()
+    Image.fromarray(IMAGE).save(whole, format={"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix))
+    path = tmp_path / f"damaged.{suffix}"
+    rng = np.random.default_rng(0)
+    messages = []
+    for _ in range(150):
+        content = bytearray(whole.getvalue())
+        for position in rng.integers(0, min(len(content), 400), 3):
+            content[position] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            images.read_image(path)
+        except UserError as error:
+            messages.append(str(error))
+    assert messages
+    assert all(str(path) in message and "\n" not in message for message in messages)
+
+
+def test_a_missing_image_and_a_folder_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.jpg does not exist"):
+        images.read_image(tmp_path / "none.jpg")
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be read"):
+        images.read_image(tmp_path)
+
+
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    path = save(tmp_path / "bomb.png", Image.fromarray(IMAGE))
+    for limit in (
+        IMAGE[..., 0].size - 1,
+        IMAGE[..., 0].size // 3,
+    ):  # Pillow's warning, and its error at twice the limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(UserError, match=r"bomb\.png has more than .* pixels; scale it down"):
+            images.read_image(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", IMAGE[..., 0].size)
+    assert images.read_image(path).shape == IMAGE.shape
+
+
+def test_damaged_stored_bytes_name_the_example():
+    with pytest.raises(UserError, match="image of field_7 is damaged"):
+        images.decode_image(b"no image", "field_7")
+    with pytest.raises(UserError, match="mask of field_7 is damaged"):
+        images.decode_label_map(b"no image", "field_7")
+    in_color = cv2.imencode(".png", IMAGE)[1].tobytes()
+    with pytest.raises(UserError, match="mask of field_7 is damaged"):
+        images.decode_label_map(in_color, "field_7")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**32))
+def test_label_maps_of_all_values_survive_encoding(height, width, seed):
+    label_map = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+    encoded = images.encode_label_map(label_map)
+    np.testing.assert_array_equal(images.decode_label_map(encoded, "a"), label_map)
+    assert images.encoded_size(encoded, "a") == (height, width)
+
+
+def test_stored_label_maps_are_smaller_than_pngs_with_filters():
+    label_map = scene(3, height=240, width=320)[1]
+    unasked = cv2.imencode(".png", label_map)[1].tobytes()
+    assert len(images.encode_label_map(label_map)) < 0.7 * len(unasked)
+
+
+def test_palette_and_gray_masks_give_their_ids(tmp_path):
+    write_index_png(tmp_path / "palette.png", EVERY_LABEL)
+    save(tmp_path / "gray.png", Image.fromarray(EVERY_LABEL))
+    save(tmp_path / "gray16.png", Image.fromarray(EVERY_LABEL.astype(np.uint16)))
+    for name in ("palette", "gray", "gray16"):
+        ids = images.read_label_map(tmp_path / f"{name}.png", VOC)
+        assert ids.dtype == np.uint8
+        np.testing.assert_array_equal(ids, EVERY_LABEL)
+
+
+def test_color_masks_are_looked_up(tmp_path):
+    colors = VOC.color_table()[EVERY_LABEL]
+    save(tmp_path / "rgb.png", Image.fromarray(colors))
+    save(tmp_path / "rgba.png", Image.fromarray(np.dstack([colors, np.full(EVERY_LABEL.shape, 255, np.uint8)])))
+    for name in ("rgb", "rgba"):
+        np.testing.assert_array_equal(images.read_label_map(tmp_path / f"{name}.png", VOC), EVERY_LABEL)
+
+
+def test_gray_values_are_colors_where_the_classes_have_colors(tmp_path):
+    label_set = LabelSet(("ground", "crop"), ((0, 0, 0), (255, 255, 255)))
+    mask = np.array([[0, 255], [255, 0]], np.uint8)
+    save(tmp_path / "gray.png", Image.fromarray(mask))
+    save(tmp_path / "bits.png", Image.fromarray(mask > 0))
+    for name in ("gray", "bits"):
+        ids = images.read_label_map(tmp_path / f"{name}.png", label_set, by_color=True)
+        np.testing.assert_array_equal(ids, mask // 255)
+
+
+def test_a_foreign_color_is_named(tmp_path):
+    colors = VOC.color_table()[EVERY_LABEL]
+    colors[1, 3] = (1, 2, 3)
+    path = save(tmp_path / "rgb.png", Image.fromarray(colors))
+    with pytest.raises(UserError, match=r"rgb\.png holds the color \(1, 2, 3\)"):
+        images.read_label_map(path, VOC)
+
+
+def test_the_IGNORE_COLOR_is_void(tmp_path):
+    path = save(tmp_path / "void.png", Image.fromarray(np.full((2, 2, 3), IGNORE_COLOR, np.uint8)))
+    np.testing.assert_array_equal(images.read_label_map(path, VOC), np.full((2, 2), 255))
+
+
+@pytest.mark.parametrize("wrong", [21, 77, 254])
+def test_a_label_that_is_no_class_is_named(tmp_path, wrong):
+    label_map = LABEL.copy()
+    label_map[5, 5] = wrong
+    write_index_png(tmp_path / "mask.png", label_map)
+    with pytest.raises(UserError, match=rf"mask\.png holds label {wrong}: it must be below 21"):
+        images.read_label_map(tmp_path / "mask.png", VOC)
+
+
+def test_a_16_bit_label_does_not_wrap_around(tmp_path):
+    path = save(tmp_path / "mask.png", Image.fromarray(np.full((2, 2), 256 + 7, np.uint16)))
+    with pytest.raises(UserError, match="holds label 263"):
+        images.read_label_map(path, VOC)
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((2, 2), np.uint16), np.zeros((2, 2, 3), np.uint8)])
+def test_a_stored_mask_of_another_kind_is_damaged(pixels):
+    encoded = cv2.imencode(".png", pixels)[1].tobytes()
+    with pytest.raises(UserError, match="^the stored mask of train_7 is damaged; prepare the data set again$"):
+        images.decode_label_map(encoded, "train_7")
+
+
+def test_a_mask_of_another_mode_is_named(tmp_path):
+    path = save(tmp_path / "mask.tif", Image.fromarray(np.zeros((2, 2), np.float32)))
+    with pytest.raises(UserError, match=r"mask\.tif has mode F"):
+        images.read_label_map(path, VOC)

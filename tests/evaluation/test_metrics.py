@@ -1,0 +1,133 @@
+"""Confusion matrices against a count pixel by pixel, scores against cases worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from deeplab_jax.evaluation.metrics import Totals, confusion_matrix, scores
+
+
+def maps(num_classes=5, batch=8):
+    """uint8 labels with every fifth pixel or so void, and predictions."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, num_classes, (batch, 6, 7)).astype(np.uint8)
+    labels[rng.random(labels.shape) < 0.2] = 255
+    return labels, rng.integers(0, num_classes, labels.shape).astype(np.uint8)
+
+
+def slow_confusion(labels, predictions, num_classes=5):
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    for label, prediction in zip(labels.ravel(), predictions.ravel(), strict=True):
+        if label != 255:
+            matrix[label, prediction] += 1
+    return matrix
+
+
+def fast_confusion(labels, predictions, num_classes=5, where=None, **options):
+    where = None if where is None else jnp.asarray(where)
+    return confusion_matrix(
+        jnp.asarray(labels), jnp.asarray(predictions), num_classes=num_classes, where=where, **options
+    )
+
+
+def test_equals_a_count_pixel_by_pixel():
+    labels, predictions = maps()
+    matrix = fast_confusion(labels, predictions)
+    np.testing.assert_array_equal(matrix, slow_confusion(labels, predictions))
+    assert matrix.dtype == jnp.int32
+
+
+def test_void_as_background_counts_it_as_class_zero():
+    labels, predictions = maps()
+    matrix = fast_confusion(labels, predictions, void="background")
+    as_keras = np.where(labels == 255, 0, labels)  # the arg max of an all-zero one-hot vector
+    np.testing.assert_array_equal(matrix, slow_confusion(as_keras, predictions))
+    assert int(matrix.sum()) == labels.size
+
+
+@pytest.mark.parametrize("void", ["ignore", "background"])
+def test_pixels_that_do_not_exist_are_not_counted(void):
+    labels, predictions = maps()
+    where = np.random.default_rng(1).random(labels.shape) < 0.7
+    matrix = fast_confusion(labels, predictions, where=where, void=void)
+    as_scored = labels if void == "ignore" else np.where(labels == 255, 0, labels)
+    np.testing.assert_array_equal(matrix, slow_confusion(as_scored[where], predictions[where]))
+
+
+def test_counts_beyond_float32_are_exact():
+    pixels = 2**24 + 1  # the first whole number that float32 does not hold
+    matrix = jax.jit(lambda y: confusion_matrix(y, y, num_classes=2))(jnp.ones((1, 1, pixels), jnp.uint8))
+    np.testing.assert_array_equal(matrix, [[0, 0], [0, pixels]])
+
+
+def test_a_sharded_batch_is_counted_where_it_lies():
+    devices = jax.devices()
+    labels, predictions = maps(batch=2 * len(devices))
+    sharding = NamedSharding(jax.sharding.Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
+    count = jax.jit(lambda y, p: confusion_matrix(y, p, num_classes=5))
+    arguments = [jax.device_put(x, sharding) for x in (labels, predictions)]
+    np.testing.assert_array_equal(count(*arguments), slow_confusion(labels, predictions))
+    assert "all-gather" not in count.lower(*arguments).compile().as_text()
+
+
+def test_scores_of_a_small_case_by_hand():
+    # Class "c" is absent; "d" is predicted twice and never true.
+    confusion = np.array([[6, 1, 0, 1], [2, 9, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]])
+    result = scores(confusion, ("a", "b", "c", "d"))
+    assert result["per_class_iou"] == {"a": 6 / 10, "b": 9 / 13, "c": None, "d": 0.0}
+    assert result["mean_iou"] == pytest.approx((6 / 10 + 9 / 13 + 0) / 3)
+    assert result["pixel_accuracy"] == 15 / 20
+    assert result["mean_accuracy"] == pytest.approx((6 / 8 + 9 / 12) / 2)
+    assert result["frequency_weighted_iou"] == pytest.approx(8 / 20 * 6 / 10 + 12 / 20 * 9 / 13)
+    assert result["num_pixels"] == 20
+
+
+def test_mean_iou_is_that_of_keras():
+    labels, predictions = maps(num_classes=7)
+    labels[labels == 3] = 0
+    predictions[predictions == 3] = 1  # class 3 is nowhere
+    matrix = np.asarray(fast_confusion(labels, predictions, 7, void="background"), np.int64)
+    union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
+    keras = np.sum(np.diag(matrix) / (union + 1e-7)) / np.sum(union > 0)
+    # Keras' epsilon of 1e-7 pixels moves a class of 50 pixels by 2e-9.
+    assert scores(matrix, tuple("abcdefg"))["mean_iou"] == pytest.approx(keras, rel=1e-8)
+
+
+def test_sums_beyond_int32_are_exact():
+    result = scores(np.array([[3 * 2**40, 2**40], [0, 2**40]]), ("a", "b"))
+    assert result["num_pixels"] == 5 * 2**40
+    assert result["per_class_iou"] == {"a": 0.75, "b": 0.5}
+
+
+def test_without_a_labeled_pixel_there_is_no_score():
+    result = scores(np.zeros((2, 2), np.int64), ("a", "b"))
+    assert result == {
+        "mean_iou": None,
+        "pixel_accuracy": None,
+        "mean_accuracy": None,
+        "frequency_weighted_iou": None,
+        "per_class_iou": {"a": None, "b": None},
+        "num_pixels": 0,
+    }
+
+
+def test_totals_sum_the_reports_of_steps():
+    totals = Totals(2)
+    step = {
+        "confusion": jnp.array([[2**30, 0], [2**29, 2**29]], jnp.int32),
+        "loss_sum": jnp.asarray(6.0),
+        "loss_count": jnp.asarray(4, jnp.int32),
+        "num_images": jnp.asarray(3, jnp.int32),
+    }
+    for _ in range(4):
+        totals.add(step)
+    result = totals.scores(("a", "b"))
+    assert result["num_pixels"] == 4 * 2**31  # no int32 holds it
+    assert result["per_class_iou"] == {"a": 2 / 3, "b": 0.5}
+    assert result["loss"] == 1.5
+    assert totals.num_images == 12
+    totals.reset()
+    assert totals.scores(("a", "b"))["loss"] is None
+    assert (totals.num_images, totals.confusion.sum()) == (0, 0)

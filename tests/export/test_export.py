@@ -1,0 +1,213 @@
+"""Export: the StableHLO artifact alone in JAX, what is described of it, and what each format refuses."""
+
+import json
+import sys
+
+import jax.export
+import numpy as np
+import pytest
+
+from deeplab_jax import export
+from deeplab_jax.cli import main
+from deeplab_jax.errors import UserError
+from deeplab_jax.export import ExportOptions
+from deeplab_jax.export.program import make_program
+from deeplab_jax.labels import SYNTHETIC
+from deeplab_jax.pretrained import PretrainedNetwork, bundle
+from tests.support import exports
+
+# Float32 rounding of two formulations, of logits that reach some units.
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def network() -> PretrainedNetwork:
+    return exports.network(**exports.TINY_RESNET)
+
+
+@pytest.fixture
+def run(capsys, compilation_cache):
+    """Runs the command; its exit code and the lines on stderr."""
+
+    def run_command(*arguments) -> tuple[int, list[str]]:
+        with pytest.raises(SystemExit) as done:
+            main.main(["export", *map(str, arguments)])
+        return done.value.code, capsys.readouterr().err.splitlines()
+
+    return run_command
+
+
+# ---- StableHLO ----
+
+
+def test_jax_alone_reads_stablehlo_of_a_fixed_size_and_any_batch(network, tmp_path):
+    export.export_network(network, "stablehlo", tmp_path / "net", ExportOptions(size=(33, 47)))
+    images = exports.images(3, 33, 47)
+    logits = exports.run_exported("stablehlo", tmp_path / "net", images)
+    np.testing.assert_allclose(logits, exports.logits(network, images), **TOLERANCE)
+    assert logits.dtype == np.float32
+    assert np.ptp(logits) > 1  # else anything would be close
+
+
+def test_stablehlo_is_lowered_for_processors_gpus_and_tpus(network, tmp_path):
+    export.export_network(network, "stablehlo", tmp_path / "net", ExportOptions(size=(33, 47), batch=2))
+    exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert exported.in_avals[0].shape == (2, 33, 47, 3)
+    with pytest.raises(ValueError, match=r"2.*33.*47"):
+        exported.call(exports.images(1, 33, 47))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"align_corners": True, "padding": "symmetric"}], ids=["half_pixel", "corners"]
+)
+def test_stablehlo_of_any_size_takes_every_size_of_pixels(options, tmp_path):
+    net = exports.network(**exports.TINY_MOBILENET | options)
+    export.export_network(net, "stablehlo", tmp_path / "net", ExportOptions())
+    exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
+    for images in (exports.images(1, 33, 47), exports.images(2, 64, 40)):
+        np.testing.assert_allclose(exported.call(images), exports.logits(net, images), **TOLERANCE)
+
+
+def test_stablehlo_of_a_resnet_of_any_size_takes_multiples_of_its_strides(network, tmp_path):
+    values = export.export_network(network, "stablehlo", tmp_path / "net", ExportOptions())
+    assert values["input"]["shape"] == ["batch", "32*rows", "32*columns", 3]
+    exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
+    images = exports.images(2, 64, 32)
+    np.testing.assert_allclose(exported.call(images), exports.logits(network, images), **TOLERANCE)
+    with pytest.raises(ValueError, match="32"):
+        exported.call(exports.images(1, 33, 47))
+
+
+def test_labels_come_out_of_bytes(network, tmp_path):
+    options = ExportOptions(size=(33, 47), argmax=True, uint8=True)
+    export.export_network(network, "stablehlo", tmp_path / "net", options)
+    images = exports.images(2, 33, 47, np.uint8)
+    exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
+    labels = np.asarray(exported.call(images))
+    assert (labels.dtype, labels.shape) == (np.uint8, (2, 33, 47))
+    assert len(np.unique(labels)) > 2
+    assert np.mean(labels == exports.logits(network, images).argmax(-1)) > 0.999  # a tie may be rounded away
+    with pytest.raises(ValueError, match=r"uint8"):
+        exported.call(images.astype(np.float32))
+
+
+def test_a_fixed_size_has_the_fast_formulation_of_processors_and_the_plain_one_elsewhere(network, tmp_path):
+    program = make_program(network, ExportOptions(size=(33, 47), batch=1), formulation="auto")
+    convolutions = {}
+    for platform in ("cpu", "tpu"):
+        lowered = jax.export.export(jax.jit(program.function), platforms=[platform])(program.images())
+        convolutions[platform] = lowered.mlir_module().count("stablehlo.convolution")
+    assert convolutions["cpu"] < convolutions["tpu"]  # 1x1 convolutions are matrix products on processors
+
+
+# ---- What is said of it ----
+
+
+def test_a_file_beside_it_says_what_it_takes_and_gives(network, tmp_path):
+    export.export_network(network, "stablehlo", tmp_path / "deep" / "net.stablehlo", ExportOptions(size=(33, 47)))
+    values = json.loads((tmp_path / "deep" / "net.stablehlo.json").read_text())
+    assert values["class_names"] == list(SYNTHETIC.class_names)
+    assert values["palette"] == [list(color) for color in SYNTHETIC.palette]
+    assert values["input"]["shape"] == ["batch", 33, 47, 3]
+    assert values["input"]["dtype"] == "float32"
+    assert "0-255" in values["input"]["contents"]
+    assert values["output"] == {"shape": ["batch", 33, 47, 6], "dtype": "float32", "contents": "logits"}
+    assert values["feeding"] == {"protocol": "whole", "image_size": [33, 47]}
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["net.stablehlo", "net.stablehlo.json"]
+
+
+def test_the_description_of_labels_and_bytes(network, tmp_path):
+    options = ExportOptions(size=(32, 32), batch=4, argmax=True, uint8=True)
+    values = export.export_network(network, "stablehlo", tmp_path / "net", options)
+    assert values["input"]["dtype"] == "uint8"
+    assert values["output"] == {"shape": [4, 32, 32], "dtype": "uint8", "contents": "class ids"}
+
+
+# ---- What is refused ----
+
+
+@pytest.mark.parametrize(
+    ("file_format", "options", "message"),
+    [
+        ("tflite", {"batch": 1}, r"^tflite needs a fixed size: .*give --size HEIGHTxWIDTH$"),
+        ("tflite", {"size": (33, 47)}, r"^tflite needs a fixed number of images; give --batch N$"),
+        ("onnx", {}, r"^onnx needs a fixed size: .*give --size HEIGHTxWIDTH$"),
+        ("stable_hlo", {}, r"export format 'stable_hlo' does not exist; did you mean stablehlo\?"),
+    ],
+)
+def test_what_a_format_cannot_do_is_said(file_format, options, message, network, tmp_path):
+    with pytest.raises(UserError, match=message):
+        export.export_network(network, file_format, tmp_path / "net", ExportOptions(**options))
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_and_batches_below_one_are_refused():
+    with pytest.raises(UserError, match="a batch of 0 images"):
+        ExportOptions(batch=0)
+    with pytest.raises(UserError, match="0x32 pixels"):
+        ExportOptions(size=(0, 32))
+
+
+@pytest.mark.parametrize(
+    ("file_format", "package"), [("savedmodel", "tensorflow"), ("tflite", "tensorflow"), ("onnx", "onnx")]
+)
+def test_a_missing_package_is_named_with_its_extra(file_format, package, network, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"{package}.*pip install 'deeplab_jax\[export\]'"):
+        export.export_network(network, file_format, tmp_path / "net", ExportOptions(size=(33, 47), batch=1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_backbone_alone_is_refused(network, tmp_path):
+    backbone = PretrainedNetwork(network.model, network.variables, None)
+    with pytest.raises(UserError, match="a resnet10_v1_slim backbone alone has no classes"):
+        export.export_network(backbone, "stablehlo", tmp_path / "net", ExportOptions(size=(33, 47)))
+
+
+@pytest.mark.parametrize("name", ["net", "net.json"])
+def test_nothing_is_overwritten(name, network, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"{name} exists; choose another --output or remove it$"):
+        export.export_network(network, "stablehlo", tmp_path / "net", ExportOptions(size=(33, 47)))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+
+
+# ---- The command ----
+
+
+def test_the_command_exports_a_folder_at_its_own_size(network, run, tmp_path):
+    bundle.save(network, tmp_path / "net")
+    arguments = ("--to", "stablehlo", "--preset", tmp_path / "net", "--output", tmp_path / "net.stablehlo")
+    code, lines = run(*arguments, "--uint8", "--argmax")
+    assert code == 0, lines
+    assert "uint8 images batchx33x47x3 to uint8 class ids batchx33x47" in lines[-1]
+    assert (tmp_path / "net.stablehlo").stat().st_size > 10_000
+    code, lines = run(*arguments)
+    assert (code, len(lines)) == (1, 1)
+    assert "net.stablehlo exists; choose another --output" in lines[0]
+
+
+def test_the_command_exports_a_run(workdir, run, tmp_path):
+    code, lines = run(
+        "--to", "stablehlo", "--workdir", workdir, "--output", tmp_path / "o", "--size", "40x56", "--batch", "2"
+    )
+    assert code == 0, lines
+    assert json.loads((tmp_path / "o.json").read_text())["input"]["shape"] == [2, 40, 56, 3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--to", "coreml"), 2, "invalid choice: 'coreml'"),
+        (("--to", "onnx", "--size", "33"), 2, "'33' is not HEIGHTxWIDTH"),
+        (("--to", "onnx", "--batch", "many"), 2, "'many' is not a number of at least 1"),
+        (("--to", "onnx", "--size", "any"), 1, "onnx needs a fixed size"),
+        (("--to", "tflite", "--batch", "any"), 1, "tflite needs a fixed number of images"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments, code, message, network, run, tmp_path):
+    bundle.save(network, tmp_path / "net")
+    result, lines = run(*arguments, "--preset", tmp_path / "net", "--output", tmp_path / "o")
+    assert (result, len(lines)) == (code, 1)
+    assert message in lines[0]

@@ -1,0 +1,245 @@
+"""Videos: every frame once and in order, and what goes wrong in any stage said in one line."""
+
+import contextlib
+import pathlib
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from deeplab_jax.cli import arguments as arguments_lib
+from deeplab_jax.cli import main
+from deeplab_jax.errors import UserError
+from deeplab_jax.inference import video
+from deeplab_jax.labels import LabelSet
+
+LABELS = LabelSet(("dark", "bright"), ((255, 0, 0), (0, 0, 255)))
+SIZE = (32, 48)
+
+
+def gray(value: int, size: tuple[int, int] = SIZE) -> np.ndarray:
+    return np.full((*size, 3), value, np.uint8)
+
+
+def write_video(path: pathlib.Path, frames: list[np.ndarray], rate: float = 10.0) -> pathlib.Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, frames[0].shape[1::-1])
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def read_video(path: pathlib.Path) -> list[np.ndarray]:
+    """Frames in RGB."""
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while (read := capture.read())[0]:
+        frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))
+    return frames
+
+
+def by_brightness(frame: np.ndarray) -> np.ndarray:
+    return (frame[..., 0] > 127).astype(np.uint8)
+
+
+@pytest.fixture
+def source(tmp_path) -> pathlib.Path:
+    """Twelve gray frames, dark and bright in turn, ten a second."""
+    return write_video(tmp_path / "street.mp4", [gray(value) for value in (40, 200) * 6])
+
+
+@pytest.fixture(autouse=True)
+def _no_threads_are_left():
+    before = threading.active_count()
+    yield
+    assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("codec", video.CODECS)
+def test_every_frame_is_tinted_in_its_order_at_its_size_and_rate(source, tmp_path, codec):
+    path = tmp_path / "out.mp4"
+    report = video.label_video(by_brightness, source, path, LABELS, codec=codec)
+    frames = read_video(path)
+    assert len(frames) == report.frames == 12
+    for i, frame in enumerate(frames):
+        assert frame.shape == (*SIZE, 3)
+        # 0.4 of the gray and 0.6 of the class' color; the codec moves colors a little
+        value, color = ((40, (255, 0, 0)), (200, (0, 0, 255)))[i % 2]
+        np.testing.assert_allclose(
+            frame.mean(axis=(0, 1)), 0.4 * value + 0.6 * np.array(color), atol=20, err_msg=f"frame {i}"
+        )
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == 10
+    assert not report.interrupted
+    assert report.frames_per_second > 0
+    assert set(report.milliseconds) == {"decode", "compute", "encode"}
+
+
+def test_an_odd_row_and_column_are_cut_off(tmp_path, monkeypatch):
+    class Odd:
+        def __init__(self):
+            self.frames = [gray(200, (33, 49))] * 3  # OpenCV cannot write such a video
+
+        def read(self):
+            return (True, self.frames.pop()) if self.frames else (False, None)
+
+    monkeypatch.setattr(video, "_open", lambda source: contextlib.nullcontext((Odd(), 10.0)))
+    video.label_video(by_brightness, tmp_path / "odd.mov", tmp_path / "out.mp4", LABELS)
+    assert [frame.shape for frame in read_video(tmp_path / "out.mp4")] == [(32, 48, 3)] * 3
+
+
+def test_stages_overlap(tmp_path, monkeypatch):
+    """Each stage waits 20 ms a frame: one after the other they would take three times as long."""
+    source = write_video(tmp_path / "long.mp4", [gray(200)] * 20)
+    overlay = video.visualization.overlay
+
+    def slow_label(frame):
+        time.sleep(0.02)
+        return by_brightness(frame)
+
+    def slow_overlay(*arguments):
+        time.sleep(0.02)
+        return overlay(*arguments)
+
+    monkeypatch.setattr(video.visualization, "overlay", slow_overlay)
+    report = video.label_video(slow_label, source, tmp_path / "out.mp4", LABELS)
+    assert report.milliseconds["compute"] + report.milliseconds["encode"] > 40
+    assert report.seconds < 0.85 * 19 * 0.04
+
+
+class Camera:
+    """Thirty frames, one every ten milliseconds, brighter and brighter; then it is unplugged."""
+
+    def __init__(self):
+        self.count = 0
+
+    def read(self):
+        time.sleep(0.01)
+        self.count += 1
+        return (self.count <= 30, gray(min(255, 8 * self.count)))
+
+
+def test_frames_of_a_camera_that_come_too_fast_are_passed_over_and_time_is_kept(tmp_path, monkeypatch):
+    camera = Camera()
+    monkeypatch.setattr(video, "_open", lambda source: contextlib.nullcontext((camera, 100.0)))
+    seen, behind = [], []
+
+    def slow_label(frame):
+        seen.append(int(frame[0, 0, 0]) // 8)
+        behind.append(camera.count - seen[-1])
+        time.sleep(0.04)
+        return by_brightness(frame)
+
+    report = video.label_video(slow_label, 0, tmp_path / "out.mp4", LABELS)
+    assert seen == sorted(set(seen))
+    assert report.frames == len(seen) < 25
+    assert np.median(behind) <= 1  # what is labeled is what the camera shows now
+    assert len(read_video(tmp_path / "out.mp4")) == seen[-1] - seen[0] + 1
+
+
+# ---- What goes wrong ----
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video" * 100])
+def test_a_damaged_file_is_named_and_leaves_nothing(tmp_path, content):
+    (tmp_path / "bad.mp4").write_bytes(content)
+    with pytest.raises(UserError, match=r"^video .*bad.mp4 cannot be read: it is damaged or no video$"):
+        video.label_video(by_brightness, tmp_path / "bad.mp4", tmp_path / "out.mp4", LABELS)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_camera_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="^camera 77 cannot be read"):
+        video.label_video(by_brightness, 77, tmp_path / "out.mp4", LABELS)
+
+
+def test_an_error_of_the_network_ends_all_stages_and_leaves_nothing(source, tmp_path):
+    def broken(frame):
+        if frame[0, 0, 0] > 127:
+            raise UserError("the network is broken")
+        return by_brightness(frame)
+
+    with pytest.raises(UserError, match="^the network is broken$"):
+        video.label_video(broken, source, tmp_path / "out.mp4", LABELS)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_an_error_while_encoding_is_raised_here(source, tmp_path):
+    with pytest.raises(UserError, match="none/out.mp4 cannot be written as mp4v video"):
+        video.label_video(by_brightness, source, tmp_path / "none" / "out.mp4", LABELS)
+
+
+def test_frames_that_were_not_written_are_noticed(source, tmp_path, monkeypatch):
+    writer_of = cv2.VideoWriter
+
+    class FullDisk:
+        def __init__(self, *arguments):
+            self._writer, self._count = writer_of(*arguments), 0
+
+        def write(self, frame):
+            self._count += 1
+            if self._count <= 7:
+                self._writer.write(frame)
+
+        def __getattr__(self, name):
+            return getattr(self._writer, name)
+
+    monkeypatch.setattr(video.cv2, "VideoWriter", FullDisk)
+    with pytest.raises(UserError, match="out.mp4 got 7 of 12 frames; is the disk full"):
+        video.label_video(by_brightness, source, tmp_path / "out.mp4", LABELS)
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_after_an_interrupt_the_file_holds_the_frames_so_far(source, tmp_path):
+    count = 0
+
+    def interrupted(frame):
+        nonlocal count
+        count += 1
+        if count == 6:
+            raise KeyboardInterrupt
+        return by_brightness(frame)
+
+    report = video.label_video(interrupted, source, tmp_path / "out.mp4", LABELS)
+    assert report.interrupted
+    assert len(read_video(tmp_path / "out.mp4")) == report.frames == 5
+
+
+def test_an_overlay_that_exists_is_not_overwritten(source, tmp_path):
+    assert video.overlay_path(source, tmp_path) == tmp_path / "street_overlay.mp4"
+    assert video.overlay_path(2, tmp_path) == tmp_path / "camera2_overlay.mp4"
+    (tmp_path / "street_overlay.mp4").write_bytes(b"mine")
+    with pytest.raises(UserError, match="street_overlay.mp4 exists; choose another --output or remove it"):
+        video.overlay_path(source, tmp_path)
+    with pytest.raises(UserError, match="none.mp4 does not exist"):
+        video.overlay_path(tmp_path / "none.mp4", tmp_path)
+
+
+# ---- The command ----
+
+
+def test_the_command_knows_what_this_module_knows():
+    assert arguments_lib.VIDEO_SUFFIXES == video.VIDEO_SUFFIXES
+    assert tuple(video.CODECS) == arguments_lib.CODECS
+
+
+def test_a_video_and_a_image_from_the_command_line(trained, source, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "a.png"), gray(100))
+    arguments = [
+        "predict", str(source), str(tmp_path / "a.png"), "--workdir", str(trained), "--output", str(tmp_path / "out"),
+        "--size", "32x48", "--smooth", "0.5",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as done:
+        main.main(arguments)
+    lines = capsys.readouterr().err.splitlines()
+    assert done.value.code == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "street_overlay.mp4", "a_mask.png", "a_overlay.png",
+    }  # fmt: skip
+    assert len(read_video(tmp_path / "out" / "street_overlay.mp4")) == 12
+    assert lines[-1].startswith(f"12 frames in {tmp_path / 'out' / 'street_overlay.mp4'}, ")
+    assert "a second (decode" in lines[-1]
+    with pytest.raises(SystemExit) as done:
+        main.main(arguments)
+    assert done.value.code == 1
+    assert "street_overlay.mp4 exists" in capsys.readouterr().err

@@ -1,0 +1,232 @@
+"""Runs of several real processes on this machine: the same numbers, one agreed stop, and one line when one dies."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from deeplab_jax.config import to_dict
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation.evaluator import evaluate_workdir
+from deeplab_jax.parallel import processes
+from tests.support import runs
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory, compilation_cache):
+    """The workdir of ten steps in one process with four devices."""
+    workdir = tmp_path_factory.mktemp("single") / "run"
+    code, err = runs.run(workdir, devices=4)
+    assert code == 0, err
+    return workdir
+
+
+def assert_close(workdir, other):
+    """Counts are equal; what is summed in another order differs by float32's rounding, amplified over ten steps."""
+    for mine, theirs in zip(runs.lines(workdir), runs.lines(other), strict=True):
+        assert mine["step"] == theirs["step"]
+        scores, expected = mine.get("eval", mine), theirs.get("eval", theirs)
+        for name in ("num_images", "num_pixels"):
+            assert scores.get(name) == expected.get(name)
+        np.testing.assert_allclose(scores["loss"], expected["loss"], rtol=1e-3)
+        np.testing.assert_allclose(scores["mean_iou"], expected["mean_iou"], atol=2e-3)
+    mine, theirs = runs.state(workdir), runs.state(other)
+    assert mine.keys() == theirs.keys()
+    worst = 0.0
+    for path, leaf in mine.items():
+        if np.issubdtype(leaf.dtype, np.integer):
+            np.testing.assert_array_equal(leaf, theirs[path], err_msg=path)
+        else:
+            worst = max(worst, float(np.abs(leaf - theirs[path]).max() / max(np.abs(theirs[path]).max(), 1e-6)))
+    print(f"largest difference of a leaf, relative to its largest value: {worst:.2e}")
+    assert worst < 0.02
+
+
+def check_processes(count, single, workdir):
+    code, err = runs.run(workdir, "--local-processes", str(count), devices=4 // count)
+    assert code == 0, err
+    assert_close(workdir, single)
+    # Only process 0 reports: one line for each that is logged, beside the last with the scores.
+    assert sum(line.startswith("step 10/10  loss") for line in err) == 1
+    assert sum(line.startswith("mean IoU") for line in err) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(single, tmp_path):
+    check_processes(2, single, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_images"] == 200
+
+
+@pytest.mark.slow
+def test_four_processes_do_what_one_does(single, tmp_path):
+    check_processes(4, single, tmp_path / "run")
+
+
+def stop_when_logging(workdir, *arguments, devices, child=None):
+    """SIGTERM to the command, or to one of its processes alone, once the first line is logged."""
+    process = runs.start(workdir, *arguments, devices=devices)
+    runs.wait_for(lambda: runs.has_logged(workdir))
+    if child is None:
+        process.send_signal(signal.SIGTERM)
+    else:
+        os.kill(runs.children(process.pid)[child], signal.SIGTERM)
+    code, err = runs.finish(process)
+    assert code == 75, err
+    assert sum("stopped by SIGTERM at step" in line for line in err) == 1
+    return max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def test_sigterm_to_one_of_two_saves_one_step_that_one_process_continues(single, tmp_path):
+    step = stop_when_logging(tmp_path / "run", "--local-processes", "2", devices=2, child=1)
+    assert 3 <= step < 10
+    code, err = runs.run(tmp_path / "run", devices=4)
+    assert code == 0, err
+    assert any(f"from step {step} of 10" in line for line in err)
+    assert_close(tmp_path / "run", single)
+
+
+@pytest.mark.slow
+def test_what_four_processes_saved_one_continues_and_the_other_way_round(single, tmp_path):
+    stop_when_logging(tmp_path / "four", "--local-processes", "4", devices=1)
+    code, err = runs.run(tmp_path / "four", devices=4)
+    assert code == 0, err
+    assert_close(tmp_path / "four", single)
+    stop_when_logging(tmp_path / "one", devices=4)
+    code, err = runs.run(tmp_path / "one", "--local-processes", "4", devices=1)
+    assert code == 0, err
+    assert_close(tmp_path / "one", single)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_one_line_and_ends_the_others(single, tmp_path):
+    process = runs.start(tmp_path / "run", "--local-processes", "2", devices=2)
+    runs.wait_for(lambda: runs.has_logged(tmp_path / "run"))
+    pids = runs.children(process.pid)
+    assert len(pids) == 2
+    os.kill(pids[1], signal.SIGKILL)
+    begin = time.monotonic()
+    code, err = runs.finish(process)
+    assert time.monotonic() - begin < 30  # the heartbeat is 100
+    assert code == 1
+    assert err[-1] == (
+        "deeplab-jax: process 1 of 2 was killed by SIGKILL; ended the 1 that waited for it; the same command continues "
+        "from the newest checkpoint"
+    )
+    assert not any("Traceback" in line for line in err)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_process_is_noticed_by_its_silence(single, tmp_path, stopped):
+    heartbeat = "--config.distributed.heartbeat_seconds=10"
+    process = runs.start(tmp_path / "run", "--local-processes", "2", heartbeat, devices=2)
+    runs.wait_for(lambda: runs.has_logged(tmp_path / "run"))
+    os.kill(runs.children(process.pid)[stopped], signal.SIGSTOP)
+    begin = time.monotonic()
+    code, err = runs.finish(process)
+    assert 5 < time.monotonic() - begin < 90
+    assert code == 1
+    assert err[-1].startswith(
+        f"deeplab-jax: process {1 - stopped} of 2 was killed by SIGABRT, having lost another process"
+    )
+
+
+@pytest.mark.slow
+def test_a_fault_of_one_process_is_shown_and_ends_the_others(single, tmp_path):
+    arguments = ["--local-processes", "2", "--config.data.workers=1"]
+    process = runs.start(tmp_path / "run", *arguments, devices=2)
+    runs.wait_for(lambda: runs.has_logged(tmp_path / "run"))
+    (worker,) = runs.data_workers(runs.children(process.pid)[1])
+    os.kill(worker, signal.SIGKILL)
+    code, err = runs.finish(process)
+    assert code == 1
+    # Python's own warnings of the memory that the killed worker shared may stand between and behind these.
+    first, second = (line for line in err if line.startswith("deeplab-jax: "))
+    assert first.startswith("deeplab-jax: a data worker process died")
+    assert second == "deeplab-jax: process 1 of 2 stopped with exit code 1; ended the 1 that waited for it"
+
+
+def disagreeing(tmp_path, *others):
+    """Two processes of one run, the second with other arguments; the lines of the first."""
+    coordinator = f"127.0.0.1:{runs.free_port()}"
+    processes = []
+    for index, arguments in enumerate([[], *others]):
+        place = ["--coordinator", coordinator, "--num-processes", "2", "--process-id", str(index)]
+        processes.append(runs.start(tmp_path / "run", *place, *arguments, devices=1))
+    results = [runs.finish(process) for process in processes]
+    assert [code for code, _ in results] == [1, 1], results
+    return results[0][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("field", "value", "shown"),
+    [("eval.every_steps", 4, "4 / 5"), ("data.batch_size", 7, "7 / 8")],  # one of its own right, one that is wrong
+)
+def test_processes_with_different_configs_say_what_differs(compilation_cache, tmp_path, field, value, shown):
+    err = disagreeing(tmp_path, [f"--config.{field}={value}"])
+    assert err[-1] == (
+        f"deeplab-jax: process 1 has another config than process 0 ({field}: {shown}); start all of them with the same "
+        "command"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_processes_with_different_checkpoints_say_so(single, tmp_path):
+    err = disagreeing(tmp_path, ["--workdir", str(single)])
+    assert "the processes would continue from different steps (process 0: 0, process 1: 10)" in err[-1]
+
+
+@pytest.mark.slow
+def test_slurm_tells_the_processes_who_they_are(single, tmp_path):
+    """Two tasks on one node, in the variables that srun sets."""
+    job = {"SLURM_JOB_ID": "4321", "SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1"}
+    processes = [
+        runs.start(
+            tmp_path / "run",
+            "--cluster",
+            devices=2,
+            variables=job | {"SLURM_PROCID": str(task), "SLURM_LOCALID": str(task)},
+        )
+        for task in range(2)
+    ]
+    results = [runs.finish(process) for process in processes]
+    assert [code for code, _ in results] == [0, 0], results
+    assert_close(tmp_path / "run", single)
+    assert not any(line.startswith("step") for line in results[1][1])
+
+
+def test_what_processes_may_not_disagree_on_is_named(monkeypatch, tiny_config):
+    other = tiny_config.copy_and_resolve_references()
+    monkeypatch.setattr(processes, "gather", lambda values: [values, to_dict(other)])
+    other.data.data_dir, other.data.workers = "/elsewhere", 3
+    processes.check_same_config(tiny_config)  # a machine's own affair
+    other.train.seed, other.optimizer.learning_rate = 11, 0.5
+    with pytest.raises(UserError, match="^process 1 has another config than process 0") as caught:
+        processes.check_same_config(tiny_config)
+    assert "(optimizer.learning_rate: 0.5 / 0.02; train.seed: 11 / 0)" in str(caught.value)
+
+
+def test_processes_do_not_continue_from_different_steps(monkeypatch):
+    monkeypatch.setattr(processes, "gather", lambda step: [step, 6])
+    processes.check_same_step(6)
+    with pytest.raises(UserError, match=r"different steps \(process 0: 0, process 1: 6\); give them one shared"):
+        processes.check_same_step(None)
+
+
+@pytest.mark.slow
+def test_evaluation_by_two_processes_counts_every_example_once(single, tmp_path):
+    arguments = ["--local-processes", "2", "--json", str(tmp_path / "scores.json")]
+    code, err = runs.evaluate(single, *arguments, devices=2)
+    assert code == 0, err
+    scores, expected = json.loads((tmp_path / "scores.json").read_text()), evaluate_workdir(single)
+    assert scores["num_images"] == expected["num_images"] == 200
+    assert scores["num_pixels"] == expected["num_pixels"]
+    np.testing.assert_allclose(scores["loss"], expected["loss"], rtol=1e-5)

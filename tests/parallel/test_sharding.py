@@ -1,0 +1,330 @@
+"""Meshes: which array is split where, that a step computes the same on all of them, and what devices exchange."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from deeplab_jax import losses, ops
+from deeplab_jax.analysis import collectives
+from deeplab_jax.config import base_config
+from deeplab_jax.evaluation import metrics
+from deeplab_jax.evaluation.evaluator import evaluate_workdir
+from deeplab_jax.evaluation.step import make_eval_step
+from deeplab_jax.models import BACKBONES, PARTS, abstract_variables, build_for_mesh
+from deeplab_jax.parallel import mesh as mesh_lib
+from deeplab_jax.parallel import sharding
+from deeplab_jax.training import optimizer
+from deeplab_jax.training.loop import train
+from deeplab_jax.training.state import TrainState
+from deeplab_jax.training.step import make_train_step
+
+CLASSES = 4
+HEIGHT, WIDTH = 128, 16  # eight rows at stride 16: two for each of four devices
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+
+ONE = "one device"
+MESHES = {
+    "data 8": {"data": 8},
+    "fsdp 8": {"data": 1, "fsdp": 8},
+    "data 4 x fsdp 2": {"data": 4, "fsdp": 2},
+    "data 2 x spatial 4": {"data": 2, "spatial": 4},
+}
+SIZES = MESHES | {ONE: {"data": 1}, "data 4": {"data": 4}}
+RESNET = ("resnet10_v1_slim", "kerascv")
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def in_float64():
+    """In float32 a network of this depth amplifies rounding to percents."""
+    with jax.enable_x64(True):
+        yield
+
+
+def tiny_network_config(backbone: str, decoder: str, mesh: dict[str, int]) -> ConfigDict:
+    config = base_config()
+    config.model.backbone, config.model.decoder = backbone, decoder
+    config.model.width_multiplier = 0.25 if backbone == "mobilenet_v2" else 1.0
+    config.model.atrous_rates, config.model.aspp_separable = (1, 2), True  # depthwise convolutions in either backbone
+    config.model.aspp_channels = config.model.decoder_channels = config.model.low_level_channels = 8
+    config.data.image_size = config.eval.image_size = (HEIGHT, WIDTH)
+    config.optimizer.learning_rate = 0.05
+    config.optimizer.weight_decay = 1e-3
+    config.train.compute_dtype = "float64"
+    config.mesh.update(mesh)
+    config.mesh.fsdp_min_size = 64  # nearly everything is split, vectors too
+    return config
+
+
+def random_batch(size: int = 8) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, CLASSES, (size, HEIGHT, WIDTH), dtype=np.uint8)
+    label[0] = 255  # what is labeled differs from device to device
+    label[:, :3] = 255
+    return {"image": rng.integers(0, 256, (size, HEIGHT, WIDTH, 3), dtype=np.uint8), "label": label}
+
+
+def mesh_of(name: str) -> jax.sharding.Mesh:
+    config = base_config().mesh
+    config.update(SIZES[name])
+    return mesh_lib.make_mesh(config)
+
+
+@functools.cache
+def first_state(backbone: str, decoder: str) -> TrainState:
+    """On the host, in float64."""
+    config = tiny_network_config(backbone, decoder, SIZES[ONE])
+    mesh = mesh_lib.make_mesh(config.mesh)
+    rule = optimizer.make_optimizer(config.optimizer, 10, parts=PARTS)
+    model = build_for_mesh(config, CLASSES, mesh)
+    state = jax.device_get(TrainState.create_on(sharding.replicated(mesh), model, rule, seed=0))
+    wide = {np.dtype(np.float32): np.float64}
+    return jax.tree.map(lambda leaf: leaf.astype(wide.get(leaf.dtype, leaf.dtype)), state)
+
+
+@functools.cache
+def step_on_mesh(backbone: str, decoder: str, mesh_name: str, accumulate: int = 1):
+    """The compiled step, its state and report of one step on the host, and the state as it lies on the devices."""
+    config = tiny_network_config(backbone, decoder, SIZES[mesh_name])
+    mesh = mesh_lib.make_mesh(config.mesh)
+    model = build_for_mesh(config, CLASSES, mesh)
+    rule = optimizer.make_optimizer(config.optimizer, 10, parts=PARTS)
+    shapes = TrainState.shapes(model, rule)
+    shardings = sharding.state_shardings(shapes, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
+    step = make_train_step(
+        model,
+        rule,
+        losses.make_loss(config.loss, num_classes=CLASSES),
+        learning_rate=optimizer.make_schedule(config.optimizer, 10),
+        accumulate=accumulate,
+        shardings=shardings,
+    )
+    step = jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
+    state, batch = jax.device_put(first_state(backbone, decoder), shardings), sharding.to_global(random_batch(), mesh)
+    compiled = step.lower(state, batch).compile()
+    after, report = compiled(state, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state)), "the state was donated"
+    return compiled, jax.device_get((after, report)), after
+
+
+@pytest.mark.parametrize("mesh_name", MESHES)
+@pytest.mark.parametrize(
+    ("backbone", "decoder"),
+    [RESNET, slow("mobilenet_v2", "paper"), slow("resnet10_v1_slim", "paper"), slow("mobilenet_v2", "kerascv")],
+)
+def test_a_step_is_the_same_on_any_mesh(backbone, decoder, mesh_name):
+    """Loss, gradients (the momentum, after one step), parameters, statistics and counts."""
+    _, (one, one_report), _ = step_on_mesh(backbone, decoder, ONE)
+    _, (many, many_report), _ = step_on_mesh(backbone, decoder, mesh_name)
+    first = first_state(backbone, decoder)
+    np.testing.assert_array_equal(one_report["confusion"], many_report["confusion"])
+    assert one_report["confusion"].sum() == one_report["loss_count"] == 7 * (HEIGHT - 3) * WIDTH
+    jax.tree.map(assert_close, (one, one_report), (many, many_report))
+    changed = jax.tree.map(lambda before, after: np.any(before != after), first, one)
+    assert all(jax.tree.leaves((changed.params, changed.batch_stats, changed.opt_state)))
+
+
+def assert_close(one, many):
+    """By the array's largest value: gradients are small. Those that cancel to zero are rounding, of terms below 1."""
+    np.testing.assert_allclose(one, many, rtol=0, atol=1e-9 * np.abs(one).max() + 1e-15)
+
+
+def test_splitting_the_batch_exchanges_sums_alone():
+    for accumulate in (1, 2):
+        compiled = step_on_mesh(*RESNET, "data 8" if accumulate == 1 else "data 4", accumulate)[0]
+        assert set(collectives.count_collectives(compiled.as_text())) == {"all-reduce"}
+
+
+def test_fsdp_gathers_parameters_and_no_activations():
+    compiled, _, after = step_on_mesh(*RESNET, "fsdp 8")
+    exchanged = collectives.collectives(compiled.as_text())
+    gathered = {shape for item in exchanged if item.kind == "all-gather" for _, shape in item.arrays}
+    split = {leaf.shape for leaf in jax.tree.leaves(after.params) if "fsdp" in leaf.sharding.spec}
+    kernels = {shape for shape in split if len(shape) == 4}
+    assert kernels <= gathered
+    # The rest are vectors: BatchNorm's, whose statistics are split here too.
+    assert {np.prod(shape) for shape in gathered - kernels} <= {np.prod(shape) for shape in split - kernels}
+
+
+def test_a_state_on_a_mesh_takes_its_share_of_a_device():
+    after = step_on_mesh(*RESNET, "fsdp 8")[2]
+    own = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(after))
+    assert own < 0.15 * sum(leaf.nbytes for leaf in jax.tree.leaves(after))
+    # Momentum lies where its parameter does.
+    for name in ("params", "opt_state/0/1/trace"):
+        leaves = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(
+                {"params": after.params, "opt_state": after.opt_state}
+            )
+        }
+        kernel = leaves[f"{name}/backbone/stage4_block1/conv2/kernel"]
+        assert kernel.sharding.spec == PartitionSpec(None, None, None, "fsdp")
+        assert kernel.addressable_shards[0].data.shape == (3, 3, 192, 24)
+    assert after.batch_stats["backbone"]["stage4_block1"]["norm1"]["mean"].sharding.spec == PartitionSpec("fsdp")
+    assert after.rng.sharding.is_fully_replicated
+
+
+def test_evaluating_is_the_same_on_any_mesh():
+    results = []
+    for name in (ONE, "data 4 x fsdp 2", "data 2 x spatial 4"):
+        config = tiny_network_config(*RESNET, SIZES[name])
+        mesh = mesh_lib.make_mesh(config.mesh)
+        model = build_for_mesh(config, CLASSES, mesh)
+        first = first_state(*RESNET)
+        places = sharding.state_shardings(first.variables, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
+        step = make_eval_step(model, losses.make_loss(config.loss, num_classes=CLASSES), protocol="whole", mesh=mesh)
+        size = np.tile(np.array([[HEIGHT - 5, WIDTH]], np.int32), (8, 1))
+        batch = random_batch() | {"size": size, "valid": np.arange(8) != 7}
+        split = sharding.batch_sharding(mesh)
+        outputs = dict.fromkeys(("loss_sum", "loss_count", "confusion", "num_images"), sharding.replicated(mesh))
+        report = jax.jit(step, out_shardings=outputs | {"prediction": split})(
+            jax.device_put(first.variables, places), sharding.to_global(batch, mesh)
+        )
+        np.testing.assert_array_equal(sharding.to_local(report["prediction"]), np.asarray(report["prediction"]))
+        results.append(jax.device_get(report))
+    for other in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **TOLERANCE), results[0], other)
+    assert results[0]["num_images"] == 7
+
+
+# ---- Rules ----
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "spec"),
+    [
+        ("params/backbone/conv/kernel", (3, 3, 16, 24), (None, None, None, "fsdp")),
+        (
+            "params/classifier/kernel",
+            (1, 1, 256, 21),
+            (None, None, "fsdp"),
+        ),  # 21 classes do not divide: their inputs do
+        ("params/backbone/conv/kernel", (3, 3, 5, 7), ()),  # nothing divides
+        ("params/norm/scale", (64,), ("fsdp",)),
+        ("batch_stats/norm/var", (64,), ("fsdp",)),
+        ("params/norm/bias", (56,), ()),  # fewer than 64 elements
+        ("opt_state/0/trace/conv/kernel", (1, 1, 8, 8), (None, None, None, "fsdp")),
+        ("ema_variables/params/backbone/conv/kernel", (3, 3, 16, 24), (None, None, None, "fsdp")),
+        ("rng", (128,), ()),
+        ("step", (), ()),
+    ],
+)
+def test_rules_choose_the_axis(name, shape, spec):
+    assert sharding.partition_spec(name, shape, 8, fsdp_min_size=64) == PartitionSpec(*spec)
+    assert sharding.partition_spec(name, shape, 1, fsdp_min_size=64) == PartitionSpec()
+
+
+def test_an_array_that_no_rule_names_is_an_error():
+    mesh = jax.sharding.AbstractMesh((1, 8, 1), ("data", "fsdp", "spatial"))
+    with pytest.raises(ValueError, match=r"no sharding rule names params/conv/my_kernel of shape \(8, 8\)"):
+        sharding.state_shardings({"params": {"conv": {"my_kernel": jnp.zeros((8, 8))}}}, mesh, fsdp_min_size=1)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_rules_name_every_array_of_every_network(backbone):
+    config = base_config()
+    config.update_from_flattened_dict({"model.backbone": backbone, "optimizer.learning_rate": 0.1})
+    mesh = jax.sharding.AbstractMesh((2, 4, 1), ("data", "fsdp", "spatial"))
+    variables = abstract_variables(build_for_mesh(config, 21, mesh))
+    places = sharding.state_shardings(variables, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
+    sizes = [
+        (leaf.size, np.prod(place.shard_shape(leaf.shape)))
+        for leaf, place in zip(jax.tree.leaves(variables), jax.tree.leaves(places), strict=True)
+    ]
+    assert sum(own for _, own in sizes) < 0.3 * sum(size for size, _ in sizes)  # a quarter, and what is small
+
+
+def test_averages_and_momentum_lie_where_their_parameters_do():
+    config = tiny_network_config(*RESNET, SIZES["fsdp 8"])
+    mesh = mesh_of("fsdp 8")
+    rule = optimizer.make_optimizer(config.optimizer, 10, parts=PARTS)
+    shapes = TrainState.shapes(build_for_mesh(config, CLASSES, mesh), rule, averages=True)
+    places = sharding.state_shardings(shapes, mesh, fsdp_min_size=64)
+    assert places.ema_variables == places.variables
+    split, momentum = (
+        [place.spec for place in jax.tree.leaves(tree) if not place.is_fully_replicated]
+        for tree in (places.params, places.opt_state)
+    )
+    assert split
+    assert sorted(map(str, momentum)) == sorted(map(str, split))
+
+
+# ---- Rows over devices ----
+
+
+def split_rows(array, mesh):
+    return jax.device_put(array, NamedSharding(mesh, PartitionSpec(None, "spatial")))
+
+
+def with_gradient(operation):
+    def run(x, cotangent):
+        y, pullback = jax.vjp(operation, x)
+        return y, *pullback(cotangent)
+
+    return run
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 8, 16])
+def test_enlarging_split_rows_asks_each_neighbor_for_a_row(factor):
+    """The gradient's rows come back to the pixel that they were made of, from half an enlarged row on each side."""
+    mesh = mesh_of("data 2 x spatial 4")
+    rng = np.random.default_rng(0)
+    x, cotangent = rng.standard_normal((2, 8, 6, 3)), rng.standard_normal((2, 8 * factor, 6 * factor, 3))
+    size = cotangent.shape[1:3]
+    expected = with_gradient(lambda x: ops.resize_bilinear(x, size, formulation="plain"))(x, cotangent)
+    function = with_gradient(lambda x: ops.resize_bilinear(x, size, formulation="spatial"))
+    placed = split_rows(x, mesh), split_rows(cotangent, mesh)
+    function = jax.jit(function, out_shardings=tuple(array.sharding for array in placed))
+    for split, whole in zip(function(*placed), expected, strict=True):
+        np.testing.assert_allclose(split, whole, **TOLERANCE)
+    compiled = function.lower(*(array.astype(jnp.float32) for array in placed)).compile()  # the type that trains
+    exchanged = collectives.collectives(compiled.as_text())
+    assert {collective.kind for collective in exchanged} == {"collective-permute"}
+    rows = [shape[1] for collective in exchanged for _, shape in collective.arrays]
+    assert sorted(rows) == [1, 1, factor // 2, factor // 2]
+
+
+@pytest.mark.parametrize(
+    ("size", "align_corners"), [((12, 9), False), ((4, 3), False), ((29, 21), True), ((16, 12), True), ((8, 24), False)]
+)
+def test_resizing_split_rows_by_other_ratios_is_right_too(size, align_corners):
+    mesh = mesh_of("data 2 x spatial 4")
+    x = np.random.default_rng(0).standard_normal((2, 8, 6, 3))
+    resized = [
+        jax.jit(lambda x, kind=kind: ops.resize_bilinear(x, size, align_corners=align_corners, formulation=kind))(x)
+        for kind, x in (("plain", x), ("spatial", split_rows(x, mesh)))
+    ]
+    np.testing.assert_allclose(*resized, **TOLERANCE)
+
+
+def test_counting_split_rows_gathers_none():
+    mesh = mesh_of("data 2 x spatial 4")
+    labels = sharding.to_global(random_batch(), mesh)["label"]
+    function = jax.jit(lambda labels: metrics.confusion_matrix(labels, labels % 3, num_classes=CLASSES))
+    compiled = function.lower(labels).compile()
+    assert set(collectives.count_collectives(compiled.as_text())) == {"all-reduce"}
+    np.testing.assert_array_equal(compiled(labels), function(random_batch()["label"]))
+
+
+# ---- Training ----
+
+
+@pytest.mark.slow
+def test_a_run_is_evaluated_on_another_mesh(tiny_config, tmp_path, compilation_cache):
+    with jax.enable_x64(False):
+        tiny_config.train.ema_decay = 0.5
+        tiny_config.mesh.update({"data": 2, "fsdp": 4, "fsdp_min_size": 64})
+        scores = train(tiny_config, tmp_path / "run")
+        tiny_config.mesh.update({"data": 2, "fsdp": 1, "spatial": 2})
+        tiny_config.eval.protocol = "guide"
+        tiny_config.data.image_size = (64, 32)  # two rows a device at stride 16
+        guide = evaluate_workdir(tmp_path / "run", config=tiny_config)
+        tiny_config.mesh.update({"data": 1, "spatial": 1})
+        assert evaluate_workdir(tmp_path / "run", config=tiny_config)["mean_iou"] == pytest.approx(guide["mean_iou"])
+    assert scores["step"] == guide["step"] == 2

@@ -1,0 +1,196 @@
+"""research/deeplab's networks: ours computes what the layers of slim compute, unit by unit.
+
+`goldens/make_tf_deeplab.py` made what they are compared with.
+"""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax.config import load_config
+from deeplab_jax.errors import UserError
+from deeplab_jax.models import build_model
+from deeplab_jax.models.backbones.inverted_residual import InvertedResidual
+from deeplab_jax.models.backbones.resnet_v1 import BottleneckV1
+from deeplab_jax.pretrained import BACKBONE_FIELDS, import_file
+from deeplab_jax.pretrained.importers import tf_deeplab
+from tests.goldens import formula
+from tests.pretrained.readers.tf_checkpoint_writer import write_checkpoint
+
+GOLDENS = pathlib.Path(__file__).parents[2] / "goldens"
+UNITS = {"mobilenet_v2": (1, 2, 3, 4, 3, 3, 1), "resnet_v1_50": (3, 4, 6, 3), "dense": (3, 4, 6, 3)}
+
+
+def weight(name, shape):
+    # Depthwise kernels have the multiplier last, so that the fan-in of the axis before it is a window.
+    axis = 2 if name.endswith("/depthwise_weights") else -1
+    return formula.weight(name, shape, is_norm="/BatchNorm/" in name, output_axis=axis)
+
+
+@pytest.fixture(scope="module")
+def goldens():
+    return {name: dict(np.load(GOLDENS / f"tf_deeplab_{name}.npz")) for name in UNITS}
+
+
+def variables_of(golden):
+    """The checkpoint's variables: their names and shapes are the original's."""
+    shapes = [tuple(map(int, text.split())) for text in golden["shapes"]]
+    return {str(name): weight(str(name), shape) for name, shape in zip(golden["names"], shapes, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(goldens):
+    return {name: variables_of(golden) for name, golden in goldens.items()}
+
+
+def run(network, images, units):
+    model = build_model(network.model, network.label_set.num_classes)
+
+    @jax.jit
+    def apply(variables, images):
+        return model.apply(
+            variables,
+            images,
+            train=False,
+            mutable=["intermediates"],
+            capture_intermediates=lambda module, _: isinstance(module, (InvertedResidual, BottleneckV1)),
+        )
+
+    (result, endpoints), state = apply(network.variables, images)
+    names = [f"stage{stage}_block{block + 1}" for stage, count in enumerate(units, 1) for block in range(count)]
+    values = {"result": result} | endpoints
+    for i, name in enumerate(names):
+        output = state["intermediates"]["backbone"][name]["__call__"][0]
+        values[f"unit{i}"] = output[0] if isinstance(output, tuple) else output  # a bottleneck gives its residual too
+    return values
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "fields"),
+    [
+        ("mobilenet_v2", 64, {"backbone": "mobilenet_v2", "width_multiplier": 0.5, "decoder": "none"}),
+        # The size at which the rates 6, 12 and 18 all reach beyond their center.
+        ("resnet_v1_50", 321, {"backbone": "resnet50_v1_beta", "aspp_separable": True, "decoder": "separable"}),
+        ("dense", 66, {"backbone": "resnet50_v1_beta", "image_pooling": False, "decoder": "paper"}),
+    ],
+)
+def test_a_network_computes_what_slim_s_layers_compute(goldens, checkpoints, name, size, fields):
+    golden = goldens[name]
+    network = tf_deeplab.from_variables(checkpoints[name])
+    assert {field: network.model[field] for field in fields} == fields
+    assert network.label_set.num_classes == 5
+    values = run(network, formula.images("picture", (1, size, size, 3)), UNITS[name])
+    compared = [key for key in golden if f"{key}/steps" in golden]
+    assert len(compared) >= sum(UNITS[name]) + 3
+    for key in compared:
+        ours = np.asarray(values[key])[tuple(slice(None, None, step) for step in golden[f"{key}/steps"])]
+        np.testing.assert_allclose(ours, golden[key], rtol=0, atol=5e-5, err_msg=key)
+
+
+def test_a_file_gives_what_its_variables_give_and_says_what_it_leaves_out(checkpoints, tmp_path):
+    foreign = checkpoints["mobilenet_v2"]
+    more = {
+        "global_step": np.array(30000),
+        "aspp0/weights/Momentum": np.zeros((1, 1, 160, 256), np.float32),
+        "aspp0/weights/ExponentialMovingAverage": np.zeros((1, 1, 160, 256), np.float32),
+    }
+    write_checkpoint(tmp_path / "model.ckpt", foreign | more, blocks=3)
+    network = tf_deeplab.load(tmp_path / "model.ckpt")
+    expected = tf_deeplab.from_variables(foreign).variables
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, network.variables, expected)))
+    assert network.report[0].startswith(f"{len(foreign)} arrays taken")
+    for line in (
+        "1 left out, the step that training reached: global_step",
+        "1 left out, state of the optimizer: aspp0/weights/Momentum",
+        "1 left out, moving averages; the variables themselves are taken: aspp0/weights/ExponentialMovingAverage",
+    ):
+        assert line in network.report
+
+
+def test_a_network_of_voc_s_classes_sees_images_as_its_evaluation_did(checkpoints):
+    foreign = dict(checkpoints["mobilenet_v2"])
+    foreign["logits/semantic/weights"] = np.zeros((1, 1, 256, 21), np.float32)
+    foreign["logits/semantic/biases"] = np.zeros(21, np.float32)
+    network = tf_deeplab.from_variables(foreign)
+    assert (network.protocol, network.image_size) == ("whole", (513, 513))
+    assert network.label_set.class_names[15] == "person"
+    assert network.model.input_mean == network.model.input_std == (127.5,) * 3
+
+
+def backbone_of(foreign, scope):
+    return {name: value for name, value in foreign.items() if name.startswith(scope)}
+
+
+def test_what_was_trained_on_imagenet_gives_its_backbone(checkpoints):
+    foreign = backbone_of(checkpoints["resnet_v1_50"], "resnet_v1_50/")
+    foreign["resnet_v1_50/logits/weights"] = np.zeros((1, 1, 2048, 1001), np.float32)
+    network = tf_deeplab.from_variables(foreign)
+    assert network.label_set is None
+    assert set(network.variables["params"]) == {"backbone"}
+    assert "1 left out, the classifier of ImageNet: resnet_v1_50/logits/weights" in network.report
+    config = load_config("deeplabv3plus_resnet50_voc").model
+    assert {field: network.model[field] for field in BACKBONE_FIELDS} == {
+        field: config[field] for field in BACKBONE_FIELDS
+    }
+
+
+def classification_mobilenet(foreign):
+    """The variables of a classification MobileNetV2 of width 0.5, whose features slim rounds to multiples of 8."""
+    renamed = {}
+    for name, value in backbone_of(foreign, "MobilenetV2/").items():
+        if name.split("/")[1] in ("expanded_conv_1", "expanded_conv_2", "expanded_conv_3"):
+            # The second stage has 16 features instead of 12.
+            shape = [{12: 16, 72: 96}.get(extent, extent) for extent in value.shape]
+            value = np.zeros(shape, np.float32)
+        renamed[name] = value
+    renamed["MobilenetV2/Conv_1/weights"] = np.zeros((1, 1, 160, 1280), np.float32)
+    for leaf in ("gamma", "beta", "moving_mean", "moving_variance"):
+        renamed[f"MobilenetV2/Conv_1/BatchNorm/{leaf}"] = np.zeros(1280, np.float32)
+    renamed["MobilenetV2/Logits/Conv2d_1c_1x1/weights"] = np.zeros((1, 1, 1280, 1001), np.float32)
+    return renamed
+
+
+def test_a_classification_mobilenet_of_another_width_keeps_its_last_convolution(checkpoints):
+    network = tf_deeplab.from_variables(classification_mobilenet(checkpoints["mobilenet_v2"]))
+    assert network.model.backbone == "mobilenet_v2_full"
+    assert network.variables["params"]["backbone"]["final_conv"]["kernel"].shape == (1, 1, 160, 1280)
+
+
+MOBILE, RESNET = "mobilenet_v2", "dense"
+MOBILE_DECODER = {
+    "decoder/feature_projection0/weights": (1, 1, 72, 48),
+    "decoder/decoder_conv0/decoder_conv0_2/weights": (3, 3, 256, 256),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "removed", "added", "message"),
+    [
+        (MOBILE, "MobilenetV2", {}, "none of the networks MobilenetV2, .* begin with aspp0, concat_projection"),
+        (MOBILE, "MobilenetV2/expanded_conv_16/project", {}, "no kernel MobilenetV2/expanded_conv_16/project/weights"),
+        (MOBILE, "MobilenetV2/expanded_conv_7/expand/BatchNorm/beta", {}, "expand/BatchNorm/beta is missing there"),
+        (MOBILE, "aspp0", {}, "no kernel aspp0/weights"),
+        (MOBILE, "concat_projection", {}, "no kernel concat_projection/weights"),
+        (MOBILE, None, {"logits/semantic_1/biases": (5,)}, "logits/semantic_1/biases is unused"),
+        (MOBILE, None, {"aspp1/weights": (3, 3, 1, 1)}, "the atrous branches 1, where .* three"),
+        (MOBILE, None, {"aspp0/weights": (1, 1, 160, 9)}, "aspp0 and concat_projection differ"),
+        (MOBILE, None, MOBILE_DECODER, "a decoder on MobileNetV2"),
+        (RESNET, None, {"resnet_v1_50/conv1/weights": (7, 7, 3, 64)}, "begins with one 7x7 convolution"),
+        (RESNET, "resnet_v1_50/block3/unit_6", {}, "block3/unit_6/.*moving_mean is missing there, .* and 10 more"),
+        (RESNET, "decoder/decoder_conv0/decoder_conv0_2", {}, "no kernel decoder/decoder_conv0/decoder_conv0_2"),
+    ],
+)
+def test_what_is_missing_or_unknown_is_named(checkpoints, name, removed, added, message):
+    foreign = {key: value for key, value in checkpoints[name].items() if removed is None or not key.startswith(removed)}
+    foreign |= {key: np.zeros(shape, np.float32) for key, shape in added.items()}
+    with pytest.raises(UserError, match=message) as caught:
+        tf_deeplab.from_variables(foreign)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_something_else_is_refused_with_its_path(tmp_path):
+    write_checkpoint(tmp_path / "model.ckpt", {"xception_65/entry_flow/weights": np.zeros(3)})
+    with pytest.raises(UserError, match="model.ckpt: the checkpoint has none of .* begin with xception_65$"):
+        import_file(tmp_path / "model.ckpt", "tf-deeplab")

@@ -1,0 +1,97 @@
+"""Imported networks of torchvision compute what torchvision computes, block by block."""
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import VOC
+from deeplab_jax.pretrained.importers import torchvision
+from tests.pretrained.importers.torch_networks import Golden, assert_equal, compute
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return Golden("torchvision")
+
+
+def test_deeplabv3_resnet50_computes_what_torchvision_computes(golden):
+    network = torchvision.from_state_dict(golden.state_dict("deeplabv3_resnet50"))
+    assert network.model.output_stride == 8
+    assert network.label_set == VOC
+    assert any("the auxiliary loss: aux_classifier.0.weight" in line for line in network.report)
+    wanted = golden.samples("deeplabv3_resnet50")
+    computed = compute(network, wanted, "deeplabv3_resnet50", (33, 321))
+    assert_equal(computed, wanted)
+    np.testing.assert_allclose(computed["logits"], wanted["logits"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("network", "backbone"), [("resnet18", "resnet18_v1"), ("mobilenet_v2_1.0", "mobilenet_v2_full")]
+)
+def test_backbones_compute_what_torchvision_computes(network, backbone, golden):
+    imported = torchvision.from_state_dict(golden.state_dict(network))
+    assert imported.model.backbone == backbone
+    assert imported.label_set is None
+    imported.model.output_stride = 32  # as classification networks run
+    wanted = golden.samples(network)
+    assert_equal(compute(imported, wanted, network, (65, 97)), wanted)
+
+
+@pytest.mark.parametrize(
+    ("network", "backbone", "width"),
+    [
+        ("resnet34", "resnet34_v1", 1.0),
+        ("resnet50", "resnet50_v1", 1.0),
+        ("resnet152", "resnet152_v1", 1.0),
+        ("deeplabv3_resnet101", "resnet101_v1", 1.0),
+        ("mobilenet_v2_0.35", "mobilenet_v2_full", 0.35),
+        ("mobilenet_v2_1.4", "mobilenet_v2_full", 1.4),
+    ],
+)
+def test_the_others_have_a_place_for_every_array(network, backbone, width, golden):
+    shapes = golden.shapes(network)
+    imported = torchvision.from_state_dict({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    assert (imported.model.backbone, imported.model.width_multiplier) == (backbone, width)
+    assert "0 missing, 0 unused" in imported.report[0]
+    assert sum(int(line.split()[0]) for line in imported.report) == len(shapes)  # taken and left out
+
+
+def test_a_file_is_read_and_imported(golden, tmp_path):
+    safetensors.numpy.save_file(golden.state_dict("mobilenet_v2_1.0"), tmp_path / "network.safetensors")
+    network = torchvision.load(tmp_path / "network.safetensors")
+    assert network.model.backbone == "mobilenet_v2_full"
+    kernel = golden.state_dict("mobilenet_v2_1.0")["features.0.0.weight"]
+    np.testing.assert_array_equal(
+        network.variables["params"]["backbone"]["stem_conv"]["kernel"], kernel.transpose(2, 3, 1, 0)
+    )
+
+
+def test_another_number_of_classes_is_found(golden):
+    arrays = {name: np.zeros(shape) for name, shape in golden.shapes("deeplabv3_resnet50").items()}
+    arrays |= {"classifier.4.weight": np.zeros((3, 256, 1, 1)), "classifier.4.bias": np.zeros(3)}
+    assert torchvision.from_state_dict(arrays).label_set.class_names == ("class 0", "class 1", "class 2")
+
+
+def test_the_auxiliary_head_may_be_missing(golden):
+    shapes = golden.shapes("deeplabv3_resnet50")
+    arrays = {name: np.zeros(shape) for name, shape in shapes.items() if not name.startswith("aux_classifier")}
+    assert len(arrays) == len(shapes) - 8
+    torchvision.from_state_dict(arrays)
+
+
+@pytest.mark.parametrize(
+    ("network", "drop", "replace", "message"),
+    [
+        ("resnet18", "layer1.0.conv1.weight", {}, "the file holds no network of torchvision.*; it has conv1.weight"),
+        ("resnet18", "layer2.0.bn1.running_var", {}, "layer2.0.bn1.running_var is missing there"),
+        ("resnet18", None, {"layer5.weight": np.zeros(3)}, "layer5.weight is unused"),
+        ("resnet18", None, {"conv1.weight": np.zeros((64, 4, 7, 7))}, "conv1.weight has shape .64, 4, 7, 7., which"),
+        ("mobilenet_v2_1.0", None, {"features.2.conv.2.weight": np.zeros((25, 144, 1, 1))}, "of any width: .*25"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_line(network, drop, replace, message, golden):
+    arrays = {name: np.zeros(shape) for name, shape in golden.shapes(network).items() if name != drop}
+    with pytest.raises(UserError, match=message) as caught:
+        torchvision.from_state_dict(arrays | replace)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,156 @@
+"""The demo's server as a user starts it, and its page in headless Chromium."""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+_PATIENCE = 240  # seconds; a busy machine compiles slowly
+_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def serving(*arguments: str, temporary: pathlib.Path | None = None) -> Iterator[str]:
+    """The address of a running `deeplab-jax demo`, which is then told to end as a system does.
+
+    Args:
+      *arguments: of the command.
+      temporary: where it makes temporary folders; default: where all programs do.
+    """
+    command = [sys.executable, "-m", "deeplab_jax", "demo", "--port", "0", *arguments]
+    with tempfile.TemporaryFile("w+") as log:
+        environment = os.environ if temporary is None else {**os.environ, "TMPDIR": str(temporary)}
+        server = subprocess.Popen(command, stderr=log, env=environment)
+        try:
+            yield _wait_for_address(server, log)
+        finally:
+            server.terminate()
+            code = server.wait(60)
+        assert code == 0
+
+
+def _wait_for_address(server: subprocess.Popen, log: io.TextIOBase) -> str:
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        log.seek(0)
+        text = log.read()
+        if found := re.search(r"open (http://\S+) in a browser", text):
+            return found[1]
+        assert server.poll() is None, f"the server ended: {text}"
+        time.sleep(0.2)
+    raise AssertionError(f"no address after {_PATIENCE} s: {text}")
+
+
+class Page:
+    """The page in a browser of its own."""
+
+    def __init__(self, address: str, *, width: int = 1280, height: int = 800, zoom: int | float = 1):
+        self._width = width
+        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        options = webdriver.ChromeOptions()
+        for flag in (
+            *_FLAGS,
+            f"--user-data-dir={self._profile.name}",
+            f"--window-size={width},{height}",
+            f"--force-device-scale-factor={zoom}",
+        ):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+        service = webdriver.ChromeService("/usr/bin/chromedriver")
+        self.driver = webdriver.Chrome(options=options, service=service)
+        metrics = {"width": width, "height": height, "deviceScaleFactor": zoom, "mobile": width < 600}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)  # windows have a least width
+        self._requested: list[str] = []
+        self.open(address)
+
+    def __enter__(self) -> "Page":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.driver.quit()
+        self._profile.cleanup()
+
+    def wait(self, selector: str, text: str = "") -> str:
+        """The text of the first such element that is shown and has this text in it."""
+
+        def find(driver: webdriver.Chrome) -> str | None:
+            elements = driver.find_elements(By.CSS_SELECTOR, selector)
+            return next((e.text or " " for e in elements if e.is_displayed() and text in e.text), None)
+
+        return WebDriverWait(self.driver, _PATIENCE, ignored_exceptions=_stale()).until(find)
+
+    def open(self, address: str) -> None:
+        """Loads the page anew."""
+        self.driver.get(address)
+        self.wait("#run")
+
+    def upload(self, path: pathlib.Path) -> None:
+        """Chooses a file as a visitor does, and returns at once."""
+        self.driver.find_element(By.CSS_SELECTOR, "#image input[type=file]").send_keys(str(path))
+
+    def click(self) -> None:
+        """Asks for the labels."""
+        self.driver.find_element(By.CSS_SELECTOR, "#run").click()
+
+    def label(self, path: pathlib.Path) -> str:
+        """Uploads a file, clicks, and returns what the page reports once it shows the result."""
+        self.upload(path)
+        self.wait("#image img")
+        self.click()
+        report = self.wait("#report .time", "labeled in")
+        self.wait("#overlay img")
+        self.wait("#mask img")
+        return report
+
+    def pixels(self, kind: str) -> Image.Image:
+        """The image that `overlay` or `mask` shows, as it was served."""
+        source = self.driver.find_element(By.CSS_SELECTOR, f"#{kind} img").get_attribute("src")
+        with urllib.request.urlopen(source, timeout=60) as response:
+            return Image.open(io.BytesIO(response.read()))
+
+    def screenshot(self) -> Image.Image:
+        """The page from its top to just below its content."""
+        script = (
+            "return Math.max(...['#run', '#report'].map(i => document.querySelector(i).getBoundingClientRect().bottom))"
+        )
+        bottom = self.driver.execute_script(script)
+        clip = {"x": 0, "y": 0, "width": self._width, "height": bottom + 20, "scale": 1}
+        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
+        return Image.open(io.BytesIO(base64.b64decode(shot["data"])))
+
+    def requests(self) -> list[str]:
+        """The address of everything the page has asked for."""
+        for entry in self.driver.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            if message["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated"):
+                parameters = message["params"]
+                self._requested.append(parameters.get("url") or parameters["request"]["url"])
+        return self._requested
+
+    def complaints(self) -> list[str]:
+        """What the browser says in its console: failed and blocked requests, errors of scripts."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+
+def _stale() -> list[type[Exception]]:
+    from selenium.common.exceptions import StaleElementReferenceException
+
+    return [StaleElementReferenceException]

@@ -1,0 +1,71 @@
+"""Networks to export, and what an exported file computes of images, for the tests of every format."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from deeplab_jax.config import base_config
+from deeplab_jax.labels import SYNTHETIC
+from deeplab_jax.models import abstract_variables, build_model
+from deeplab_jax.pretrained import PretrainedNetwork
+
+RUNTIME = pathlib.Path(__file__).with_name("exported_runtime.py")
+TINY_RESNET = {"backbone": "resnet10_v1_slim"}
+TINY_MOBILENET = {"backbone": "mobilenet_v2", "width_multiplier": 0.1, "decoder": "separable", "padding": "same_upper"}
+
+
+def network(**fields) -> PretrainedNetwork:
+    """A small network for six classes whose parameters are random, but of the size that training gives them."""
+    model = base_config().model
+    small = {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4, "atrous_rates": (2,)}
+    model.update(small | fields)
+    return with_random_variables(PretrainedNetwork(model, {}, SYNTHETIC, "whole", (33, 47)))
+
+
+def with_random_variables(network: PretrainedNetwork) -> PretrainedNetwork:
+    """The network with kernels that keep the variance, and norms that are not the identity."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == "kernel":
+            value = np.sqrt(2 / np.prod(leaf.shape[:3])) * rng.standard_normal(leaf.shape)
+        elif name in ("scale", "var"):
+            value = rng.uniform(0.5, 1.5, leaf.shape)
+        else:
+            value = rng.uniform(-0.2, 0.2, leaf.shape)
+        return value.astype(np.float32)
+
+    shapes = abstract_variables(build_model(network.model, network.label_set.num_classes))
+    variables = jax.tree_util.tree_map_with_path(draw, shapes)
+    return PretrainedNetwork(network.model, variables, network.label_set, network.protocol, network.image_size)
+
+
+def logits(network: PretrainedNetwork, images: np.ndarray) -> np.ndarray:
+    """What JAX computes here."""
+    model = build_model(network.model, network.label_set.num_classes)
+    run = jax.jit(lambda variables, images: model.apply(variables, images, train=False)[0])
+    return np.concatenate([run(network.variables, images[i : i + 1]) for i in range(len(images))])
+
+
+def images(count: int, height: int, width: int, dtype=np.float32) -> np.ndarray:
+    """Patches of random colors: a network sees different things in them, as in noise it does not."""
+    coarse = np.random.default_rng(1).integers(0, 256, (count, -(-height // 12), -(-width // 12), 3))
+    return coarse.repeat(12, axis=1).repeat(12, axis=2)[:, :height, :width].astype(dtype)
+
+
+def run_exported(file_format: str, path: pathlib.Path, images: np.ndarray) -> np.ndarray:
+    """What the file's own runtime computes, in a process that cannot import deeplab_jax."""
+    given, result = path.with_name("images.npy"), path.with_name("result.npy")
+    np.save(given, images)
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+    done = subprocess.run(
+        [sys.executable, str(RUNTIME), file_format, str(path), str(given), str(result)],
+        capture_output=True, text=True, timeout=600, check=False, env=os.environ | {"XLA_FLAGS": flags},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return np.load(result)

@@ -1,0 +1,255 @@
+"""Training from end to end on drawn scenes: what it leaves behind, and that it continues where it stopped."""
+
+import gzip
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax.config import base_config
+from deeplab_jax.errors import UserError
+from deeplab_jax.evaluation.evaluator import evaluate_workdir
+from deeplab_jax.training import loop as train_module
+from deeplab_jax.training.loop import train
+from deeplab_jax.workdir import checkpoint
+
+
+def tiny_config(**train_fields):
+    config = base_config()
+    config.model.backbone = "resnet10_v1_slim"
+    config.model.atrous_rates = (1, 2)
+    config.model.aspp_channels = config.model.decoder_channels = config.model.low_level_channels = 8
+    config.data.name = "synthetic"
+    config.data.num_examples = 20
+    config.data.image_size = (32, 32)
+    config.data.batch_size = 4
+    config.eval.batch_size = 16  # does not divide the 200 scenes of val
+    config.mesh.data = 1
+    config.optimizer.learning_rate = 0.02
+    config.log.every_steps = 2
+    config.log.gallery_images = 2
+    for name, value in train_fields.items():
+        config.train[name] = value
+    return config
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+def lines(workdir):
+    """metrics.jsonl without its timing fields."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.endswith("_per_second")} for row in rows]
+
+
+def final_state(workdir):
+    with checkpoint.Checkpoints(workdir) as checkpoints:
+        return jax.device_get(checkpoints.saved_variables())
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Six steps without an interruption, two of them traced."""
+    workdir = tmp_path_factory.mktemp("straight")
+    config = tiny_config(steps=6)
+    config.checkpoint.every_steps = 2
+    config.log.profile_steps = 2
+    return workdir, config, train(config, workdir)
+
+
+def test_a_run_leaves_its_results(straight):
+    workdir, config, scores = straight
+    written = json.loads((workdir / "metrics.json").read_text())
+    assert written == json.loads(json.dumps(scores))
+    assert set(written) == {
+        "mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "per_class_iou", "loss",
+        "num_images", "num_pixels", "step", "config",
+    }  # fmt: skip
+    assert written["num_images"] == 200
+    assert written["step"] == 6
+    assert written["config"]["train"]["steps"] == 6
+    assert set(written["per_class_iou"]) == {"background", "disk", "ring", "triangle", "star", "bar"}
+    for name in ("gallery.png", "curves.png", "learning_rate.png"):
+        assert (workdir / name).read_bytes().startswith(b"\x89PNG")
+    assert [row["step"] for row in lines(workdir)] == [2, 4, 6, 6]
+    assert "eval" in lines(workdir)[-1]
+    assert not list(workdir.glob("**/*.part"))
+
+
+def executions(trace):
+    """How often the train step was called in a Perfetto trace, whose events of one call may be nested."""
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    calls = [(event["ts"], event["dur"]) for event in events if event.get("name") == "PjitFunction(train_step)"]
+    count, end = 0, 0.0
+    for start, duration in sorted(calls):
+        count += start >= end
+        end = max(end, start + duration)
+    return count
+
+
+def test_the_steps_asked_for_are_traced(straight):
+    workdir, _, _ = straight
+    (trace,) = workdir.glob("profile/**/perfetto_trace.json.gz")
+    assert executions(trace) == 2
+    assert len(list(trace.parent.glob("*.xplane.pb"))) == 1
+
+
+def train_three_steps(config, workdir, monkeypatch):
+    """Begins a training that is killed: one step after a checkpoint of every second."""
+    original, taken = train_module.data.train_batches, []
+
+    class Stopping:
+        def __init__(self, batches):
+            self._batches = batches
+
+        def __next__(self):
+            if len(taken) == 3:
+                raise Killed
+            taken.append(1)
+            return next(self._batches)
+
+        def close(self):
+            self._batches.close()
+
+    monkeypatch.setattr(train_module.data, "train_batches", lambda *args, **kwargs: Stopping(original(*args, **kwargs)))
+    with pytest.raises(Killed):
+        train(config, workdir)
+    monkeypatch.undo()
+
+
+def test_a_stopped_run_continues_to_the_same_end(straight, tmp_path, monkeypatch):
+    """Bit for bit: the parameters, and every logged number."""
+    workdir, config, _ = straight
+    train_three_steps(config, tmp_path, monkeypatch)
+    train(config, tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, final_state(workdir), final_state(tmp_path))
+    assert lines(tmp_path) == lines(workdir)
+
+
+@pytest.mark.slow
+def test_a_run_continues_on_another_mesh(straight, tmp_path, monkeypatch):
+    """Sums are rounded in another order there, which six steps amplify: the losses are close."""
+    workdir, config, _ = straight
+    config = config.copy_and_resolve_references()
+    config.train.ema_decay = 0.9  # which no loss depends on
+    config.mesh.update({"data": 2, "fsdp": 2, "fsdp_min_size": 64})
+    train_three_steps(config, tmp_path, monkeypatch)
+    config.mesh.update({"data": 4, "fsdp": 1})
+    config.train.remat = "units"
+    train(config, tmp_path)
+    rows = [[row for row in lines(folder) if "eval" not in row] for folder in (tmp_path, workdir)]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+    np.testing.assert_allclose(*([row["loss"] for row in group] for group in rows), rtol=1e-2)
+
+
+def test_a_finished_run_only_evaluates_again(straight):
+    workdir, config, scores = straight
+    before = final_state(workdir)
+    assert train(config, workdir) == scores
+    jax.tree.map(np.testing.assert_array_equal, before, final_state(workdir))
+
+
+def test_evaluating_a_workdir_gives_the_trainings_scores(straight):
+    workdir, _, scores = straight
+    assert evaluate_workdir(workdir) == scores
+
+
+def test_the_batch_of_an_evaluation_does_not_matter(straight):
+    workdir, config, scores = straight
+    one_by_one = config.copy_and_resolve_references()
+    one_by_one.eval.batch_size = 7
+    again = evaluate_workdir(workdir, config=one_by_one)
+    assert again["num_pixels"] == scores["num_pixels"]
+    # Other shapes, other rounding: a pixel on the fence may change sides.
+    np.testing.assert_allclose(again["pixel_accuracy"], scores["pixel_accuracy"], atol=1e-4)
+
+
+def test_another_config_is_refused_in_the_same_workdir(straight):
+    workdir, config, _ = straight
+    other = config.copy_and_resolve_references()
+    other.optimizer.learning_rate = 0.5
+    with pytest.raises(UserError, match=r"optimizer.learning_rate: 0.5 / 0.02"):
+        train(other, workdir)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.train.update(steps=None), "train.steps, train.epochs, train.examples"),
+        (lambda c: c.data.update(batch_size=None), "data.batch_size is not set"),
+        (lambda c: c.data.update(train_split="tarin"), "did you mean train"),
+        (lambda c: c.optimizer.update(warmup_steps=6), "fills the whole training"),
+    ],
+)
+def test_a_wrong_config_stops_before_anything_is_written(change, message, tmp_path):
+    config = tiny_config(steps=6)
+    change(config)
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_taps_outside_of_the_trainings_images_are_zero(straight):
+    """Rate 2 on the 2x2 features of 32x32 images; drawn at random, they would wait for larger images."""
+    workdir, *_ = straight
+    taps = np.asarray(final_state(workdir)["params"]["aspp"]["branch_atrous2"]["conv"]["kernel"])
+    assert np.count_nonzero(taps[1, 1])
+    assert np.count_nonzero(taps) == np.count_nonzero(taps[1, 1])
+
+
+def test_frozen_parts_and_statistics_stay(tmp_path):
+    config = tiny_config(steps=2)
+    config.optimizer.frozen = ("backbone",)
+    config.optimizer.weight_decay = 0.1
+    config.model.freeze_norm_statistics = True
+    config.checkpoint.every_steps = 1
+    train(config, tmp_path)
+    variables = []
+    for step in (1, 2):
+        with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+            variables.append(jax.device_get(checkpoints.saved_variables(step)))
+    jax.tree.map(np.testing.assert_array_equal, *(v["batch_stats"] for v in variables))
+    jax.tree.map(np.testing.assert_array_equal, *(v["params"]["backbone"] for v in variables))
+    kernels = [v["params"]["classifier"]["kernel"] for v in variables]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(tmp_path):
+    config = tiny_config(steps=12)
+    config.optimizer.learning_rate = 1e30
+    config.checkpoint.every_steps = 1
+    with pytest.raises(
+        UserError, match=r"^step \d+ is not finite: loss .* learning rate .*; its examples: train_000\d\d"
+    ):
+        train(config, tmp_path)
+    (saved,) = (tmp_path / "nonfinite").iterdir()
+    step = int(saved.stem.removeprefix("step_"))
+    with np.load(saved) as batch:
+        assert batch["image"].shape == (4, 32, 32, 3)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step == step - 1
+
+
+@pytest.mark.parametrize("start", ["random", "init_from", "teacher"])
+def test_the_step_is_compiled_once(straight, tmp_path, start):
+    """It is compiled before the first call, for shapes and shardings that have to be those of the call."""
+    config = tiny_config(steps=2, ema_decay=0.9)
+    config.mesh.data = 2
+    if start == "init_from":
+        config.train.init_from = str(straight[0])
+    if start == "teacher":
+        config.loss.teacher = str(straight[0])
+    compiled = []
+
+    def note(event, seconds, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(details["fun_name"])
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        train(config, tmp_path / "run")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert len([name for name in compiled if "step" in name and "eval" not in name]) == 1, compiled

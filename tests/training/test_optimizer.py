@@ -1,0 +1,322 @@
+"""The update rule against Keras' numbers, optax' SGD, and both papers' and Keras' formulas written out in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deeplab_jax.config import base_config
+from deeplab_jax.errors import UserError
+from deeplab_jax.training.optimizer import make_optimizer, make_schedule
+
+PARTS = ("backbone", "aspp", "decoder", "classifier")
+
+
+def options(**fields):
+    optimizer = base_config().optimizer
+    with optimizer.unlocked():  # a config file could not name a part that does not exist either
+        optimizer.update({"learning_rate": 0.1, "schedule": "constant"} | fields)
+    return optimizer
+
+
+def run(optimizer, params, gradients, total_steps=100):
+    """The parameters after the last of the gradients, and the state."""
+    rule = make_optimizer(optimizer, total_steps, parts=PARTS)
+    state = rule.init(params)
+    step = jax.jit(rule.update)
+    for gradient in gradients:
+        updates, state = step(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def network(dtype=np.float32):
+    rng = np.random.default_rng(0)
+
+    def layer():
+        return {
+            "conv": {"kernel": jnp.asarray(rng.normal(size=(3, 3, 2, 4)), dtype)},
+            "norm": {"scale": jnp.asarray(rng.normal(size=4), dtype), "bias": jnp.asarray(rng.normal(size=4), dtype)},
+        }
+
+    return {part: layer() for part in PARTS}
+
+
+def gradients_like(params, count):
+    rng = np.random.default_rng(1)
+    return [jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), p.dtype), params) for _ in range(count)]
+
+
+def kernel(value):
+    """Parameters of a network of a single kernel."""
+    return {"aspp": {"kernel": jnp.asarray(value)}}
+
+
+def buffers(state):
+    return [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 0]
+
+
+def assert_trees_close(actual, expected, **tolerance):
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, **tolerance), actual, expected)
+
+
+def test_keras_rule_gives_the_numbers_that_keras_gives(float64):
+    # What Keras 3's SGD(0.1, momentum=0.9, weight_decay=0.01, clipnorm=1) makes of these gradients.
+    optimizer = options(
+        momentum_rule="keras", clip="per_variable", clip_norm=1.0, weight_decay=0.01, weight_decay_rule="decoupled_all"
+    )
+    first, _ = run(optimizer, kernel([3.0, 4.0]), [kernel([30.0, 40.0])])
+    second, state = run(optimizer, kernel([3.0, 4.0]), [kernel([30.0, 40.0]), kernel([0.3, 0.4])])
+    np.testing.assert_allclose(first["aspp"]["kernel"], [2.937, 3.916], rtol=1e-7)  # the digits that are known
+    np.testing.assert_allclose(second["aspp"]["kernel"], [2.850063, 3.800084], rtol=1e-7)
+    np.testing.assert_allclose(buffers(state)[0], [-0.084, -0.112], rtol=1e-7)
+
+
+def keras_sgd(w, gradients, rates, *, momentum, nesterov, decay, clip):
+    """Keras 3's SGD as its documentation has it."""
+    m = np.zeros_like(w)
+    for g, rate in zip(gradients, rates, strict=True):
+        g = g * clip / max(np.sqrt((g**2).sum()), clip)
+        w = w - w * decay * rate
+        m = momentum * m - rate * g
+        w = w + (momentum * m - rate * g if nesterov else m)
+    return w
+
+
+def pytorch_sgd(w, gradients, rates, *, momentum, nesterov, decay):
+    """torch.optim.SGD as its documentation has it."""
+    buffer = np.zeros_like(w)
+    for g, rate in zip(gradients, rates, strict=True):
+        g = g + decay * w
+        buffer = momentum * buffer + g
+        w = w - rate * (g + momentum * buffer if nesterov else buffer)
+    return w
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_both_rules_follow_their_originals_while_the_rate_changes(float64, nesterov):
+    rng = np.random.default_rng(0)
+    w, gradients = rng.normal(size=(3, 4)), list(rng.normal(size=(6, 3, 4)))
+    trees = [kernel(g) for g in gradients]
+    common = {"schedule": "cosine", "nesterov": nesterov, "weight_decay": 0.02}
+    rates = [0.1 * 0.5 * (1 + np.cos(np.pi * t / 8)) for t in range(6)]
+
+    classic, _ = run(options(**common), kernel(w), trees, total_steps=8)
+    expected = pytorch_sgd(w, gradients, rates, momentum=0.9, nesterov=nesterov, decay=0.02)
+    np.testing.assert_allclose(classic["aspp"]["kernel"], expected, rtol=1e-9)  # float64, a dozen roundings
+
+    keras = options(
+        **common, momentum_rule="keras", weight_decay_rule="decoupled_all", clip="per_variable", clip_norm=2.0
+    )
+    result, _ = run(keras, kernel(w), trees, total_steps=8)
+    expected = keras_sgd(w, gradients, rates, momentum=0.9, nesterov=nesterov, decay=0.02, clip=2.0)
+    np.testing.assert_allclose(result["aspp"]["kernel"], expected, rtol=1e-9)
+
+
+def adamw(w, gradients, rates, *, beta1, beta2, decay):
+    """arXiv 1711.05101, algorithm 2, with the rate in both terms."""
+    mean, square = np.zeros_like(w), np.zeros_like(w)
+    for t, (g, rate) in enumerate(zip(gradients, rates, strict=True), 1):
+        mean = beta1 * mean + (1 - beta1) * g
+        square = beta2 * square + (1 - beta2) * g**2
+        step = mean / (1 - beta1**t) / (np.sqrt(square / (1 - beta2**t)) + 1e-8)
+        w = w - rate * (step + decay * w)
+    return w
+
+
+def test_adam_with_decoupled_decay_is_adamw_while_the_rate_changes(float64):
+    rng = np.random.default_rng(0)
+    w, gradients = rng.normal(size=(3, 4)), list(rng.normal(size=(6, 3, 4)))
+    optimizer = options(
+        name="adam", momentum=0.8, adam_beta2=0.95, schedule="cosine", weight_decay=0.02,
+        weight_decay_rule="decoupled_all",
+    )  # fmt: skip
+    result, _ = run(optimizer, kernel(w), [kernel(g) for g in gradients], total_steps=8)
+    rates = [0.1 * 0.5 * (1 + np.cos(np.pi * t / 8)) for t in range(6)]
+    expected = adamw(w, gradients, rates, beta1=0.8, beta2=0.95, decay=0.02)
+    np.testing.assert_allclose(result["aspp"]["kernel"], expected, rtol=1e-9)  # float64, a dozen roundings
+
+
+@pytest.mark.parametrize("schedule", ["constant", "poly"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_classic_is_the_sgd_of_optax(float64, schedule, momentum):
+    params = network(np.float64)
+    gradients = gradients_like(params, 4)
+    optimizer = options(schedule=schedule, momentum=momentum)
+    result, _ = run(optimizer, params, gradients, total_steps=5)
+    rule = optax.sgd(make_schedule(optimizer, 5), momentum=momentum)
+    state = rule.init(params)
+    for gradient in gradients:
+        updates, state = rule.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    assert_trees_close(result, params, rtol=1e-9)  # float64, a dozen roundings
+
+
+def test_the_momentum_rules_part_ways_only_while_the_rate_changes(float64):
+    params = network(np.float64)
+    gradients = gradients_like(params, 4)
+    for schedule, equal in (("constant", True), ("cosine", False)):
+        results = [
+            run(options(schedule=schedule, momentum_rule=rule), params, gradients, total_steps=5)[0]["aspp"]["conv"]
+            for rule in ("classic", "keras")
+        ]
+        assert np.allclose(*(result["kernel"] for result in results), rtol=1e-9, atol=0) == equal
+
+
+def test_schedules_follow_their_formulas(float64):
+    t = np.minimum(np.arange(20), 15) / 15  # constant past the end
+    for fields, expected in (
+        ({"schedule": "constant"}, np.full(20, 0.1)),
+        ({"schedule": "cosine"}, 0.05 * (1 + np.cos(np.pi * t))),
+        ({"schedule": "cosine", "end_learning_rate": 0.01}, 0.1 * (0.9 * 0.5 * (1 + np.cos(np.pi * t)) + 0.1)),
+        ({"schedule": "poly", "poly_power": 0.9}, 0.1 * (1 - t) ** 0.9),
+        ({"schedule": "poly", "poly_power": 2.0, "end_learning_rate": 0.01}, 0.09 * (1 - t) ** 2 + 0.01),
+    ):
+        schedule = jax.jit(make_schedule(options(**fields), 15))
+        rates = [schedule(jnp.asarray(step, jnp.int32)) for step in range(20)]
+        # optax holds some constants in float32 whatever the precision of the rest: half a unit of its last place.
+        np.testing.assert_allclose(rates, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_warmup_rises_linearly_from_zero_and_the_decay_takes_the_remaining_steps(float64):
+    schedule = jax.jit(make_schedule(options(schedule="cosine"), 30, warmup_steps=10))
+    rates = np.array([schedule(jnp.asarray(step, jnp.int32)) for step in range(31)])
+    np.testing.assert_allclose(rates[:10], 0.1 * np.arange(10) / 10, rtol=1e-6)  # as above
+    np.testing.assert_allclose(rates[10:], 0.05 * (1 + np.cos(np.pi * np.arange(21) / 20)), rtol=1e-6, atol=1e-9)
+
+
+def test_the_guides_schedule_starts_and_ends_where_keras_does():
+    schedule = make_schedule(options(schedule="cosine", learning_rate=0.00175), 2124)
+    assert float(schedule(0)) == pytest.approx(0.00175, rel=1e-6)  # float32
+    assert float(schedule(1062)) == pytest.approx(0.000875, rel=1e-6)
+    assert float(schedule(2124)) == pytest.approx(0, abs=1e-9)
+
+
+def test_clipping_by_variable_and_by_global_norm(float64):
+    gradient = {"aspp": {"kernel": jnp.array([30.0, 40.0])}, "decoder": {"kernel": jnp.array([0.6, 0.8])}}
+    params = jax.tree.map(jnp.zeros_like, gradient)
+    per_variable, _ = run(options(clip="per_variable", clip_norm=5.0), params, [gradient])
+    together, _ = run(options(clip="global", clip_norm=5.0), params, [gradient])
+    factor = -0.1 * 5 / np.sqrt(2501)
+    # The rate is a float32 constant inside optax.
+    np.testing.assert_allclose(per_variable["aspp"]["kernel"], [-0.3, -0.4], rtol=1e-7)
+    np.testing.assert_allclose(per_variable["decoder"]["kernel"], [-0.06, -0.08], rtol=1e-7)
+    np.testing.assert_allclose(together["aspp"]["kernel"], factor * np.array([30, 40]), rtol=1e-7)
+    np.testing.assert_allclose(together["decoder"]["kernel"], factor * np.array([0.6, 0.8]), rtol=1e-7)
+
+
+def test_a_gradient_of_zero_is_clipped_to_zero():
+    params = kernel([1.0, 2.0])
+    for clip in ("per_variable", "global"):
+        result, _ = run(options(clip=clip, clip_norm=1.0), params, [jax.tree.map(jnp.zeros_like, params)])
+        np.testing.assert_array_equal(result["aspp"]["kernel"], [1.0, 2.0])
+
+
+def test_coupled_decay_is_inside_the_clipped_gradient_and_decoupled_decay_outside(float64):
+    params = kernel([300.0, 400.0])
+    none = [jax.tree.map(jnp.zeros_like, params)]
+    clip = {"clip": "per_variable", "clip_norm": 1.0, "weight_decay": 0.1}
+    coupled, _ = run(options(**clip), params, none)
+    decoupled, _ = run(options(**clip, weight_decay_rule="decoupled_all"), params, none)
+    np.testing.assert_allclose(coupled["aspp"]["kernel"], [300 - 0.06, 400 - 0.08], rtol=1e-9)
+    np.testing.assert_allclose(decoupled["aspp"]["kernel"], [297, 396], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("decay_rule", "decayed"), [("coupled_kernels", {"kernel"}), ("decoupled_all", {"kernel", "scale", "bias"})]
+)
+@pytest.mark.parametrize("rule", ["classic", "keras"])
+def test_coupled_decay_touches_kernels_alone_and_decoupled_decay_everything(decay_rule, decayed, rule):
+    params = jax.tree.map(jnp.ones_like, network())
+    none = jax.tree.map(jnp.zeros_like, params)
+    result, _ = run(options(weight_decay=0.1, weight_decay_rule=decay_rule, momentum_rule=rule), params, [none])
+    moved = {path[-1].key for path, leaf in jax.tree_util.tree_leaves_with_path(result) if np.any(leaf != 1)}
+    assert moved == decayed
+
+
+@pytest.mark.parametrize("rule", ["classic", "keras"])
+def test_multipliers_scale_the_rate_of_their_part(float64, rule):
+    params = network(np.float64)
+    gradients = gradients_like(params, 3)
+    common = {"schedule": "poly", "momentum_rule": rule, "weight_decay": 0.1, "weight_decay_rule": "decoupled_all"}
+    multipliers = {"backbone": 0.1, "classifier": 10.0}
+    together, _ = run(options(**common, learning_rate_multipliers=multipliers), params, gradients, 9)
+    for part, factor in {"backbone": 0.1, "aspp": 1.0, "classifier": 10.0}.items():
+        scaled = options(**common, learning_rate=0.1 * factor)
+        alone, _ = run(scaled, {part: params[part]}, [{part: gradient[part]} for gradient in gradients], 9)
+        # optax holds the rate's constants in float32
+        assert_trees_close(together[part], alone[part], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("decay_rule", ["coupled_kernels", "decoupled_all"])
+def test_frozen_parts_stay_exactly_as_they_are_and_cost_no_memory(decay_rule):
+    params = network()
+    gradients = gradients_like(params, 2)
+    common = {"weight_decay": 0.1, "weight_decay_rule": decay_rule, "clip": "global", "clip_norm": 1.0}
+    result, state = run(options(**common, frozen=("backbone",)), params, gradients)
+    jax.tree.map(np.testing.assert_array_equal, result["backbone"], params["backbone"])
+    assert len(buffers(state)) == len(jax.tree.leaves(params)) - len(jax.tree.leaves(params["backbone"]))
+
+    def others(tree):
+        return {part: leaves for part, leaves in tree.items() if part != "backbone"}
+
+    # The others learn as if the frozen part and its share of the global norm were not there.
+    expected, _ = run(options(**common), others(params), [others(gradient) for gradient in gradients])
+    assert_trees_close(others(result), expected, rtol=1e-6, atol=1e-7)  # float32 sums in two programs
+
+
+def test_modules_are_frozen_by_their_paths():
+    params = network()
+    result, _ = run(options(frozen=("backbone/conv", "[ad]*/n*m/scale")), params, gradients_like(params, 1))
+    same = jax.tree.map(lambda one, other: bool(np.all(one == other)), result, params)
+    learns = {"conv": {"kernel": False}, "norm": {"scale": False, "bias": False}}
+    scale_stays = {"conv": {"kernel": False}, "norm": {"scale": True, "bias": False}}
+    assert same == {
+        "backbone": {"conv": {"kernel": True}, "norm": {"scale": False, "bias": False}},
+        "aspp": scale_stays,
+        "decoder": scale_stays,
+        "classifier": learns,
+    }
+
+
+def test_a_path_that_freezes_nothing_is_refused():
+    with pytest.raises(UserError, match=r"^optimizer.frozen='backbone/cnv' matches no parameter.*backbone/conv"):
+        run(options(frozen=("backbone/cnv",)), network(), [])
+
+
+def test_every_step_has_the_rate_of_its_count():
+    params = network()
+    rule = make_optimizer(options(schedule="poly", momentum=0.0), 2, parts=PARTS)
+    gradient = jax.tree.map(jnp.ones_like, params)
+    first, state = rule.update(gradient, rule.init(params), params)
+    second, _ = rule.update(gradient, state, params)
+    np.testing.assert_allclose(first["aspp"]["norm"]["bias"], -0.1, rtol=1e-6)  # float32
+    np.testing.assert_allclose(second["aspp"]["norm"]["bias"], -0.1 * 0.5**0.9, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schedule": "cosin"}, r"optimizer\.schedule='cosin' does not exist.*cosine"),
+        ({"momentum_rule": "kears"}, r"optimizer\.momentum_rule='kears' does not exist.*keras"),
+        ({"name": "adm"}, r"optimizer\.name='adm' does not exist.*adam"),
+        ({"name": "adam", "momentum_rule": "keras"}, r"optimizer\.momentum_rule='keras' is of sgd"),
+        ({"clip": "globl", "clip_norm": 1.0}, r"optimizer\.clip='globl' does not exist.*global"),
+        ({"clip": "global"}, r"optimizer\.clip='global' needs optimizer\.clip_norm above 0"),
+        ({"clip": "per_variable", "clip_norm": -1.0}, r"needs optimizer\.clip_norm above 0"),
+        ({"weight_decay_rule": "coupled"}, r"optimizer\.weight_decay_rule='coupled' does not exist"),
+        ({"frozen": ("backbon",)}, r"optimizer\.frozen names 'backbon', which is no part.*backbone"),
+        ({"learning_rate_multipliers": {"as*": 1.0}}, r"learning_rate_multipliers names 'as\*', which is no part"),
+        ({"learning_rate_multipliers": {"asp": 1.0}}, r"learning_rate_multipliers names 'asp', which is no part.*aspp"),
+    ],
+)
+def test_a_wrong_option_is_named_in_one_line(fields, message):
+    with pytest.raises(UserError, match=message) as raised:
+        make_optimizer(options(**fields), 10, parts=PARTS)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_warmup_that_leaves_nothing_to_train_is_refused():
+    with pytest.raises(UserError, match="the warm-up of 10 steps fills the whole training of 10"):
+        make_schedule(options(), 10, 10)

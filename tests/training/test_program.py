@@ -1,0 +1,51 @@
+"""How a config's step is compiled on processors, and to what."""
+
+import time
+
+import jax
+
+from deeplab_jax.config import base_config
+from deeplab_jax.parallel import mesh as mesh_lib
+from deeplab_jax.training import program as program_lib
+
+
+def test_on_processors_the_step_has_fewer_copies():
+    program = _tiny_program()
+    lowered = program.step.lower(program.shapes, program.batch_shapes)
+
+    as_built = lowered.compile()
+    as_by_default = lowered.compile({"xla_cpu_copy_insertion_use_region_analysis": False})
+    assert _temporaries(as_built) < 0.95 * _temporaries(as_by_default)  # .88 with jaxlib 0.10.2
+
+
+def test_the_state_and_the_step_are_compiled_one_after_the_other():
+    """Each takes hundreds of MB: side by side they would take the memory of both."""
+    spans = []
+
+    def note(event, seconds, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            now = time.perf_counter()
+            spans.append((now - seconds, now))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        _tiny_program().random_state(seed=0)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+    assert len(spans) == 2
+    assert min(spans)[1] < max(spans)[0], spans
+
+
+def _tiny_program() -> program_lib.TrainProgram:
+    config = base_config()
+    config.model.backbone = "resnet10_v1_slim"
+    config.model.atrous_rates = (1, 2)
+    config.model.aspp_channels = config.model.decoder_channels = config.model.low_level_channels = 8
+    config.data.batch_size, config.data.image_size = 2, (64, 64)
+    config.optimizer.learning_rate = 0.1
+    mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
+    return program_lib.build(config, 21, mesh, total_steps=4, warmup_steps=0)
+
+
+def _temporaries(compiled) -> int:
+    return compiled.memory_analysis().temp_size_in_bytes

@@ -1,0 +1,256 @@
+"""What a run leaves behind: every step once, strict JSON, honest speeds, TensorBoard events, one line a log."""
+
+import contextlib
+import io
+import json
+import math
+import pathlib
+import struct
+import types
+
+import numpy as np
+import pytest
+import rich.console
+from PIL import Image
+from tensorboardX.proto import event_pb2
+
+from deeplab_jax import visualization
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import VOC
+from deeplab_jax.workdir import metrics_log
+from deeplab_jax.workdir.metrics_log import Writer
+from tests.conftest import scene
+
+
+def lines(workdir: pathlib.Path) -> list[dict]:
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    text = (workdir / "metrics.jsonl").read_text()
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def events(workdir: pathlib.Path) -> list[event_pb2.Event]:
+    """The records of all event files: length, its checksum, the event, its checksum."""
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        content, position = path.read_bytes(), 0
+        while position < len(content):
+            (length,) = struct.unpack_from("<Q", content, position)
+            found.append(event_pb2.Event.FromString(content[position + 12 : position + 12 + length]))
+            position += length + 16
+    return found
+
+
+def scalars(workdir: pathlib.Path) -> dict[tuple[int, str], float]:
+    return {
+        (event.step, value.tag): value.simple_value
+        for event in events(workdir)
+        for value in event.summary.value
+        if value.WhichOneof("value") == "simple_value"
+    }
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that passes when the test says so."""
+    clock = types.SimpleNamespace(now=100.0)
+    monkeypatch.setattr(metrics_log, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
+    return clock
+
+
+def quiet(workdir, **options) -> Writer:
+    return Writer(workdir, **{"total_steps": 40, "batch_size": 4, "tensorboard": False} | options)
+
+
+def test_training_goes_to_jsonl_and_tensorboard(tmp_path, clock):
+    with quiet(tmp_path / "run", tensorboard=True) as writer:
+        writer.write_train(10, {"loss": 2.5, "mean_iou": None, "learning_rate": 0.1})
+        clock.now += 5
+        writer.write_train(20, {"loss": 1.5, "mean_iou": 0.25, "learning_rate": 0.05})
+    none = {"examples_per_second": None, "steps_per_second": None}
+    assert lines(tmp_path / "run") == [
+        {"step": 10, **none, "loss": 2.5, "mean_iou": None, "learning_rate": 0.1},
+        {
+            "step": 20,
+            "examples_per_second": 8.0,
+            "steps_per_second": 2.0,
+            "loss": 1.5,
+            "mean_iou": 0.25,
+            "learning_rate": 0.05,
+        },
+    ]
+    assert scalars(tmp_path / "run") == {
+        (10, "train/loss"): 2.5,
+        (10, "train/learning_rate"): np.float32(0.1),  # TensorBoard holds float32
+        (20, "train/loss"): 1.5,
+        (20, "train/mean_iou"): 0.25,
+        (20, "train/learning_rate"): np.float32(0.05),
+        (20, "train/examples_per_second"): 8.0,
+        (20, "train/steps_per_second"): 2.0,
+    }
+
+
+def test_evaluation_goes_to_jsonl_and_tensorboard_with_its_gallery(tmp_path):
+    gallery = []
+    for seed in (1, 2):
+        image, truth = scene(seed, height=20 + 5 * seed, width=30)
+        gallery.append((image, truth, np.zeros_like(truth)))
+    values = {"mean_iou": 0.5, "num_images": 2, "loss": None, "per_class_iou": {"cat": 0.5, "dog": None}}
+    with quiet(tmp_path, tensorboard=True) as writer:
+        writer.write_evaluation(30, values | {"gallery": gallery}, VOC)
+    assert lines(tmp_path) == [{"step": 30, "eval": values}]
+    assert scalars(tmp_path) == {(30, "eval/mean_iou"): 0.5, (30, "eval/num_images"): 2}
+    (image,) = [value for event in events(tmp_path) for value in event.summary.value if value.HasField("image")]
+    assert image.tag == "eval/gallery"
+    shown = np.asarray(Image.open(io.BytesIO(image.image.encoded_image_string)))
+    np.testing.assert_array_equal(shown, visualization.gallery_strip(*zip(*gallery, strict=True), VOC))
+
+
+def test_an_evaluation_without_images_is_written(tmp_path):
+    with quiet(tmp_path, tensorboard=True) as writer:
+        writer.write_evaluation(1, {"mean_iou": 0.5, "gallery": []}, VOC)
+    assert lines(tmp_path) == [{"step": 1, "eval": {"mean_iou": 0.5}}]
+
+
+def test_what_is_not_finite_becomes_null(tmp_path, capfd):
+    with quiet(tmp_path, tensorboard=True) as writer:
+        writer.write_train(1, {"loss": math.nan, "mean_iou": math.inf})
+        writer.write_evaluation(1, {"loss": -math.inf, "per_class_iou": {"cat": np.float32("nan")}}, VOC)
+    train, evaluation = lines(tmp_path)
+    assert (train["loss"], train["mean_iou"]) == (None, None)
+    assert evaluation["eval"] == {"loss": None, "per_class_iou": {"cat": None}}
+    assert scalars(tmp_path) == {}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_speed_leaves_out_compilation_pauses_and_evaluations(tmp_path, clock):
+    def slow_strip(*arguments, **options):
+        clock.now += 1000
+        return np.zeros((1, 1, 3), np.uint8)
+
+    image = (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8))
+    with pytest.MonkeyPatch.context() as patch, quiet(tmp_path, tensorboard=True) as writer:
+        patch.setattr(visualization, "gallery_strip", slow_strip)
+        clock.now += 60  # compiling
+        writer.write_train(10, {"loss": 1.0})
+        clock.now += 2
+        with writer.pause():
+            clock.now += 500
+        writer.write_evaluation(10, {"mean_iou": 0.5, "gallery": [image]}, VOC)
+        clock.now += 3
+        writer.write_train(20, {"loss": 1.0})
+        clock.now += 20
+        writer.write_train(30, {"loss": 1.0})
+    speeds = [line["steps_per_second"] for line in lines(tmp_path) if "eval" not in line]
+    assert speeds == [None, 2.0, 0.5]
+
+
+def test_a_pause_that_fails_still_ends(tmp_path, clock):
+    with quiet(tmp_path) as writer:
+        writer.write_train(1, {"loss": 1.0})
+        with contextlib.suppress(RuntimeError), writer.pause():
+            clock.now += 100
+            raise RuntimeError("the evaluation failed")
+        clock.now += 1
+        writer.write_train(2, {"loss": 1.0})
+    assert lines(tmp_path)[-1]["steps_per_second"] == 1.0
+
+
+def test_a_run_that_continues_has_every_step_once(tmp_path):
+    with quiet(tmp_path) as writer:
+        for step in (10, 20, 30):
+            writer.write_train(step, {"loss": float(step)})
+        writer.write_evaluation(20, {"mean_iou": 0.2}, VOC)
+        writer.write_evaluation(30, {"mean_iou": 0.3}, VOC)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "los')  # a crash
+    with quiet(tmp_path, start_step=20) as writer:
+        writer.write_train(30, {"loss": 3.0})
+    assert [(line["step"], line.get("loss"), "eval" in line) for line in lines(tmp_path)] == [
+        (10, 10.0, False),
+        (20, 20.0, False),
+        (20, None, True),
+        (30, 3.0, False),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_run_that_starts_afresh_forgets_the_steps_of_one_that_left_no_checkpoint(tmp_path):
+    for loss in (1.0, 2.0):
+        with quiet(tmp_path) as writer:
+            writer.write_train(10, {"loss": loss})
+    assert [line["loss"] for line in lines(tmp_path)] == [2.0]
+
+
+def test_a_run_that_continues_at_its_end_replaces_the_last_evaluation(tmp_path):
+    with quiet(tmp_path) as writer:
+        writer.write_train(40, {"loss": 1.0})
+        writer.write_evaluation(40, {"mean_iou": 0.3}, VOC)
+    with quiet(tmp_path, start_step=40) as writer:
+        writer.write_evaluation(40, {"mean_iou": 0.4}, VOC)
+    train, evaluation = lines(tmp_path)
+    assert (train["loss"], evaluation["eval"]) == (1.0, {"mean_iou": 0.4})
+
+
+def test_tensorboard_hides_the_steps_that_are_repeated(tmp_path):
+    with quiet(tmp_path, tensorboard=True, start_step=20):
+        pass
+    starts = [event for event in events(tmp_path) if event.HasField("session_log")]
+    assert [(event.step, event.session_log.status) for event in starts] == [(21, event_pb2.SessionLog.START)]
+
+
+def test_a_disabled_writer_touches_nothing(tmp_path):
+    console = rich.console.Console(file=io.StringIO())
+    with Writer(tmp_path / "run", total_steps=1, batch_size=1, console=console, enabled=False) as writer:
+        writer.write_train(1, {"loss": 1.0})
+        with writer.pause():
+            pass
+        writer.write_evaluation(1, {"mean_iou": 1.0}, VOC)
+    assert not (tmp_path / "run").exists()
+    assert console.file.getvalue() == ""
+
+
+def test_a_log_file_gets_one_plain_line_for_each_report(tmp_path, clock):
+    console = rich.console.Console(file=io.StringIO(), width=20)
+    with quiet(tmp_path, console=console) as writer:
+        writer.write_train(10, {"loss": 2.5, "mean_iou": None})
+        clock.now += 5
+        writer.write_train(20, {"loss": 1.25, "mean_iou": 0.25, "learning_rate": 0.1})
+        writer.write_evaluation(20, {"mean_iou": 0.5, "num_pixels": 9, "num_images": 7, "per_class_iou": {}}, VOC)
+    assert console.file.getvalue().splitlines() == [
+        "step 10/40  loss 2.5",
+        "step 20/40  loss 1.25  mean_iou 0.25  8 images/s  0:00:10 left",
+        "step 20/40  evaluation: mean_iou 0.5  num_images 7",
+    ]
+
+
+def test_a_terminal_gets_a_bar_that_makes_room_for_others(tmp_path, clock):
+    console = rich.console.Console(file=io.StringIO(), force_terminal=True, width=100)
+    with quiet(tmp_path, console=console) as writer:
+        writer.write_train(10, {"loss": 2.5})
+        clock.now += 5
+        writer.write_train(20, {"loss": 1.25})
+        with writer.pause():
+            before = len(console.file.getvalue())
+            console.print("a line")  # plain: around a live bar it would carry cursor movements
+            assert console.file.getvalue()[before:] == "a line\n"
+        writer.write_evaluation(20, {"mean_iou": 0.5}, VOC)
+    shown = console.file.getvalue()
+    assert "step 20/40  loss 1.25  8 images/s  0:00:10 left" in shown
+    assert "step 20/40  evaluation: mean_iou 0.5" in shown
+
+
+def test_a_workdir_that_cannot_be_written_is_a_users_mistake(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: .*; free some space"):
+        quiet(tmp_path / "file" / "run").__enter__()
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_a_users_mistake(tmp_path):
+    with quiet(tmp_path) as writer:
+        (tmp_path / "metrics.jsonl").unlink()
+        (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+        with pytest.raises(UserError, match=r"metrics\.jsonl: No space left on device"):
+            writer.write_train(1, {"loss": 1.0})
