@@ -39,7 +39,9 @@ class Bar:
         if self._display is not None:
             self._display.advance(self._task, amount)
 
-    def update(self, *, completed: int | float | None = None, total: int | float | None = None, status: str = "") -> None:
+    def update(
+        self, *, completed: int | float | None = None, total: int | float | None = None, status: str = ""
+    ) -> None:
         """Sets what is done, the total, or the text at the end of the line."""
         if self._display is not None:
             self._display.update(self._task, completed=completed, total=total, status=status)

@@ -159,7 +159,8 @@ def lowered(
       UserError: a config that cannot be run on so many devices.
     """
     processes = len({device.process_index for device in devices})
-    config_lib.validate(config, devices=len(devices), processes=processes, training=not inference)
+    config_lib.validate(config, training=not inference)
+    mesh_lib.validate_mesh(config, devices=len(devices), processes=processes)
     mesh = mesh_lib.make_mesh(config.mesh, devices)
     step, arguments = (_eval_step if inference else _train_step)(config, num_classes, mesh)
     return step.lower(*arguments)

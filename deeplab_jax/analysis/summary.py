@@ -138,7 +138,8 @@ def mesh_table(config: ConfigDict, num_classes: int, devices: int) -> Table:
     Raises:
       UserError: a config that cannot be trained on so many devices.
     """
-    config_lib.validate(config, devices=devices)
+    config_lib.validate(config)
+    mesh_lib.validate_mesh(config, devices=devices, processes=1)
     sizes = mesh_lib.mesh_sizes(config.mesh, devices)
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
     model = build_for_mesh(config, num_classes, mesh)

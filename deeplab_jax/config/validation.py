@@ -10,13 +10,11 @@ from deeplab_jax.config.schema import PROTOCOLS
 from deeplab_jax.errors import UserError, suggest
 
 
-def validate(config: ConfigDict, *, devices: int = 1, processes: int = 1, training: bool = True) -> None:
+def validate(config: ConfigDict, *, training: bool = True) -> None:
     """Checks what can be known before any data is read and any device is used.
 
     Args:
       config: a whole config.
-      devices: over all processes.
-      processes: that read data.
       training: whether what only training needs has to be set.
 
     Raises:

@@ -66,7 +66,7 @@ class Networks:
         self._slots = {name: _Slot(load) for name, load in loaders.items()}
         self.names, self.max_pixels = tuple(loaders), max_pixels
 
-    def labels(self, name: str) -> LabelSet:
+    def label_set(self, name: str) -> LabelSet:
         """The classes of a network, which is loaded if it is not yet.
 
         Raises:

@@ -111,7 +111,8 @@ def evaluate_workdir(
       UserError: no checkpoint, data that are not there, or classes that differ from the network's.
     """
     config = layout.read_config(workdir) if config is None else config
-    config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count())
+    config_lib.validate(config)
+    mesh_lib.validate_mesh(config, devices=jax.device_count(), processes=jax.process_count())
     label_set = layout.read_labels(workdir)
     source = _open_split_with(label_set, config, split, f"the network in {workdir}")
     mesh = mesh_lib.make_mesh(config.mesh)
@@ -141,7 +142,8 @@ def evaluate_pretrained(
     """
     if network.label_set is None:
         raise UserError(f"a {network.model.backbone} backbone alone has no classes to score; train from it first")
-    config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count(), training=False)
+    config_lib.validate(config, training=False)
+    mesh_lib.validate_mesh(config, devices=jax.device_count(), processes=jax.process_count())
     source = _open_split_with(network.label_set, config, split, "the network")
     mesh = mesh_lib.make_mesh(config.mesh)
     model = build_for_mesh(config, network.label_set.num_classes, mesh)

@@ -49,7 +49,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
         console = None
     # ---- What the config means, checked before any work ----
     processes.check_same_config(config)
-    config_lib.validate(config, devices=jax.device_count(), processes=jax.process_count())
+    config_lib.validate(config)
+    mesh_lib.validate_mesh(config, devices=jax.device_count(), processes=jax.process_count())
     train_source = open_split(config, config.data.train_split)
     eval_source = open_split(config, config.data.eval_split)
     label_set = train_source.label_set

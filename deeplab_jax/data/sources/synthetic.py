@@ -23,7 +23,7 @@ class SyntheticSource:
     """One split of the scenes; an example is a pure function of split, position and size."""
 
     name = "synthetic"
-    labels = SYNTHETIC
+    label_set = SYNTHETIC
 
     def __init__(self, split: str, num_examples: int | None = None, size: tuple[int, int] | None = None):
         self.split = split
