@@ -67,7 +67,7 @@ Published on this split, test mean IoU: 66.9 (FC-DenseNet103), 67.7 (FC-HarDNet8
 (PP-LiteSeg-T), 74.4 (DDRNet-23-slim) from ImageNet weights at 960x720.
 """
 
-from deeplab_jax.config import load_config, parse_leg
+from deeplab_jax.config import load_config, parse_stage
 
 # Square roots of the median frequency over each class' frequency, in pixels of the training images that have the
 # class (balancing as in arXiv 1411.4734, section 4.3.2, half way): sky, building, pole, road and so on.
@@ -80,7 +80,7 @@ _ON_LARGE_CROPS = {
     "init": "", "backbone": 0.5, "frozen": ("backbone/stem*", "backbone/stage1*"), "freeze_norm_statistics": True,
     "class_weights": _QUARTER_BALANCED, "paste_classes": (), "splits": ("train+val", "test"),
 }  # fmt: skip
-_LEGS = {
+_STAGES = {
     1: {
         "init": "deeplab_v3_plus_efficientnet_lite2_pascalvoc", "size": 257, "batch": 8, "steps": 2600, "rate": 0.001,
         "backbone": 0.25, "frozen": ("backbone/stem*", "backbone/stage[1-2]*"), "freeze_norm_statistics": False,
@@ -102,7 +102,7 @@ _LEGS = {
 
 def get_config(arg=None):
     """Arguments: `leg`, `init` (a preset or folder), `size` (of the square crop), `batch`, `steps`, `rate` (peak)."""
-    leg = parse_leg(arg, _LEGS, settable=("init", "size", "batch", "steps", "rate"))
+    leg = parse_stage(arg, _STAGES, settable=("init", "size", "batch", "steps", "rate"))
     config = load_config(
         "deeplabv3plus_efficientnet_lite0_voc",
         size=leg.size, batch=leg.batch, steps=leg.steps, rate=leg.rate, init=leg.init,
@@ -131,5 +131,5 @@ def get_config(arg=None):
     config.train.seed = leg.seed
     config.eval.protocol = "whole"
     config.eval.scales = (1.5,)
-    config.checkpoint.every_percent = 10.0
+    config.checkpoint.every = "10%"
     return config

@@ -79,7 +79,7 @@ from the preset tried what to do about it, with AdamW at .0002, averages at .99 
 The mean of the preset and the first two has .5977, .9040: not shipped, for 449 images do not tell it from the preset.
 """
 
-from deeplab_jax.config import load_config, parse_leg
+from deeplab_jax.config import load_config, parse_stage
 
 
 def _weights(objects, hard=None):
@@ -137,12 +137,12 @@ _CHANGES[10] = _CHANGES[9] | {
     "scale_range": (0.4, 1.0), "color_jitter": 0.4, "paste_classes": tuple(range(1, 21)), "teacher_weight": 0.85,
     "steps": 1400, "seed": 10,
 }  # fmt: skip
-_LEGS = {leg: _COMMON | changes for leg, changes in _CHANGES.items()}
+_STAGES = {leg: _COMMON | changes for leg, changes in _CHANGES.items()}
 
 
 def get_config(arg=None):
     """Arguments: `leg`, `teacher` and `init` (presets or folders), `size` (of the input), `batch`, `steps`, `rate`."""
-    leg = parse_leg(arg, _LEGS, settable=("teacher", "init", "size", "batch", "steps", "rate"))
+    leg = parse_stage(arg, _STAGES, settable=("teacher", "init", "size", "batch", "steps", "rate"))
     config = load_config(
         "deeplabv3plus_efficientnet_lite0_voc",
         size=leg.size, batch=leg.batch, steps=leg.steps, rate=leg.rate, init=leg.init,
@@ -169,5 +169,5 @@ def get_config(arg=None):
     config.loss.class_weights = leg.class_weights
     config.loss.teacher = leg.teacher or None
     config.loss.teacher_weight = leg.teacher_weight
-    config.checkpoint.every_percent = 5.0
+    config.checkpoint.every = "5%"
     return config

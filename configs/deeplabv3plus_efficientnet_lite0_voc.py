@@ -26,6 +26,7 @@ def get_config(arg=None):
     config.model.backbone_norm_epsilon = 1e-3
     config.model.backbone_norm_decay = 0.97
     config.model.head_norm_decay = 0.97
+    config.model.zero_unreached_taps = True
     config.model.padding = "same_upper"
     config.model.input_mean = (127.0, 127.0, 127.0)
     config.model.input_std = (128.0, 128.0, 128.0)
@@ -36,16 +37,16 @@ def get_config(arg=None):
     config.data.resize = "squeeze"
     config.data.random_flip = "horizontal"
 
-    config.train.steps = arg.steps
+    config.train.duration = f"{arg.steps} steps"
     config.train.init_from = arg.init or None
     config.optimizer.learning_rate = arg.rate
     config.optimizer.learning_rate_multipliers.backbone = 0.25 if arg.init else 1.0
     config.optimizer.schedule = "poly"
-    config.optimizer.warmup_percent = 5.0
+    config.optimizer.warmup = "5%"
     config.optimizer.weight_decay = 4e-5
     config.optimizer.nesterov = True
 
     config.eval.protocol = "squeeze"
-    config.checkpoint.every_percent = 25.0
+    config.checkpoint.every = "25%"
     config.log.every_steps = 20
     return config

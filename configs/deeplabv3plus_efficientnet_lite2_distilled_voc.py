@@ -35,14 +35,14 @@ Leg 1 was the first that was tried. That leg 2 weighs hard classes more was deci
 had been seen, .005; which classes these are is older, see below. What the legs of Lite0 had taught on val was known.
 """
 
-from deeplab_jax.config import load_config, parse_leg
+from deeplab_jax.config import load_config, parse_stage
 
 # Bicycles, bottles, chairs, potted plants, sofas: what the network with Lite0 found hardest on its training images.
 _HARD = (2, 5, 9, 16, 18)
 
 # `rate` is of the head, `backbone` the backbone's share of it; `hard` is what a pixel of a hard class counts, beside 1
 # for the background and 1.5 for other classes.
-_LEGS = {
+_STAGES = {
     1: {
         "init": "efficientnet_lite2_imagenet", "teacher": "", "steps": 2600, "rate": 0.001, "backbone": 0.25,
         "freeze_norm_statistics": False, "hard": 1.5, "seed": 24,
@@ -56,10 +56,10 @@ _LEGS = {
 
 def get_config(arg=None):
     """Arguments: `leg`, `teacher` and `init` (presets or folders), `steps`, `rate` (of the head, at its peak)."""
-    leg = parse_leg(arg, _LEGS, settable=("teacher", "init", "steps", "rate"))
+    leg = parse_stage(arg, _STAGES, settable=("teacher", "init", "steps", "rate"))
     config = load_config(
         "deeplabv3plus_efficientnet_lite0_distilled_voc",
-        leg=9, teacher=leg.teacher, init=leg.init, steps=leg.steps, rate=leg.rate,
+        stage=9, teacher=leg.teacher, init=leg.init, steps=leg.steps, rate=leg.rate,
     )  # fmt: skip
 
     config.model.backbone = "efficientnet_lite2"

@@ -39,7 +39,7 @@ def get_config(arg=None):
     config.data.scale_step = 0.25
     config.data.random_flip = "horizontal"
 
-    config.train.steps = arg.steps
+    config.train.duration = f"{arg.steps} steps"
     config.optimizer.learning_rate = 0.007
     config.optimizer.schedule = "poly"
     config.optimizer.poly_power = 0.9
@@ -49,6 +49,6 @@ def get_config(arg=None):
 
     config.eval.protocol = "whole"
     config.eval.image_size = (513, 513)
-    config.checkpoint.every_steps = 1000
+    config.checkpoint.every = "1000 steps"
     config.log.every_steps = 100
     return config

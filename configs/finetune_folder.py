@@ -25,6 +25,7 @@ def get_config(arg=None):
     config.model.decoder = "separable"
     config.model.aspp_dropout = 0.1
     config.model.update(pretrained.model_fields(arg.init))
+    config.model.zero_unreached_taps = True
     config.train.init_from = arg.init
 
     config.data.name = "folder"
@@ -33,10 +34,10 @@ def get_config(arg=None):
     config.data.resize = "scale_crop"
     config.data.random_flip = "horizontal"
 
-    config.train.epochs = arg.epochs
+    config.train.duration = f"{arg.epochs:g} epochs"
     config.optimizer.learning_rate = arg.rate
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_percent = 5.0
+    config.optimizer.warmup = "5%"
     config.optimizer.weight_decay = 1e-4
     config.optimizer.clip = "global"
     config.optimizer.clip_norm = 10.0
@@ -44,6 +45,6 @@ def get_config(arg=None):
 
     config.eval.protocol = "whole"
     config.eval.batch_size = 1
-    config.eval.every_percent = 20.0
-    config.checkpoint.every_percent = 20.0
+    config.eval.every = "20%"
+    config.checkpoint.every = "20%"
     return config

@@ -41,7 +41,7 @@ def get_config(arg=None):
     config.data.resize = "squeeze"
     config.data.random_flip = "horizontal"
 
-    config.train.steps = arg.steps
+    config.train.duration = f"{arg.steps} steps"
     config.optimizer.learning_rate = 0.007 * arg.batch / 16
     config.optimizer.schedule = "cosine"
     config.optimizer.momentum = 0.9
@@ -52,5 +52,5 @@ def get_config(arg=None):
     config.optimizer.weight_decay_rule = "decoupled_all"
     config.loss.name = "keras"
     config.eval.protocol = "guide"
-    config.eval.void = "background"
+    config.eval.ignored_pixels = "background"
     return config

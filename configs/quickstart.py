@@ -20,20 +20,21 @@ def get_config(arg=None):
     config.model.aspp_channels = 64
     config.model.decoder_channels = 64
     config.model.low_level_channels = 24
+    config.model.zero_unreached_taps = True
 
     config.data.name = "synthetic"
     config.data.image_size = (arg.size, arg.size)
     config.data.batch_size = arg.batch
     config.data.random_flip = "horizontal_and_vertical"
 
-    config.train.steps = arg.steps
+    config.train.duration = f"{arg.steps} steps"
     config.train.seed = arg.seed
     config.optimizer.learning_rate = 0.4
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_percent = 5.0
+    config.optimizer.warmup = "5%"
     config.optimizer.nesterov = True
     config.optimizer.weight_decay = 1e-4
     config.eval.protocol = "guide"
-    config.checkpoint.every_percent = 25.0
+    config.checkpoint.every = "25%"
     config.log.every_steps = 50
     return config

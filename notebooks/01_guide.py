@@ -90,7 +90,7 @@ This page uses a temporary one; yours would be something like `runs/my_first`.
 workdir = pathlib.Path(tempfile.mkdtemp()) / "guide"
 
 config = deeplab_jax.load_config("quickstart", steps=350)
-config.eval.every_percent = 25.0
+config.eval.every = "25%"
 config.log.tensorboard = False
 
 results = train(config, workdir, console=console)
@@ -236,7 +236,8 @@ starts at 0.007 x 4 / 16 = 0.00175 for its batches of four, and ends after 2,124
 """
 
 # %%
-visualization.plot_learning_rate(make_schedule(guide.optimizer, guide.train.steps), guide.train.steps)
+guide_steps = duration_steps(guide.train.duration, field="train.duration", batch_size=4, num_examples=8498)
+visualization.plot_learning_rate(make_schedule(guide.optimizer, guide_steps), guide_steps)
 
 # %% [markdown]
 """
@@ -245,14 +246,9 @@ first twentieth of the training: the *warm-up*.
 """
 
 # %%
-total_steps = config.train.steps
-warmup_steps = duration_steps(
-    config.optimizer,
-    "warmup_",
-    batch_size=config.data.batch_size,
-    num_examples=len(train_source),
-    total_steps=total_steps,
-)
+sizes = {"batch_size": config.data.batch_size, "num_examples": len(train_source)}
+total_steps = duration_steps(config.train.duration, field="train.duration", **sizes)
+warmup_steps = duration_steps(config.optimizer.warmup, field="optimizer.warmup", total_steps=total_steps, **sizes)
 schedule = make_schedule(config.optimizer, total_steps, warmup_steps)
 visualization.plot_learning_rate(schedule, total_steps)
 
@@ -389,7 +385,7 @@ for void in ("ignore", "background"):
 # %% [markdown]
 """
 The predictions are the same; only the count differs. Two scores can be compared only if both treat void alike, so
-`config.eval.void` is a setting: `ignore`, or `background` to repeat the Keras guide's number.
+`config.eval.ignored_pixels` is a setting: `exclude`, or `background` to repeat the Keras guide's number.
 """
 
 # %% [markdown]

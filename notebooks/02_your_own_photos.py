@@ -242,7 +242,7 @@ classifier begins anew: it had 21 other classes. `init="NAME"` takes another net
 config = deeplab_jax.load_config("finetune_folder", size=129, batch=8, epochs=30, rate=0.15, init=WEIGHTS)
 config.data.data_dir = "data"
 config.data.scale_range = (0.75, 1.5)  # the images are small already; for photos leave it at (0.5, 2)
-config.checkpoint.every_percent = config.eval.every_percent = 100.0
+config.checkpoint.every = config.eval.every = "100%"
 config.log.tensorboard = False
 
 # %% [markdown]

@@ -85,7 +85,7 @@ for field in ("train_split", "image_size", "batch_size", "resize", "scale_range"
     print(f"config.data.{field:21}{config.data[field]}")
 for field in ("learning_rate", "schedule", "poly_power", "momentum", "weight_decay"):
     print(f"config.optimizer.{field:16}{config.optimizer[field]}")
-print(f"config.train.{'steps':20}{config.train.steps}")
+print(f"config.train.{'duration':20}{config.train.duration}")
 
 console.print(summary_table(config, num_classes=21))
 

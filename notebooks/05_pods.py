@@ -331,7 +331,7 @@ The same command on every host of a TPU slice; `--cluster` learns from the slice
 ```
 deeplab-jax train --cluster --config deeplabv3plus_resnet101_voc --config.train.compute_dtype=bfloat16 \
     --config.data.batch_size=64 --config.data.data_dir=/shared/data --workdir /shared/runs/voc \
-    --config.checkpoint.every_steps=500
+    --config.checkpoint.every=500steps
 ```
 
 - `data.batch_size` is global: 64 is four images on each of 16 chips. With a batch other than the config's the

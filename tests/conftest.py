@@ -197,7 +197,6 @@ TINY_VALUES = {
     "optimizer.learning_rate": 0.02,
     "mesh.data": 1,
     "log.tensorboard": False,
-    "log.gallery_images": 2,
 }
 
 

@@ -212,10 +212,10 @@ def compile_program(
 
 
 def _train_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
-    durations = {"batch_size": config.data.batch_size, "num_examples": _EXAMPLES}
-    total = config_lib.duration_steps(config.train, **durations) or 1
-    warmup = config_lib.duration_steps(config.optimizer, "warmup_", total_steps=total, **durations) or 0
-    program = program_lib.build(config, num_classes, mesh, total_steps=total, warmup_steps=warmup)
+    sizes = {"batch_size": config.data.batch_size, "num_examples": _EXAMPLES}
+    total = config_lib.duration_steps(config.train.duration, field="train.duration", **sizes) or 1
+    warmup = config_lib.duration_steps(config.optimizer.warmup, field="optimizer.warmup", total_steps=total, **sizes)
+    program = program_lib.build(config, num_classes, mesh, total_steps=total, warmup_steps=warmup or 0)
     return program.step, (program.shapes, program.batch_shapes)
 
 

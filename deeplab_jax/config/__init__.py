@@ -1,15 +1,30 @@
-"""Experiment configs: the schema, typed arguments, durations, and validation before any device work."""
+"""Experiment configs: the schema, arguments of config files, durations, validation, and JSON."""
 
-from deeplab_jax.config.arguments import parse_arg, parse_leg
-from deeplab_jax.config.durations import duration_steps
+from deeplab_jax.config.arguments import parse_arg, parse_stage
+from deeplab_jax.config.durations import Duration, duration_steps, parse_duration
 from deeplab_jax.config.loading import config_folders, find_config, load_config, read_config_file
-from deeplab_jax.config.schema import PROTOCOLS, base_config
-from deeplab_jax.config.serialization import differences, from_dict, to_dict
+from deeplab_jax.config.migration import VERSION, migrate_config, migrate_model
+from deeplab_jax.config.schema import (
+    DURATION_FIELDS,
+    FIELDS,
+    PROTOCOLS,
+    Field,
+    base_config,
+    check_choices,
+    iterate_fields,
+)
+from deeplab_jax.config.serialization import differences, from_dict, from_saved, to_dict, to_saved
 from deeplab_jax.config.validation import check_scales, eval_batch_size, validate
 
 __all__ = [
+    "DURATION_FIELDS",
+    "FIELDS",
     "PROTOCOLS",
+    "VERSION",
+    "Duration",
+    "Field",
     "base_config",
+    "check_choices",
     "check_scales",
     "config_folders",
     "differences",
@@ -17,10 +32,16 @@ __all__ = [
     "eval_batch_size",
     "find_config",
     "from_dict",
+    "from_saved",
+    "iterate_fields",
     "load_config",
+    "migrate_config",
+    "migrate_model",
     "parse_arg",
-    "parse_leg",
+    "parse_duration",
+    "parse_stage",
     "read_config_file",
     "to_dict",
+    "to_saved",
     "validate",
 ]

@@ -10,15 +10,18 @@ from deeplab_jax.errors import UserError, suggest
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
-    """The arguments behind the colon of `--config name:size=256,batch=8`, typed by their defaults.
+    """Parses the arguments of a config file, such as `size=256,batch=8` in `--config name:size=256,batch=8`.
 
     Args:
-      arg: what `get_config` received: comma-separated `key=value`; a bool may stand without a value.
-      **defaults: every argument the config knows with its default; a value must have the default's type, where
-        None stands for a number.
+      arg: the string passed to `get_config`: comma-separated `key=value` pairs. A bare `key` sets a bool to True.
+      **defaults: every argument of the config with its default. A value must have the type of its default; an
+        argument whose default is None takes a number.
+
+    Returns:
+      A value for every argument.
 
     Raises:
-      UserError: an unknown argument, or a value of another type.
+      UserError: an argument does not exist, or a value has the wrong type.
     """
     values = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
@@ -41,21 +44,28 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     return ConfigDict(values)
 
 
-def parse_leg(arg: str | None, legs: Mapping[int, Mapping[str, Any]], settable: Sequence[str]) -> ConfigDict:
-    """The settings of one leg of a run, whose legs begin with the weights of the one before.
+def parse_stage(arg: str | None, stages: Mapping[int, Mapping[str, Any]], settable: Sequence[str]) -> ConfigDict:
+    """Parses the arguments of a config file that trains in stages, each from the weights of the one before.
 
     Args:
-      arg: what `get_config` received. `leg` chooses, 1 if not given; the others replace settings.
-      legs: the settings of each by its number. `init` are the weights it begins with, "" where they have to be given.
-      settable: the settings that `arg` can replace: text, and numbers.
+      arg: the string passed to `get_config`. `stage=N` selects a stage (default: 1); the other arguments override
+        its settings.
+      stages: settings of each stage by number. `init` names the weights to start from; an empty string means that
+        the user has to give it.
+      settable: names of the settings that arguments can override. Each is a string or a number.
+
+    Returns:
+      The settings of the selected stage.
 
     Raises:
-      UserError: as `parse_arg`; there is no such leg; a leg without weights to begin with.
+      UserError: an argument is invalid (see `parse_arg`), the stage does not exist, or `init` is missing.
     """
-    given = parse_arg(arg, leg=1, **{name: "" if isinstance(legs[1][name], str) else None for name in settable})
-    if given.leg not in legs:
-        raise UserError(f"leg={given.leg} does not exist{suggest(str(given.leg), legs)}")
-    settings = {**legs[given.leg], **{name: given[name] for name in settable if given[name] not in (None, "")}}
+    given = parse_arg(arg, stage=1, **{name: "" if isinstance(stages[1][name], str) else None for name in settable})
+    if given.stage not in stages:
+        raise UserError(f"stage={given.stage} does not exist{suggest(str(given.stage), stages)}")
+    settings = {**stages[given.stage], **{name: given[name] for name in settable if given[name] not in (None, "")}}
     if not settings["init"]:
-        raise UserError(f"leg {given.leg} begins with the weights of the one before: give its workdir, init=FOLDER")
+        raise UserError(
+            f"stage {given.stage} starts from the weights of the stage before; give its workdir, init=FOLDER"
+        )
     return ConfigDict(settings)

@@ -11,10 +11,10 @@ from deeplab_jax.errors import UserError, suggest
 
 
 def find_config(name: str) -> pathlib.Path:
-    """The file of a config: a path, or the name of one that the package brings.
+    """Finds a config file by its path, or by the name of a built-in config.
 
     Raises:
-      UserError: there is no such file.
+      UserError: the file does not exist.
     """
     path = pathlib.Path(name)
     if path.is_file():
@@ -24,29 +24,33 @@ def find_config(name: str) -> pathlib.Path:
         if path.parent == pathlib.Path(".") and candidate.is_file():
             return candidate
     names = sorted({file.stem for folder in config_folders() for file in folder.glob("*.py")})
-    raise UserError(f"config {name!r} is no file and no config of the package{suggest(path.stem, names)}")
+    raise UserError(f"no config named {name!r}: not a file and not a built-in config{suggest(path.stem, names)}")
 
 
 def config_folders() -> list[pathlib.Path]:
-    """Where the package's configs lie: inside it when installed, next to it in a checkout."""
+    """Lists the folders of built-in configs: inside an installed package, next to the package in a checkout."""
     package = pathlib.Path(__file__).parents[1]
     return [folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir()]
 
 
-def load_config(name: str, **arguments: Any) -> ConfigDict:
-    """The config of a file or name, for notebooks and tests: `load_config("kerascv_guide", size=256)`.
+def load_config(name: str, **args: Any) -> ConfigDict:
+    """Loads a config, for example `load_config("kerascv_guide", size=256)`.
+
+    Args:
+      name: path of a config file, or name of a built-in config.
+      **args: arguments of the config, as after the colon of `--config`.
 
     Raises:
-      UserError: no such config, or an argument it does not know.
+      UserError: the config or an argument does not exist, or the file has an error.
     """
-    return read_config_file(find_config(name), ",".join(f"{key}={value}" for key, value in arguments.items()))
+    return read_config_file(find_config(name), ",".join(f"{key}={value}" for key, value in args.items()))
 
 
 def read_config_file(path: pathlib.Path, argument: str = "") -> ConfigDict:
-    """What `get_config(argument)` of a config file returns.
+    """Runs a config file and returns the result of `get_config(argument)`.
 
     Raises:
-      UserError: an argument it does not know, or a mistake in the file; the message names the line.
+      UserError: an argument does not exist, or the file has an error; the message names the line.
     """
     spec = importlib.util.spec_from_file_location(f"deeplab_jax_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)

@@ -1,148 +1,340 @@
-"""Experiment configs: the schema, typed arguments, durations, and validation before any device work.
+"""The config schema: every field with its default, its legal values and its help text.
 
-A config file in `configs/` defines `get_config(arg=None)`, starts from `base_config()` and sets values. Fields that
-the schema leaves empty are placeholders: typed, None until set, and settable from the command line.
+`base_config()`, the check of legal values and the tables of the documentation all read `FIELDS`.
 """
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-#: Values of `eval.protocol`, see `base_config`.
-PROTOCOLS = ("whole", "squeeze", "guide")
+from deeplab_jax.errors import UserError, suggest
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field of the schema.
+
+    Attributes:
+      default: its value until an experiment sets it. None leaves it unset, and then `value_type` is needed.
+      help: one sentence for the documentation.
+      choices: the legal values, or a mapping from each legal value to its meaning. Empty if they are not enumerated
+        here: numbers, and names that a registry holds.
+      value_type: the type of an unset field's value.
+    """
+
+    default: Any
+    help: str
+    choices: Sequence[Any] | Mapping[Any, str] = ()
+    value_type: type | None = None
+
+
+_MODEL = {
+    "backbone": Field(None, "name of a registered backbone", value_type=str),
+    "width_multiplier": Field(1.0, "factor on the channels of `mobilenet_v2`"),
+    "in_channels": Field(3, "channels of the input images"),
+    "output_stride": Field(
+        16, "input size divided by feature size; smaller strides use atrous convolutions", (8, 16, 32)
+    ),
+    "multi_grid": Field((), "rate multipliers of the units in the backbone's last stage; empty means all ones"),
+    "spread_converted_units": Field(
+        False, "apply a converted stage's new rate to its first unit too, as segmentation_models.pytorch does"
+    ),
+    "atrous_rates": Field((6, 12, 18), "rates of ASPP's 3x3 branches at `atrous_rates_stride`"),
+    "atrous_rates_stride": Field(
+        16, "output stride that `atrous_rates` are stated for; they scale with the actual output stride"
+    ),
+    "aspp_channels": Field(256, "channels of each ASPP branch and of ASPP's output"),
+    "aspp_separable": Field(False, "use depthwise separable convolutions in ASPP's 3x3 branches"),
+    "separable_norm": Field(True, "BatchNorm and ReLU between the depthwise and the pointwise convolution"),
+    "image_pooling": Field(True, "add ASPP's image-level branch"),
+    "aspp_dropout": Field(0.0, "dropout rate after ASPP"),
+    "decoder": Field(
+        "paper",
+        "decoder style, named after the paper or project it follows",
+        {
+            "paper": "two 3x3 convolutions (arXiv 1802.02611)",
+            "separable": "`paper` with depthwise separable convolutions (research/deeplab)",
+            "kerascv": "KerasCV's decoder",
+            "torchvision": "torchvision's DeepLabv3 head",
+            "smp": "segmentation_models.pytorch's decoder",
+            "none": "no decoder: DeepLabv3",
+        },
+    ),
+    "decoder_channels": Field(256, "channels of the decoder's convolutions"),
+    "low_level_channels": Field(48, "channels to which the decoder projects the stride-4 features"),
+    "classifier_bias": Field(True, "add a bias to the last convolution"),
+    "kernel_init": Field(
+        "he_normal", "initializer of convolution kernels", {"he_normal": "PyTorch", "glorot_uniform": "Keras"}
+    ),
+    "zero_unreached_taps": Field(
+        False,
+        "start kernel taps at zero if they only see padding at `data.image_size`; helps when evaluating larger images "
+        "than the network trained on",
+    ),
+    "backbone_norm_epsilon": Field(1e-5, "epsilon of the backbone's BatchNorm"),
+    "backbone_norm_decay": Field(
+        0.9, "decay of the backbone's running statistics: `decay * running + (1 - decay) * batch`"
+    ),
+    "head_norm_epsilon": Field(1e-5, "epsilon of BatchNorm in ASPP and the decoder"),
+    "head_norm_decay": Field(0.9, "decay of the running statistics in ASPP and the decoder"),
+    "freeze_norm_statistics": Field(False, "use BatchNorm's running statistics during training too"),
+    "padding": Field(
+        "symmetric",
+        "padding of strided convolutions",
+        {"symmetric": "PyTorch and the papers", "same_upper": "TensorFlow's SAME"},
+    ),
+    "align_corners": Field(False, "resize with aligned corners instead of half-pixel centers"),
+    "input_mean": Field((123.675, 116.28, 103.53), "mean subtracted from images of range 0-255, per channel"),
+    "input_std": Field((58.395, 57.12, 57.375), "standard deviation that centered images are divided by, per channel"),
+}
+
+_DATA = {
+    "name": Field(None, "name of a registered data set", value_type=str),
+    "data_dir": Field(
+        None, "folder of prepared data sets (default: `$DEEPLAB_JAX_DATA`, or `~/deeplab_jax_data`)", value_type=str
+    ),
+    "train_split": Field("train", "split to train on; join several splits of a prepared data set with `+`"),
+    "eval_split": Field("val", "split to evaluate on"),
+    "batch_size": Field(None, "global batch size, over all devices and processes", value_type=int),
+    "image_size": Field(None, "(height, width) of the training images", value_type=tuple),
+    "resize": Field(
+        "squeeze",
+        "how an image becomes `image_size`",
+        {
+            "squeeze": "resize it, ignoring its aspect ratio",
+            "scale_crop": "scale it by a random factor, pad it, and cut a random window (the papers)",
+            "resized_crop": "cut a random box and resize the box",
+        },
+    ),
+    "antialias": Field(False, "average pixels when `squeeze` shrinks an image, as Pillow does"),
+    "scale_range": Field(
+        (0.5, 2.0), "range of `scale_crop`'s factor, or of `resized_crop`'s share of each side (at most 1)"
+    ),
+    "scale_step": Field(0.25, "step between `scale_crop`'s factors; 0 draws from the continuous range"),
+    "random_flip": Field("horizontal", "mirror images at random", ("none", "horizontal", "horizontal_and_vertical")),
+    "color_jitter": Field(
+        0.0, "scale brightness, contrast and saturation by random factors between 1 - this and 1 + this"
+    ),
+    "paste_classes": Field((), "paste the pixels of these classes from one example onto another"),
+    "paste_share": Field(0.5, "fraction of examples to paste onto"),
+    "repeat_threshold": Field(
+        0.0, "oversample images with classes that appear in fewer than this fraction of images; 0 disables"
+    ),
+    "workers": Field(0, "worker processes that read and transform; 0 uses threads of the main process"),
+    "unreadable": Field(
+        "raise",
+        "what to do with an example that cannot be read",
+        {"raise": "stop with an error", "skip": "count it and take the next one"},
+    ),
+    "num_examples": Field(None, "number of training examples of a generated data set", value_type=int),
+}
+
+_TRAIN = {
+    "duration": Field(
+        None, "length of the training in steps, epochs or examples, such as '30000 steps'", value_type=str
+    ),
+    "seed": Field(0, "seed of initialization, data order, augmentation and dropout"),
+    "accumulate_steps": Field(
+        1, "split each batch into this many micro-batches; BatchNorm sees one micro-batch at a time"
+    ),
+    "compute_dtype": Field(
+        "float32",
+        "dtype of the convolutions; parameters, statistics, logits and loss stay float32",
+        ("float32", "bfloat16"),
+    ),
+    "remat": Field(
+        "none",
+        "what accelerators recompute in the backward pass to save memory",
+        {
+            "none": "nothing",
+            "activations": "BatchNorm and ReLU after stored convolutions",
+            "units": "everything inside residual units and convolution blocks",
+        },
+    ),
+    "ema_decay": Field(
+        None, "decay per step of the averaged variables that evaluation and prediction use", value_type=float
+    ),
+    "nonfinite": Field(
+        "stop",
+        "what to do about a loss or gradient that is NaN or infinite",
+        {"stop": "end the training", "skip": "do not update the parameters in this step"},
+    ),
+    "init_from": Field(None, "preset, folder of a pretrained network, or workdir to start from", value_type=str),
+}
+
+_OPTIMIZER = {
+    "name": Field(
+        "sgd",
+        "update rule",
+        {"sgd": "SGD with momentum", "adam": "Adam; AdamW with `weight_decay_rule='decoupled_all'`"},
+    ),
+    "learning_rate": Field(None, "peak learning rate", value_type=float),
+    "schedule": Field("cosine", "learning rate schedule after the warm-up", ("constant", "cosine", "poly")),
+    "poly_power": Field(0.9, "exponent of the `poly` schedule: the rate falls with (1 - t / steps)^power"),
+    "warmup": Field(None, "duration of the linear warm-up from 0, such as '500 steps' or '5%'", value_type=str),
+    "momentum": Field(0.9, "momentum of SGD, or beta 1 of Adam; 0 disables SGD's momentum"),
+    "momentum_rule": Field(
+        "classic",
+        "where SGD multiplies by the learning rate",
+        {"classic": "outside the momentum buffer (PyTorch, optax)", "keras": "inside it (Keras)"},
+    ),
+    "nesterov": Field(False, "use Nesterov momentum"),
+    "clip": Field(
+        "none",
+        "gradient clipping",
+        {
+            "none": "off",
+            "per_variable": "by the norm of each variable's gradient (Keras' `clipnorm`)",
+            "global": "by the norm of all gradients together",
+        },
+    ),
+    "clip_norm": Field(None, "largest gradient norm that `clip` allows", value_type=float),
+    "weight_decay": Field(0.0, "weight decay factor"),
+    "weight_decay_rule": Field(
+        "coupled_kernels",
+        "how weight decay is applied",
+        {
+            "coupled_kernels": "added to the gradients of kernels (the papers' L2 loss)",
+            "decoupled_all": "applied to all parameters apart from the gradient (Keras, AdamW)",
+        },
+    ),
+    "learning_rate_multipliers": {
+        part: Field(1.0, f"factor on the update of the {part}")
+        for part in ("backbone", "aspp", "decoder", "classifier")
+    },
+    "frozen": Field((), "parts or modules that do not train, such as `('aspp', 'backbone/stage[1-3]*')`"),
+}
+
+_LOSS = {
+    "name": Field(
+        "softmax_cross_entropy",
+        "loss function",
+        {"softmax_cross_entropy": "mean over labeled pixels", "keras": "mean over all pixels, as Keras computes it"},
+    ),
+    "label_smoothing": Field(0.0, "label smoothing s: the true class gets 1 - s + s / classes, the others s / classes"),
+    "class_weights": Field((), "one loss weight per class; empty weights all classes equally"),
+    "teacher": Field(
+        None, "preset, folder or workdir of a network with the same classes to distill from", value_type=str
+    ),
+    "teacher_weight": Field(0.5, "share of the teacher's probabilities in the target; the labels have the rest"),
+    "teacher_scales": Field((1.0,), "scales at which the teacher sees each image; its probabilities are averaged"),
+    "teacher_flip": Field(False, "let the teacher see each scale mirrored as well"),
+}
+
+_EVAL = {
+    "protocol": Field(
+        "whole",
+        "what the network sees and where its prediction is scored",
+        {
+            "whole": "the image at its own size, padded to `eval.image_size`; scored at its own size (the papers)",
+            "squeeze": "the image resized to `data.image_size`; logits are resized back and scored at its own size",
+            "guide": "image and label resized to `data.image_size` and scored there (the KerasCV guide)",
+        },
+    ),
+    "image_size": Field(None, "padded size for `whole` (default: the size of the largest image)", value_type=tuple),
+    "batch_size": Field(None, "batch size of evaluation (default: `data.batch_size`)", value_type=int),
+    "scales": Field((1.0,), "scales at which each image is predicted; their probabilities are averaged"),
+    "flip": Field(False, "predict each scale mirrored as well"),
+    "ignored_pixels": Field(
+        "exclude",
+        "how pixels with the ignore label count",
+        {"exclude": "not at all", "background": "as class 0, as in Keras' `MeanIoU` on one-hot labels"},
+    ),
+    "every": Field(None, "duration between evaluations during training (default: only at the end)", value_type=str),
+}
+
+_CHECKPOINT = {
+    "every": Field(None, "duration between checkpoints (default: only at the end)", value_type=str),
+    "keep": Field(2, "number of newest checkpoints to keep; the one with the best mean IoU is kept as well"),
+}
+
+_DISTRIBUTED = {
+    "heartbeat_seconds": Field(30, "seconds without a heartbeat before a process is considered dead"),
+}
+
+_MESH = {
+    "data": Field(-1, "devices along the axis that splits the batch; -1 takes the remaining devices"),
+    "fsdp": Field(1, "devices along the axis that splits the batch and the parameters, momentum and batch statistics"),
+    "spatial": Field(1, "devices along the axis that splits the rows of images"),
+    "fsdp_min_size": Field(
+        2**14, "arrays with fewer elements are replicated: gathering them takes longer than the memory is worth"
+    ),
+}
+
+_LOG = {
+    "every_steps": Field(10, "steps between log lines, each with the loss, scores and speed of these steps"),
+    "tensorboard": Field(True, "write TensorBoard events as well"),
+    "profile_steps": Field(0, "number of steps to trace into the workdir's `profile` for TensorBoard and Perfetto"),
+}
+
+#: Every field by group and name. A mapping instead of a field is a nested group.
+FIELDS: Mapping[str, Mapping[str, Field | Mapping[str, Field]]] = {
+    "model": _MODEL,
+    "data": _DATA,
+    "train": _TRAIN,
+    "optimizer": _OPTIMIZER,
+    "loss": _LOSS,
+    "eval": _EVAL,
+    "checkpoint": _CHECKPOINT,
+    "distributed": _DISTRIBUTED,
+    "mesh": _MESH,
+    "log": _LOG,
+}
+
+#: Legal values of `eval.protocol`.
+PROTOCOLS = tuple(_EVAL["protocol"].choices)
+
+#: Fields that hold a duration, see `deeplab_jax.config.duration_steps`. Only the length of the training itself cannot
+#: be a percentage.
+DURATION_FIELDS = ("train.duration", "optimizer.warmup", "eval.every", "checkpoint.every")
 
 
 def base_config() -> ConfigDict:
-    """Every field there is, with the value that switches the feature off or leaves it to the experiment."""
+    """Creates a config with every field at its default.
+
+    Unset fields are typed placeholders. The config is locked: setting a field that does not exist raises an error.
+    """
+    return _with_defaults(FIELDS).lock()
+
+
+def iterate_fields() -> list[tuple[str, Field]]:
+    """Lists every field with its path, such as `model.backbone`, in the order of the schema."""
+    return _flatten(FIELDS, "")
+
+
+def check_choices(group: str, values: ConfigDict | Mapping[str, Any]) -> None:
+    """Checks the fields of one group that have enumerated legal values.
+
+    Args:
+      group: name of the group, such as `model`.
+      values: values of its fields. Fields that are missing are not checked.
+
+    Raises:
+      UserError: a value is not legal; the message names the field and the nearest legal value.
+    """
+    for name, field in FIELDS[group].items():
+        if isinstance(field, Field) and field.choices and name in values and values[name] not in field.choices:
+            hint = suggest(str(values[name]), field.choices)
+            raise UserError(f"{group}.{name}={values[name]!r} does not exist{hint}")
+
+
+def _with_defaults(fields: Mapping[str, Any]) -> ConfigDict:
     config = ConfigDict()
+    for name, field in fields.items():
+        if not isinstance(field, Field):
+            config[name] = _with_defaults(field)
+        elif field.default is None:
+            config[name] = config_dict.placeholder(field.value_type)
+        else:
+            config[name] = field.default
+    return config
 
-    config.model = model = ConfigDict()
-    model.backbone = config_dict.placeholder(str)  # a name of deeplab_jax.models.BACKBONES
-    model.width_multiplier = 1.0  # of mobilenet_v2
-    model.in_channels = 3  # channels of images
-    model.output_stride = 16  # 8, 16 or 32, by atrous conversion with the same parameters
-    model.multi_grid = ()  # rate multipliers of the last stage's units; () is all ones
-    model.spread_converted_units = False  # units whose stride is traded run at the rate behind them, as in smp
-    model.atrous_rates = (6, 12, 18)  # of the 3x3 branches of ASPP
-    model.atrous_rates_stride = 16  # the output stride `atrous_rates` are stated for; they scale with the real one
-    model.aspp_channels = 256  # of each branch of ASPP and of its result
-    model.aspp_separable = False  # 3x3 branches are depthwise separable
-    model.separable_norm = True  # BatchNorm and ReLU between the two convolutions of a separable one
-    model.image_pooling = True  # a branch of ASPP for the whole image's mean
-    model.aspp_dropout = 0.0  # share of ASPP's results that training drops
-    model.decoder = "paper"  # paper | separable | kerascv | torchvision | smp | none (DeepLabv3)
-    model.decoder_channels = 256  # of the decoder's convolutions
-    model.low_level_channels = 48  # to which the decoder projects the features of stride 4
-    model.decoder_dropout = 0.0  # share of the decoder's results that training drops
-    model.classifier_bias = True  # the last convolution has a bias
-    model.kernel_init = "he_normal"  # he_normal | glorot_uniform (Keras)
-    model.backbone_norm_epsilon = 1e-5  # of BatchNorm, added to the variance
-    model.backbone_norm_decay = 0.9  # of its running statistics: decay * running + (1 - decay) * batch
-    model.head_norm_epsilon = 1e-5  # the same for ASPP and decoder
-    model.head_norm_decay = 0.9  # the same for ASPP and decoder
-    model.freeze_norm_statistics = False  # BatchNorm uses its running statistics while training too
-    model.padding = "symmetric"  # symmetric (PyTorch, the papers) | same_upper (TensorFlow)
-    model.align_corners = False  # half-pixel bilinear resizing unless True
-    model.input_mean = (123.675, 116.28, 103.53)  # RGB of range 0-255
-    model.input_std = (58.395, 57.12, 57.375)  # inputs are (images - mean) / std
 
-    config.data = data = ConfigDict()
-    data.name = config_dict.placeholder(str)  # a name of deeplab_jax.data.SOURCES
-    data.data_dir = config_dict.placeholder(str)  # default: $DEEPLAB_JAX_DATA or ~/deeplab_jax_data
-    data.train_split = "train"  # the split to train on; several of a prepared data set as "train+val"
-    data.eval_split = "val"  # the split to score on
-    data.batch_size = config_dict.placeholder(int)  # global, over all devices and processes
-    data.image_size = config_dict.placeholder(tuple)  # (height, width) that the network trains on
-    data.resize = "squeeze"
-    # squeeze:      plain resize to image_size
-    # scale_crop:   scaled by a random factor, padded, a random window cut (the papers)
-    # resized_crop: a random box cut and resized to image_size
-    data.antialias = False  # of squeezed images: bilinear resizing averages what it shrinks, as Pillow does
-    data.scale_range = (0.5, 2.0)  # of scale_crop; of resized_crop the box's share of each side, at most 1
-    data.scale_step = 0.25  # of scale_crop; 0 draws from the whole range
-    data.random_flip = "horizontal"  # none | horizontal | horizontal_and_vertical
-    data.color_jitter = 0.0  # j: brightness, contrast and saturation each by a random factor of 1 - j to 1 + j
-    data.paste_classes = ()  # pixels of these classes of another example, augmented like the first, are laid over it
-    data.paste_share = 0.5  # of examples, for which another is drawn to paste from
-    data.repeat_threshold = 0.0  # images of classes in a smaller share of images come more often; 0: all alike
-    data.workers = 0  # processes that read and transform; 0 uses threads of this one
-    data.unreadable = "raise"  # an example that cannot be read: raise | skip: the next one takes its place, counted
-    data.num_examples = config_dict.placeholder(int)  # per split, of generated data sets only
-
-    config.train = train = ConfigDict()
-    train.steps = config_dict.placeholder(int)  # one of steps, epochs, examples
-    train.epochs = config_dict.placeholder(float)  # each example that often; steps = epochs * examples / batch, rounded
-    train.examples = config_dict.placeholder(int)  # so many examples, each counted as often as it is shown
-    train.seed = 0  # of initialization, order, augmentation and dropout
-    train.accumulate_steps = 1  # batches are computed in so many parts, one after the other; BatchNorm sees one part
-    train.compute_dtype = "float32"  # float32 | bfloat16; parameters, statistics, logits, loss stay float32
-    train.remat = "none"  # none | activations | units: what accelerators compute again for the gradient, not keep
-    train.ema_decay = config_dict.placeholder(float)  # a step; evaluation and prediction use variables averaged so
-    train.nonfinite = "stop"  # a NaN or infinite loss or gradient: stop | skip: the step changes no parameter
-    train.init_from = config_dict.placeholder(str)  # a preset, or a folder of one, or a workdir to start from
-
-    config.optimizer = optimizer = ConfigDict()
-    optimizer.name = "sgd"  # sgd | adam; with weight_decay_rule decoupled_all, adam is AdamW
-    optimizer.learning_rate = config_dict.placeholder(float)  # at its peak
-    optimizer.schedule = "cosine"  # constant | cosine | poly
-    optimizer.poly_power = 0.9  # of poly: the rate falls with (1 - t / steps)^power
-    optimizer.end_learning_rate = 0.0  # of cosine and poly
-    optimizer.warmup_steps = config_dict.placeholder(int)  # the rate rises linearly from 0; one of the four at most
-    optimizer.warmup_epochs = config_dict.placeholder(float)  # the same in epochs
-    optimizer.warmup_examples = config_dict.placeholder(int)  # the same in examples
-    optimizer.warmup_percent = config_dict.placeholder(float)  # the same in percent of all steps
-    optimizer.momentum = 0.9  # of SGD, 0 for none; beta 1 of Adam
-    optimizer.adam_beta2 = 0.999  # of Adam's mean of squared gradients
-    optimizer.momentum_rule = "classic"  # classic: rate outside the buffer (PyTorch, optax) | keras: inside
-    optimizer.nesterov = False  # Nesterov's momentum
-    optimizer.clip = "none"  # none | per_variable (Keras' clipnorm) | global
-    optimizer.clip_norm = config_dict.placeholder(float)  # largest norm of a gradient, or of all together
-    optimizer.weight_decay = 0.0  # factor of the decay of parameters
-    optimizer.weight_decay_rule = "coupled_kernels"  # coupled_kernels: L2 as in the papers | decoupled_all: Keras
-    optimizer.learning_rate_multipliers = ConfigDict({"backbone": 1.0, "aspp": 1.0, "decoder": 1.0, "classifier": 1.0})
-    # factors of the whole update of each part of the network
-    optimizer.frozen = ()  # parts, or modules by path, that do not learn: ("aspp", "backbone/stage[1-3]*")
-
-    config.loss = loss = ConfigDict()
-    loss.name = "softmax_cross_entropy"  # softmax_cross_entropy: mean over labeled pixels | keras: over all pixels
-    loss.label_smoothing = 0.0  # s: the target of the true class is 1 - s + s / classes, of others s / classes
-    loss.class_weights = ()  # one factor per class
-    loss.teacher = config_dict.placeholder(str)  # a preset, folder or workdir of the same classes to learn from too
-    loss.teacher_weight = 0.5  # share of the teacher's probabilities in the target; the labels have the rest
-    loss.teacher_scales = (1.0,)  # at which it sees each image; the views' probabilities are averaged
-    loss.teacher_flip = False  # it sees every scale mirrored as well
-
-    config.eval = evaluation = ConfigDict()
-    evaluation.protocol = "whole"
-    # whole:   the image at its own size, padded to eval.image_size; scored at its own size (the papers)
-    # squeeze: the image resized to data.image_size, logits resized back; scored at its own size
-    # guide:   image and ground truth resized to data.image_size and scored there (the KerasCV guide)
-    evaluation.image_size = config_dict.placeholder(tuple)  # of `whole`; default: what holds the largest image
-    evaluation.batch_size = config_dict.placeholder(int)  # default: data.batch_size
-    evaluation.scales = (1.0,)  # factors at which an image is seen; the views' probabilities are averaged
-    evaluation.flip = False  # every scale is seen mirrored as well
-    evaluation.void = "ignore"  # ignore | background (as Keras' MeanIoU on one-hot labels)
-    evaluation.every_steps = config_dict.placeholder(int)  # while training, one of the four; default: at the end only
-    evaluation.every_epochs = config_dict.placeholder(float)  # the same in epochs
-    evaluation.every_examples = config_dict.placeholder(int)  # the same in examples
-    evaluation.every_percent = config_dict.placeholder(float)  # the same in percent of all steps
-
-    config.checkpoint = checkpoint = ConfigDict()
-    checkpoint.every_steps = config_dict.placeholder(int)  # one of the four; default: at the end only
-    checkpoint.every_epochs = config_dict.placeholder(float)  # the same in epochs
-    checkpoint.every_examples = config_dict.placeholder(int)  # the same in examples
-    checkpoint.every_percent = config_dict.placeholder(float)  # the same in percent of all steps
-    checkpoint.keep = 2  # the newest ones; the one with the best mean IoU stays besides
-
-    config.distributed = ConfigDict({"heartbeat_seconds": 30})  # silence after which a process counts as dead
-
-    config.mesh = mesh = ConfigDict()  # devices along each axis; -1, for one of them, is the rest
-    mesh.data = -1  # the batch is split over data and fsdp
-    mesh.fsdp = 1  # parameters, momentum and batch statistics are split over it
-    mesh.spatial = 1  # the rows of images are split over it
-    mesh.fsdp_min_size = 2**14  # arrays of fewer elements are not split: gathering them takes longer than they save
-
-    config.log = log = ConfigDict()
-    log.every_steps = 10  # loss, scores and speed of so many steps on the console and in metrics.jsonl
-    log.tensorboard = True  # also as TensorBoard events
-    log.gallery_images = 8  # validation masks drawn at every evaluation
-    log.profile_steps = 0  # steps traced into the workdir's `profile`, for TensorBoard and Perfetto
-    return config.lock()  # a config file that sets a field there is not fails, with the nearest name
+def _flatten(fields: Mapping[str, Any], prefix: str) -> list[tuple[str, Field]]:
+    pairs = []
+    for name, field in fields.items():
+        path = prefix + name
+        pairs += [(path, field)] if isinstance(field, Field) else _flatten(field, f"{path}.")
+    return pairs

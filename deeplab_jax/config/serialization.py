@@ -1,4 +1,4 @@
-"""Configs as JSON, and how two differ."""
+"""Converts configs to and from JSON values, and compares them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,32 +6,79 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.config.schema import base_config
+from deeplab_jax.config.durations import parse_duration
+from deeplab_jax.config.migration import VERSION, migrate_config
+from deeplab_jax.config.schema import DURATION_FIELDS, base_config
 from deeplab_jax.errors import UserError, suggest
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """A config as JSON can hold it; `from_dict` reads it back."""
+    """Converts a config to JSON values. `from_dict` reads them back."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def from_dict(values: Mapping[str, Any]) -> ConfigDict:
-    """The config of a workdir: the schema with these values.
+    """Creates a config from JSON values of this version's fields; missing fields keep their defaults.
 
     Raises:
-      UserError: a field that the schema does not have.
-      TypeError: a value of another type than the schema's.
+      UserError: the schema has no such field.
+      TypeError: a value has another type than the field.
     """
     config = base_config()
     _update(config, values, "")
     return config
 
 
+def to_saved(config: ConfigDict) -> dict[str, Any]:
+    """Converts a config to the contents of a workdir's `config.json`: its JSON values and the schema's version."""
+    return {"version": VERSION, **to_dict(config)}
+
+
+def from_saved(values: Mapping[str, Any]) -> ConfigDict:
+    """Creates a config from the contents of a `config.json` that this or an earlier version wrote.
+
+    Raises:
+      UserError: a field does not exist or no longer works, or the version is newer than this package.
+      TypeError: a value has another type than the field.
+    """
+    groups = dict(values)
+    version = groups.pop("version", 1)
+    return from_dict(migrate_config(groups, version))
+
+
+def differences(config: ConfigDict, other: ConfigDict, *, groups: Sequence[str]) -> dict[str, str]:
+    """Compares two configs field by field.
+
+    Durations are equal if they mean the same, such as "500steps" and "500 steps".
+
+    Args:
+      config: a valid config.
+      other: the config to compare it with.
+      groups: names of the groups to compare.
+
+    Returns:
+      For the path of each field that differs, a line `group.field: value / other value`.
+    """
+    lines = {}
+    for group in groups:
+        for key, value in config[group].items():
+            path, other_value = f"{group}.{key}", other[group][key]
+            if _comparable(path, value) != _comparable(path, other_value):
+                lines[path] = f"{path}: {value!r} / {other_value!r}"
+    return lines
+
+
+def _comparable(path: str, value: Any) -> Any:
+    if path in DURATION_FIELDS and value is not None:
+        return parse_duration(value, field=path)
+    return to_dict(ConfigDict({"value": value}))
+
+
 def _update(config: ConfigDict, values: Mapping[str, Any], path: str) -> None:
     for key, value in values.items():
         if key not in config:
             raise UserError(f"config field {path}{key} does not exist{suggest(key, config.keys())}")
-        # What a ConfigDict would take for a value of any type.
+        # ConfigDict would accept any type here.
         if isinstance(config[key], ConfigDict) != isinstance(value, Mapping):
             raise TypeError(f"{path}{key} cannot be {value!r}")
         if value is None and config[key] is not None:
@@ -40,13 +87,3 @@ def _update(config: ConfigDict, values: Mapping[str, Any], path: str) -> None:
             _update(config[key], value, f"{path}{key}.")
         else:
             config[key] = tuple(value) if isinstance(value, list) else value
-
-
-def differences(config: ConfigDict, other: ConfigDict, *, groups: Sequence[str]) -> dict[str, str]:
-    """The fields in which two configs differ, each with `group.field: value here / value there`."""
-    lines = {}
-    for group in groups:
-        for key, value in config[group].items():
-            if to_dict(ConfigDict({key: value})) != to_dict(ConfigDict({key: other[group][key]})):
-                lines[f"{group}.{key}"] = f"{group}.{key}: {value!r} / {other[group][key]!r}"
-    return lines

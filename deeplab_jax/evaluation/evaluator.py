@@ -26,6 +26,10 @@ from deeplab_jax.pretrained import PretrainedNetwork
 from deeplab_jax.workdir import checkpoint, layout
 
 
+#: Images of an evaluation that its gallery shows.
+GALLERY_IMAGES = 8
+
+
 class Evaluator:
     """Scores a network on a split; compiles once, so that a training run can call it again and again."""
 
@@ -88,7 +92,7 @@ def jit_eval_step(config: ConfigDict, model: DeepLabV3Plus, mesh: jax.sharding.M
         protocol=config.eval.protocol,
         scales=tuple(config.eval.scales),
         flip=config.eval.flip,
-        void=config.eval.void,
+        void=config.eval.ignored_pixels,
         mesh=mesh,
     )
     replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
@@ -122,7 +126,7 @@ def evaluate_workdir(
         if step is None:
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
         variables = checkpoints.restore_variables(_abstract_on(mesh, model, config))
-    scores = Evaluator(config, model, source, mesh)(variables, console=console, gallery=config.log.gallery_images)
+    scores = Evaluator(config, model, source, mesh)(variables, console=console, gallery=GALLERY_IMAGES)
     return save_scores(workdir, scores, source.label_set, config, step)
 
 
@@ -148,7 +152,7 @@ def evaluate_pretrained(
     mesh = mesh_lib.make_mesh(config.mesh)
     model = build_for_mesh(config, network.label_set.num_classes, mesh)
     variables, _ = pretrained.merge(_abstract_on(mesh, model, config), network.variables)
-    scores = Evaluator(config, model, source, mesh)(variables, console=console)
+    scores = Evaluator(config, model, source, mesh)(variables, console=console, gallery=GALLERY_IMAGES)
     return {name: value for name, value in scores.items() if name != "gallery"} | {"config": config_lib.to_dict(config)}
 
 

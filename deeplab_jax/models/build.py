@@ -1,6 +1,5 @@
 """Flax linen modules of the network, and how a config becomes one."""
 
-import difflib
 import inspect
 from typing import Any
 
@@ -9,13 +8,11 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from deeplab_jax import ops
-from deeplab_jax.errors import UserError
+from deeplab_jax.config import check_choices
+from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.backbones import BACKBONES, OPTIONS
-from deeplab_jax.models.decoder import DECODERS
 from deeplab_jax.models.deeplab import DeepLabV3Plus
-from deeplab_jax.models.layers import KERNEL_INITS, REMATS
 from deeplab_jax.parallel import sharding
 
 
@@ -33,13 +30,11 @@ def build_model(model: ConfigDict, num_classes: int, *, compute_dtype: str = "fl
     """
     fields = {key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in model.items()}
     fields |= overrides
-    _one_of("model.backbone", fields["backbone"], BACKBONES)
-    _one_of("model.decoder", fields["decoder"], DECODERS)
-    _one_of("model.padding", fields["padding"], ops.PADDINGS)
-    _one_of("model.kernel_init", fields["kernel_init"], KERNEL_INITS)
-    _one_of("model.output_stride", fields["output_stride"], (8, 16, 32))
-    _one_of("train.remat", fields.get("remat", "none"), REMATS)
-    _one_of("train.compute_dtype", compute_dtype, ("float32", "bfloat16", "float64"))
+    if fields["backbone"] not in BACKBONES:
+        raise UserError(
+            f"model.backbone={fields['backbone']!r} does not exist{suggest(str(fields['backbone']), BACKBONES)}"
+        )
+    check_choices("model", fields)
     try:
         scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])
     except ValueError as error:
@@ -73,13 +68,6 @@ def initial_variables(model: DeepLabV3Plus, rng: Any) -> dict[str, Any]:
     # Variables depend neither on the image's size nor on the formulation: these take the least time to trace.
     images = jnp.zeros((1, 64, 64, model.in_channels), jnp.uint8)
     return model.clone(formulation="plain").init(rng, images, train=False)
-
-
-def _one_of(field: str, value, known) -> None:
-    if value not in known:
-        nearest = difflib.get_close_matches(str(value), [str(name) for name in known], n=1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else f"; choose from {', '.join(map(str, known))}"
-        raise UserError(f"{field} is {value!r}, which does not exist{hint}")
 
 
 def build_for_mesh(config: ConfigDict, num_classes: int, mesh: Mesh | AbstractMesh) -> DeepLabV3Plus:

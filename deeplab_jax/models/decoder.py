@@ -9,9 +9,6 @@ from jaxtyping import Array, Float
 
 from deeplab_jax.models.layers import ConvNormAct, Layers
 
-#: Values of `model.decoder`.
-DECODERS = ("paper", "separable", "kerascv", "torchvision", "smp", "none")
-
 
 class Decoder(nn.Module):
     """Low-level features, projected to few channels, joined with the enlarged encoder output and refined.
@@ -25,8 +22,6 @@ class Decoder(nn.Module):
         (torchvision, `DeepLabHead`).
       channels: features of the refinement.
       low_level_channels: features of the low-level projection (table 1's best: 48).
-      dropout: share of the result's values that training drops.
-      deterministic: True switches dropout off.
       resize: `resize(x, (height, width))`, bilinear.
       published_order: enlarge the encoder's output before the `kerascv` 1x1 convolution, as KerasCV does. The
         default enlarges its projection: the same function.
@@ -36,8 +31,6 @@ class Decoder(nn.Module):
     style: str
     channels: int
     low_level_channels: int
-    dropout: float
-    deterministic: bool
     resize: object
     published_order: bool = False
 
@@ -57,7 +50,7 @@ class Decoder(nn.Module):
         else:
             x = self._join(encoder_output, low_level_features)
             x = self._refine(self._refine(x, "refine1"), "refine2")
-        return nn.Dropout(self.dropout, deterministic=self.deterministic, name="dropout")(x)
+        return x
 
     # `nowrap`: these are steps of the call, no scopes of their own in the paths that `summary` counts by.
     @nn.nowrap

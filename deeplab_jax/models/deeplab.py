@@ -25,7 +25,8 @@ PARTS = ("backbone", "aspp", "decoder", "classifier")
 class DeepLabV3Plus(nn.Module):
     """Backbone, ASPP, decoder, classifier. `decoder="none"` is DeepLabv3.
 
-    Its attributes are the fields of `config.model` (see `deeplab_jax.config.base_config`), and these.
+    Attributes without a default are the fields of `config.model`, whose defaults and meanings stand in
+    `deeplab_jax.config.FIELDS`. Build the module with `build_model`.
 
     Attributes:
       num_classes: features of the classifier.
@@ -40,33 +41,33 @@ class DeepLabV3Plus(nn.Module):
 
     num_classes: int
     backbone: str
-    in_channels: int = 3
-    width_multiplier: float = 1.0
-    output_stride: int = 16
-    multi_grid: Sequence[int] = ()
-    spread_converted_units: bool = False
-    atrous_rates: Sequence[int] = (6, 12, 18)
-    atrous_rates_stride: int = 16
-    aspp_channels: int = 256
-    aspp_separable: bool = False
-    image_pooling: bool = True
-    separable_norm: bool = True
-    aspp_dropout: float = 0.0
-    decoder: str = "paper"
-    decoder_channels: int = 256
-    low_level_channels: int = 48
-    decoder_dropout: float = 0.0
-    classifier_bias: bool = True
-    kernel_init: str = "he_normal"
-    backbone_norm_epsilon: float = 1e-5
-    backbone_norm_decay: float = 0.9
-    head_norm_epsilon: float = 1e-5
-    head_norm_decay: float = 0.9
-    freeze_norm_statistics: bool = False
-    padding: str = "symmetric"
-    align_corners: bool = False
-    input_mean: Sequence[float] = (123.675, 116.28, 103.53)
-    input_std: Sequence[float] = (58.395, 57.12, 57.375)
+    in_channels: int
+    width_multiplier: float
+    output_stride: int
+    multi_grid: Sequence[int]
+    spread_converted_units: bool
+    atrous_rates: Sequence[int]
+    atrous_rates_stride: int
+    aspp_channels: int
+    aspp_separable: bool
+    image_pooling: bool
+    separable_norm: bool
+    aspp_dropout: float
+    decoder: str
+    decoder_channels: int
+    low_level_channels: int
+    classifier_bias: bool
+    kernel_init: str
+    backbone_norm_epsilon: float
+    backbone_norm_decay: float
+    head_norm_epsilon: float
+    head_norm_decay: float
+    freeze_norm_statistics: bool
+    zero_unreached_taps: bool
+    padding: str
+    align_corners: bool
+    input_mean: Sequence[float]
+    input_std: Sequence[float]
     dtype: DTypeLike = jnp.float32
     formulation: str = "auto"
     remat: str = "none"
@@ -122,8 +123,6 @@ class DeepLabV3Plus(nn.Module):
                 style=self.decoder,
                 channels=self.decoder_channels,
                 low_level_channels=self.low_level_channels,
-                dropout=self.decoder_dropout,
-                deterministic=not train,
                 resize=resize,
                 published_order=self.published_order,
                 name="decoder",

@@ -26,7 +26,6 @@ CLASSIFIER_INITS = {
     "glorot_uniform": nn.initializers.glorot_uniform(),
 }
 
-REMATS = ("none", "activations", "units")
 _CONVOLUTION = "convolution"  # the name under which rematerialization finds what convolutions return
 
 

@@ -1,6 +1,6 @@
 """The project's own format of a pretrained network: a folder with `config.json` and `model.safetensors`.
 
-`config.json` holds `format` ("deeplab_jax"), `version` (1), `model` (every field of `config.model`), `class_names` and
+`config.json` holds `format` ("deeplab_jax"), `version` (of the config schema), `model` (every field of `config.model`), `class_names` and
 `palette` (null for a backbone alone), `protocol` and `image_size` (how images are fed), and `report` (where the
 values came from). `model.safetensors` holds every variable under its path, such as `params/backbone/stem_conv/kernel`:
 as float32, or kernels as float16 in half the size. Either is read as float32. The same network gives the same bytes.
@@ -24,7 +24,7 @@ from deeplab_jax.pretrained.network import PretrainedNetwork, variable_shapes
 
 #: The two files of a folder.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-_FORMAT, _VERSION = "deeplab_jax", 1
+_FORMAT = "deeplab_jax"
 
 
 def save(network: PretrainedNetwork, folder: pathlib.Path, *, half: bool = False) -> None:
@@ -49,7 +49,7 @@ def save(network: PretrainedNetwork, folder: pathlib.Path, *, half: bool = False
     label_set = network.label_set
     values = {
         "format": _FORMAT,
-        "version": _VERSION,
+        "version": config_lib.VERSION,
         "model": config_lib.to_dict(ConfigDict({"model": network.model}))["model"],
         "class_names": label_set and label_set.class_names,
         "palette": label_set and label_set.palette,
@@ -73,7 +73,7 @@ def load(folder: pathlib.Path) -> PretrainedNetwork:
     """
     values = _read_config(folder / CONFIG_FILE)
     try:
-        model = config_lib.from_dict({"model": values["model"]}).model
+        model = config_lib.from_dict({"model": config_lib.migrate_model(values["model"], values["version"])}).model
         label_set = None
         if values["class_names"] is not None:
             label_set = LabelSet(tuple(values["class_names"]), tuple(tuple(color) for color in values["palette"]))
@@ -136,6 +136,7 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
         raise UserError(f'{path} is no config of a pretrained network: its "format" is not "{_FORMAT}"')
-    if values.get("version") != _VERSION:
-        raise UserError(f"{path} has version {values.get('version')}; this deeplab_jax reads version {_VERSION}")
+    version = values.get("version")
+    if not isinstance(version, int) or not 1 <= version <= config_lib.VERSION:
+        raise UserError(f"{path} has version {version}; this deeplab_jax reads versions 1 to {config_lib.VERSION}")
     return values

@@ -61,7 +61,7 @@ def average(networks: Sequence[PretrainedNetwork]) -> PretrainedNetwork:
 
 def _computed(model):
     """The fields of `config.model` that say what a trained network computes: not how it was trained."""
-    return model.to_dict() | {"freeze_norm_statistics": None}
+    return model.to_dict() | {"freeze_norm_statistics": None, "zero_unreached_taps": None}
 
 
 def model_config(**fields: Any) -> ConfigDict:

@@ -13,7 +13,7 @@ from deeplab_jax import config as config_lib
 from deeplab_jax import data, visualization
 from deeplab_jax.data.registry import open_split
 from deeplab_jax.errors import Preempted, UserError
-from deeplab_jax.evaluation.evaluator import Evaluator
+from deeplab_jax.evaluation.evaluator import GALLERY_IMAGES, Evaluator
 from deeplab_jax.evaluation.report import save_scores
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import processes, sharding
@@ -100,7 +100,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
 
         def evaluate(step: int, state: TrainState) -> dict[str, Any]:
             with writer.pause():
-                scores = evaluator(state.evaluated_variables, console=console, gallery=config.log.gallery_images)
+                scores = evaluator(state.evaluated_variables, console=console, gallery=GALLERY_IMAGES)
                 writer.write_evaluation(step, scores, label_set)
             return scores
 
@@ -188,13 +188,18 @@ class _Profile:
 def _durations(config: ConfigDict, num_examples: int) -> tuple[int, int, dict[str, int | None]]:
     """Steps in all, steps of warm-up, and steps between logs, evaluations and checkpoints."""
     sizes = {"batch_size": config.data.batch_size, "num_examples": num_examples}
-    total = config_lib.duration_steps(config.train, **sizes)
+    total = config_lib.duration_steps(config.train.duration, field="train.duration", **sizes)
     if not total:
-        raise UserError("the length of the training is not set; set one of train.steps, train.epochs, train.examples")
-    warmup = config_lib.duration_steps(config.optimizer, "warmup_", total_steps=total, **sizes) or 0
+        raise UserError(
+            "train.duration is not set; set it in the config file or with --config.train.duration='30000 steps'"
+            if total is None
+            else f"train.duration={config.train.duration!r} must be above 0"
+        )
+    sizes["total_steps"] = total
+    warmup = config_lib.duration_steps(config.optimizer.warmup, field="optimizer.warmup", **sizes) or 0
     every = {"log": config.log.every_steps}
     for group in ("eval", "checkpoint"):
-        every[group] = config_lib.duration_steps(config[group], "every_", total_steps=total, **sizes)
+        every[group] = config_lib.duration_steps(config[group].every, field=f"{group}.every", **sizes)
     return total, warmup, every
 
 

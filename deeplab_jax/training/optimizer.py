@@ -19,23 +19,23 @@ Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 def make_schedule(optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0) -> Schedule:
     """The learning rate of a step, counted from 0 before the step's update.
 
-    `cosine` is Keras' CosineDecay: lr * ((1 - a) * (1 + cos(pi * t / T)) / 2 + a), a = end / lr. `poly` is DeepLabv3's
-    (arXiv 1706.05587, section 4.1): (lr - end) * (1 - t / T)^power + end. In both, t counts from the end of the warm-up
-    and T is what remains of `total_steps`. The warm-up rises linearly from 0.
+    `cosine` is Keras' CosineDecay: lr * (1 + cos(pi * t / T)) / 2. `poly` is DeepLabv3's (arXiv 1706.05587, section
+    4.1): lr * (1 - t / T)^power. In both, t counts from the end of the warm-up and T is what remains of `total_steps`.
+    The warm-up rises linearly from 0.
 
     Raises:
       UserError: no such schedule, or a warm-up as long as the training.
     """
-    peak, end = optimizer.learning_rate, optimizer.end_learning_rate
+    peak = optimizer.learning_rate
     remaining = total_steps - warmup_steps
     if remaining < 1:
         raise UserError(f"the warm-up of {warmup_steps} steps fills the whole training of {total_steps}")
     if optimizer.schedule == "constant":
         decay = optax.constant_schedule(peak)
     elif optimizer.schedule == "cosine":
-        decay = optax.cosine_decay_schedule(peak, remaining, alpha=end / peak if peak else 0.0)
+        decay = optax.cosine_decay_schedule(peak, remaining)
     elif optimizer.schedule == "poly":
-        decay = _poly(peak, end, optimizer.poly_power, remaining)
+        decay = _poly(peak, optimizer.poly_power, remaining)
     else:
         known = ("constant", "cosine", "poly")
         raise UserError(f"optimizer.schedule={optimizer.schedule!r} does not exist{suggest(optimizer.schedule, known)}")
@@ -44,9 +44,9 @@ def make_schedule(optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), decay], [warmup_steps])
 
 
-def _poly(peak: int | float, end: int | float, power: int | float, steps: int) -> Schedule:
+def _poly(peak: int | float, power: int | float, steps: int) -> Schedule:
     """As optax' polynomial_schedule, whose compiled 1 - t / T can fall below 0 at t = T, where its power is NaN."""
-    return lambda step: (peak - end) * ((steps - jnp.clip(step, 0, steps)) / steps) ** power + end
+    return lambda step: peak * ((steps - jnp.clip(step, 0, steps)) / steps) ** power
 
 
 def make_optimizer(
@@ -102,7 +102,7 @@ def _momentum(optimizer: ConfigDict) -> optax.GradientTransformation:
     if optimizer.name == "adam":
         if optimizer.momentum_rule != "classic":
             raise UserError(f"optimizer.momentum_rule={optimizer.momentum_rule!r} is of sgd; adam needs 'classic'")
-        return optax.scale_by_adam(optimizer.momentum, optimizer.adam_beta2, nesterov=optimizer.nesterov)
+        return optax.scale_by_adam(optimizer.momentum, nesterov=optimizer.nesterov)
     if optimizer.name != "sgd":
         raise UserError(f"optimizer.name={optimizer.name!r} does not exist{suggest(optimizer.name, ('sgd', 'adam'))}")
     return optax.trace(optimizer.momentum, nesterov=optimizer.nesterov) if optimizer.momentum else optax.identity()

@@ -55,7 +55,7 @@ class TrainProgram:
             self.update_rule,
             seed=seed,
             averages=self.shapes.ema_variables is not None,
-            image_size=self.batch_shapes["image"].shape[1:3],
+            image_size=self.batch_shapes["image"].shape[1:3] if self.model.zero_unreached_taps else None,
         )
         # The state is made while the step is traced: two traces side by side would wait for each other, two
         # compilations side by side take the memory of both.
@@ -92,7 +92,7 @@ def build(config: ConfigDict, num_classes: int, mesh: Mesh, *, total_steps: int,
         update_rule,
         loss_fn,
         learning_rate=learning_rate,
-        void=config.eval.void,
+        void=config.eval.ignored_pixels,
         accumulate=config.train.accumulate_steps,
         shardings=shardings,
         frozen=tuple(config.optimizer.frozen),

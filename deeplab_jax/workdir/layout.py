@@ -21,8 +21,10 @@ CHECKPOINTS = "checkpoints"
 
 # A run continues only under the config that it began with; the rest of a config may change at any time.
 _FIXED_GROUPS = ("model", "data", "train", "optimizer", "loss")
+# `zero_unreached_taps` acts on the first state alone, and a run that is compared has a checkpoint.
 _FREE_FIELDS = (
-    "data.data_dir", "data.workers", "data.eval_split", "data.unreadable", "train.nonfinite", "train.remat",
+    "model.zero_unreached_taps", "data.data_dir", "data.workers", "data.eval_split", "data.unreadable",
+    "train.nonfinite", "train.remat",
 )  # fmt: skip
 _CONFIG_FILE, _LABELS_FILE, _LOCK_FILE = "config.json", "labels.json", "lock"
 
@@ -46,7 +48,7 @@ def begin(workdir: pathlib.Path, config: ConfigDict, label_set: LabelSet) -> Non
             )
     if not processes.is_leader():
         return
-    write_json(path, config_lib.to_dict(config))
+    write_json(path, config_lib.to_saved(config))
     write_json(workdir / _LABELS_FILE, {"class_names": label_set.class_names, "palette": label_set.palette})
 
 
@@ -90,7 +92,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     """
     values = _read_json(workdir, _CONFIG_FILE)
     try:
-        return config_lib.from_dict(values)
+        return config_lib.from_saved(values)
     except TypeError as error:
         raise UserError(f"{workdir / _CONFIG_FILE} is damaged: {error}") from None
 

@@ -39,7 +39,7 @@ def tiny_network_config(mesh: dict[str, int], **model) -> ConfigDict:
     config.data.batch_size = 16
     config.data.image_size = config.eval.image_size = (HEIGHT, WIDTH)
     config.train.compute_dtype = "bfloat16"
-    config.train.steps = 10
+    config.train.duration = "10 steps"
     config.optimizer.learning_rate = 0.1
     config.mesh.update(mesh)
     config.mesh.fsdp_min_size = 4096

@@ -9,9 +9,8 @@ import pytest
 from rich.console import Console
 
 from deeplab_jax.analysis import summary
-from deeplab_jax.config import load_config
+from deeplab_jax.config import FIELDS, load_config
 from deeplab_jax.models import DeepLabV3Plus, abstract_variables, build_model
-from deeplab_jax.models.decoder import DECODERS
 from deeplab_jax.pretrained.network import model_config
 
 
@@ -140,7 +139,7 @@ def _abstract_variables(model):
     return jax.eval_shape(lambda image: model.init(jax.random.PRNGKey(0), image, train=False), images)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", FIELDS["model"]["decoder"].choices)
 def test_every_parameter_is_in_a_row(decoder):
     model = build_model(model_config(backbone="resnet10_v1_slim", decoder=decoder, aspp_channels=8), 3)
     variables = abstract_variables(model)

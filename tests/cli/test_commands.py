@@ -181,10 +181,10 @@ def test_overrides_reach_their_fields():
             "--config",
             "quickstart:size=64,batch=16",
             "--config.data.image_size=(48,40)",
-            "--config.train.steps=3",
+            "--config.train.duration=3 steps",
             "--config.data.num_examples=12",  # a placeholder: None until set
             "--config.optimizer.clip_norm=2",
-            "--config.eval.every_percent=12.5",
+            "--config.eval.every=12.5%",
             "--config.model.multi_grid=(1,2,4)",
             "--config.optimizer.frozen=('backbone',)",
             "--config.log.tensorboard=False",
@@ -194,20 +194,20 @@ def test_overrides_reach_their_fields():
     )
     expected = to_dict(load_config("quickstart", size=64, batch=16))
     expected["data"] |= {"image_size": [48, 40], "num_examples": 12}
-    expected["train"] |= {"steps": 3, "init_from": "runs/other"}
+    expected["train"] |= {"duration": "3 steps", "init_from": "runs/other"}
     expected["optimizer"] |= {"clip_norm": 2.0, "frozen": ["backbone"]}
     expected["optimizer"]["learning_rate_multipliers"]["backbone"] = 0.5
-    expected["eval"]["every_percent"] = 12.5
+    expected["eval"]["every"] = "12.5%"
     expected["model"]["multi_grid"] = [1, 2, 4]
     expected["log"]["tensorboard"] = False
     assert to_dict(config) == expected
 
 
 def test_a_value_may_follow_its_field_after_a_space_or_an_equals_sign():
-    joined = arguments_lib.parse_config(["--config=quickstart", "--config.train.steps=3"])
-    apart = arguments_lib.parse_config(["--config", "quickstart", "--config.train.steps", "3"])
+    joined = arguments_lib.parse_config(["--config=quickstart", "--config.train.duration=3steps"])
+    apart = arguments_lib.parse_config(["--config", "quickstart", "--config.train.duration", "3steps"])
     assert to_dict(joined) == to_dict(apart)
-    assert apart.train.steps == 3
+    assert apart.train.duration == "3steps"
 
 
 def test_without_a_name_overrides_change_the_base_given():
@@ -237,7 +237,10 @@ def _fails_with_one_line(result: tuple[int, str, list[str]], message: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "--config", "quikstart"), "config 'quikstart' is no file and no config of the package; did you"),
+        (
+            ("train", "--config", "quikstart"),
+            "no config named 'quikstart': not a file and not a built-in config; did you",
+        ),
         (("train", "--config", "quickstart:stps=3"), "config argument 'stps' does not exist; did you mean steps?"),
         (
             ("train", "--config", "kerascv_guide:batch=8", "--config.data.data_dir=data"),
@@ -246,9 +249,18 @@ def _fails_with_one_line(result: tuple[int, str, list[str]], message: str) -> No
         (("train", "--config", "quickstart:batch=4"), "data.batch_size=4 does not divide over 8 devices"),
         (("train", "--config", "quickstart", "--config.data.name=synthetc"), "did you mean synthetic?"),
         (("train", "--config", "quickstart", "--config.data.train_split=trian"), "did you mean train?"),
-        (("train", "--config", "quickstart", "--config.model.backbone=resnet14_v1"), "model.backbone is 'resnet14_v1'"),
-        (("train", "--config", "quickstart", "--config.train.epochs=2.0"), "only one of steps and epochs can be set"),
-        (("train", "--config", "quickstart", "--config.train.steps=0"), "the length of the training is not set"),
+        (
+            ("train", "--config", "quickstart", "--config.model.backbone=resnet14_v1"),
+            "model.backbone='resnet14_v1' does not exist",
+        ),
+        (
+            ("train", "--config", "quickstart", "--config.train.duration=2 epoch"),
+            "train.duration='2 epoch' has an unknown unit; did you mean epochs?",
+        ),
+        (
+            ("train", "--config", "quickstart", "--config.train.duration=0 steps"),
+            "train.duration='0 steps' must be above 0",
+        ),
         (("train", "--config", "quickstart", "--config.loss.name=dice"), "loss.name"),
         (("train", "--config", "quickstart", "--config.optimizer.schedule=cosin"), "optimizer.schedule"),
         (("train", "--config", "quickstart", "--config.loss.class_weights=(1.0,2.0)"), "loss.class_weights"),

@@ -167,7 +167,10 @@ def disagreeing(tmp_path, *others):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value", "shown"),
-    [("eval.every_steps", 4, "4 / 5"), ("data.batch_size", 7, "7 / 8")],  # one of its own right, one that is wrong
+    [
+        ("eval.every", "4 steps", "'4 steps' / '5 steps'"),
+        ("data.batch_size", 7, "7 / 8"),
+    ],  # one of its own right, one that is wrong
 )
 def test_processes_with_different_configs_say_what_differs(compilation_cache, tmp_path, field, value, shown):
     err = disagreeing(tmp_path, [f"--config.{field}={value}"])

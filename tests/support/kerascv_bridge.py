@@ -5,7 +5,7 @@ import optax
 from flax import traverse_util
 
 from deeplab_jax import losses
-from deeplab_jax.config import load_config
+from deeplab_jax.config import load_config, parse_duration
 from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.pretrained.importers import kerascv
 from deeplab_jax.pretrained.readers import keras_h5
@@ -48,8 +48,10 @@ class Bridge:
 def guide_rule():
     """The optimizer of the guide, and its schedule."""
     config = load_config("kerascv_guide")
-    rule = optimizer.make_optimizer(config.optimizer, config.train.steps, parts=PARTS)
-    return rule, optimizer.make_schedule(config.optimizer, config.train.steps)
+    duration = parse_duration(config.train.duration, field="train.duration")
+    assert duration.unit == "steps"
+    rule = optimizer.make_optimizer(config.optimizer, int(duration.value), parts=PARTS)
+    return rule, optimizer.make_schedule(config.optimizer, int(duration.value))
 
 
 def recording(rule: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -71,7 +73,7 @@ def guide_step(dtype="float32"):
         recording(rule),
         losses.make_loss(config.loss, num_classes=CLASSES),
         learning_rate=schedule,
-        void=config.eval.void,
+        void=config.eval.ignored_pixels,
     )
 
 

@@ -15,13 +15,12 @@ def get_config(arg=None):
     config.data.image_size = (32, 32)
     config.data.batch_size = 8
     config.eval.batch_size = 24  # does not divide the 200 scenes of val
-    config.eval.every_steps = 5
-    config.train.steps = arg.steps
+    config.eval.every = "5 steps"
+    config.train.duration = f"{arg.steps} steps"
     config.train.ema_decay = 0.9
     config.optimizer.learning_rate = arg.rate
-    config.checkpoint.every_steps = arg.checkpoint
+    config.checkpoint.every = f"{arg.checkpoint} steps"
     config.log.every_steps = 3
     config.log.tensorboard = False
-    config.log.gallery_images = 2
     config.distributed.heartbeat_seconds = 100  # machines that run tests are slow at times
     return config

@@ -15,7 +15,7 @@ from deeplab_jax.training.loop import train
 from deeplab_jax.workdir import checkpoint
 
 
-def tiny_config(**train_fields):
+def tiny_config(steps=6, **train_fields):
     config = base_config()
     config.model.backbone = "resnet10_v1_slim"
     config.model.atrous_rates = (1, 2)
@@ -28,7 +28,7 @@ def tiny_config(**train_fields):
     config.mesh.data = 1
     config.optimizer.learning_rate = 0.02
     config.log.every_steps = 2
-    config.log.gallery_images = 2
+    config.train.duration = f"{steps} steps"
     for name, value in train_fields.items():
         config.train[name] = value
     return config
@@ -54,7 +54,8 @@ def straight(tmp_path_factory):
     """Six steps without an interruption, two of them traced."""
     workdir = tmp_path_factory.mktemp("straight")
     config = tiny_config(steps=6)
-    config.checkpoint.every_steps = 2
+    config.checkpoint.every = "2 steps"
+    config.model.zero_unreached_taps = True
     config.log.profile_steps = 2
     return workdir, config, train(config, workdir)
 
@@ -69,7 +70,7 @@ def test_a_run_leaves_its_results(straight):
     }  # fmt: skip
     assert written["num_images"] == 200
     assert written["step"] == 6
-    assert written["config"]["train"]["steps"] == 6
+    assert written["config"]["train"]["duration"] == "6 steps"
     assert set(written["per_class_iou"]) == {"background", "disk", "ring", "triangle", "star", "bar"}
     for name in ("gallery.png", "curves.png", "learning_rate.png"):
         assert (workdir / name).read_bytes().startswith(b"\x89PNG")
@@ -177,10 +178,10 @@ def test_another_config_is_refused_in_the_same_workdir(straight):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.train.update(steps=None), "train.steps, train.epochs, train.examples"),
+        (lambda c: c.train.update(duration=None), "train.duration is not set"),
         (lambda c: c.data.update(batch_size=None), "data.batch_size is not set"),
         (lambda c: c.data.update(train_split="tarin"), "did you mean train"),
-        (lambda c: c.optimizer.update(warmup_steps=6), "fills the whole training"),
+        (lambda c: c.optimizer.update(warmup="6 steps"), "fills the whole training"),
     ],
 )
 def test_a_wrong_config_stops_before_anything_is_written(change, message, tmp_path):
@@ -204,7 +205,7 @@ def test_frozen_parts_and_statistics_stay(tmp_path):
     config.optimizer.frozen = ("backbone",)
     config.optimizer.weight_decay = 0.1
     config.model.freeze_norm_statistics = True
-    config.checkpoint.every_steps = 1
+    config.checkpoint.every = "1 step"
     train(config, tmp_path)
     variables = []
     for step in (1, 2):
@@ -219,7 +220,7 @@ def test_frozen_parts_and_statistics_stay(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(tmp_path):
     config = tiny_config(steps=12)
     config.optimizer.learning_rate = 1e30
-    config.checkpoint.every_steps = 1
+    config.checkpoint.every = "1 step"
     with pytest.raises(
         UserError, match=r"^step \d+ is not finite: loss .* learning rate .*; its examples: train_000\d\d"
     ):

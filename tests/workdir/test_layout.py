@@ -31,7 +31,7 @@ def test_a_workdir_gives_its_config_and_classes_back(begun, tiny_config):
         ("optimizer", "learning_rate", 0.5, "optimizer.learning_rate: 0.5 / 0.02"),
         ("data", "batch_size", 16, "data.batch_size: 16 / 8"),
         ("model", "output_stride", 8, "model.output_stride: 8 / 16"),
-        ("train", "steps", 9, "train.steps: 9 / 2"),
+        ("train", "duration", "9 steps", "train.duration: '9 steps' / '2 steps'"),
         ("train", "accumulate_steps", 2, "train.accumulate_steps: 2 / 1"),
         ("loss", "label_smoothing", 0.1, "loss.label_smoothing: 0.1 / 0.0"),
     ],
@@ -59,6 +59,8 @@ def test_a_run_without_a_checkpoint_makes_way_for_another_config(begun, tiny_con
     ("group", "field", "value"),
     [
         ("data", "data_dir", "/elsewhere"),
+        ("model", "zero_unreached_taps", False),
+        ("train", "duration", "2steps"),
         ("data", "workers", 2),
         ("data", "eval_split", "train"),
         ("eval", "protocol", "whole"),

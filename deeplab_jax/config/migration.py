@@ -1,0 +1,103 @@
+"""Reads configs that earlier versions of this package wrote.
+
+Version 1, which has no version number in a workdir's `config.json`, had a field for each unit of a duration.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from deeplab_jax.config.durations import PERCENT, Duration
+from deeplab_jax.errors import UserError
+
+#: Version of the schema, written next to every saved config.
+VERSION = 2
+
+# New field, and the prefix of the fields that it replaces.
+_DURATIONS = {
+    ("train", "duration"): "",
+    ("optimizer", "warmup"): "warmup_",
+    ("eval", "every"): "every_",
+    ("checkpoint", "every"): "every_",
+}
+_UNITS = {"steps": "steps", "epochs": "epochs", "examples": "examples", "percent": PERCENT}
+_IGNORED_PIXELS = {"ignore": "exclude", "background": "background"}
+# Removed fields with the one value that the package still computes. Any value of the others had no effect on a result.
+_REMOVED = {"model.decoder_dropout": 0.0, "optimizer.adam_beta2": 0.999, "optimizer.end_learning_rate": 0.0}
+_REMOVED_WITHOUT_EFFECT = ("log.gallery_images",)
+
+
+def migrate_config(values: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """Converts a config of an earlier version, as read from JSON, to this version's fields.
+
+    Args:
+      values: field values by group; groups and fields may be missing.
+      version: schema version that `values` were written with.
+
+    Raises:
+      UserError: the version is newer than this package, or a field that no longer exists has a value that this
+        package cannot compute.
+    """
+    _check_version(version)
+    groups = {name: dict(group) if isinstance(group, Mapping) else group for name, group in values.items()}
+    if version == VERSION:
+        return groups
+    for (name, field), prefix in _DURATIONS.items():
+        _merge_units(groups.get(name), field, prefix)
+    evaluation = groups.get("eval")
+    if isinstance(evaluation, dict) and "void" in evaluation:
+        void = evaluation.pop("void")
+        evaluation["ignored_pixels"] = _IGNORED_PIXELS.get(void, void)
+    for name, group in groups.items():
+        if isinstance(group, dict):
+            _drop_removed(group, name)
+    if isinstance(groups.get("model"), dict):
+        groups["model"].setdefault("zero_unreached_taps", True)  # version 1 always did
+    return groups
+
+
+def migrate_model(values: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """Converts the `model` group of a pretrained network's config; see `migrate_config`.
+
+    Raises:
+      UserError: as `migrate_config` does.
+    """
+    _check_version(version)
+    model = dict(values)
+    if version < VERSION:
+        _drop_removed(model, "model")
+    return model
+
+
+def _check_version(version: Any) -> None:
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
+        raise UserError(
+            f"config version {version!r} is not supported: this deeplab_jax reads versions 1 to {VERSION}; "
+            "a newer deeplab_jax may read it"
+        )
+
+
+def _merge_units(group: Any, field: str, prefix: str) -> None:
+    if not isinstance(group, dict):
+        return
+    old = {unit: group.pop(prefix + unit, None) for unit in _UNITS}
+    given = {unit: value for unit, value in old.items() if value is not None}
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(prefix + unit for unit in given)} are both set; set only one")
+    for unit, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{prefix}{unit} cannot be {value!r}")
+        group[field] = str(Duration(value, _UNITS[unit]))
+
+
+def _drop_removed(group: dict[str, Any], name: str) -> None:
+    for path, supported in _REMOVED.items():
+        owner, _, field = path.rpartition(".")
+        if owner == name and group.pop(field, supported) != supported:
+            raise UserError(
+                f"{path} no longer exists, and this config sets it to a value other than {supported!r}; "
+                "use the version of deeplab_jax that wrote the config"
+            )
+    for path in _REMOVED_WITHOUT_EFFECT:
+        owner, _, field = path.rpartition(".")
+        if owner == name:
+            group.pop(field, None)
