@@ -22,7 +22,7 @@ class Duration:
       unit: `steps`, `epochs`, `examples` or `%`.
     """
 
-    value: float
+    value: int | float
     unit: str
 
     def __str__(self) -> str:

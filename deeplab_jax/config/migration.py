@@ -26,7 +26,7 @@ _REMOVED = {"model.decoder_dropout": 0.0, "optimizer.adam_beta2": 0.999, "optimi
 _REMOVED_WITHOUT_EFFECT = ("log.gallery_images",)
 
 
-def migrate_config(values: Mapping[str, Any], version: int) -> dict[str, Any]:
+def migrate_config(values: Mapping[str, Any], version: Any) -> dict[str, Any]:
     """Converts a config of an earlier version, as read from JSON, to this version's fields.
 
     Args:
@@ -55,7 +55,7 @@ def migrate_config(values: Mapping[str, Any], version: int) -> dict[str, Any]:
     return groups
 
 
-def migrate_model(values: Mapping[str, Any], version: int) -> dict[str, Any]:
+def migrate_model(values: Mapping[str, Any], version: Any) -> dict[str, Any]:
     """Converts the `model` group of a pretrained network's config; see `migrate_config`.
 
     Raises:

@@ -93,6 +93,8 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     values = _read_json(workdir, _CONFIG_FILE)
     try:
         return config_lib.from_saved(values)
+    except UserError as error:
+        raise UserError(f"{workdir / _CONFIG_FILE}: {error}") from None
     except TypeError as error:
         raise UserError(f"{workdir / _CONFIG_FILE} is damaged: {error}") from None
 

@@ -117,7 +117,7 @@ def test_convolutions_and_matmuls_are_counted_as_loops_would():
         "rows": jax.ShapeDtypeStruct((10, 3), np.float32),
     }
     counts = summary.count_multiply_adds(
-        Program(num_classes=2, backbone="none"), kernels, jax.ShapeDtypeStruct((1, 6, 8, 8), np.float32)
+        Program(num_classes=2, **model_config(backbone="none")), kernels, jax.ShapeDtypeStruct((1, 6, 8, 8), np.float32)
     )
     by_kind = {kind: count for (_, kind), count in counts.items()}
     # Each of 3x4x12 outputs sums 3x3 taps of its group's two channels; each of 10x4x12 sums three rows.

@@ -80,7 +80,7 @@ def change_config(folder, **values):
     ("values", "message"),
     [
         ({"format": "keras"}, 'config.json is no config of a pretrained network: its "format" is not "deeplab_jax"$'),
-        ({"version": 2}, "config.json has version 2; this deeplab_jax reads version 1$"),
+        ({"version": 3}, "config.json has version 3; this deeplab_jax reads versions 1 to 2$"),
         ({"model": {"bakbone": "x"}}, "config field model.bakbone does not exist; did you mean backbone"),
         ({"model": 3}, "config.json is damaged: "),
         ({"palette": None}, "config.json is damaged: TypeError"),

@@ -1,0 +1,141 @@
+"""Configs that earlier versions wrote are read as this version's: one of each kind, and every field that changed."""
+
+import json
+import pathlib
+
+import pytest
+
+from deeplab_jax.config import (
+    VERSION,
+    base_config,
+    differences,
+    from_saved,
+    load_config,
+    migrate_config,
+    migrate_model,
+    to_dict,
+    to_saved,
+    validate,
+)
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import SYNTHETIC
+from deeplab_jax.models import build_model
+from deeplab_jax.workdir import layout
+
+DATA = pathlib.Path(__file__).with_name("data")
+# The command that wrote workdir_version1.json at commit 78d92dc, in this version's fields.
+OVERRIDES = {
+    "model.aspp_channels": 8,
+    "model.decoder_channels": 8,
+    "model.low_level_channels": 8,
+    "data.num_examples": 16,
+    "eval.every": "1.5epochs",
+    "mesh.data": 1,
+}
+
+
+def read(name):
+    return json.loads((DATA / name).read_text())
+
+
+@pytest.fixture
+def same_config():
+    config = load_config("quickstart", steps=6, size=32, batch=8)
+    config.update_from_flattened_dict(OVERRIDES)
+    return config
+
+
+def test_a_workdir_of_version_1_has_the_config_of_the_command_that_wrote_it(same_config):
+    config = from_saved(read("workdir_version1.json"))
+    validate(config)
+    assert differences(config, same_config, groups=tuple(config)) == {}
+    assert (config.train.duration, config.eval.every) == ("6 steps", "1.5 epochs")
+    assert (config.optimizer.warmup, config.checkpoint.every) == ("5%", "25%")
+
+
+def test_a_run_of_version_1_continues_in_its_workdir(same_config, tmp_path):
+    (tmp_path / "config.json").write_text((DATA / "workdir_version1.json").read_text())
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    layout.begin(tmp_path, same_config, SYNTHETIC)
+    assert json.loads((tmp_path / "config.json").read_text())["version"] == VERSION
+    layout.begin(tmp_path, same_config, SYNTHETIC)
+    same_config.optimizer.warmup = "6%"
+    with pytest.raises(UserError, match=r"\(optimizer.warmup: '6%' / '5%'\)"):
+        layout.begin(tmp_path, same_config, SYNTHETIC)
+
+
+@pytest.mark.parametrize("name", ["shipped_lite0_version1.json", "shipped_lite2_version1.json"])
+def test_a_pretrained_network_of_version_1_builds(name):
+    values = read(name)
+    model = from_saved({"version": VERSION, "model": migrate_model(values["model"], values["version"])}).model
+    assert build_model(model, len(values["class_names"])).backbone == values["model"]["backbone"]
+    kept = {field: value for field, value in values["model"].items() if field != "decoder_dropout"}
+    assert to_dict(model) == kept | {"zero_unreached_taps": False}
+
+
+def test_this_version_is_read_as_it_is_written(same_config):
+    values = json.loads(json.dumps(to_saved(same_config)))
+    assert values["version"] == VERSION
+    assert to_dict(from_saved(values)) == to_dict(same_config)
+
+
+@pytest.mark.parametrize(
+    ("group", "old", "new"),
+    [
+        ("train", {"steps": 30_000, "epochs": None, "examples": None}, {"duration": "30000 steps"}),
+        ("train", {"epochs": 0.1 + 0.2}, {"duration": "0.30000000000000004 epochs"}),
+        ("train", {"epochs": 30.0}, {"duration": "30 epochs"}),
+        ("train", {"examples": 160_000}, {"duration": "160000 examples"}),
+        ("train", {"steps": None, "epochs": None, "examples": None}, {}),
+        ("optimizer", {"warmup_percent": 5.0, "warmup_steps": None}, {"warmup": "5%"}),
+        ("optimizer", {"warmup_steps": 0}, {"warmup": "0 steps"}),
+        ("optimizer", {"adam_beta2": 0.999, "end_learning_rate": 0.0}, {}),
+        ("eval", {"every_examples": 12, "void": "ignore"}, {"every": "12 examples", "ignored_pixels": "exclude"}),
+        ("eval", {"void": "background"}, {"ignored_pixels": "background"}),
+        ("checkpoint", {"every_percent": 12.5}, {"every": "12.5%"}),
+        ("model", {"decoder_dropout": 0.0}, {"zero_unreached_taps": True}),
+        ("log", {"gallery_images": 3}, {}),
+    ],
+)
+def test_fields_of_version_1_become_fields_of_this_version(group, old, new):
+    assert migrate_config({group: old}, 1) == {group: new}
+    from_saved({group: old})
+
+
+@pytest.mark.parametrize(
+    ("group", "field", "value"),
+    [("model", "decoder_dropout", 0.1), ("optimizer", "adam_beta2", 0.95), ("optimizer", "end_learning_rate", 1e-5)],
+)
+def test_a_removed_field_with_an_effect_is_named(group, field, value):
+    with pytest.raises(
+        UserError, match=f"^{group}.{field} no longer exists, and this config sets it to .*; use the version"
+    ):
+        migrate_config({group: {field: value}}, 1)
+
+
+def test_fields_of_version_1_do_not_exist_in_this_version():
+    with pytest.raises(UserError, match="^config field train.steps does not exist"):
+        from_saved({"version": VERSION, "train": {"steps": 3}})
+
+
+def test_two_units_of_one_duration_are_named():
+    with pytest.raises(UserError, match="^warmup_steps and warmup_percent are both set; set only one$"):
+        migrate_config({"optimizer": {"warmup_steps": 3, "warmup_percent": 5.0}}, 1)
+
+
+@pytest.mark.parametrize("version", [0, VERSION + 1, "1", None])
+def test_an_unknown_version_is_named(version):
+    with pytest.raises(
+        UserError, match=f"^config version {version!r} is not supported: .* reads versions 1 to {VERSION}"
+    ):
+        from_saved(to_dict(base_config()) | {"version": version})
+
+
+def test_durations_that_mean_the_same_do_not_differ(same_config):
+    other = same_config.copy_and_resolve_references()
+    other.train.duration, other.eval.every, other.checkpoint.every = "6steps", "1.50 epochs", "25.0 %"
+    assert differences(same_config, other, groups=("train", "eval", "checkpoint")) == {}
+    other.train.duration = "6 epochs"
+    assert differences(same_config, other, groups=("train",)) == {
+        "train.duration": "train.duration: '6 steps' / '6 epochs'"
+    }
