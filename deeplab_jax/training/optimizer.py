@@ -1,7 +1,7 @@
-"""Optimizers and learning rate schedules: SGD as in the papers and as in Keras, Adam, clipping, weight decay, freezing."""
+"""Optimizers and schedules: SGD as in the papers and as in Keras, Adam, clipping, weight decay, freezing."""
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax

@@ -105,7 +105,7 @@ def make_train_step(
 def _make_gradient_function(
     model: DeepLabV3Plus, loss_fn: Callable, *, ignored_pixels: str, frozen: Sequence[str], shardings: TrainState | None
 ) -> Callable:
-    """Returns `(params, batch_stats, examples, rng) -> (batch_stats, (gradients, counts))`, summed over the examples."""
+    """Returns a function of (params, batch_stats, examples, rng) that sums over examples: see its return value."""
 
     def sum_gradients(params, batch_stats, examples: Batch, rng):
         def loss(params):

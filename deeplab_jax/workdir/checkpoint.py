@@ -68,7 +68,7 @@ class Checkpoints:
         self._manager.close()
 
     def found_step(self) -> int | None:
-        """Returns the step of the newest checkpoint that this process sees, intact or damaged; None if there is none."""
+        """Returns the step of the newest checkpoint that this process sees, intact or damaged; None without one."""
         return self._manager.latest_step()
 
     def latest_step(self) -> int | None:
