@@ -26,7 +26,7 @@ from deeplab_jax.models import build_model, random_variables
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
 from deeplab_jax.pretrained import PretrainedNetwork, bundle
-from deeplab_jax.training import program as program_lib
+from deeplab_jax.training.step import build_program
 
 CLASSES = 21
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -96,7 +96,7 @@ def _count(params) -> int:
 def prepare_step(config: ConfigDict) -> tuple:
     """The compiled step as `deeplab_jax.training.loop` builds it, the first state, and the mesh."""
     mesh = mesh_lib.make_mesh(config.mesh)
-    program = program_lib.build(config, CLASSES, mesh, total_steps=2124, warmup_steps=0)
+    program = build_program(config, CLASSES, mesh, total_steps=2124, warmup_steps=0)
     return program.model, program.step, program.random_state(seed=0), mesh
 
 

@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from deeplab_jax.config import load_config
-    from deeplab_jax.evaluation.evaluator import evaluate_workdir
+    from deeplab_jax.evaluation.evaluator import evaluate
     from deeplab_jax.inference.predictor import Prediction, Predictor
     from deeplab_jax.models import DeepLabV3Plus
     from deeplab_jax.pretrained import from_preset
@@ -20,7 +20,7 @@ _EXPORTS = {
     "DeepLabV3Plus": "deeplab_jax.models",
     "Prediction": "deeplab_jax.inference.predictor",
     "Predictor": "deeplab_jax.inference.predictor",
-    "evaluate_workdir": "deeplab_jax.evaluation.evaluator",
+    "evaluate": "deeplab_jax.evaluation.evaluator",
     "from_preset": "deeplab_jax.pretrained",
     "load_config": "deeplab_jax.config",
     "plot_segmentation_mask_gallery": "deeplab_jax.visualization",
@@ -30,7 +30,7 @@ __all__ = [
     "DeepLabV3Plus",
     "Prediction",
     "Predictor",
-    "evaluate_workdir",
+    "evaluate",
     "from_preset",
     "load_config",
     "plot_segmentation_mask_gallery",

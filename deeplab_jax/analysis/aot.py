@@ -25,12 +25,13 @@ from rich.table import Table
 from deeplab_jax import config as config_lib
 from deeplab_jax.analysis import collectives
 from deeplab_jax.analysis.tpu_specs import CHIPS, GIB, Chip, roofline
+from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation.evaluator import jit_eval_step
+from deeplab_jax.evaluation.step import jit_eval_step
 from deeplab_jax.models import abstract_variables, build_for_mesh
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
-from deeplab_jax.training import program as program_lib
+from deeplab_jax.training.step import build_program
 
 # Without them libtpu asks for the machine's TPU, which is not there; any accelerator type will do for any topology.
 _ENVIRONMENT = {
@@ -160,7 +161,14 @@ def lowered(
     """
     processes = len({device.process_index for device in devices})
     config_lib.validate(config, training=not inference)
-    mesh_lib.validate_mesh(config, devices=len(devices), processes=processes)
+    protocol = protocol_for(config)
+    mesh_lib.validate_mesh(
+        config,
+        devices=len(devices),
+        processes=processes,
+        input_sizes=protocol.input_sizes,
+        can_split_rows=protocol.can_split_rows,
+    )
     mesh = mesh_lib.make_mesh(config.mesh, devices)
     step, arguments = (_eval_step if inference else _train_step)(config, num_classes, mesh)
     return step.lower(*arguments)
@@ -215,17 +223,19 @@ def _train_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
     sizes = {"batch_size": config.data.batch_size, "num_examples": _EXAMPLES}
     total = config_lib.duration_steps(config.train.duration, field="train.duration", **sizes) or 1
     warmup = config_lib.duration_steps(config.optimizer.warmup, field="optimizer.warmup", total_steps=total, **sizes)
-    program = program_lib.build(config, num_classes, mesh, total_steps=total, warmup_steps=warmup or 0)
+    program = build_program(config, num_classes, mesh, total_steps=total, warmup_steps=warmup or 0)
     return program.step, (program.shapes, program.batch_shapes)
 
 
 def _eval_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
-    model = build_for_mesh(config, num_classes, mesh)
+    protocol = protocol_for(config)
+    model = build_for_mesh(config, num_classes, mesh, input_sizes=protocol.input_sizes)
     variables = abstract_variables(model)
     variables = sharding.with_shardings(variables, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
-    count, whole = config_lib.eval_batch_size(config), config.eval.image_size or config.data.image_size
-    image = whole if config.eval.protocol == "whole" else config.data.image_size
-    label = config.data.image_size if config.eval.protocol == "guide" else whole
+    count = config_lib.eval_batch_size(config)
+    if protocol.eval_size is None:  # there is no data set whose largest image is known
+        protocol = dataclasses.replace(protocol, eval_size=protocol.train_size)
+    image, label = protocol.batch_sizes(protocol.eval_size)
     batch = {
         "image": ((count, *image, config.model.in_channels), np.uint8),
         "label": ((count, *label), np.uint8),

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from deeplab_jax import config as config_lib
+from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.models import PARTS, DeepLabV3Plus, abstract_variables, build_for_mesh, build_model
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
@@ -139,13 +140,20 @@ def mesh_table(config: ConfigDict, num_classes: int, devices: int) -> Table:
       UserError: a config that cannot be trained on so many devices.
     """
     config_lib.validate(config)
-    mesh_lib.validate_mesh(config, devices=devices, processes=1)
+    protocol = protocol_for(config)
+    mesh_lib.validate_mesh(
+        config,
+        devices=devices,
+        processes=1,
+        input_sizes=protocol.input_sizes,
+        can_split_rows=protocol.can_split_rows,
+    )
     sizes = mesh_lib.mesh_sizes(config.mesh, devices)
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-    model = build_for_mesh(config, num_classes, mesh)
-    # What the momentum's shapes are does not depend on the length of the training.
-    update_rule = optimizer.make_optimizer(config.optimizer, total_steps=1, parts=PARTS)
-    state = TrainState.shapes(model, update_rule, averages=config.train.ema_decay is not None)
+    model = build_for_mesh(config, num_classes, mesh, input_sizes=protocol.input_sizes)
+    # The shapes of the momentum do not depend on the length of the training.
+    transformation, _ = optimizer.make(config.optimizer, total_steps=1, parts=PARTS)
+    state = TrainState.shapes(model, transformation, averages=config.train.ema_decay is not None)
     shardings = sharding.state_shardings(state, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
     placed = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
     places = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shardings)}

@@ -106,14 +106,14 @@ def _train(args: argparse.Namespace, rest: Sequence[str], console: Console) -> N
     _join_processes(args, config, console)
     from deeplab_jax.training.loop import train
 
-    scores = train(config, args.workdir, console=console)
+    scores = train(config, args.workdir)
     _report(scores, args.workdir, console)
 
 
 def _evaluate(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
     _join_processes(args, parse_config(rest, base=config_lib.base_config()), console)
     from deeplab_jax import pretrained
-    from deeplab_jax.evaluation.evaluator import evaluate_pretrained, evaluate_workdir
+    from deeplab_jax.evaluation.evaluator import evaluate
     from deeplab_jax.parallel import processes
     from deeplab_jax.workdir import layout
 
@@ -127,10 +127,7 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], console: Console) -
         config.data.name = args.data
     if args.data_dir is not None:
         config.data.data_dir = str(args.data_dir)
-    if args.preset is not None:
-        scores = evaluate_pretrained(network, config=config, split=args.split, console=console)
-    else:
-        scores = evaluate_workdir(args.workdir, config=config, split=args.split, console=console)
+    scores = evaluate(args.preset or args.workdir, config=config, split=args.split)
     if args.json is not None and processes.is_leader():
         write_json(args.json, scores)
     _report(scores, args.workdir, console)

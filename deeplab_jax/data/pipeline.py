@@ -1,9 +1,8 @@
-"""Grain pipelines: endless shuffled training batches, and evaluation batches that hold every example once."""
+"""The Grain pipeline of training: endless shuffled batches."""
 
 import contextlib
 import dataclasses
 import hashlib
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,19 +15,12 @@ from ml_collections import ConfigDict
 from deeplab_jax.data import images, transforms
 from deeplab_jax.data.sampling import RepeatedSource
 from deeplab_jax.errors import UserError
-from deeplab_jax.labels import IGNORE_LABEL
 
 if TYPE_CHECKING:
     import grain
 
 _THREADS = min(16, (os.cpu_count() or 1) + 1)  # decoding and resizing hold no lock of the interpreter
 _MOST_UNREADABLE = 10  # examples in a row that are passed over: more of them are no accident
-_ROUND_TO = 32  # default canvases are multiples of it, plus 1: sizes of k * stride + 1 keep atrous features aligned
-
-
-def pad_color(input_mean: Sequence[float]) -> tuple[int, ...]:
-    """The color that normalizes to about zero: what padding is filled with (DeepLabv3's mean pixel)."""
-    return tuple(round(value) for value in input_mean)
 
 
 def train_batches(
@@ -70,50 +62,11 @@ def train_batches(
         source = RepeatedSource(source, data.repeat_threshold, seed=_stream_seed(seed), unreadable=data.unreadable)
     read = _TrainExample(source, data.unreadable)
     transform = _Augment(read, data.copy_and_resolve_references(), tuple(pad_color))
-    dataset = _positions(len(source)).seed(_stream_seed(seed)).shuffle().repeat()
+    dataset = positions(len(source)).seed(_stream_seed(seed)).shuffle().repeat()
     dataset = dataset.map(read).random_map(transform)
     dataset = dataset[examples_seen:][process_index::process_count]
     dataset = dataset.batch(data.batch_size // process_count, drop_remainder=True)
-    return _stream(dataset, data.workers)
-
-
-def eval_batches(
-    source,
-    data: ConfigDict,
-    evaluation: ConfigDict,
-    *,
-    batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    pad_color: Sequence[int] = (0, 0, 0),
-) -> Iterator[dict[str, Any]]:
-    """Batches of this process' share of a split, in order, every example exactly once.
-
-    All processes yield the same number of batches; what is missing in the last ones is filled with black images of
-    void labels whose `valid` is False.
-
-    Args:
-      source: of `open_source`.
-      data: the `data` group of a config.
-      evaluation: the `eval` group of a config; its `protocol` says what is resized and what is padded.
-      batch_size: of this process.
-      process_index: this process.
-      process_count: of the run.
-      pad_color: RGB around padded images.
-
-    Yields:
-      `image` uint8 (batch, H, W, 3), `label` uint8 (batch, h, w) with void around each image's own pixels, `size`
-      int32 (batch, 2): height and width of these at the top left, `valid` bool (batch,), `id` (a list).
-
-    Raises:
-      UserError: an image is larger than `eval.image_size`, or a stored example is damaged.
-    """
-    shape = _Shape.of(source, data, evaluation, tuple(pad_color))
-    rounds = math.ceil(len(source) / (batch_size * process_count))
-    padded = rounds * batch_size * process_count
-    indices = _positions(padded)[process_index::process_count]
-    dataset = indices.map(_EvalExample(source, shape)).batch(batch_size, drop_remainder=True, batch_fn=_collate)
-    return _stream(dataset, data.workers)
+    return stream(dataset, data.workers)
 
 
 def decode_example(example: dict[str, Any]) -> dict[str, Any]:
@@ -140,14 +93,20 @@ def decoded(source, indices: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray
     return [(example["image"], example["label"]) for example in examples]
 
 
-def _positions(count: int) -> "grain.MapDataset":
+def positions(count: int) -> "grain.MapDataset":
+    """Returns the positions 0 to count - 1."""
     # Grain takes a sixth of a second to import: who predicts does without it.
     import grain
 
     return grain.MapDataset.range(count)
 
 
-def _stream(dataset: "grain.MapDataset", workers: int) -> Iterator[Any]:
+def stream(dataset: "grain.MapDataset", workers: int) -> Iterator[Any]:
+    """Iterates over a data set that is read in the background, by threads or by `workers` processes.
+
+    Raises:
+      UserError: a stored example is damaged, or a worker process died.
+    """
     with contextlib.closing(iter(_parallel(dataset, workers))) as batches:
         try:
             yield from batches
@@ -220,64 +179,3 @@ class _Augment:
 
     def _augmented(self, example, rng):
         return transforms.augment(example["image"], example["label"], rng, self.data, pad_color=self.pad_color)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shape:
-    """What an evaluation protocol makes of an image: the network's input size and the canvas it is scored on."""
-
-    protocol: str
-    image_size: tuple[int, int]
-    canvas: tuple[int, int]
-    pad_color: tuple[int, ...]
-    antialias: bool
-
-    @classmethod
-    def of(cls, source, data: ConfigDict, evaluation: ConfigDict, pad_color: tuple[int, ...]) -> "_Shape":
-        if evaluation.protocol == "guide":
-            size = tuple(data.image_size)
-            return cls("guide", size, size, pad_color, data.antialias)
-        largest = source.largest_size()
-        if evaluation.protocol == "squeeze":
-            return cls("squeeze", tuple(data.image_size), largest, pad_color, data.antialias)
-        if evaluation.image_size is None:
-            size = tuple(math.ceil(extent / _ROUND_TO) * _ROUND_TO + 1 for extent in largest)
-        else:
-            size = tuple(evaluation.image_size)
-        return cls("whole", size, size, pad_color, data.antialias)
-
-
-class _EvalExample:
-    """The example at a position of the split, shaped for the protocol; black and invalid beyond its end."""
-
-    def __init__(self, source, shape: _Shape):
-        self._source, self._shape = source, shape
-
-    def __call__(self, index: int) -> dict[str, Any]:
-        shape = self._shape
-        if index >= len(self._source):
-            image = np.zeros((*shape.image_size, 3), np.uint8)
-            label_map = np.full(shape.canvas, IGNORE_LABEL, np.uint8)
-            size = np.array(shape.canvas, np.int32)
-            return {"image": image, "label": label_map, "size": size, "valid": np.False_, "id": ""}
-        example = decode_example(self._source[int(index)])
-        image, label_map = example["image"], example["label"]
-        if shape.protocol == "guide":
-            label_map = transforms.resize_label_map(label_map, shape.image_size)
-        size = np.array(label_map.shape, np.int32)
-        if shape.protocol == "whole":
-            if any(had > most for had, most in zip(label_map.shape, shape.canvas, strict=True)):
-                raise UserError(
-                    f"image {example['id']} is {size[0]}x{size[1]} (height x width), larger than "
-                    f"eval.image_size={shape.canvas}; raise it"
-                )
-            image = transforms.pad_to(image, shape.image_size, shape.pad_color)
-        else:
-            image = transforms.resize_image(image, shape.image_size, antialias=shape.antialias)
-        label_map = transforms.pad_to(label_map, shape.canvas, IGNORE_LABEL)
-        return {"image": image, "label": label_map, "size": size, "valid": np.True_, "id": example["id"]}
-
-
-def _collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    batch = {name: np.stack([example[name] for example in examples]) for name in ("image", "label", "size", "valid")}
-    return batch | {"id": [example["id"] for example in examples]}

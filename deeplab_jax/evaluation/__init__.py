@@ -1,1 +1,1 @@
-"""Exact, counted evaluation."""
+"""Exact, counted evaluation: the evaluator, the step, metrics and reports."""

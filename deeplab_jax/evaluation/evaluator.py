@@ -1,4 +1,4 @@
-"""Exact, counted evaluation: every image of a split once, integer counts, ground truth at its own size."""
+"""Exact, counted evaluation: every image of a split once, integer counts, labels at their own size."""
 
 import contextlib
 import math
@@ -6,74 +6,73 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.progress import Progress
 
 from deeplab_jax import config as config_lib
-from deeplab_jax import data, losses, pretrained
-from deeplab_jax.data import open_split
+from deeplab_jax import data, pretrained, progress
+from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation import metrics
-from deeplab_jax.evaluation.report import save_scores
-from deeplab_jax.evaluation.step import make_eval_step
+from deeplab_jax.evaluation import metrics, report
+from deeplab_jax.evaluation.step import jit_eval_step
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3Plus, abstract_variables, build_for_mesh
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
-from deeplab_jax.pretrained import PretrainedNetwork
-from deeplab_jax.workdir import checkpoint, layout
+from deeplab_jax.pretrained import bundle
+from deeplab_jax.workdir import layout
 
+#: Number of examples in the gallery of an evaluation.
+GALLERY_SIZE = 8
 
-#: Images of an evaluation that its gallery shows.
-GALLERY_IMAGES = 8
+_SUMS = ("loss_sum", "loss_count", "confusion", "num_images")
 
 
 class Evaluator:
-    """Scores a network on a split; compiles once, so that a training run can call it again and again."""
+    """Scores a network on a split. It compiles once, so a training run can call it repeatedly.
+
+    Args:
+      config: a whole config.
+      model: the network.
+      source: the split, see `deeplab_jax.data.open_source`.
+      mesh: the mesh that variables and batches are split over.
+    """
 
     def __init__(self, config: ConfigDict, model: DeepLabV3Plus, source, mesh: jax.sharding.Mesh):
         self._config, self._source, self._mesh = config, source, mesh
         self._step = jit_eval_step(config, model, mesh)
 
-    def __call__(self, variables: Any, *, console: Console | None = None, gallery: int = 0) -> dict[str, Any]:
+    def __call__(self, variables: Any) -> dict[str, Any]:
         """Scores the whole split.
 
         Args:
-          variables: what `model.apply` takes.
-          console: shows progress on it.
-          gallery: how many of the first images to return with truth and prediction.
+          variables: the variables that `model.apply` takes.
 
         Returns:
-          What `metrics.json` holds, and `gallery`: a list of (image, truth, prediction) uint8 arrays.
+          The scores of `deeplab_jax.evaluation.metrics.scores`, `loss`, `num_images`, and `gallery`: image, label and
+          prediction (uint8 arrays) of the first `GALLERY_SIZE` examples.
 
         Raises:
-          RuntimeError: the number of images evaluated is not the size of the split.
+          RuntimeError: the number of images evaluated differs from the size of the split.
         """
-        totals, images, previous = metrics.Totals(self._source.label_set.num_classes), [], None
+        totals, examples, previous = metrics.Totals(self._source.label_set.num_classes), [], None
         batch_size = config_lib.eval_batch_size(self._config)
         batches = data.eval_batches(
             self._source,
-            self._config.data,
-            self._config.eval,
+            protocol_for(self._config),
             batch_size=batch_size // jax.process_count(),
+            workers=self._config.data.workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            pad_color=data.pad_color(self._config.model.input_mean),
         )
-        bar = Progress(console=console, transient=True, disable=console is None or not console.is_terminal)
-        with contextlib.closing(batches), bar as progress:
-            task = progress.add_task("evaluate", total=math.ceil(len(self._source) / batch_size))
-            for batch in batches:
+        with contextlib.closing(batches):
+            for batch in progress.track(batches, "evaluate", math.ceil(len(self._source) / batch_size)):
                 arrays = {name: batch[name] for name in ("image", "label", "size", "valid")}
-                report = self._step(variables, sharding.to_global(arrays, self._mesh))
-                if previous is not None:  # one step behind: the device is never left without work
+                result = self._step(variables, sharding.to_global(arrays, self._mesh))
+                if previous is not None:  # read one step late, so the device is never idle
                     totals.add(previous)
-                previous = {name: report[name] for name in ("loss_sum", "loss_count", "confusion", "num_images")}
-                if len(images) < gallery:
-                    images += _images(batch, report["prediction"])[: gallery - len(images)]
-                progress.advance(task)
+                previous = {name: result[name] for name in _SUMS}
+                if len(examples) < GALLERY_SIZE:
+                    examples += report.gallery_examples(batch, result["prediction"])[: GALLERY_SIZE - len(examples)]
         if previous is not None:
             totals.add(previous)
         if totals.num_images != len(self._source):
@@ -81,103 +80,83 @@ class Evaluator:
                 f"{totals.num_images} images were evaluated, but {self._source.split} has {len(self._source)}"
             )
         scores = totals.scores(self._source.label_set.class_names)
-        return scores | {"num_images": totals.num_images, "gallery": images}
+        return scores | {"num_images": totals.num_images, "gallery": examples}
 
 
-def jit_eval_step(config: ConfigDict, model: DeepLabV3Plus, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
-    """The compiled `step(variables, batch)` of `deeplab_jax.evaluation.step.make_eval_step` that a config evaluates with."""
-    step = make_eval_step(
-        model,
-        losses.make_loss(config.loss, num_classes=model.num_classes),
-        protocol=config.eval.protocol,
-        scales=tuple(config.eval.scales),
-        flip=config.eval.flip,
-        void=config.eval.ignored_pixels,
-        mesh=mesh,
-    )
-    replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    outputs = dict.fromkeys(("loss_sum", "loss_count", "confusion", "num_images"), replicated)
-    return jax.jit(step, out_shardings=outputs | {"prediction": split})
-
-
-def evaluate_workdir(
-    workdir: pathlib.Path, *, config: ConfigDict | None = None, split: str | None = None, console: Console | None = None
+def evaluate(
+    name_or_path: str | pathlib.Path, *, config: ConfigDict | None = None, split: str | None = None
 ) -> dict[str, Any]:
-    """Scores the newest checkpoint of a workdir and writes `metrics.json` and `gallery.png` next to it.
+    """Scores a network on a split of a data set.
 
     Args:
-      workdir: of a training run.
-      config: the run's config with other `data` and `eval` fields; default: as it was trained.
-      split: of the data set; default: `data.eval_split`.
-      console: shows progress on it.
+      name_or_path: the workdir of a training run, whose newest checkpoint is scored; the name of a preset; or a folder
+        that `deeplab-jax convert` wrote.
+      config: names the data set and how images are fed. Default for a workdir: the run's own config. For a preset or a
+        folder, start from `deeplab_jax.pretrained.preset_config` and set `data.name`.
+      split: split of the data set; default: `data.eval_split`.
+
+    Returns:
+      The scores. For a workdir they are also written to its `metrics.json`, with a `gallery.png` next to it.
 
     Raises:
-      UserError: no checkpoint, data that are not there, or classes that differ from the network's.
+      UserError: there is no such network or it has no checkpoint or no classes, the data set is not prepared, or its
+        classes differ from the network's.
     """
+    path = pathlib.Path(name_or_path)
+    if path.is_dir() and not bundle.is_native(path):
+        return _evaluate_workdir(path, config, split)
+    return _evaluate_network(name_or_path, config, split)
+
+
+def _evaluate_workdir(workdir: pathlib.Path, config: ConfigDict | None, split: str | None) -> dict[str, Any]:
+    # Orbax takes a third of a second to import, which other networks do not need.
+    from deeplab_jax.workdir.checkpoint import Checkpoints
+
     config = layout.read_config(workdir) if config is None else config
-    config_lib.validate(config)
-    mesh_lib.validate_mesh(config, devices=jax.device_count(), processes=jax.process_count())
     label_set = layout.read_labels(workdir)
-    source = _open_split_with(label_set, config, split, f"the network in {workdir}")
-    mesh = mesh_lib.make_mesh(config.mesh)
-    model = build_for_mesh(config, label_set.num_classes, mesh)
-    with checkpoint.Checkpoints(workdir, read_only=True, console=console) as checkpoints:
-        step = checkpoints.latest_step
+    source, model, mesh = _prepare(config, label_set, split, training=True, whose=f"the network in {workdir}")
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step = checkpoints.latest_step()
         if step is None:
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
         variables = checkpoints.restore_variables(_abstract_on(mesh, model, config))
-    scores = Evaluator(config, model, source, mesh)(variables, console=console, gallery=GALLERY_IMAGES)
-    return save_scores(workdir, scores, source.label_set, config, step)
+    scores = Evaluator(config, model, source, mesh)(variables)
+    return report.save_scores(workdir, scores, source.label_set, config, step)
 
 
-def evaluate_pretrained(
-    network: PretrainedNetwork, *, config: ConfigDict, split: str | None = None, console: Console | None = None
-) -> dict[str, Any]:
-    """Scores a pretrained network; returns what `metrics.json` of a workdir holds, without a step, and writes nothing.
-
-    Args:
-      network: with classes.
-      config: of `deeplab_jax.pretrained.preset_config`, with the data set named.
-      split: of the data set; default: `data.eval_split`.
-      console: shows progress on it.
-
-    Raises:
-      UserError: a backbone alone, data that are not there, or classes that differ from the network's.
-    """
+def _evaluate_network(name_or_path: str | pathlib.Path, config: ConfigDict | None, split: str | None) -> dict[str, Any]:
+    network = pretrained.load(name_or_path)
     if network.label_set is None:
-        raise UserError(f"a {network.model.backbone} backbone alone has no classes to score; train from it first")
-    config_lib.validate(config, training=False)
-    mesh_lib.validate_mesh(config, devices=jax.device_count(), processes=jax.process_count())
-    source = _open_split_with(network.label_set, config, split, "the network")
-    mesh = mesh_lib.make_mesh(config.mesh)
-    model = build_for_mesh(config, network.label_set.num_classes, mesh)
+        raise UserError(f"{name_or_path} is a {network.model.backbone} backbone without classes; train from it first")
+    config = pretrained.preset_config(network) if config is None else config
+    source, model, mesh = _prepare(config, network.label_set, split, training=False, whose=str(name_or_path))
     variables, _ = pretrained.merge(_abstract_on(mesh, model, config), network.variables)
-    scores = Evaluator(config, model, source, mesh)(variables, console=console, gallery=GALLERY_IMAGES)
-    return {name: value for name, value in scores.items() if name != "gallery"} | {"config": config_lib.to_dict(config)}
+    scores = Evaluator(config, model, source, mesh)(variables)
+    return report.without_gallery(scores) | {"config": config_lib.to_dict(config)}
 
 
-def _abstract_on(mesh: jax.sharding.Mesh, model: DeepLabV3Plus, config: ConfigDict) -> Any:
-    return sharding.with_shardings(abstract_variables(model), mesh, fsdp_min_size=config.mesh.fsdp_min_size)
-
-
-def _open_split_with(label_set: LabelSet, config: ConfigDict, split: str | None, whose: str):
-    source = open_split(config, split or config.data.eval_split)
+def _prepare(
+    config: ConfigDict, label_set: LabelSet, split: str | None, *, training: bool, whose: str
+) -> tuple[Any, DeepLabV3Plus, jax.sharding.Mesh]:
+    """Checks the config and opens the split; returns the split, the network and the mesh."""
+    config_lib.validate(config, training=training)
+    protocol = protocol_for(config)
+    mesh_lib.validate_mesh(
+        config,
+        devices=jax.device_count(),
+        processes=jax.process_count(),
+        input_sizes=protocol.input_sizes,
+        can_split_rows=protocol.can_split_rows,
+    )
+    source = data.open_split(config, split or config.data.eval_split)
     if source.label_set.class_names != label_set.class_names:
         raise UserError(
             f"{config.data.name} has the classes {', '.join(source.label_set.class_names)}, but {whose} was trained on "
             f"{', '.join(label_set.class_names)}"
         )
-    return source
+    mesh = mesh_lib.make_mesh(config.mesh)
+    return source, build_for_mesh(config, label_set.num_classes, mesh, input_sizes=protocol.input_sizes), mesh
 
 
-def _images(batch: dict[str, Any], prediction: jax.Array) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Image, truth and prediction of a batch's valid examples, each at the size it is scored at."""
-    local = sharding.to_local(prediction)
-    images = []
-    for i in np.flatnonzero(batch["valid"]):
-        height, width = batch["size"][i].tolist()
-        label, image = batch["label"][i][:height, :width], batch["image"][i]
-        if batch["image"].shape[1:3] != batch["label"].shape[1:3]:  # squeezed for the network
-            image = data.resize_image(image, (height, width))
-        images.append((image[:height, :width], label, local[i][:height, :width]))
-    return images
+def _abstract_on(mesh: jax.sharding.Mesh, model: DeepLabV3Plus, config: ConfigDict) -> Any:
+    return sharding.with_shardings(abstract_variables(model), mesh, fsdp_min_size=config.mesh.fsdp_min_size)

@@ -1,4 +1,4 @@
-"""Integer confusion matrices, and the scores that follow from them."""
+"""Integer confusion matrices and the scores computed from them."""
 
 import math
 from typing import Any
@@ -15,46 +15,50 @@ def confusion_matrix(
     predictions: Integer[Array, "batch height width"],
     *,
     num_classes: int,
-    void: str = "ignore",
+    ignored_pixels: str = "exclude",
     where: Bool[Array, "batch height width"] | None = None,
 ) -> Int32[Array, "classes classes"]:
     """Counts pixels by true class (rows) and predicted class (columns).
 
-    int32 holds the pixels of one step (up to 2^31); sums over steps belong in int64 on the host, see `Totals`.
+    int32 holds the pixels of one step (up to 2^31). Sum over steps in int64 on the host, see `Totals`.
 
     Args:
-      labels: class ids, `IGNORE_LABEL` for void.
+      labels: class ids, or `IGNORE_LABEL`.
       predictions: class ids.
-      num_classes: rows and columns.
-      void: `ignore` leaves void pixels out; `background` counts them as class 0, which is what Keras' MeanIoU makes
-        of one-hot labels whose void rows are zero.
+      num_classes: number of rows and columns.
+      ignored_pixels: `exclude` leaves out pixels with the ignore label. `background` counts them as class 0, as Keras'
+        MeanIoU does for one-hot labels whose ignored rows are zero.
       where: pixels that exist; others are left out in either case.
     """
     labels = labels.astype(jnp.int32)
-    is_void = labels == IGNORE_LABEL
-    if void == "background":
-        labels, counted = jnp.where(is_void, 0, labels), jnp.ones(labels.shape, bool)
+    is_ignored = labels == IGNORE_LABEL
+    if ignored_pixels == "background":
+        labels, counted = jnp.where(is_ignored, 0, labels), jnp.ones(labels.shape, bool)
     else:
-        counted = ~is_void
+        counted = ~is_ignored
     if where is not None:
         counted = counted & where
-    # Pixels that do not count go to a bin of their own, which is cut off.
+    # Pixels that do not count go to an extra bin, which is dropped.
     cells = jnp.where(counted, labels * num_classes + predictions.astype(jnp.int32), num_classes**2)
-    # Not flattened: devices that hold rows of an image would have to gather it.
+    # Not flattened, or devices that hold rows of an image would have to gather it.
     counts = jnp.zeros(num_classes**2 + 1, jnp.int32).at[cells].add(1, mode="drop")
     return counts[:-1].reshape(num_classes, num_classes)
 
 
 def scores(confusion: Int64[np.ndarray, "classes classes"], class_names: tuple[str, ...]) -> dict[str, Any]:
-    """Segmentation scores of a whole split's confusion matrix, as plain Python values.
+    """Computes segmentation scores from the confusion matrix of a whole split, as plain Python values.
 
-    Intersection over union of a class is tp / (tp + fp + fn). A class that appears neither in the truth nor in the
-    predictions has none: its entry is None and the mean leaves it out (as Keras' MeanIoU does). The mean accuracy
-    leaves out classes absent from the truth. The frequency-weighted IoU weights by the truth's pixels.
+    The intersection over union of a class is tp / (tp + fp + fn). A class that appears neither in the labels nor in the
+    predictions has no IoU: its entry is None and the mean leaves it out, as Keras' MeanIoU does. The mean accuracy
+    leaves out classes that are absent from the labels. The frequency-weighted IoU weights by the labels' pixels.
+
+    Args:
+      confusion: pixels by true class (rows) and predicted class (columns).
+      class_names: one name per class.
 
     Returns:
-      `mean_iou`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou` (None if there is no pixel),
-      `per_class_iou` by class name, `num_pixels`.
+      `mean_iou`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou` (all None if no pixel was counted),
+      `per_class_iou` by class name, and `num_pixels`.
     """
     confusion = confusion.astype(np.int64)
     true_positive = np.diag(confusion)
@@ -79,38 +83,43 @@ def scores(confusion: Int64[np.ndarray, "classes classes"], class_names: tuple[s
 
 
 class Totals:
-    """Sums of the reports of many steps, on the host, in integers that do not overflow."""
+    """Sums the reports of many steps on the host, in integers that do not overflow.
+
+    Attributes:
+      confusion: int64 (classes, classes), pixels by true and predicted class.
+      loss_sum: sum of the loss.
+      loss_count: number of pixels (or their weight) in the loss.
+      num_images: number of images evaluated.
+    """
 
     def __init__(self, num_classes: int):
-        self._num_classes = num_classes
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets everything added."""
-        self.confusion = np.zeros((self._num_classes, self._num_classes), np.int64)
+        self.confusion = np.zeros((num_classes, num_classes), np.int64)
         self.loss_sum = self.loss_count = 0.0
         self.num_images = 0
 
     def add(self, report: dict[str, Array]) -> None:
-        """Adds a step's `confusion`, `loss_sum`, `loss_count` and, if it has one, `num_images`; waits for the step."""
+        """Adds a step's `confusion`, `loss_sum`, `loss_count` and, if present, `num_images`. Waits for the step."""
         self.confusion += np.asarray(report["confusion"], np.int64)
         self.loss_sum += float(report["loss_sum"])
         self.loss_count += float(report["loss_count"])
         self.num_images += int(report.get("num_images", 0))
 
     def to_json(self) -> dict[str, Any]:
-        """The sums as JSON holds them without loss, for `from_json`."""
+        """Returns the sums as values that JSON holds without loss."""
         sums = {name: getattr(self, name) for name in ("loss_sum", "loss_count", "num_images")}
         return sums | {"confusion": self.confusion.tolist()}
 
-    def from_json(self, sums: dict[str, Any]) -> None:
-        """Goes on from the sums that `to_json` gave."""
-        self.confusion = np.array(sums["confusion"], np.int64)
-        self.loss_sum, self.loss_count, self.num_images = (
+    @classmethod
+    def from_json(cls, sums: dict[str, Any]) -> "Totals":
+        """Creates totals from the sums that `to_json` returned."""
+        totals = cls(len(sums["confusion"]))
+        totals.confusion = np.array(sums["confusion"], np.int64)
+        totals.loss_sum, totals.loss_count, totals.num_images = (
             sums[name] for name in ("loss_sum", "loss_count", "num_images")
         )
+        return totals
 
     def scores(self, class_names: tuple[str, ...]) -> dict[str, Any]:
-        """`scores` of the summed confusion matrix, and the mean `loss` (None if nothing was counted)."""
+        """Returns `scores` of the summed confusion matrix, and the mean `loss` (None if nothing was counted)."""
         loss = self.loss_sum / self.loss_count if self.loss_count else None
         return scores(self.confusion, class_names) | {"loss": loss}

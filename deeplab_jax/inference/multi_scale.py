@@ -1,6 +1,5 @@
-"""What evaluation and prediction share: views of images, the average of what a network says of them, and sizes."""
+"""What evaluation and prediction share: views of images, the average of what a network says of them."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,9 +10,6 @@ from jaxtyping import Array, Float, UInt8
 
 from deeplab_jax import ops
 from deeplab_jax.models import DeepLabV3Plus
-
-_STEP = 64  # sizes are rounded up to multiples of it, of more where images are large
-_STEPS_PER_OCTAVE = 4  # of sizes beyond eight times that step
 
 
 class View(NamedTuple):
@@ -92,14 +88,3 @@ def log_probabilities(probabilities: Float[Array, "..."]) -> Float[Array, "..."]
     The cross-entropy of these is that of the probabilities; a pixel adds 87.3 to it at most, in float32.
     """
     return jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))
-
-
-def bucket(extent: int) -> int:
-    """A height or width rounded up, so that images of many sizes share few compiled programs.
-
-    To multiples of 64 up to 512, of 128 up to 1024, of 256 up to 2048, and so on: 8 buckets up to 512, 4 more with each
-    doubling. Above 256, at most a quarter is added.
-    """
-    octave = math.ceil(math.log2(max(1, extent)))
-    step = max(_STEP, 2**octave // (2 * _STEPS_PER_OCTAVE))
-    return math.ceil(extent / step) * step

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -50,7 +49,7 @@ class Predictor:
     equal those of an evaluation where both pad alike: under `whole`, with `eval.image_size` set; without it an
     evaluation pads to its largest image and this to a bucket of sizes, and image pooling sees the padding.
 
-    Programs are compiled for shapes, so sizes are rounded up to `deeplab_jax.inference.multi_scale.bucket`. The network, which
+    Programs are compiled for shapes, so sizes are rounded up to `deeplab_jax.data.bucket`. The network, which
     takes long to compile, is compiled once if its input's size is given (all protocols but `whole` without
     `eval.image_size`, or with `window`), else once for each pair of buckets of height and width; the resizing of its
     logits, which takes a fraction of a second, once for each pair of buckets and kind of result.
@@ -100,14 +99,11 @@ class Predictor:
         self.label_set = label_set
         self._model, self._variables = model, variables
         self._ids = _class_ids(classes, label_set)
-        whole = config.eval.protocol == "whole"
-        self._squeeze = None if whole else tuple(size or config.data.image_size)
-        self._largest = (size or config.eval.image_size) if whole else None
+        protocol = data.protocol_for(config)
+        self._protocol = protocol if size is None else protocol.with_input_size(size)
         self._window = window and sliding_window.window_size(
             window, model.output_stride, align_corners=model.align_corners
         )
-        self._antialias = config.data.antialias
-        self._pad_color = data.pad_color(config.model.input_mean)
 
         self._scales, self._flip = tuple(scales), flip
         self._network, self._finish = jax.jit(self._see), jax.jit(self._resize_and_reduce, static_argnums=(3, 4, 5))
@@ -214,11 +210,11 @@ class Predictor:
 
     def _run(self, image):
         """Logits of each view, the size of the network's input, which part of it is the image, the image's size."""
-        fed, extent = self._fit(image)
+        fed, extent = self._protocol.fit(image)
         return self._network(self._variables, fed[None]), fed.shape[:2], extent, image.shape[:2]
 
     def _reduce(self, logits, fed_size, extent, size, kind) -> Callable[[], tuple]:
-        canvas = tuple(multi_scale.bucket(side) for side in size)
+        canvas = tuple(data.bucket(side) for side in size)
         arrays = self._finish(logits, np.array(extent, np.float32), np.array(size), fed_size, canvas, kind)
         return lambda: self._with_ids(
             *(None if array is None else np.asarray(array)[0, : size[0], ..., : size[1]] for array in arrays)
@@ -254,7 +250,7 @@ class Predictor:
             self._window,
             predict_window,
             output_stride=self._model.output_stride,
-            pad_color=self._pad_color,
+            pad_color=self._protocol.pad_color,
         ):
             labels = strip.argmax(axis=1)
             confidence = np.take_along_axis(strip, labels[:, None], axis=1)[:, 0]
@@ -268,19 +264,6 @@ class Predictor:
             probabilities = np.zeros((*labels.shape, self.label_set.num_classes), of_chosen.dtype)
             probabilities[..., self._ids] = of_chosen
         return self._ids.astype(np.uint8)[labels], None if confidence is None else np.array(confidence), probabilities
-
-    def _fit(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-        """What the network sees, and which part of it, at the top left, is the image."""
-        if self._squeeze is not None:
-            return data.resize_image(image, self._squeeze, antialias=self._antialias), self._squeeze
-        extent = image.shape[:2]
-        if self._largest is None:
-            return data.pad_to(image, [multi_scale.bucket(size) + 1 for size in extent], self._pad_color), extent
-        factor = min(1.0, *(most / size for most, size in zip(self._largest, extent, strict=True)))
-        if factor < 1:
-            extent = tuple(max(1, math.floor(size * factor)) for size in extent)
-            image = data.resize_image(image, extent)
-        return data.pad_to(image, self._largest, self._pad_color), extent
 
 
 def _reduce_strips(strips, kind):

@@ -1,4 +1,4 @@
-"""Pixel losses: pure functions of logits and labels that return a sum and a valid count."""
+"""Losses: pure functions of logits and labels that return a sum and a count of pixels."""
 
 from deeplab_jax.losses.cross_entropy import (
     LOSSES,

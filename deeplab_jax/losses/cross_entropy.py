@@ -1,4 +1,4 @@
-"""Pixel losses. Each returns a sum and a count, so that means are exact over shards and micro-batches."""
+"""Pixel-wise cross-entropy. Losses return a sum and a count, so means are exact over devices and micro-batches."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.ops.precision import accumulator
 
-# (logits, labels, where=None, teacher_logits=None) to the sum over pixels and the count that divides it.
+# (logits, labels, where=None, teacher_logits=None) to the sum over pixels and the count to divide it by.
 Loss = Callable[..., tuple[Float[Array, ""], Array]]
 
 _KERAS_EPSILON = 1e-7
@@ -28,21 +28,20 @@ def softmax_cross_entropy(
     teacher_weight: float = 0.0,
     where: Bool[Array, "batch height width"] | None = None,
 ) -> tuple[Float[Array, ""], Array]:
-    """Cross-entropy summed over the labeled pixels, and how many they are.
+    """Sums the cross-entropy over labeled pixels, and counts them.
 
     Args:
-      logits: of any float type; the loss is computed in float32 or wider.
-      labels: class ids, `IGNORE_LABEL` for void pixels, which add nothing to either result.
-      class_weights: a factor for each class, by which both the sum and the count are weighted (as PyTorch does);
-        () for ones.
-      label_smoothing: s moves the target from 1 to 1 - s + s / classes, and from 0 to s / classes.
-      teacher_logits: of another network on the same images, whose probabilities join the target (arXiv 1503.02531,
-        section 2, at temperature 1).
+      logits: any float type; the loss is computed in float32 or wider.
+      labels: class ids, or `IGNORE_LABEL` for pixels that contribute to neither result.
+      class_weights: one factor per class that weights both the sum and the count, as in PyTorch; () for ones.
+      label_smoothing: s changes the target from 1 to 1 - s + s / classes, and from 0 to s / classes.
+      teacher_logits: logits of another network for the same images, whose probabilities are mixed into the target
+        (arXiv 1503.02531, section 2, at temperature 1).
       teacher_weight: w makes the target (1 - w) * labels + w * probabilities.
-      where: pixels that exist; others add nothing.
+      where: pixels that exist; others contribute nothing.
 
     Returns:
-      The sum, and the count: int32, or a float of the loss' type with class weights.
+      The sum, and the count: int32, or with class weights a float of the loss's type.
     """
     logits = logits.astype(accumulator(logits.dtype))
     counted = labels != IGNORE_LABEL if where is None else (labels != IGNORE_LABEL) & where
@@ -51,7 +50,7 @@ def softmax_cross_entropy(
     if teacher_logits is not None:
         probabilities = jax.nn.softmax(teacher_logits.astype(logits.dtype), axis=-1)
         target = (1 - teacher_weight) * target + teacher_weight * probabilities
-    # sum(target) is 1 where a pixel is labeled: -sum(target * log_softmax) without storing log_softmax
+    # sum(target) is 1 for labeled pixels: this is -sum(target * log_softmax) without storing log_softmax.
     pixel_losses = log_normalizer - jnp.sum(target * logits, axis=-1)
     if not class_weights:
         return jnp.sum(jnp.where(counted, pixel_losses, 0)), jnp.sum(counted, dtype=jnp.int32)
@@ -67,10 +66,11 @@ def keras_categorical_cross_entropy(
     label_smoothing: float = 0.0,
     where: Bool[Array, "batch height width"] | None = None,
 ) -> tuple[Float[Array, ""], Array]:
-    """Keras' `CategoricalCrossentropy(from_logits=False)` of the softmax, on one-hot labels whose void rows are zero.
+    """Computes Keras' `CategoricalCrossentropy(from_logits=False)` of the softmax, for one-hot labels.
 
-    Probabilities are clipped to [1e-7, 1 - 1e-7]; a void pixel adds nothing to the sum but is counted, so that the
-    mean is over every pixel, as in the KerasCV guide. Arguments as in `softmax_cross_entropy`.
+    Rows of ignored pixels are zero. Probabilities are clipped to [1e-7, 1 - 1e-7]. An ignored pixel adds nothing to the
+    sum but is counted, so the mean is over every pixel, as in the KerasCV guide. For arguments see
+    `softmax_cross_entropy`.
     """
     logits = logits.astype(accumulator(logits.dtype))
     pixel_losses = _keras_pixel_losses(logits, labels, label_smoothing)
@@ -82,10 +82,10 @@ def keras_categorical_cross_entropy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _keras_pixel_losses(logits, labels, label_smoothing):
-    """Cross-entropy of the clipped probabilities of each pixel.
+    """Computes the cross-entropy of each pixel's clipped probabilities, with a gradient in closed form.
 
-    With a gradient in closed form: differentiated step by step, the chain from softmax to logarithm keeps ten arrays of
-    the logits' size: a gigabyte for four images of 512x512.
+    Automatic differentiation from softmax to logarithm keeps ten arrays of the logits' size: 1 GB for four images of
+    512x512.
     """
     probabilities = jax.nn.softmax(logits, axis=-1)
     probabilities = probabilities / jnp.sum(probabilities, axis=-1, keepdims=True)
@@ -100,7 +100,7 @@ def _keras_forward(logits, labels, label_smoothing):
 def _keras_backward(label_smoothing, kept, cotangents):
     logits, labels = kept
     probabilities = jax.nn.softmax(logits, axis=-1)
-    inside = (probabilities >= _KERAS_EPSILON) & (probabilities <= 1 - _KERAS_EPSILON)  # a clipped one does not learn
+    inside = (probabilities >= _KERAS_EPSILON) & (probabilities <= 1 - _KERAS_EPSILON)  # clipped: no gradient
     target = jnp.where(inside, _keras_target(labels, logits, label_smoothing), 0)
     gradient = probabilities * jnp.sum(target, axis=-1, keepdims=True) - target
     return gradient * cotangents[..., None], None
@@ -110,7 +110,7 @@ _keras_pixel_losses.defvjp(_keras_forward, _keras_backward)
 
 
 def _keras_target(labels, logits, label_smoothing):
-    """One-hot rows, all zero where void, and smoothed there too."""
+    """One-hot rows with smoothing; rows of ignored pixels are zero before smoothing."""
     return _smooth(_one_hot(labels, logits), label_smoothing)
 
 
@@ -119,16 +119,20 @@ LOSSES = {"softmax_cross_entropy": softmax_cross_entropy, "keras": keras_categor
 
 
 def make_loss(loss: ConfigDict, *, num_classes: int) -> Loss:
-    """The loss of `config.loss`: (logits, labels, where=None, teacher_logits=None) to (sum, count).
+    """Builds the loss of `config.loss`: (logits, labels, where=None, teacher_logits=None) to (sum, count).
+
+    Args:
+      loss: the `loss` group of a config.
+      num_classes: number of classes of the data set.
 
     Raises:
-      UserError: no such loss, or class weights that do not fit the classes.
+      UserError: a loss that does not exist, or class weights that do not fit the classes.
     """
     if loss.name not in LOSSES:
         raise UserError(f"loss.name={loss.name!r} does not exist{suggest(loss.name, LOSSES)}")
     weights = tuple(loss.class_weights)
     if weights and len(weights) != num_classes:
-        raise UserError(f"loss.class_weights has {len(weights)} factors for {num_classes} classes")
+        raise UserError(f"loss.class_weights has {len(weights)} values for {num_classes} classes")
     if not 0 <= loss.label_smoothing < 1:
         raise UserError(f"loss.label_smoothing={loss.label_smoothing} must be at least 0 and below 1")
 
@@ -144,7 +148,7 @@ def make_loss(loss: ConfigDict, *, num_classes: int) -> Loss:
 
 
 def _one_hot(labels, logits):
-    """A comparison that XLA fuses into the sum around it: nothing of this size is ever stored."""
+    """Compares with every class. XLA fuses this into the sum around it, so the array is never stored."""
     classes = jnp.arange(logits.shape[-1], dtype=jnp.int32).reshape(1, 1, 1, -1)
     return (labels.astype(jnp.int32)[..., None] == classes).astype(logits.dtype)
 

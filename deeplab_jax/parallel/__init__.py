@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh, sharding rules, the halo check, and the launcher."""
+"""Devices and processes: the mesh, sharding rules, the halo check, multi-process runs, and the launcher."""

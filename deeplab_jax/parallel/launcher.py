@@ -1,8 +1,8 @@
-"""The parent of a run's processes on this machine: when one of them dies it says so in one line and ends the rest.
+"""Launches the local processes of a run. If one dies, reports it in one line and terminates the others.
 
-Without it, the others wait for the dead one in a collective operation until JAX' heartbeat gives up and aborts them
-with a C++ stack. On several machines each has its parent: the one of the dead process acts at once, the others when
-their process has aborted.
+Without the launcher, the others would wait for the dead process in a collective operation until JAX's heartbeat times
+out and aborts them with a C++ stack trace. In a run on several machines each machine has its launcher: that of the dead
+process acts at once, the others when their own process has aborted.
 """
 
 import contextlib
@@ -18,44 +18,47 @@ from collections.abc import Sequence
 
 from deeplab_jax.errors import Preempted
 
+#: The address that local runs listen on. Unlike the machine's own name it always resolves.
+LOOPBACK = "127.0.0.1"
+
 _POLL_SECONDS = 0.1
-_PR_SET_PDEATHSIG = 1  # of Linux' prctl
+_PR_SET_PDEATHSIG = 1  # option of Linux's prctl
 
 
 def local_launches(count: int) -> list[list[str]]:
-    """The arguments that make `count` processes of this machine one run, on a free port of 127.0.0.1."""
+    """Returns the arguments of `count` local processes that form one run, on a free port of the loopback address."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+        probe.bind((LOOPBACK, 0))
+        coordinator = f"{LOOPBACK}:{probe.getsockname()[1]}"
     return [
         [f"--coordinator={coordinator}", f"--num-processes={count}", f"--process-id={index}"] for index in range(count)
     ]
 
 
 def run(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> tuple[int, str | None]:
-    """Runs commands side by side until all have ended or one has died.
+    """Runs commands concurrently until all have exited or one has died.
 
-    The first has this process' output; of the others it shows only why one failed, if one did by itself.
-    SIGTERM and SIGINT are passed on. Should the parent itself be killed, its processes get SIGTERM (on Linux).
+    The first command inherits this process's output. The output of the others is shown only if one fails on its own.
+    SIGTERM and SIGINT are forwarded. If the launcher itself is killed, its processes get SIGTERM (on Linux).
 
     Args:
-      commands: of the processes.
-      environment: added to this process' own.
+      commands: one command per process.
+      environment: variables added to this process's own.
 
     Returns:
-      The exit code for this process, and a line to print, None if all has been said.
+      The exit code for this process, and a line to print, or None if there is nothing to add.
     """
     with contextlib.ExitStack() as stack:
         errors = [None] + [stack.enter_context(tempfile.TemporaryFile()) for _ in commands[1:]]
         processes = []
 
-        def pass_on(number: int, frame: object) -> None:
+        def forward(number: int, frame: object) -> None:
             for process in processes:
                 if process.poll() is None:
                     process.send_signal(signal.SIGTERM)
 
         for number in (signal.SIGTERM, signal.SIGINT):
-            stack.callback(signal.signal, number, signal.signal(number, pass_on))
+            stack.callback(signal.signal, number, signal.signal(number, forward))
         stack.callback(_kill, processes)
         for command, error in zip(commands, errors, strict=True):
             processes.append(
@@ -70,24 +73,27 @@ def run(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> tuple
         code, failed = _wait(processes)
         if failed is None:
             return code, None
-        waited = _kill(processes)
-        ended = f"; ended the {waited} that waited for it" if waited else ""
-        if code > 0:  # it has said what was wrong
+        num_waiting = _kill(processes)
+        ended = f"; terminated the {num_waiting} waiting for it" if num_waiting else ""
+        if code > 0:  # it has reported its own error
             if failed == 0:
                 return code, None
             errors[failed].seek(0)
             sys.stderr.write(errors[failed].read().decode(errors="replace"))
-            return code, f"process {failed} of {len(processes)} stopped with exit code {code}{ended}"
+            return code, f"process {failed} of {len(processes)} failed with exit code {code}{ended}"
         name = signal.Signals(-code).name
-        lost = ", having lost another process of the run" if name == "SIGABRT" else ""
+        lost = " after it lost another process of the run" if name == "SIGABRT" else ""
         return 1, (
-            f"process {failed} of {len(processes)} was killed by {name}{lost}{ended}; the same command continues from "
-            "the newest checkpoint"
+            f"process {failed} of {len(processes)} was killed by {name}{lost}{ended}; run the same command again to "
+            "continue from the newest checkpoint"
         )
 
 
 def _wait(processes: Sequence[subprocess.Popen]) -> tuple[int, int | None]:
-    """The exit code, and which process failed first, None if none did; a killed one explains the others' failures."""
+    """Returns the exit code, and the index of the process that failed first, or None.
+
+    A process killed by a signal comes before failed ones, since it explains their failures.
+    """
     while True:
         codes = [process.poll() for process in processes]
         failed = [i for i, code in enumerate(codes) if code not in (None, 0, Preempted.EXIT_CODE)]
@@ -100,7 +106,7 @@ def _wait(processes: Sequence[subprocess.Popen]) -> tuple[int, int | None]:
 
 
 def _kill(processes: Sequence[subprocess.Popen]) -> int:
-    """Ends those that still run, stopped ones too; returns how many."""
+    """Kills the processes that are still running, including stopped ones; returns their number."""
     running = [process for process in processes if process.poll() is None]
     for process in running:
         process.kill()

@@ -1,7 +1,7 @@
-"""The device mesh: its axes, and whether a config fits it."""
+"""The device mesh: its axes, and the checks that a config fits it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -11,13 +11,40 @@ from ml_collections import ConfigDict
 from deeplab_jax.config import eval_batch_size
 from deeplab_jax.errors import UserError
 
+#: Axes of the device mesh, from the slowest to the fastest: neighboring devices share the rows of an image.
+MESH_AXES = ("data", "fsdp", "spatial")
 
-def mesh_sizes(mesh: ConfigDict, devices: int) -> dict[str, int]:
-    """Devices along each of `MESH_AXES`.
+
+def make_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Creates the mesh of `config.mesh`, over the first devices if it needs fewer than there are.
 
     Args:
       mesh: the `mesh` group of a config.
-      devices: that there are; without a -1 the mesh may take fewer.
+      devices: devices to use; default: the devices of all processes.
+
+    Raises:
+      UserError: sizes that do not fit the devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(mesh, len(devices))
+    devices = devices[: math.prod(sizes.values())]
+    # Auto: XLA's partitioner propagates shardings. Explicit axes, the default of jax.make_mesh, reject contractions and
+    # scatters over sharded axes, which the loss and the confusion matrix need.
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    if sizes["spatial"] == 1:
+        return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
+    # Processes read whole images, so devices that share one must belong to one process. jax.make_mesh does not look at
+    # processes.
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices).reshape(*sizes.values()), MESH_AXES, axis_types=types)
+
+
+def mesh_sizes(mesh: ConfigDict, devices: int) -> dict[str, int]:
+    """Returns the number of devices along each of `MESH_AXES`.
+
+    Args:
+      mesh: the `mesh` group of a config.
+      devices: number of devices. Unless an axis is -1, the mesh may use fewer.
 
     Raises:
       UserError: sizes that do not fit the devices.
@@ -29,28 +56,60 @@ def mesh_sizes(mesh: ConfigDict, devices: int) -> dict[str, int]:
         if size < 1 and size != -1:
             raise UserError(f"mesh.{axis}={size} must be at least 1, or -1 for the rest of the devices")
     if len(rest) > 1:
-        raise UserError(f"{given}: only one of them can be -1, the rest of the devices")
+        raise UserError(f"{given}: only one axis can be -1, the rest of the devices")
     taken = math.prod(size for size in sizes.values() if size != -1)
     if taken > devices:
-        raise UserError(f"{given} needs {taken} devices, there are {devices}; -1 for one of them takes the rest")
+        raise UserError(f"{given} needs {taken} devices, but there are {devices}; set one axis to -1 to use the rest")
     if rest and devices % taken:
         raise UserError(f"{given} does not divide {devices} devices; choose sizes that do")
     return sizes | dict.fromkeys(rest, devices // taken)
 
 
-def validate_mesh(config: ConfigDict, devices: int, processes: int) -> None:
+def validate_mesh(
+    config: ConfigDict,
+    devices: int,
+    processes: int,
+    *,
+    input_sizes: Mapping[str, Sequence[int] | None],
+    can_split_rows: bool = True,
+) -> None:
+    """Checks that batches and images divide over the mesh.
+
+    Args:
+      config: a whole config.
+      devices: number of devices of all processes.
+      processes: number of processes.
+      input_sizes: (height, width) of the network's inputs by the config field that sets them, see
+        `deeplab_jax.data.protocol.EvalProtocol.input_sizes`.
+      can_split_rows: whether the evaluation protocol allows `mesh.spatial`.
+
+    Raises:
+      UserError: naming the field and the fix.
+    """
     sizes = mesh_sizes(config.mesh, devices)
     if processes > 1 and math.prod(sizes.values()) != devices:
         raise UserError(
-            f"the mesh takes {math.prod(sizes.values())} of {devices} devices, but every process needs its own in it; "
-            "set mesh.data=-1"
+            f"the mesh uses {math.prod(sizes.values())} of {devices} devices, but with several processes it must use "
+            "all of them; set mesh.data=-1"
         )
     if processes > 1 and devices // processes % sizes["spatial"]:
         raise UserError(
-            f"mesh.spatial={sizes['spatial']} splits images over processes, which read whole ones; use a divisor of "
-            f"the {devices // processes} devices of a process"
+            f"mesh.spatial={sizes['spatial']} splits images over processes, but each process reads whole images; use a "
+            f"divisor of the {devices // processes} devices per process"
         )
-    shards, parts = sizes["data"] * sizes["fsdp"], config.train.accumulate_steps
+    _validate_batches(config, sizes["data"] * sizes["fsdp"])
+    if sizes["spatial"] > 1:
+        if not can_split_rows:
+            raise UserError(
+                f"eval.protocol={config.eval.protocol!r} resizes to each image's own size, which "
+                f"mesh.spatial={sizes['spatial']} cannot split; use whole with eval.image_size, or guide"
+            )
+        _validate_rows(config, sizes["spatial"], input_sizes)
+
+
+def _validate_batches(config: ConfigDict, shards: int) -> None:
+    """Checks that batches divide over the devices, and over the parts of an accumulated step."""
+    parts = config.train.accumulate_steps
     if parts < 1:
         raise UserError(f"train.accumulate_steps={parts} must be at least 1")
     for field, size in (("data.batch_size", config.data.batch_size), ("eval.batch_size", eval_batch_size(config))):
@@ -61,26 +120,17 @@ def validate_mesh(config: ConfigDict, devices: int, processes: int) -> None:
             f"data.batch_size={config.data.batch_size} does not divide into train.accumulate_steps={parts} parts over "
             f"{shards} devices; use a multiple of {shards * parts}"
         )
-    if sizes["spatial"] > 1:
-        _validate_spatial(config, sizes["spatial"])
 
 
-def _validate_spatial(config: ConfigDict, spatial: int) -> None:
-    """Whether each device gets whole rows at every stride, and no step needs rows of the whole image."""
-    rows = spatial * config.model.output_stride
-    if config.eval.protocol == "squeeze":
-        raise UserError(
-            f"eval.protocol='squeeze' resizes to each image's own size, which mesh.spatial={spatial} cannot split; "
-            "use whole with eval.image_size, or guide"
-        )
+def _validate_rows(config: ConfigDict, spatial: int, input_sizes: Mapping[str, Sequence[int] | None]) -> None:
+    """Checks that each device gets whole rows at every stride."""
     if any(scale != 1 for scale in config.eval.scales):
         raise UserError(
             f"eval.scales={tuple(config.eval.scales)} gives heights that mesh.spatial={spatial} does not divide; "
-            "leave one of them out"
+            "remove one of the two"
         )
-    fields = ("data.image_size", "eval.image_size") if config.eval.protocol == "whole" else ("data.image_size",)
-    for field in fields:
-        size = config[field.split(".")[0]].image_size
+    rows = spatial * config.model.output_stride
+    for field, size in input_sizes.items():
         if size is None or size[0] % rows:
             given = " is not set" if size is None else f"={tuple(size)} does not divide"
             raise UserError(
@@ -90,32 +140,5 @@ def _validate_spatial(config: ConfigDict, spatial: int) -> None:
     if config.model.align_corners:
         raise UserError(
             f"model.align_corners=True needs heights of k * stride + 1, which mesh.spatial={spatial} does not divide; "
-            "leave one of them out"
+            "remove one of the two"
         )
-
-
-#: Axes of the device mesh, from the slowest to the fastest: devices next to each other share an image's rows.
-MESH_AXES = ("data", "fsdp", "spatial")
-
-
-def make_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of `config.mesh` over all processes' devices, or over the first ones if it takes fewer.
-
-    Args:
-      mesh: the `mesh` group of a config.
-      devices: others than those that are here.
-
-    Raises:
-      UserError: sizes that do not fit the devices.
-    """
-    devices = jax.devices() if devices is None else devices
-    sizes = mesh_sizes(mesh, len(devices))
-    devices = devices[: math.prod(sizes.values())]
-    # Auto: XLA's partitioner propagates shardings. Explicit axes, make_mesh's default, refuse contractions and
-    # scatters over sharded axes that the loss and the confusion matrix need.
-    types = (AxisType.Auto,) * len(MESH_AXES)
-    if sizes["spatial"] == 1:
-        return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
-    # Processes read whole images, so those that share one have to belong to one; make_mesh looks at the wires alone.
-    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices).reshape(*sizes.values()), MESH_AXES, axis_types=types)

@@ -1,5 +1,6 @@
-"""Runs of many processes: how they find each other, whether they agree, and when all of them stop."""
+"""Runs of several processes: start-up, agreement on config and step, and preemption."""
 
+import functools
 import json
 import signal
 import threading
@@ -13,26 +14,28 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
+from deeplab_jax.parallel.launcher import LOOPBACK
 
-_MAY_DIFFER = ("data.data_dir", "data.workers")  # a machine's own affair
+_MAY_DIFFER = ("data.data_dir", "data.workers")  # settings of a single machine
 
 
 def start(
     coordinator: str | None, num_processes: int | None, process_id: int | None, *, heartbeat_seconds: int
 ) -> None:
-    """Connects this process with the others; before anything uses a device.
+    """Connects this process to the others of its run. Call it before anything uses a device.
 
     Args:
-      coordinator: HOST:PORT of process 0; None asks the cluster (a TPU pod, SLURM or Open MPI) for it and the next two.
-      num_processes: of the run.
-      process_id: of this one, from 0.
-      heartbeat_seconds: a process that is silent for so long is dead: the others then abort, see
+      coordinator: HOST:PORT of process 0. None detects it, and the next two, from the cluster: a TPU pod, SLURM or Open
+        MPI.
+      num_processes: number of processes in the run.
+      process_id: index of this process, from 0.
+      heartbeat_seconds: seconds without a heartbeat before a process is considered dead. The others then abort, see
         `deeplab_jax.parallel.launcher`.
 
     Raises:
-      UserError: the others cannot be found.
+      UserError: the processes cannot connect.
     """
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # of CPU devices only
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for CPU devices only
     try:
         jax.distributed.initialize(
             coordinator,
@@ -45,20 +48,35 @@ def start(
         who = "this process" if process_id is None else f"process {process_id}"
         raise UserError(
             f"{who} cannot join the run at {coordinator or 'the cluster'}: {' '.join(str(error).split())}; start every "
-            "process, with the same address and number of processes"
+            "process with the same address and number of processes"
         ) from error
+    if coordinator is not None and coordinator.startswith(f"{LOOPBACK}:"):
+        _bind_cpu_collectives(LOOPBACK)
+
+
+def _bind_cpu_collectives(hostname: str) -> None:
+    """Makes gloo, the CPU collectives of JAX, listen on one address.
+
+    By default gloo resolves the machine's own name, which fails where no DNS entry or hosts file knows it. JAX has no
+    option for the address, so this replaces the function that creates the collectives.
+    """
+    from jax._src.lib import _jax
+
+    if hasattr(_jax, "make_gloo_tcp_collectives"):
+        create = functools.partial(_jax.make_gloo_tcp_collectives, hostname=hostname)
+        _jax.make_gloo_tcp_collectives = create
 
 
 def is_leader() -> bool:
-    """Whether this is process 0, which alone writes files that are no arrays, and reports."""
+    """True on process 0, the only process that logs and writes files other than array checkpoints."""
     return jax.process_index() == 0
 
 
 def check_same_config(config: ConfigDict) -> None:
-    """Compares the config over all processes, before they wait for each other in vain.
+    """Checks that all processes have the same config, before they wait for each other in vain.
 
     Raises:
-      UserError: in every process, naming one that differs and what differs.
+      UserError: in every process, naming one that differs and the fields.
     """
     first, *others = gather(config_lib.to_dict(config))
     for index, other in enumerate(others, start=1):
@@ -67,16 +85,19 @@ def check_same_config(config: ConfigDict) -> None:
         lines = [line for field, line in differences.items() if field not in _MAY_DIFFER]
         if lines:
             raise UserError(
-                f"process {index} has another config than process 0 ({'; '.join(lines)}); start all of them with the "
-                "same command"
+                f"process {index} has a different config than process 0 ({'; '.join(lines)}); start all processes with "
+                "the same command"
             )
 
 
 def check_same_step(step: int | None) -> None:
-    """Compares the step of the newest checkpoint, None if there is none, over all processes.
+    """Checks that all processes see the same newest checkpoint.
+
+    Args:
+      step: step of the newest checkpoint that this process sees; None if there is none.
 
     Raises:
-      UserError: in every process, if they do not see the same.
+      UserError: in every process, if the steps differ.
     """
     steps = gather(step)
     if len(set(steps)) > 1:
@@ -85,7 +106,10 @@ def check_same_step(step: int | None) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes, in order; each calls this with one that JSON can hold, and waits for the others."""
+    """Returns the values of all processes, in order.
+
+    A collective operation: every process calls it, with a value that JSON can hold.
+    """
     if jax.process_count() == 1:
         return [value]
     content = json.dumps(value).encode()
@@ -95,15 +119,15 @@ def gather(value: Any) -> list[Any]:
 
 
 class Preemption:
-    """Learns that the run is to stop, from SIGTERM to any of its processes. A context manager.
+    """Notices SIGTERM to any process of the run. A context manager.
 
-    With one process the signal sets a flag. With many, JAX' coordination service has them agree on a step that none
-    has passed.
+    With one process the signal sets a flag. With several, JAX's coordination service lets them agree on a step that
+    none of them has passed.
     """
 
     def __init__(self):
         self._told, self._previous = False, None
-        # JAX' service listens itself; Python's signal handlers belong to the main thread.
+        # JAX's service listens on its own; Python's signal handlers belong to the main thread.
         self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> "Preemption":
@@ -116,7 +140,10 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._previous)
 
     def reached(self, step: int) -> bool:
-        """Whether to save and stop after this step: true in all processes at the same one. To be asked at each step."""
+        """Returns True if the run must save and stop after this step.
+
+        All processes get True at the same step. Call it at every step.
+        """
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._told

@@ -1,8 +1,8 @@
-"""The device mesh, where each array of a step lives on it, and how a host's batch becomes a global array.
+"""Sharding rules: how the arrays of a step are split over the device mesh.
 
-The mesh has three axes. Batches are split over `data` and `fsdp`, parameters with their momentum and statistics over
-`fsdp`, and the rows of images over `spatial`. XLA's partitioner adds what devices then have to tell each other:
-BatchNorm's statistics, the loss and the gradients are those of the global batch.
+The mesh has three axes. Batches are split over `data` and `fsdp`; parameters, their momentum and batch statistics over
+`fsdp`; and the rows of images over `spatial`. XLA's partitioner inserts the communication, so BatchNorm's statistics,
+the loss and the gradients are those of the global batch.
 """
 
 import math
@@ -17,8 +17,8 @@ from jaxtyping import PyTree
 #: Mesh axes that the batch is split over.
 BATCH_AXES = ("data", "fsdp")
 
-#: By its path in the train state, which axes of an array may be split over `fsdp`: the first that divides is. A kernel
-#: is (height, width, input features, features); the rest are vectors of features. A pattern is the last part of a path.
+#: Which axes of an array may be split over `fsdp`, by the last part of its path in the training state. The first axis
+#: that divides is split. Kernels are (height, width, input features, features); the rest are vectors of features.
 RULES = (
     (r"kernel", (3, 2)),
     (r"bias|scale|mean|var", (0,)),
@@ -26,39 +26,34 @@ RULES = (
 )
 
 
-def formulation(mesh: Mesh | AbstractMesh) -> str:
-    """The formulation of the network's operations (see `deeplab_jax.ops`) that keeps this mesh's axes split."""
-    return "spatial" if mesh.shape["spatial"] > 1 else "auto"
-
-
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """One copy on every device: metrics, and parameters where they are used."""
+    """Returns the sharding of a copy on every device: metrics, and parameters where they are used."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Batches are split along their first axis."""
+    """Returns the sharding of a batch: split along the first axis."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def image_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Images and label maps are split along their rows too."""
+    """Returns the sharding of images and labels: split along the batch and along rows."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES, "spatial"))
 
 
 def state_shardings(tree: PyTree, mesh: Mesh | AbstractMesh, *, fsdp_min_size: int) -> PyTree:
-    """Where each array of a train state, or of a part of it, lives.
+    """Returns the sharding of each array of a training state, or of a part of it.
 
     Args:
       tree: arrays, or their shapes.
-      mesh: of `make_mesh`.
+      mesh: a mesh of `deeplab_jax.parallel.mesh.make_mesh`.
       fsdp_min_size: arrays with fewer elements are replicated.
 
     Returns:
-      A `NamedSharding` in each array's place.
+      A tree of `NamedSharding`.
 
     Raises:
-      ValueError: an array that no rule names.
+      ValueError: no rule matches an array.
     """
 
     def place(path, leaf):
@@ -69,23 +64,25 @@ def state_shardings(tree: PyTree, mesh: Mesh | AbstractMesh, *, fsdp_min_size: i
 
 
 def partition_spec(name: str, shape: tuple[int, ...], fsdp: int, *, fsdp_min_size: int) -> PartitionSpec:
-    """How an array is split over `fsdp` devices: by the first rule that names it, if it is large and divides at all.
+    """Returns how an array is split over `fsdp`, by the first rule that matches it.
+
+    Arrays that are small, or none of whose axes divides, stay whole.
 
     Args:
-      name: its path in the train state, such as `params/classifier/kernel`.
-      shape: of the whole array.
-      fsdp: devices along the axis.
-      fsdp_min_size: elements of the smallest array that is split.
+      name: path in the training state, such as `params/classifier/kernel`.
+      shape: shape of the whole array.
+      fsdp: number of devices along the axis.
+      fsdp_min_size: number of elements of the smallest array that is split.
 
     Raises:
-      ValueError: no rule names it.
+      ValueError: no rule matches the array.
     """
     if not shape:
         return PartitionSpec()  # a scalar: counters
     matching = [axes for pattern, axes in RULES if re.search(rf"(^|/)({pattern})$", name)]
     if not matching:
         raise ValueError(
-            f"no sharding rule names {name} of shape {shape}; add one to deeplab_jax.parallel.sharding.RULES"
+            f"no sharding rule matches {name} of shape {shape}; add one to deeplab_jax.parallel.sharding.RULES"
         )
     if fsdp > 1 and math.prod(shape) >= fsdp_min_size:
         for axis in matching[0]:
@@ -95,7 +92,7 @@ def partition_spec(name: str, shape: tuple[int, ...], fsdp: int, *, fsdp_min_siz
 
 
 def with_shardings(tree: PyTree, mesh: Mesh, *, fsdp_min_size: int) -> PyTree:
-    """The `jax.ShapeDtypeStruct`s of a tree's arrays, with their `state_shardings`."""
+    """Returns the `jax.ShapeDtypeStruct` of each array in a tree, with its `state_shardings`."""
     shardings = state_shardings(tree, mesh, fsdp_min_size=fsdp_min_size)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree, shardings
@@ -103,10 +100,10 @@ def with_shardings(tree: PyTree, mesh: Mesh, *, fsdp_min_size: int) -> PyTree:
 
 
 def gather(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Whole parameters, for the time of their use.
+    """Gathers the parameters on every device for the time of their use. Traceable.
 
-    Said explicitly, so that the partitioner gathers parameters and leaves activations where they are: it could as well
-    compute each device's own features of every image, and exchange those.
+    Without this constraint the partitioner may keep the parameters split and move activations instead: each device
+    would compute its own features of every image.
     """
     if mesh.shape["fsdp"] == 1:
         return tree
@@ -114,10 +111,10 @@ def gather(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Global arrays from this process's share of each batch array; transfers start at once.
+    """Creates global arrays from this process's share of each batch array.
 
-    Arrays of three axes or more are images or label maps. Nothing waits for an accelerator. On processors the copies
-    are waited for, a few milliseconds: a program whose arguments are still being copied is put off to another thread,
+    Arrays of three axes or more are images or labels. On accelerators the transfer is asynchronous. On CPU this waits a
+    few milliseconds for the copies, because a program whose arguments are still being copied moves to another thread,
     see `deeplab_jax.cli.host_memory`.
     """
     arrays = {
@@ -128,7 +125,12 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def abstract_batch(batch: dict[str, tuple[tuple[int, ...], Any]], mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `to_global` gives of a batch, as shapes, from its arrays' global shapes and dtypes."""
+    """Returns the shapes and shardings that `to_global` gives a batch.
+
+    Args:
+      batch: global shape and dtype of each array.
+      mesh: the mesh.
+    """
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=_of_batch(mesh, len(shape)))
         for name, (shape, dtype) in batch.items()
@@ -140,6 +142,6 @@ def _of_batch(mesh: Mesh, ndim: int) -> NamedSharding:
 
 
 def to_local(array: jax.Array) -> np.ndarray:
-    """This process's share of an array that is split as `batch_sharding`; the inverse of `to_global`."""
+    """Returns this process's share of an array split like `batch_sharding`; the inverse of `to_global`."""
     parts: dict[int, Any] = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from deeplab_jax import config as config_lib
+from deeplab_jax.data.protocol import set_input_size
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models import PARTS, DeepLabV3Plus, abstract_variables, build_model, random_variables
 from deeplab_jax.pretrained import bundle
@@ -149,8 +150,8 @@ def preset_config(network: PretrainedNetwork) -> ConfigDict:
     config.eval.protocol = network.protocol
     config.data.batch_size = 8
     config.data.image_size = network.image_size or (513, 513)
-    if network.protocol == "whole":
-        config.eval.image_size = network.image_size
+    if network.image_size is not None:
+        set_input_size(config, network.image_size)
     return config
 
 

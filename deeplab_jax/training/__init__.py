@@ -1,1 +1,1 @@
-"""Training: the loop, the step, the state and the optimizer."""
+"""Training: the loop, the step, its state and optimizer, initialization and distillation."""

@@ -1,4 +1,4 @@
-"""A trained network whose predictions on each training batch a smaller one learns from."""
+"""Knowledge distillation: a trained teacher whose predictions on each training batch the network learns from."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ import jax
 from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from deeplab_jax import ops, pretrained
 from deeplab_jax.errors import UserError
@@ -17,31 +16,33 @@ from deeplab_jax.parallel import sharding
 
 
 class Teacher:
-    """The network of `loss.teacher`: sees each image as the learning one does, cut and mirrored alike.
+    """The network of `loss.teacher`. It sees each image as the student does, with the same crop and flip.
 
-    That teacher and student see the same view is what makes long schedules pay (arXiv 2106.05237, section 3.1). A
-    teacher that was trained on larger images than the student is may see the view enlarged, at `loss.teacher_scales`,
-    and mirrored as well, with `loss.teacher_flip`: its logits are then of the mean probabilities, at the view's size.
+    Seeing the same view is what makes long schedules pay off (arXiv 2106.05237, section 3.1). A teacher that was
+    trained on larger images than the student can see the view enlarged (`loss.teacher_scales`) and also mirrored
+    (`loss.teacher_flip`). Its logits are then those of the mean probabilities, at the size of the view.
     """
 
-    def __init__(self, config: ConfigDict, label_set: LabelSet, mesh: Mesh, *, console: Console | None = None):
+    def __init__(self, config: ConfigDict, label_set: LabelSet, mesh: Mesh):
         """Loads the network.
 
         Args:
-          config: a whole config whose `loss.teacher` is set.
-          labels: of the data set, which have to be the teacher's.
-          mesh: over which batches are split; the teacher is on every device.
-          console: shows the progress of a download.
+          config: a whole config with `loss.teacher` set.
+          label_set: the classes of the data set, which must be the teacher's.
+          mesh: the mesh that batches are split over; every device holds the teacher.
 
         Raises:
-          UserError: no such network, a backbone without classes, or other classes.
+          UserError: there is no such network, it is a backbone without classes, or its classes differ.
         """
         name = config.loss.teacher
-        network = pretrained.load(name, console=console)
+        network = pretrained.load(name)
         if network.label_set is None:
-            raise UserError(f"loss.teacher={name} is a backbone without classes; give a network that segments")
-        if network.label_set.class_names != label_set.class_names:
-            raise UserError(f"loss.teacher={name} knows other classes than {config.data.name}")
+            raise UserError(f"loss.teacher={name} is a backbone without classes; choose a segmentation network")
+        differences = _first_difference(network.label_set.class_names, label_set.class_names)
+        if differences is not None:
+            raise UserError(
+                f"loss.teacher={name} was trained on different classes than data set {config.data.name} ({differences})"
+            )
         config = config.copy_and_resolve_references()
         config.model = network.model
         model = build_for_mesh(config, label_set.num_classes, mesh)
@@ -57,5 +58,13 @@ class Teacher:
         self._apply = jax.jit(predict)
 
     def __call__(self, arrays: dict[str, Array]) -> dict[str, Any]:
-        """A batch with `teacher_logits` (batch, height, width, classes) beside its `image` and `label`."""
+        """Adds `teacher_logits` (batch, height, width, classes) to a batch of `image` and `label`."""
         return arrays | {"teacher_logits": self._apply(self._variables, arrays["image"])}
+
+
+def _first_difference(teacher: tuple[str, ...], student: tuple[str, ...]) -> str | None:
+    """Describes the first class in which two networks differ."""
+    if len(teacher) != len(student):
+        return f"{len(teacher)} classes instead of {len(student)}"
+    pairs = enumerate(zip(teacher, student, strict=True))
+    return next((f"class {i} is {a!r} instead of {b!r}" for i, (a, b) in pairs if a != b), None)

@@ -1,11 +1,10 @@
-"""Starts a training from other weights."""
+"""Initializes a training from the weights of another network (`train.init_from`)."""
 
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.pretrained.loading import BACKBONE_FIELDS, load, new_parts
@@ -18,28 +17,25 @@ def init_from(
     shapes: TrainState,
     model: ConfigDict,
     name_or_path: str | pathlib.Path,
-    *,
-    console: Console | None = None,
 ) -> tuple[TrainState, str]:
-    """A fresh state with the parameters, their averages if it has any, and batch statistics of another run or a preset.
+    """Creates a state with the parameters and batch statistics of another run or a preset.
 
-    The classifier is taken over only if it has the same classes; its size decides. Of a backbone preset the backbone
-    is. Everything else has to fit.
+    The classifier is copied only if it has the same number of classes. From a backbone preset, only the backbone is
+    copied. Everything else must fit. Averages, if the state has them, start as a copy of the variables.
 
     Args:
-      new_state: makes the fresh state; called when the other network is known to fit, for it may take long.
-      shapes: of the fresh state.
-      model: the `config.model` of the state's network.
-      name_or_path: as for `load`.
-      console: shows the progress of a download.
+      new_state: creates a fresh state. It is called once the other network is known to fit, since it may be slow.
+      shapes: shapes of the fresh state.
+      model: `config.model` of the network to train.
+      name_or_path: see `deeplab_jax.pretrained.load`.
 
     Returns:
-      The state, and a line that says what was taken and what was not.
+      The state, and one line that reports what was copied and what was not.
 
     Raises:
-      UserError: nothing to load, or networks that differ in more than their classifier.
+      UserError: there is nothing to load, or the networks differ in more than their classifier.
     """
-    network = load(name_or_path, console=console)
+    network = load(name_or_path)
     here, there = model.to_dict(), network.model.to_dict()
     wrong = [
         f"config.model.{field}={there[field]!r} (is {here[field]!r})"
@@ -59,12 +55,12 @@ def init_from(
 
 
 def _other_rates(here: dict[str, Any], there: dict[str, Any]) -> str:
-    """Tells of ASPP kernels that saw other distances; rates that follow the output stride see the same ones."""
+    """Reports ASPP kernels that were trained at other distances. Rates that follow the output stride do not differ."""
     stride, other_stride = here["atrous_rates_stride"], there["atrous_rates_stride"]
     distances = [rate * stride for rate in here["atrous_rates"]]
     if distances == [rate * other_stride for rate in there["atrous_rates"]]:
         return ""
     return (
-        f"; ASPP learned at rates {tuple(there['atrous_rates'])} for stride {other_stride}, "
-        f"here they are {tuple(here['atrous_rates'])} for {stride}"
+        f"; ASPP was trained at rates {tuple(there['atrous_rates'])} for stride {other_stride}, "
+        f"this run uses {tuple(here['atrous_rates'])} for stride {stride}"
     )

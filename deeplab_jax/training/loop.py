@@ -2,142 +2,103 @@
 
 import contextlib
 import functools
+import logging
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
-from rich.console import Console
 
 from deeplab_jax import config as config_lib
 from deeplab_jax import data, visualization
-from deeplab_jax.data.registry import open_split
 from deeplab_jax.errors import Preempted, UserError
-from deeplab_jax.evaluation.evaluator import GALLERY_IMAGES, Evaluator
+from deeplab_jax.evaluation.evaluator import Evaluator
 from deeplab_jax.evaluation.report import save_scores
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import processes, sharding
-from deeplab_jax.training import initialization
-from deeplab_jax.training import program as program_lib
 from deeplab_jax.training.distillation import Teacher
-from deeplab_jax.training.metrics_window import TrainLog
-from deeplab_jax.training.program import TrainProgram
+from deeplab_jax.training.initialization import init_from
+from deeplab_jax.training.metrics_window import MetricsWindow
+from deeplab_jax.training.profile import StepProfiler
 from deeplab_jax.training.state import TrainState
-from deeplab_jax.workdir import checkpoint, layout, metrics_log
+from deeplab_jax.training.step import TrainProgram, build_program
+from deeplab_jax.workdir import layout, metrics_log
+from deeplab_jax.workdir.checkpoint import Checkpoints
+
+logger = logging.getLogger(__name__)
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None = None) -> dict[str, Any]:
-    """Trains a network, evaluates it, and leaves everything in `workdir`.
+def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Trains a network and evaluates it. All results are written to `workdir`.
 
-    A workdir that has a checkpoint is continued from it, to the same end as without the interruption. In a run of many
-    processes, each calls this with the same config and workdir.
+    If the workdir has a checkpoint, training continues from it and ends exactly as it would have without the
+    interruption. In a run of several processes, each calls this function with the same config and workdir.
 
     Args:
       config: see `deeplab_jax.config.base_config`.
       workdir: gets `config.json`, `labels.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, `metrics.json`,
-        `gallery.png`, `curves.png` and `learning_rate.png`; `profile/` with `log.profile_steps`.
-      console: where progress is shown; None is silent.
+        `gallery.png`, `curves.png`, `learning_rate.png`, and `profile/` if `log.profile_steps` is set.
 
     Returns:
-      What `metrics.json` holds.
+      The contents of `metrics.json`.
 
     Raises:
-      UserError: something in the config, the data or the workdir is wrong, or a loss is not finite.
-      Preempted: SIGTERM came; the state is saved, and the same call continues the run.
+      UserError: the config, the data or the workdir is wrong, or a loss is not finite.
+      Preempted: the process received SIGTERM. The state is saved; call the function again to continue.
     """
-    if not processes.is_leader():
-        console = None
-    # ---- What the config means, checked before any work ----
-    processes.check_same_config(config)
-    config_lib.validate(config)
-    mesh_lib.validate_mesh(config, devices=jax.device_count(), processes=jax.process_count())
-    train_source = open_split(config, config.data.train_split)
-    eval_source = open_split(config, config.data.eval_split)
-    label_set = train_source.label_set
-    total_steps, warmup_steps, every = _durations(config, len(train_source))
-    mesh = mesh_lib.make_mesh(config.mesh)
-    program = program_lib.build(config, label_set.num_classes, mesh, total_steps=total_steps, warmup_steps=warmup_steps)
-    teacher = None if config.loss.teacher is None else Teacher(config, label_set, mesh, console=console)
+    workdir = pathlib.Path(workdir)
+    _validate(config)
+    train_source = data.open_split(config, config.data.train_split)
+    eval_source = data.open_split(config, config.data.eval_split)
+    label_set, mesh = train_source.label_set, mesh_lib.make_mesh(config.mesh)
+    durations = _durations(config, len(train_source))
+    total_steps = durations.total
+    program = build_program(config, label_set.num_classes, mesh, total_steps=total_steps, warmup_steps=durations.warmup)
+    add_teacher = None if config.loss.teacher is None else Teacher(config, label_set, mesh)
 
-    with (
-        layout.held(workdir),
-        processes.Preemption() as preemption,
-        checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep, console=console) as checkpoints,
-    ):
-        layout.begin(workdir, config, label_set)
-        processes.check_same_step(checkpoints.found_step)
-        # ---- State: the workdir's newest checkpoint, or else init_from, or else random ----
-        if checkpoints.latest_step is None:
-            state, window = _new_state(config, program, console), None
-        else:
-            state, notes = checkpoints.restore(program.shapes)
-            window = notes["window"]
-            _say(console, f"Continuing {workdir} from step {int(state.step)} of {total_steps}")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(layout.lock(workdir))
+        preemption = stack.enter_context(processes.Preemption())
+        checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
+        layout.write_config(workdir, config, label_set)
+        state, window = _first_state(config, program, checkpoints, total_steps)
         first_step = int(state.step)
-
-        # ---- Data: a pure function of seed and position ----
-        batches = data.train_batches(
-            train_source,
-            config.data,
-            seed=config.train.seed,
-            examples_seen=int(state.examples_seen),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            pad_color=data.pad_color(config.model.input_mean),
+        writer = stack.enter_context(_writer(config, workdir, first_step, total_steps))
+        metrics = MetricsWindow(
+            writer, label_set, policy=config.train.nonfinite, folder=workdir / "nonfinite", saved=window
         )
-
-        # ---- The loop ----
-        evaluator = Evaluator(config, program.model, eval_source, mesh)
-        writer = metrics_log.Writer(
-            workdir,
-            total_steps=total_steps,
-            batch_size=config.data.batch_size,
-            start_step=first_step,
-            tensorboard=config.log.tensorboard,
-            console=console,
-            enabled=processes.is_leader(),
+        evaluate = functools.partial(_evaluate, Evaluator(config, program.model, eval_source, mesh), writer, label_set)
+        batches = stack.enter_context(contextlib.closing(_train_batches(config, train_source, state)))
+        profiler = StepProfiler(
+            workdir / "profile", config.log.profile_steps, first_step=first_step, total_steps=total_steps
         )
+        stack.enter_context(profiler)
 
-        def evaluate(step: int, state: TrainState) -> dict[str, Any]:
-            with writer.pause():
-                scores = evaluator(state.evaluated_variables, console=console, gallery=GALLERY_IMAGES)
-                writer.write_evaluation(step, scores, label_set)
-            return scores
+        for step in range(first_step + 1, total_steps + 1):
+            profiler.before_step(step, state)
+            batch = next(batches)
+            arrays = sharding.to_global({"image": batch["image"], "label": batch["label"]}, mesh)
+            state, report = program.step(state, arrays if add_teacher is None else add_teacher(arrays))
+            metrics.add(step, report, batch)
 
-        profile = _Profile(workdir / "profile", config.log.profile_steps, first_step, total_steps)
-        with writer, contextlib.closing(batches), contextlib.closing(profile):
-            log = TrainLog(
-                writer, label_set, policy=config.train.nonfinite, folder=workdir / "nonfinite", console=console
-            )
-            if window is not None:
-                log.resume(window)
-            for step in range(first_step + 1, total_steps + 1):
-                profile.begin_step(step, state)
-                batch = next(batches)
-                arrays = sharding.to_global({"image": batch["image"], "label": batch["label"]}, mesh)
-                if teacher is not None:
-                    arrays = teacher(arrays)
-                state, report = program.step(state, arrays)
-                log.add(step, report, batch)
-                stops, evaluates = preemption.reached(step), _due(step, every["eval"]) and step < total_steps
-                if _due(step, every["log"]) or evaluates or step == total_steps:
-                    log.end_window(step)
-                is_best = False
-                if evaluates:
-                    log.catch_up()
-                    is_best = checkpoints.is_best(step, evaluate(step, state)["mean_iou"])
-                if stops or is_best or _due(step, every["checkpoint"]) or step == total_steps:
-                    # Read before it is saved: no checkpoint holds what a loss that is not finite has made.
-                    log.catch_up()
-                    with writer.pause():
-                        checkpoints.save(state, {"window": log.open_window()})
-                if stops:
-                    checkpoints.wait()
-                    raise Preempted(f"stopped by SIGTERM at step {step} of {total_steps}, which is saved in {workdir}")
-            profile.begin_step(total_steps + 1, state)
+            stops, is_last = preemption.reached(step), step == total_steps
+            evaluates = _is_due(step, durations.evaluate) and not is_last
+            if _is_due(step, config.log.every_steps) or evaluates or is_last:
+                metrics.end_at(step)
+            is_best = False
+            if evaluates:
+                metrics.catch_up()
+                is_best = checkpoints.record_score(step, evaluate(step, state)["mean_iou"])
+            if stops or is_best or is_last or _is_due(step, durations.save):
+                metrics.catch_up()  # before saving, so that no checkpoint holds the result of a loss that is not finite
+                with writer.pause():
+                    checkpoints.save(step, **state.to_items(), notes={"window": metrics.to_json()})
+            if stops:
+                checkpoints.wait()
+                raise Preempted(f"stopped by SIGTERM at step {step} of {total_steps}; the state is saved in {workdir}")
 
-            # ---- The end ----
-            scores = evaluate(total_steps, state)
+        profiler.before_step(total_steps + 1, state)
+        scores = evaluate(total_steps, state)
     scores = save_scores(workdir, scores, label_set, config, total_steps)
     if processes.is_leader():
         visualization.plot_learning_rate(program.learning_rate, total_steps, path=workdir / "learning_rate.png")
@@ -145,48 +106,30 @@ def train(config: ConfigDict, workdir: pathlib.Path, *, console: Console | None 
     return scores
 
 
-def _new_state(config: ConfigDict, program: TrainProgram, console: Console | None) -> TrainState:
-    """The state before the first step: random, but for what `train.init_from` gives."""
-    create = functools.partial(program.random_state, seed=config.train.seed)
-    if config.train.init_from is None:
-        return create()
-    state, report = initialization.init_from(
-        create, program.shapes, config.model, config.train.init_from, console=console
+def _validate(config: ConfigDict) -> None:
+    """Checks the config before any work starts."""
+    processes.check_same_config(config)
+    config_lib.validate(config)
+    protocol = data.protocol_for(config)
+    mesh_lib.validate_mesh(
+        config,
+        devices=jax.device_count(),
+        processes=jax.process_count(),
+        input_sizes=protocol.input_sizes,
+        can_split_rows=protocol.can_split_rows,
     )
-    _say(console, report)
-    return state
 
 
-class _Profile:
-    """Traces `count` steps into `folder`: those after the first two, which compile and fill the pipeline."""
+class _Durations(NamedTuple):
+    """Numbers of steps: total, warm-up, between evaluations, between checkpoints (None: only at the end)."""
 
-    def __init__(self, folder: pathlib.Path, count: int, first_step: int, total_steps: int):
-        self._folder, self._running = folder, False
-        self._begin = first_step + 3
-        self._end = min(self._begin + count, total_steps + 1)
-
-    def begin_step(self, step: int, state: TrainState) -> None:
-        """Starts or ends the trace if it is due before this step; waits for `state`, so that no other step is in it."""
-        if self._begin < self._end and step in (self._begin, self._end):
-            jax.block_until_ready(state)
-            if step == self._end:
-                self.close()
-            else:
-                options = jax.profiler.ProfileOptions()
-                options.python_tracer_level = 0  # the interpreter's calls would be most of the trace
-                # Perfetto opens `perfetto_trace.json.gz`, TensorBoard reads the other files.
-                jax.profiler.start_trace(self._folder, create_perfetto_trace=True, profiler_options=options)
-                self._running = True
-
-    def close(self) -> None:
-        """Ends the trace if it is running, which it is here after an error."""
-        if self._running:
-            jax.profiler.stop_trace()
-            self._running = False
+    total: int
+    warmup: int
+    evaluate: int | None
+    save: int | None
 
 
-def _durations(config: ConfigDict, num_examples: int) -> tuple[int, int, dict[str, int | None]]:
-    """Steps in all, steps of warm-up, and steps between logs, evaluations and checkpoints."""
+def _durations(config: ConfigDict, num_examples: int) -> _Durations:
     sizes = {"batch_size": config.data.batch_size, "num_examples": num_examples}
     total = config_lib.duration_steps(config.train.duration, field="train.duration", **sizes)
     if not total:
@@ -195,18 +138,71 @@ def _durations(config: ConfigDict, num_examples: int) -> tuple[int, int, dict[st
             if total is None
             else f"train.duration={config.train.duration!r} must be above 0"
         )
-    sizes["total_steps"] = total
-    warmup = config_lib.duration_steps(config.optimizer.warmup, field="optimizer.warmup", **sizes) or 0
-    every = {"log": config.log.every_steps}
-    for group in ("eval", "checkpoint"):
-        every[group] = config_lib.duration_steps(config[group].every, field=f"{group}.every", **sizes)
-    return total, warmup, every
+    warmup, evaluate, save = (
+        config_lib.duration_steps(text, field=field, total_steps=total, **sizes)
+        for field, text in (
+            ("optimizer.warmup", config.optimizer.warmup),
+            ("eval.every", config.eval.every),
+            ("checkpoint.every", config.checkpoint.every),
+        )
+    )
+    return _Durations(total, warmup or 0, evaluate, save)
 
 
-def _due(step: int, every: int | None) -> bool:
+def _first_state(
+    config: ConfigDict, program: TrainProgram, checkpoints: Checkpoints, total_steps: int
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """Returns the state to start from, and the open metrics window if a run continues.
+
+    The state is the workdir's newest checkpoint, or else comes from `train.init_from`, or else is random.
+    """
+    processes.check_same_step(checkpoints.found_step())
+    if checkpoints.latest_step() is not None:
+        variables, training, notes = checkpoints.restore(**program.shapes.to_items())
+        state = program.shapes.with_items(variables=variables, training=training)
+        logger.info("Continuing %s from step %d of %d", checkpoints.workdir, int(state.step), total_steps)
+        return state, notes["window"]
+    create = functools.partial(program.random_state, seed=config.train.seed)
+    if config.train.init_from is None:
+        return create(), None
+    state, report = init_from(create, program.shapes, config.model, config.train.init_from)
+    logger.info(report)
+    return state, None
+
+
+def _train_batches(config: ConfigDict, source, state: TrainState):
+    """Returns the training batches. They depend only on the seed and on the number of examples seen."""
+    return data.train_batches(
+        source,
+        config.data,
+        seed=config.train.seed,
+        examples_seen=int(state.examples_seen),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        pad_color=data.pad_color(config.model.input_mean),
+    )
+
+
+def _writer(config: ConfigDict, workdir: pathlib.Path, first_step: int, total_steps: int) -> metrics_log.Writer:
+    return metrics_log.Writer(
+        workdir,
+        total_steps=total_steps,
+        batch_size=config.data.batch_size,
+        start_step=first_step,
+        tensorboard=config.log.tensorboard,
+        enabled=processes.is_leader(),
+    )
+
+
+def _evaluate(
+    evaluator: Evaluator, writer: metrics_log.Writer, label_set, step: int, state: TrainState
+) -> dict[str, Any]:
+    """Scores the state and logs the scores, outside the measured training time."""
+    with writer.pause():
+        scores = evaluator(state.evaluated_variables)
+        writer.write_evaluation(step, scores, label_set)
+    return scores
+
+
+def _is_due(step: int, every: int | None) -> bool:
     return bool(every) and step % every == 0
-
-
-def _say(console: Console | None, text: str) -> None:
-    if console is not None:
-        console.print(text, soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""SGD with momentum, schedules, clipping and weight decay, as the papers and as Keras define them; and Adam."""
+"""Optimizers and schedules: SGD as in the papers and as in Keras, Adam, clipping, weight decay, freezing."""
 
 import fnmatch
 from collections.abc import Callable, Sequence
@@ -10,106 +10,112 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
+from deeplab_jax.config import check_choices
 from deeplab_jax.errors import UserError, suggest
 
-# The learning rate of a step, counted from 0.
+# Learning rate as a function of the step, counted from 0.
 Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 
 
-def make_schedule(optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0) -> Schedule:
-    """The learning rate of a step, counted from 0 before the step's update.
+def make(
+    optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0, *, parts: Sequence[str]
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """Builds the gradient transformation of `config.optimizer` and its learning rate schedule.
 
-    `cosine` is Keras' CosineDecay: lr * (1 + cos(pi * t / T)) / 2. `poly` is DeepLabv3's (arXiv 1706.05587, section
-    4.1): lr * (1 - t / T)^power. In both, t counts from the end of the warm-up and T is what remains of `total_steps`.
-    The warm-up rises linearly from 0.
+    The transformation applies, in order: coupled weight decay (research/deeplab adds it to the loss, so it is clipped
+    too); clipping; momentum and learning rate; decoupled weight decay; the multipliers of each part.
 
-    Raises:
-      UserError: no such schedule, or a warm-up as long as the training.
-    """
-    peak = optimizer.learning_rate
-    remaining = total_steps - warmup_steps
-    if remaining < 1:
-        raise UserError(f"the warm-up of {warmup_steps} steps fills the whole training of {total_steps}")
-    if optimizer.schedule == "constant":
-        decay = optax.constant_schedule(peak)
-    elif optimizer.schedule == "cosine":
-        decay = optax.cosine_decay_schedule(peak, remaining)
-    elif optimizer.schedule == "poly":
-        decay = _poly(peak, optimizer.poly_power, remaining)
-    else:
-        known = ("constant", "cosine", "poly")
-        raise UserError(f"optimizer.schedule={optimizer.schedule!r} does not exist{suggest(optimizer.schedule, known)}")
-    if not warmup_steps:
-        return decay
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), decay], [warmup_steps])
-
-
-def _poly(peak: int | float, power: int | float, steps: int) -> Schedule:
-    """As optax' polynomial_schedule, whose compiled 1 - t / T can fall below 0 at t = T, where its power is NaN."""
-    return lambda step: peak * ((steps - jnp.clip(step, 0, steps)) / steps) ** power
-
-
-def make_optimizer(
-    optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0, *, parts: tuple[str, ...]
-) -> optax.GradientTransformation:
-    """The update rule of `config.optimizer`.
-
-    In order: coupled weight decay joins the gradient (research/deeplab has it in the loss, so it is clipped too);
-    clipping; momentum and rate; decoupled weight decay. With `momentum_rule="keras"` the buffer holds rates:
-    m = momentum * m - lr * g; w += m. With `classic` it does not: m = momentum * m + g; w -= lr * m (PyTorch, optax);
-    the two differ while the rate changes. With `weight_decay_rule="decoupled_all"` every variable shrinks by
-    lr * weight_decay * w beside its momentum, as Keras 3 does; `coupled_kernels` adds weight_decay * w to the gradients
-    of kernels only (the papers).
+    With `momentum_rule="keras"` the learning rate is inside the momentum buffer: m = momentum * m - lr * g; w += m.
+    With `classic` it is outside: m = momentum * m + g; w -= lr * m (PyTorch, optax). The two differ while the learning
+    rate changes. With `weight_decay_rule="decoupled_all"` every variable shrinks by lr * weight_decay * w in addition
+    to its momentum update, as in Keras 3. `coupled_kernels` adds weight_decay * w to the gradients of kernels only (the
+    papers).
 
     Args:
       optimizer: the `optimizer` group of a config.
-      total_steps: of the training.
-      warmup_steps: of the schedule.
-      parts: top-level names of the parameters that multipliers and freezing may name.
+      total_steps: number of training steps.
+      warmup_steps: number of warm-up steps of the learning rate.
+      parts: top-level names of the parameters, which multipliers and freezing refer to.
+
+    Returns:
+      The gradient transformation, and the learning rate as a function of the step, counted from 0.
 
     Raises:
-      UserError: an option or a part that does not exist.
+      UserError: an option or a part that does not exist, or a warm-up as long as the training.
     """
     schedule = make_schedule(optimizer, total_steps, warmup_steps)
-    chain = []
-    if optimizer.weight_decay_rule not in ("coupled_kernels", "decoupled_all"):
-        known = ("coupled_kernels", "decoupled_all")
-        raise UserError(
-            f"optimizer.weight_decay_rule={optimizer.weight_decay_rule!r} does not exist"
-            f"{suggest(optimizer.weight_decay_rule, known)}"
-        )
-    if optimizer.weight_decay and optimizer.weight_decay_rule == "coupled_kernels":
-        chain.append(optax.add_decayed_weights(optimizer.weight_decay, mask=_is_kernel))
-    chain += _clipping(optimizer)
     rate = optax.scale_by_learning_rate(schedule)
-    momentum = _momentum(optimizer)
-    if optimizer.momentum_rule == "keras":
-        chain += [rate, momentum]
-    elif optimizer.momentum_rule == "classic":
-        chain += [momentum, rate]
-    else:
-        known = ("classic", "keras")
+    add_decay = _WEIGHT_DECAY_RULES[optimizer.weight_decay_rule]
+    before, after = add_decay(optimizer.weight_decay, schedule) if optimizer.weight_decay else ([], [])
+    clipping = _CLIPS[optimizer.clip](optimizer)
+    order = _MOMENTUM_RULES[optimizer.momentum_rule]
+    momentum = _MOMENTUMS[optimizer.name](optimizer)
+    chain = optax.chain(*before, *clipping, *order(momentum, rate), *after)
+    return _by_part(chain, optimizer, parts), schedule
+
+
+def make_schedule(optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0) -> Schedule:
+    """Builds the learning rate schedule of `config.optimizer`.
+
+    `cosine` is Keras' CosineDecay: lr * (1 + cos(pi * t / T)) / 2. `poly` is DeepLabv3's (arXiv 1706.05587, section
+    4.1): lr * (1 - t / T)^power. In both, t counts from the end of the warm-up and T is the number of steps after it.
+    The warm-up rises linearly from 0.
+
+    Args:
+      optimizer: the `optimizer` group of a config.
+      total_steps: number of training steps.
+      warmup_steps: number of warm-up steps.
+
+    Raises:
+      UserError: a schedule that does not exist, or a warm-up as long as the training.
+    """
+    check_choices("optimizer", optimizer)
+    remaining = total_steps - warmup_steps
+    if remaining < 1:
         raise UserError(
-            f"optimizer.momentum_rule={optimizer.momentum_rule!r} does not exist"
-            f"{suggest(optimizer.momentum_rule, known)}"
+            f"the warm-up ({warmup_steps} steps) must be shorter than the training ({total_steps} steps); "
+            "lower optimizer.warmup"
         )
-    if optimizer.weight_decay and optimizer.weight_decay_rule == "decoupled_all":
-        chain.append(_decoupled_decay(optimizer.weight_decay, schedule))
-    return _by_part(optax.chain(*chain), optimizer, parts)
+    decay = _SCHEDULES[optimizer.schedule](optimizer, remaining)
+    if not warmup_steps:
+        return decay
+    warmup = optax.linear_schedule(0.0, optimizer.learning_rate, warmup_steps)
+    return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
-def _momentum(optimizer: ConfigDict) -> optax.GradientTransformation:
-    if optimizer.name == "adam":
-        if optimizer.momentum_rule != "classic":
-            raise UserError(f"optimizer.momentum_rule={optimizer.momentum_rule!r} is of sgd; adam needs 'classic'")
-        return optax.scale_by_adam(optimizer.momentum, nesterov=optimizer.nesterov)
-    if optimizer.name != "sgd":
-        raise UserError(f"optimizer.name={optimizer.name!r} does not exist{suggest(optimizer.name, ('sgd', 'adam'))}")
+def _constant(optimizer: ConfigDict, steps: int) -> Schedule:
+    return optax.constant_schedule(optimizer.learning_rate)
+
+
+def _cosine(optimizer: ConfigDict, steps: int) -> Schedule:
+    return optax.cosine_decay_schedule(optimizer.learning_rate, steps)
+
+
+def _poly(optimizer: ConfigDict, steps: int) -> Schedule:
+    """Like optax's polynomial_schedule, whose compiled 1 - t / T can fall below 0 at t = T, where its power is NaN."""
+    peak, power = optimizer.learning_rate, optimizer.poly_power
+    return lambda step: peak * ((steps - jnp.clip(step, 0, steps)) / steps) ** power
+
+
+_SCHEDULES = {"constant": _constant, "cosine": _cosine, "poly": _poly}
+
+
+def _sgd(optimizer: ConfigDict) -> optax.GradientTransformation:
     return optax.trace(optimizer.momentum, nesterov=optimizer.nesterov) if optimizer.momentum else optax.identity()
 
 
+def _adam(optimizer: ConfigDict) -> optax.GradientTransformation:
+    if optimizer.momentum_rule != "classic":
+        raise UserError(f"optimizer.momentum_rule={optimizer.momentum_rule!r} is for sgd; set 'classic' for adam")
+    return optax.scale_by_adam(optimizer.momentum, nesterov=optimizer.nesterov)
+
+
+_MOMENTUMS = {"sgd": _sgd, "adam": _adam}
+_MOMENTUM_RULES = {"classic": lambda momentum, rate: (momentum, rate), "keras": lambda momentum, rate: (rate, momentum)}
+
+
 def clip_per_variable(max_norm: float) -> optax.GradientTransformation:
-    """Keras' clipnorm: each variable's gradient becomes g * max_norm / max(norm(g), max_norm), on its own."""
+    """Clips like Keras' clipnorm: each variable's gradient g becomes g * max_norm / max(norm(g), max_norm)."""
 
     def clip(gradient):
         norm = jnp.sqrt(jnp.sum(jnp.square(gradient)))
@@ -118,17 +124,18 @@ def clip_per_variable(max_norm: float) -> optax.GradientTransformation:
     return optax.stateless(lambda gradients, params=None: jax.tree.map(clip, gradients))
 
 
-def _clipping(optimizer: ConfigDict) -> list[optax.GradientTransformation]:
-    if optimizer.clip == "none":
-        return []
-    if optimizer.clip not in ("per_variable", "global"):
-        known = ("none", "per_variable", "global")
-        raise UserError(f"optimizer.clip={optimizer.clip!r} does not exist{suggest(optimizer.clip, known)}")
+def _max_norm(optimizer: ConfigDict) -> float:
     if optimizer.clip_norm is None or optimizer.clip_norm <= 0:
         raise UserError(f"optimizer.clip={optimizer.clip!r} needs optimizer.clip_norm above 0")
-    if optimizer.clip == "per_variable":
-        return [clip_per_variable(optimizer.clip_norm)]
-    return [optax.clip_by_global_norm(optimizer.clip_norm)]
+    return optimizer.clip_norm
+
+
+# By name, functions of `config.optimizer` that return the transformations.
+_CLIPS = {
+    "none": lambda optimizer: [],
+    "per_variable": lambda optimizer: [clip_per_variable(_max_norm(optimizer))],
+    "global": lambda optimizer: [optax.clip_by_global_norm(_max_norm(optimizer))],
+}
 
 
 def _is_kernel(params: PyTree) -> PyTree:
@@ -148,17 +155,26 @@ def _decoupled_decay(weight_decay: float, schedule: Schedule) -> optax.GradientT
     return optax.GradientTransformation(lambda params: _StepCount(jnp.zeros((), jnp.int32)), update)
 
 
-def _by_part(rule: optax.GradientTransformation, optimizer: ConfigDict, parts: tuple[str, ...]):
-    """Scales whole updates by part, and gives what is frozen none at all (and no momentum to remember).
+# By name, functions of the factor and the schedule that return the transformations before and after the momentum.
+_WEIGHT_DECAY_RULES = {
+    "coupled_kernels": lambda decay, schedule: ([optax.add_decayed_weights(decay, mask=_is_kernel)], []),
+    "decoupled_all": lambda decay, schedule: ([], [_decoupled_decay(decay, schedule)]),
+}
 
-    Clipping by the global norm comes before: it sees the learning parts only.
+
+def _by_part(
+    rule: optax.GradientTransformation, optimizer: ConfigDict, parts: Sequence[str]
+) -> optax.GradientTransformation:
+    """Scales the updates of each part. Frozen parameters get no update and no optimizer state.
+
+    Clipping by the global norm comes earlier in the chain and sees trained parameters only.
     """
     multipliers, frozen = dict(optimizer.learning_rate_multipliers), tuple(optimizer.frozen)
     wrong = [("learning_rate_multipliers", name) for name in multipliers if name not in parts]
     first_names = [pattern.split("/")[0] for pattern in frozen]
     wrong += [("frozen", name) for name in first_names if not fnmatch.filter(parts, name)]
     for field, name in wrong:
-        raise UserError(f"optimizer.{field} names {name!r}, which is no part{suggest(name, parts)}")
+        raise UserError(f"optimizer.{field} names {name!r}, which is not a part of the network{suggest(name, parts)}")
 
     def scale(updates, params=None):
         return {
@@ -182,7 +198,12 @@ def _by_part(rule: optax.GradientTransformation, optimizer: ConfigDict, parts: t
 
 
 def stop_frozen(params: PyTree, frozen: Sequence[str]) -> PyTree:
-    """The parameters, of which those of `optimizer.frozen` have a gradient of zero that takes no time to compute."""
+    """Stops the gradients of the parameters that `optimizer.frozen` matches, so XLA never computes them.
+
+    Args:
+      params: the parameters of the network.
+      frozen: patterns of `config.optimizer.frozen`.
+    """
     if not frozen:
         return params
     return jax.tree_util.tree_map_with_path(
@@ -191,7 +212,7 @@ def stop_frozen(params: PyTree, frozen: Sequence[str]) -> PyTree:
 
 
 def _is_frozen(path: tuple[Any, ...], frozen: Sequence[str]) -> bool:
-    """Whether a pattern matches a parameter's path or the beginning of it."""
+    """True if a pattern matches a parameter's path or a prefix of it."""
     names = [key.key for key in path]
     patterns = (pattern.split("/") for pattern in frozen)
     return any(len(pattern) <= len(names) and all(map(fnmatch.fnmatchcase, names, pattern)) for pattern in patterns)

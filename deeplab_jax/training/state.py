@@ -1,4 +1,4 @@
-"""What a training run is: everything a step reads and writes."""
+"""The training state: everything a train step reads and updates."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,20 +8,24 @@ import jax
 from jaxtyping import PyTree
 
 from deeplab_jax.models import initial_variables
+from deeplab_jax.models.build import lower_initializer
 from deeplab_jax.models.unreached_taps import zero_unmet_taps
-
-# Initialization runs once and its programs, a random draw for each kernel, are long: XLA:CPU compiles them four times
-# faster without optimizing them.
-_INIT_COMPILER_OPTIONS = {"cpu": {"xla_backend_optimization_level": 0}}
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Parameters, batch statistics and optimizer state after `step` steps over `examples_seen` examples.
+    """Parameters, batch statistics and optimizer state after `step` steps and `examples_seen` examples.
 
-    As a tree it may hold shapes or shardings in the arrays' places, so the fields are typed loosely: `step` is an int32
-    scalar, `examples_seen` a uint32 scalar, and `rng` the run's base key, uint32 (2,), from which a step derives its
-    own by `jax.random.fold_in`. `ema_variables`, averages of `variables`, is None without `train.ema_decay`.
+    Fields are typed loosely because the same tree may hold arrays, shapes or shardings.
+
+    Attributes:
+      step: int32 scalar.
+      examples_seen: uint32 scalar; the position in the training data.
+      params: the network's parameters.
+      batch_stats: BatchNorm's running statistics.
+      opt_state: the optimizer's state.
+      rng: base key of the run, uint32 (2,). Each step derives its own key with `jax.random.fold_in`.
+      ema_variables: exponential moving averages of `variables`; None unless `train.ema_decay` is set.
     """
 
     step: PyTree
@@ -34,31 +38,45 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes while training."""
+        """The variables that `model.apply` takes during training."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def evaluated_variables(self) -> dict[str, Any]:
-        """What evaluation and prediction use: the averages if there are any."""
+        """The variables for evaluation and prediction: the averages if the run keeps them."""
         return self.variables if self.ema_variables is None else self.ema_variables
 
-    def with_evaluated(self, variables: dict[str, Any], **fields: Any) -> "TrainState":
-        """This state with these `evaluated_variables` and other fields."""
-        evaluated = variables if self.ema_variables is None else {"ema_variables": variables}
-        return self.replace(**evaluated, **fields)
-
     def with_averages(self) -> "TrainState":
-        """This state with averages that begin as a copy of the variables: a step donates both."""
+        """Returns this state with averages that start as a copy of the variables, since a step donates both."""
         return self.replace(ema_variables=jax.tree.map(jax.numpy.copy, self.variables))
+
+    def to_items(self) -> dict[str, PyTree]:
+        """Splits the state into the items of a checkpoint: `variables`, which evaluation reads, and `training`."""
+        training = {name: getattr(self, name) for name in ("step", "examples_seen", "opt_state", "rng")}
+        if self.ema_variables is not None:
+            training |= self.variables
+        return {"variables": self.evaluated_variables, "training": training}
+
+    def with_items(self, *, variables: PyTree, training: PyTree) -> "TrainState":
+        """Returns this state with every field replaced from the items of a checkpoint; undoes `to_items`."""
+        evaluated = variables if self.ema_variables is None else {"ema_variables": variables}
+        return self.replace(**evaluated, **training)
 
     @classmethod
     def create(
         cls, model, optimizer, *, seed: int, averages: bool = False, image_size: Sequence[int] | None = None
     ) -> "TrainState":
-        """The state before the first step, with `ema_variables` if there are to be `averages`.
+        """Creates the state before the first step.
 
-        It is traceable, so that `jax.jit` can place it by shardings. Taps that meet no image of `image_size` are
-        zero, see `zero_unmet_taps`.
+        The function is traceable, so `jax.jit` can place the result with shardings.
+
+        Args:
+          model: the network.
+          optimizer: the gradient transformation.
+          seed: seed of the parameters and of the run's base key.
+          averages: whether the state has `ema_variables`.
+          image_size: (height, width) of training images. Atrous kernel taps that fall outside the features at this size
+            start at zero, see `zero_unmet_taps`.
         """
         init_rng, rng = jax.random.split(jax.random.PRNGKey(seed))
         variables = initial_variables(model, init_rng)
@@ -76,24 +94,19 @@ class TrainState:
 
     @classmethod
     def shapes(cls, model, optimizer, *, averages: bool = False) -> "TrainState":
-        """Shapes and dtypes of the state; computes nothing."""
+        """Returns the shapes and dtypes of the state without computing anything."""
         return jax.eval_shape(lambda: cls.create(model, optimizer, seed=0, averages=averages))
 
     @classmethod
     def create_on(
         cls, sharding: "jax.sharding.Sharding | TrainState", model, optimizer, **options: Any
     ) -> "TrainState":
-        """`create`, compiled, with every leaf placed by `sharding`, or by that of its place in a state of them."""
+        """Compiles and runs `create`, and places every leaf by `sharding`, one for all leaves or a state of them."""
         return cls.lower_create(sharding, model, optimizer, **options).compile()()
 
     @classmethod
     def lower_create(
         cls, sharding: "jax.sharding.Sharding | TrainState", model, optimizer, **options: Any
     ) -> jax.stages.Lowered:
-        """The program that `create_on` compiles and runs, without arguments; `options` are those of `create`."""
-        return _lower(lambda: cls.create(model, optimizer, **options), sharding)
-
-
-def _lower(create, sharding=None):
-    options = _INIT_COMPILER_OPTIONS.get(jax.default_backend())
-    return jax.jit(create, out_shardings=sharding, compiler_options=options).lower()
+        """Lowers the program that `create_on` compiles and runs; `options` are those of `create`."""
+        return lower_initializer(lambda: cls.create(model, optimizer, **options), sharding)

@@ -1,20 +1,32 @@
-"""The training and evaluation steps: pure functions of arrays, jitted once by their callers."""
+"""The train step: loss, gradient, accumulation, averages, NaN policy, and how it is compiled for a mesh."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
+from ml_collections import ConfigDict
 
+from deeplab_jax import losses
+from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.models import DeepLabV3Plus
+from deeplab_jax.models import PARTS, DeepLabV3Plus, build_for_mesh
 from deeplab_jax.parallel import sharding
-from deeplab_jax.training.optimizer import stop_frozen
+from deeplab_jax.training import optimizer as optimizer_lib
+from deeplab_jax.training.optimizer import Schedule, stop_frozen
 from deeplab_jax.training.state import TrainState
 
-# Arrays of a batch by name, see `deeplab_jax.data.train_batches` and `deeplab_jax.data.eval_batches`.
+# Arrays of a batch by name, see `deeplab_jax.data.train_batches`.
 Batch = dict[str, Array]
+
+# XLA:CPU analyzes which arrays are live at the same time more closely and copies less: 34 of 1,985 MiB of temporaries
+# in ResNet-50's step (512x512, batch 4). Other platforms reject the option.
+_CPU_OPTIONS = {"xla_cpu_copy_insertion_use_region_analysis": True}
 
 
 def make_train_step(
@@ -22,51 +34,94 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     loss_fn: Callable,
     *,
-    learning_rate: Callable,
-    void: str = "ignore",
-    accumulate: int = 1,
-    shardings: TrainState | None = None,
+    learning_rate: Schedule,
+    ignored_pixels: str = "exclude",
+    accumulate_steps: int = 1,
     frozen: Sequence[str] = (),
+    ema_decay: float | None = None,
+    skip_nonfinite: bool = False,
+    shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """One step of gradient descent on a batch.
-
-    With `accumulate` the batch is computed in parts, one after the other, which takes the activations' memory of one
-    part. Part k is every `accumulate`-th example from the k-th, so that each device keeps its own examples. The
-    gradient is that of the mean loss over the whole batch, whatever each part's share of labeled pixels. BatchNorm,
-    however, normalizes each part by the part's own statistics, and its running statistics move once a part; with
-    `model.freeze_norm_statistics` it does neither, and the step equals the undivided one.
+    """Returns a function that takes one step of gradient descent on a batch.
 
     Args:
       model: the network.
-      optimizer: of `deeplab_jax.training.optimizer.make_optimizer`.
-      loss_fn: of `deeplab_jax.losses.make_loss`: (logits, labels) to (sum, valid count).
-      learning_rate: the schedule, for the report.
-      void: what the confusion matrix does with void pixels.
-      accumulate: parts of a batch.
-      shardings: of `deeplab_jax.parallel.sharding.state_shardings`, where the state is spread over a mesh.
-      frozen: of `config.optimizer.frozen`; their gradients are not computed.
+      optimizer: the gradient transformation of `deeplab_jax.training.optimizer.make`.
+      loss_fn: a loss of `deeplab_jax.losses.make_loss`: (logits, labels) to (sum, valid count).
+      learning_rate: the schedule of `deeplab_jax.training.optimizer.make`, for the report.
+      ignored_pixels: how the confusion matrix treats ignored pixels, `config.eval.ignored_pixels`.
+      accumulate_steps: number of parts that a batch is split into. They are computed one after another, which takes the
+        activation memory of a single part. See `_accumulate`.
+      frozen: parameters whose gradients are not computed, `config.optimizer.frozen`.
+      ema_decay: per-step decay of `state.ema_variables`, below 1; about 1 / (1 - decay) steps are averaged.
+      skip_nonfinite: leave the variables as they were if the loss or the gradient is not finite.
+      shardings: shardings of the state if it is split over a mesh.
 
     Returns:
-      `step(state, batch)` with `image` uint8 (batch, height, width, channels), `label` uint8 (batch, height, width)
-      and, where there is a teacher, `teacher_logits` (batch, height, width, classes). It returns the next state and a
-      report: `loss_sum`, `loss_count`, `confusion` (int32, classes by classes, of the logits that the loss saw),
-      `gradient_norm` (of what learns, before clipping) and `learning_rate`.
+      `step(state, batch)`, where the batch has `image` uint8 (batch, height, width, channels), `label` uint8 (batch,
+      height, width) and, with a teacher, `teacher_logits` (batch, height, width, classes). It returns the next state
+      and a report: `loss_sum`, `loss_count`, `confusion` (int32, classes by classes, of the logits in the loss),
+      `gradient_norm` (of the trained parameters, before clipping) and `learning_rate`.
     """
+    sum_gradients = _make_gradient_function(
+        model, loss_fn, ignored_pixels=ignored_pixels, frozen=frozen, shardings=shardings
+    )
 
-    def part_gradients(params, batch_stats, part: Batch, rng):
-        """Gradients of the sum of the loss over some examples, statistics after them, and what to report of them."""
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        # Gradient of the mean loss over the whole batch.
+        rng = jax.random.fold_in(state.rng, state.step)
+        if accumulate_steps == 1:
+            batch_stats, (gradients, counts) = sum_gradients(state.params, state.batch_stats, batch, rng)
+        else:
+            batch_stats, (gradients, counts) = _accumulate(sum_gradients, state, batch, rng, accumulate_steps)
+        count = jnp.maximum(counts["loss_count"], 1).astype(counts["loss_sum"].dtype)
+        gradients = jax.tree.map(lambda gradient: gradient / count.astype(gradient.dtype), gradients)
 
+        # Update.
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        report = counts | {
+            "gradient_norm": optax.tree.norm(gradients),
+            "learning_rate": learning_rate(state.step),
+        }
+        new = state.replace(
+            step=state.step + 1,
+            examples_seen=state.examples_seen + jnp.uint32(len(batch["label"])),
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+        )
+        if ema_decay is not None:
+            # Batch statistics are averaged too: averaged parameters lag behind, and with the newest statistics a
+            # network whose learning rate is still high predicts almost nothing.
+            averages = optax.incremental_update(new.variables, state.ema_variables, 1 - ema_decay)
+            new = new.replace(ema_variables=averages)
+        if skip_nonfinite:
+            new = _keep_if_nonfinite(new, state, report)
+        return new, report
+
+    return train_step
+
+
+def _make_gradient_function(
+    model: DeepLabV3Plus, loss_fn: Callable, *, ignored_pixels: str, frozen: Sequence[str], shardings: TrainState | None
+) -> Callable:
+    """Returns a function of (params, batch_stats, examples, rng) that sums over examples: see its return value."""
+
+    def sum_gradients(params, batch_stats, examples: Batch, rng):
         def loss(params):
             (logits, _), updates = model.apply(
                 {"params": stop_frozen(params, frozen), "batch_stats": batch_stats},
-                part["image"],
+                examples["image"],
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"dropout": rng},
             )
-            loss_sum, loss_count = loss_fn(logits, part["label"], teacher_logits=part.get("teacher_logits"))
+            loss_sum, loss_count = loss_fn(logits, examples["label"], teacher_logits=examples.get("teacher_logits"))
             confusion = metrics.confusion_matrix(
-                part["label"], jnp.argmax(logits, axis=-1), num_classes=model.num_classes, void=void
+                examples["label"],
+                jnp.argmax(logits, axis=-1),
+                num_classes=model.num_classes,
+                ignored_pixels=ignored_pixels,
             )
             counts = {"loss_sum": loss_sum, "loss_count": loss_count, "confusion": confusion}
             return loss_sum, (updates["batch_stats"], counts)
@@ -75,46 +130,26 @@ def make_train_step(
             params = sharding.gather(params, shardings.step.mesh)
         gradients, (batch_stats, counts) = jax.grad(loss, has_aux=True)(params)
         if shardings is not None:
-            # Said before anything reads them, so that each device receives the sum of its own share alone.
+            # Constrained before anything reads them, so each device receives only the sum of its own share.
             gradients = jax.lax.with_sharding_constraint(gradients, shardings.params)
         return batch_stats, (gradients, counts)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        rng = jax.random.fold_in(state.rng, state.step)
-        if accumulate == 1:
-            batch_stats, sums = part_gradients(state.params, state.batch_stats, batch, rng)
-        else:
-            batch_stats, sums = _accumulate(
-                lambda batch_stats, part, k: part_gradients(
-                    state.params, batch_stats, part, jax.random.fold_in(rng, k)
-                ),
-                state.batch_stats,
-                batch,
-                accumulate,
-            )
-        gradients, counts = sums
-        count = jnp.maximum(counts["loss_count"], 1).astype(counts["loss_sum"].dtype)
-        gradients = jax.tree.map(lambda gradient: gradient / count.astype(gradient.dtype), gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        report = counts | {
-            "gradient_norm": optax.tree.norm(gradients),
-            "learning_rate": learning_rate(state.step),
-        }
-        state = state.replace(
-            step=state.step + 1,
-            examples_seen=state.examples_seen + jnp.uint32(len(batch["label"])),
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-        )
-        return state, report
-
-    return train_step
+    return sum_gradients
 
 
-def _accumulate(compute: Callable, batch_stats, batch: Batch, count: int):
-    """Sums `compute(batch_stats, part, k)`, which returns new statistics and what to sum, over `count` parts."""
-    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, count, *x.shape[1:]), 1, 0), batch)
+def _accumulate(sum_gradients: Callable, state: TrainState, batch: Batch, rng: Array, num_parts: int):
+    """Sums gradients and counts over the parts of a batch.
+
+    Part k holds every `num_parts`-th example starting at the k-th, so each device keeps its own examples. Dividing the
+    sums by the total count gives the gradient of the mean loss over the whole batch, however labeled pixels are
+    distributed over the parts. BatchNorm normalizes each part with the part's own statistics, and its running
+    statistics move once per part; with `model.freeze_norm_statistics` it does neither, and the step equals the
+    unsplit one.
+    """
+    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, num_parts, *x.shape[1:]), 1, 0), batch)
+
+    def compute(batch_stats, part: Batch, k):
+        return sum_gradients(state.params, batch_stats, part, jax.random.fold_in(rng, k))
 
     def add(carry, part_and_k):
         batch_stats, sums = carry
@@ -122,7 +157,110 @@ def _accumulate(compute: Callable, batch_stats, batch: Batch, count: int):
         return (batch_stats, jax.tree.map(jnp.add, sums, new)), None
 
     first = jax.tree.map(lambda x: x[0], parts)
-    _, shapes = jax.eval_shape(compute, batch_stats, first, 0)
+    _, shapes = jax.eval_shape(compute, state.batch_stats, first, 0)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    (batch_stats, sums), _ = jax.lax.scan(add, (batch_stats, zeros), (parts, jnp.arange(count)))
+    (batch_stats, sums), _ = jax.lax.scan(add, (state.batch_stats, zeros), (parts, jnp.arange(num_parts)))
     return batch_stats, sums
+
+
+def _keep_if_nonfinite(new: TrainState, old: TrainState, report: dict[str, Array]) -> TrainState:
+    """Returns the new state, with the old floating-point values if the loss or the gradient is not finite.
+
+    `step`, `examples_seen` and the optimizer's counters advance either way, so the schedule and the data keep their
+    positions. A finite step is the same to the bit.
+    """
+    finite = jnp.isfinite(report["loss_sum"]) & jnp.isfinite(report["gradient_norm"])
+
+    def choose(new_leaf, old_leaf):
+        return jnp.where(finite, new_leaf, old_leaf) if jnp.issubdtype(new_leaf.dtype, jnp.floating) else new_leaf
+
+    return jax.tree.map(choose, new, old)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainProgram:
+    """The compiled program that `train` runs and `aot` measures.
+
+    Attributes:
+      model: the network, with the operations that the mesh needs.
+      optimizer: the gradient transformation.
+      learning_rate: the schedule, a function of the step.
+      shapes: shapes of the state; each leaf has its sharding.
+      batch_shapes: shapes of a batch, also with shardings.
+      step: the jitted `step(state, batch)` of `make_train_step`. It donates the state.
+    """
+
+    model: DeepLabV3Plus
+    optimizer: optax.GradientTransformation
+    learning_rate: Schedule
+    shapes: TrainState
+    batch_shapes: dict[str, jax.ShapeDtypeStruct]
+    step: jax.stages.Wrapped
+
+    @property
+    def shardings(self) -> TrainState:
+        """The sharding of each leaf of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
+
+    def random_state(self, *, seed: int) -> TrainState:
+        """Creates the state before the first step. Also compiles the step, which its first call would wait for."""
+        lowered_state = TrainState.lower_create(
+            self.shardings,
+            self.model,
+            self.optimizer,
+            seed=seed,
+            averages=self.shapes.ema_variables is not None,
+            image_size=self.batch_shapes["image"].shape[1:3] if self.model.zero_unreached_taps else None,
+        )
+        # The state is created while the step is traced. Two traces would wait for each other, and two compilations at
+        # the same time would take the memory of both.
+        with ThreadPoolExecutor(1) as other_thread:
+            state = other_thread.submit(lambda: lowered_state.compile()())
+            lowered_step = self.step.lower(self.shapes, self.batch_shapes)
+        lowered_step.compile()
+        return state.result()
+
+
+def build_program(
+    config: ConfigDict, num_classes: int, mesh: Mesh, *, total_steps: int, warmup_steps: int = 0
+) -> TrainProgram:
+    """Builds the training program of a config. Computes nothing.
+
+    Args:
+      config: a whole config that `deeplab_jax.config.validate` accepted.
+      num_classes: number of classes of the data set.
+      mesh: a mesh of `deeplab_jax.parallel.mesh.make_mesh`; its devices need not exist on this machine.
+      total_steps: number of training steps.
+      warmup_steps: number of warm-up steps of the learning rate.
+
+    Raises:
+      UserError: a value that the network, the loss or the optimizer cannot be built with.
+    """
+    model = build_for_mesh(config, num_classes, mesh, input_sizes=protocol_for(config).input_sizes)
+    optimizer, learning_rate = optimizer_lib.make(config.optimizer, total_steps, warmup_steps, parts=PARTS)
+    shapes = TrainState.shapes(model, optimizer, averages=config.train.ema_decay is not None)
+    shapes = sharding.with_shardings(shapes, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    step = make_train_step(
+        model,
+        optimizer,
+        losses.make_loss(config.loss, num_classes=num_classes),
+        learning_rate=learning_rate,
+        ignored_pixels=config.eval.ignored_pixels,
+        accumulate_steps=config.train.accumulate_steps,
+        frozen=tuple(config.optimizer.frozen),
+        ema_decay=config.train.ema_decay,
+        skip_nonfinite=config.train.nonfinite == "skip",
+        shardings=shardings,
+    )
+    step = jax.jit(
+        step,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        donate_argnums=0,
+        compiler_options=_CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None,
+    )
+    size = (config.data.batch_size, *config.data.image_size)
+    batch = {"image": ((*size, config.model.in_channels), np.uint8), "label": (size, np.uint8)}
+    if config.loss.teacher is not None:
+        batch["teacher_logits"] = ((*size, num_classes), np.float32)
+    return TrainProgram(model, optimizer, learning_rate, shapes, sharding.abstract_batch(batch, mesh), step)

@@ -1,1 +1,1 @@
-"""What a run leaves on disk."""
+"""The files of a training run: layout and lock, checkpoints, and the metrics log."""

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: state, data position and config, written by Orbax, restored on any devices."""
+"""Checkpoints of a training run, written by Orbax and restored on any devices."""
 
 import asyncio
 import contextlib
@@ -14,44 +14,43 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from rich.console import Console
+from jaxtyping import PyTree
 
 from deeplab_jax import files
 from deeplab_jax.errors import UserError
 from deeplab_jax.parallel import processes
-from deeplab_jax.training.state import TrainState
 from deeplab_jax.workdir.layout import CHECKPOINTS
+
+logger = logging.getLogger(__name__)
 
 _NO_STEP = -1
 _DISK_IS_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
 class Checkpoints:
-    """The checkpoints in a workdir. A context manager: leaving it waits for what is still being written.
+    """The checkpoints in a workdir. A context manager: leaving it waits for pending writes.
 
-    `variables` (what evaluation and prediction use: of the averaged parameters, if there are any) and `training` (the
-    rest of the state) are separate items, so that evaluation and prediction read only the first. `notes` is JSON: the
-    best score so far and whatever else the run wants back. Each checkpoint holds the digests of its files, and only one
-    whose files still have them is ever restored.
+    A checkpoint has three items. `variables` are the variables that evaluation and prediction read, and the only item
+    they read; if the run averages its parameters, these are the averages. `training` is the rest of the training state.
+    `notes` is JSON: the best score so far, and whatever the run needs back. Each checkpoint also holds the digests of
+    its files, and only a checkpoint whose files match is ever restored.
 
     Args:
-      workdir: of the run.
-      keep: how many of the newest checkpoints are kept, besides the best.
-      read_only: for those who do not train: changes nothing, so that a training may go on in the workdir.
-      console: where a damaged checkpoint is reported; None is silent.
+      workdir: the workdir of a run.
+      keep: number of newest checkpoints to keep, in addition to the best.
+      read_only: change nothing, so that a training may continue in the workdir. For evaluation and prediction.
     """
 
-    def __init__(
-        self, workdir: pathlib.Path, *, keep: int = 1, read_only: bool = False, console: Console | None = None
-    ):
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 1, read_only: bool = False):
+        self.workdir = workdir
         self._folder = workdir.absolute() / CHECKPOINTS
-        self._read_only, self._console = read_only, console
+        self._read_only = read_only
         self._policy = _NewestAndBest(keep)
-        self._best, self._whole_step = None, None
-        # Named here, so that a manager that has not written or read yet knows how to look into them.
+        self._best, self._intact_step = None, None
+        # Named here, so that a manager that has not read or written yet can inspect the items.
         handlers = {item: ocp.StandardCheckpointHandler() for item in ("variables", "training")}
         handlers["notes"] = ocp.JsonCheckpointHandler()
-        with _without_remarks():
+        with _quiet_absl():
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=not read_only,
@@ -68,126 +67,132 @@ class Checkpoints:
             self.wait()
         self._manager.close()
 
-    @property
     def found_step(self) -> int | None:
-        """The step of the newest checkpoint, whole or damaged, in this process' eyes."""
+        """Returns the step of the newest checkpoint that this process sees, intact or damaged; None without one."""
         return self._manager.latest_step()
 
-    @property
     def latest_step(self) -> int | None:
-        """The step of the newest whole checkpoint, None if there is none yet.
+        """Finds the newest intact checkpoint and returns its step; None if there is no checkpoint yet.
 
-        Newer ones that are damaged are reported and, unless `read_only`, renamed to `<step>.damaged`.
+        The first call verifies digests. Newer checkpoints that are damaged are reported and, unless `read_only`,
+        renamed to `<step>.damaged`. A collective operation in a run of several processes.
 
         Raises:
-          UserError: there are checkpoints, but every one is damaged.
+          UserError: there are checkpoints, but all are damaged.
         """
-        if self._whole_step is None and self.found_step is not None:
-            # One process looks, or processes that read a failing disk might choose differently.
-            step = self._find_whole_step() if processes.is_leader() else 0
-            self._whole_step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        if self._intact_step is None and self.found_step() is not None:
+            # Only one process reads, or processes might choose differently on a failing disk.
+            step = self._find_intact_step() if processes.is_leader() else 0
+            self._intact_step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
             self._manager.reload()  # some may have been renamed
-            if self._whole_step == _NO_STEP:
+            if self._intact_step == _NO_STEP:
                 raise UserError(
                     f"every checkpoint in {self._folder} is damaged; restore the folder from a copy, or choose another "
                     "--workdir"
                 )
-        return self._whole_step
+        return self._intact_step
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """`step` and `mean_iou` of the run's best evaluation; after a restart, once the state is restored."""
+        """`step` and `mean_iou` of the run's best evaluation. After a restart it is known once `restore` has run."""
         return self._best
 
-    def is_best(self, step: int, mean_iou: float | None) -> bool:
-        """Takes the score of the state after `step`; true if it is the run's best so far, whose checkpoint stays."""
+    def record_score(self, step: int, mean_iou: float | None) -> bool:
+        """Records the score at `step`. Returns True if it is the best so far; the best checkpoint is kept."""
         if mean_iou is None or (self._best is not None and mean_iou <= self._best["mean_iou"]):
             return False
         self._best = {"step": step, "mean_iou": mean_iou}
         self._policy.best_step = step
         return True
 
-    def save(self, state: TrainState, notes: dict[str, Any] | None = None) -> None:
-        """Writes the state in the background under its step; a checkpoint exists whole or not at all.
+    def save(self, step: int, *, variables: PyTree, training: PyTree, notes: dict[str, Any] | None = None) -> None:
+        """Writes a checkpoint in the background. It appears complete or not at all.
+
+        Does nothing if the newest checkpoint is of this step.
 
         Args:
-          state: the next step may donate it.
-          notes: what JSON can hold.
+          step: training step, the name of the checkpoint.
+          variables: arrays that evaluation reads. The next step may donate them.
+          training: the remaining arrays.
+          notes: values that JSON can hold.
 
         Raises:
-          UserError: the disk has no room, now or for the checkpoint before this one.
+          UserError: the disk is full, now or while the previous checkpoint was written.
         """
-        step = int(state.step)
-        if step == self.latest_step:
+        if step == self.latest_step():
             return
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((variables, training)))
         free = shutil.disk_usage(self._folder).free
         if free < needed:
             raise UserError(
-                f"no room for a checkpoint in {self._folder}: it needs {needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are "
-                "free; make room and run the same command again to continue"
+                f"no room for a checkpoint in {self._folder}: it needs {needed / 1e6:.0f} MB, but {free / 1e6:.0f} MB "
+                "are free; free some space and run the same command again to continue"
             )
         with _disk_errors(self._folder):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    variables=ocp.args.StandardSave(state.evaluated_variables),
-                    training=ocp.args.StandardSave(_training_part(state)),
+                    variables=ocp.args.StandardSave(variables),
+                    training=ocp.args.StandardSave(training),
                     notes=ocp.args.JsonSave({"best": self._best, **(notes or {})}),
                 ),
                 force=True,
             )
-        self._whole_step = step
+        self._intact_step = step
 
     def wait(self) -> None:
-        """Returns when the last checkpoint is whole on the disk.
+        """Waits until the last checkpoint is complete on the disk.
 
         Raises:
-          UserError: the disk had no room for it.
+          UserError: the disk is full.
         """
         with _disk_errors(self._folder):
             self._manager.wait_until_finished()
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint's state, with the shapes and shardings of `like` (arrays or ShapeDtypeStructs).
+    def restore(self, *, variables: PyTree, training: PyTree) -> tuple[PyTree, PyTree, dict[str, Any]]:
+        """Restores the newest checkpoint.
+
+        Args:
+          variables: arrays or `jax.ShapeDtypeStruct`s with the shapes and shardings to restore to.
+          training: the same for the remaining arrays.
 
         Returns:
-          The state and the notes it was saved with.
+          The variables, the remaining arrays, and the notes they were saved with.
         """
         restored = self._manager.restore(
-            self.latest_step,
+            self.latest_step(),
             args=ocp.args.Composite(
-                variables=ocp.args.StandardRestore(_abstract(like.evaluated_variables)),
-                training=ocp.args.StandardRestore(_abstract(_training_part(like))),
+                variables=ocp.args.StandardRestore(_abstract(variables)),
+                training=ocp.args.StandardRestore(_abstract(training)),
                 notes=ocp.args.JsonRestore(),
             ),
         )
         self._best = restored.notes["best"]
         if self._best is not None:
             self._policy.best_step = self._best["step"]
-        return like.with_evaluated(restored.variables, **restored.training), restored.notes
+        return restored.variables, restored.training, restored.notes
 
-    def restore_variables(self, like: Any) -> Any:
-        """Parameters and batch statistics of the newest checkpoint, with the shapes and shardings of `like`."""
+    def restore_variables(self, like: PyTree) -> PyTree:
+        """Restores the variables of the newest checkpoint, with the shapes and shardings of `like`."""
         restored = self._manager.restore(
-            self.latest_step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(_abstract(like)))
+            self.latest_step(), args=ocp.args.Composite(variables=ocp.args.StandardRestore(_abstract(like)))
         )
         return restored.variables
 
-    def saved_variables(self, step: int | None = None) -> Any:
-        """Parameters and batch statistics of a checkpoint, whatever their shapes, as NumPy arrays in each process.
+    def saved_variables(self, step: int | None = None) -> PyTree:
+        """Reads the variables of a checkpoint, whatever their shapes, as NumPy arrays in each process.
 
         Args:
-          step: of the checkpoint; default: the newest.
+          step: step of the checkpoint; default: the newest.
         """
-        step = self.latest_step if step is None else step
+        step = self.latest_step() if step is None else step
         metadata = self._manager.item_metadata(step)["variables"]
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), metadata.tree)
         restored = self._manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(like)))
         return jax.device_get(restored.variables)
 
-    def _find_whole_step(self) -> int:
+    def _find_intact_step(self) -> int:
         damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             folder = self._folder / str(step)
@@ -198,28 +203,22 @@ class Checkpoints:
                         _rename_damaged(other)
                 return step
             damaged.append(folder)
-            if self._console is not None:
-                self._console.print(
-                    f"checkpoint {folder} is damaged ({damage}); the one before it is used",
-                    soft_wrap=True,
-                    highlight=False,
-                    markup=False,
-                )
-        return _NO_STEP  # and none is renamed, or the next start would find no checkpoint and begin anew
+            logger.warning("checkpoint %s is damaged (%s); using the previous one", folder, damage)
+        return _NO_STEP  # nothing is renamed, or the next start would find no checkpoint and train from scratch
 
 
 class _DigestedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """A checkpoint's folder while it is written: its digests are the last file before it gets its name."""
+    """The folder of a checkpoint that is being written. Digests are its last file before it gets its final name."""
 
     async def finalize(self) -> None:
-        if self.get_final().name.isdigit():  # the whole, not one of its items
-            # Orbax writes its time of committing after this, which restoring does not need.
+        if self.get_final().name.isdigit():  # the whole checkpoint, not one of its items
+            # Orbax writes the commit time after this; restoring does not need it.
             await asyncio.to_thread(files.write_digests, pathlib.Path(self.get()), without=("_CHECKPOINT_METADATA",))
         await super().finalize()
 
 
 class _NewestAndBest:
-    """Which checkpoints Orbax does not delete."""
+    """Tells Orbax which checkpoints to keep: the newest ones and the best."""
 
     def __init__(self, keep: int):
         self._keep, self.best_step = keep, None
@@ -229,46 +228,40 @@ class _NewestAndBest:
         return [i >= oldest or checkpoint.step == self.best_step for i, checkpoint in enumerate(checkpoints)]
 
 
-def _training_part(state: TrainState) -> dict[str, Any]:
-    """What `evaluated_variables` leaves out."""
-    part = {name: getattr(state, name) for name in ("step", "examples_seen", "opt_state", "rng")}
-    return part if state.ema_variables is None else part | state.variables
-
-
 def _rename_damaged(folder: pathlib.Path) -> None:
     target = folder.with_name(f"{folder.name}.damaged")
-    if target.exists():  # of the same step, earlier
+    if target.exists():  # from an earlier run of the same step
         shutil.rmtree(target)
     folder.rename(target)
 
 
-def _abstract(tree: Any) -> Any:
+def _abstract(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
 
 
 @contextlib.contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Silences what Orbax warns of through absl: each option that reading alone implies."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _quiet_absl() -> Iterator[None]:
+    """Silences Orbax, which warns through absl about every option that `read_only` implies."""
+    absl_logger = logging.getLogger("absl")
+    level = absl_logger.level
+    absl_logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        absl_logger.setLevel(level)
 
 
 @contextlib.contextmanager
 def _disk_errors(folder: pathlib.Path) -> Iterator[None]:
-    """Turns a full disk, which Orbax and TensorStore report in several ways, into one line."""
+    """Turns a full disk, which Orbax and TensorStore report in several ways, into a UserError."""
     try:
         yield
     except Exception as error:
         if not any(text in str(error) for text in _DISK_IS_FULL):
             raise
         for half_written in folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(half_written, ignore_errors=True)  # it takes the room that is missing
+            shutil.rmtree(half_written, ignore_errors=True)  # it takes up space that is needed
         raise UserError(
-            f"the disk is full: no checkpoint could be written to {folder}; older checkpoints are whole; "
-            "make room and run the same command again to continue"
+            f"the disk is full: cannot write a checkpoint to {folder}; older checkpoints are intact; free some space "
+            "and run the same command again to continue"
         ) from error

@@ -1,4 +1,4 @@
-"""The files of a training run: its config and classes, and the lock that keeps other trainings out of its workdir."""
+"""The files of a workdir: the config and classes of a run, and the lock that keeps a second training out."""
 
 import contextlib
 import errno
@@ -16,10 +16,10 @@ from deeplab_jax.files import write_json
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import processes
 
-#: The folder of a workdir that holds its checkpoints, each in a folder named by its step.
+#: Folder of a workdir that holds the checkpoints, one folder per step.
 CHECKPOINTS = "checkpoints"
 
-# A run continues only under the config that it began with; the rest of a config may change at any time.
+# A run continues only with the config it started with. All other fields may change between two starts.
 _FIXED_GROUPS = ("model", "data", "train", "optimizer", "loss")
 # `zero_unreached_taps` acts on the first state alone, and a run that is compared has a checkpoint.
 _FREE_FIELDS = (
@@ -29,13 +29,13 @@ _FREE_FIELDS = (
 _CONFIG_FILE, _LABELS_FILE, _LOCK_FILE = "config.json", "labels.json", "lock"
 
 
-def begin(workdir: pathlib.Path, config: ConfigDict, label_set: LabelSet) -> None:
-    """Writes a run's config and classes; if the workdir has checkpoints already, checks that they are of the same run.
+def write_config(workdir: pathlib.Path, config: ConfigDict, label_set: LabelSet) -> None:
+    """Writes the config and the classes of a run. If the workdir has checkpoints, checks that they are of the same run.
 
-    A run that ended before its first checkpoint has nothing to continue: what begins in its workdir takes its place.
+    A run that stopped before its first checkpoint has nothing to continue, so a new one replaces it.
 
     Raises:
-      UserError: the folder cannot be written, or its run has another config.
+      UserError: the folder is not writable, or its run has a different config.
     """
     path = workdir / _CONFIG_FILE
     if path.exists() and _has_checkpoint(workdir):
@@ -43,8 +43,8 @@ def begin(workdir: pathlib.Path, config: ConfigDict, label_set: LabelSet) -> Non
         lines = [line for field, line in differences.items() if field not in _FREE_FIELDS]
         if lines:
             raise UserError(
-                f"{workdir} holds a run of another config ({'; '.join(lines)}); choose another --workdir, or give the "
-                "run's own values to continue it"
+                f"{workdir} holds a run with a different config ({'; '.join(lines)}); choose another --workdir, or "
+                "pass the run's own values to continue it"
             )
     if not processes.is_leader():
         return
@@ -53,13 +53,13 @@ def begin(workdir: pathlib.Path, config: ConfigDict, label_set: LabelSet) -> Non
 
 
 @contextlib.contextmanager
-def held(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes the workdir and keeps other trainings out of it.
+def lock(workdir: pathlib.Path) -> Iterator[None]:
+    """Creates the workdir if needed and keeps other trainings out of it.
 
-    The system lets go of it when this process ends, however it ends.
+    The operating system releases the lock when this process exits, for whatever reason.
 
     Raises:
-      UserError: it cannot be made, or another training runs in it.
+      UserError: the folder cannot be created, or another training is running in it.
     """
     if not processes.is_leader():
         yield
@@ -67,7 +67,7 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"workdir {workdir} cannot be made: {error.strerror}") from None
+        raise UserError(f"cannot create workdir {workdir}: {error.strerror}") from None
     if os.name != "posix":
         yield
         return
@@ -77,18 +77,18 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another training runs in {workdir}; end it, or choose another --workdir") from None
+            raise UserError(f"another training is running in {workdir}; stop it, or choose another --workdir") from None
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a disk that knows no locks
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a disk without locks
                 raise
         yield
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
-    """The config of the run in a workdir.
+    """Reads the config of the run in a workdir.
 
     Raises:
-      UserError: the folder holds no run.
+      UserError: there is no run in the folder, or the file is damaged.
     """
     values = _read_json(workdir, _CONFIG_FILE)
     try:
@@ -100,10 +100,10 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 
 
 def read_labels(workdir: pathlib.Path) -> LabelSet:
-    """The classes of the run in a workdir.
+    """Reads the class names and the palette of the run in a workdir.
 
     Raises:
-      UserError: the folder holds no run.
+      UserError: there is no run in the folder, or the file is damaged.
     """
     values = _read_json(workdir, _LABELS_FILE)
     try:
@@ -113,7 +113,7 @@ def read_labels(workdir: pathlib.Path) -> LabelSet:
 
 
 def _has_checkpoint(workdir: pathlib.Path) -> bool:
-    """Whether there is one, whole or damaged; what is named otherwise is half-written or set aside."""
+    """True if there is a checkpoint, intact or damaged. Folders with other names are incomplete or set aside."""
     folder = workdir / CHECKPOINTS
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
@@ -122,9 +122,9 @@ def _read_json(workdir: pathlib.Path, name: str) -> dict[str, Any]:
     try:
         values = json.loads((workdir / name).read_text())
     except FileNotFoundError:
-        raise UserError(f"{workdir} holds no run: there is no {name} in it; `deeplab-jax train` writes one") from None
+        raise UserError(f"{workdir} does not hold a run: it has no {name}; `deeplab-jax train` writes one") from None
     except ValueError as error:
         raise UserError(f"{workdir / name} is damaged: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{workdir / name} is damaged: it holds no JSON object")
+        raise UserError(f"{workdir / name} is damaged: it is not a JSON object")
     return values

@@ -2,6 +2,7 @@
 
 import pathlib
 
+from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.pretrained.network import PretrainedNetwork
 from deeplab_jax.workdir import layout
@@ -18,8 +19,9 @@ def load(path: pathlib.Path) -> PretrainedNetwork:
 
     config = layout.read_config(path)
     with Checkpoints(path, read_only=True) as checkpoints:
-        if checkpoints.latest_step is None:
+        if checkpoints.latest_step() is None:
             raise UserError(f"{path} has no checkpoint yet; let `deeplab-jax train` write one")
         variables = checkpoints.saved_variables()
-    image_size = config.eval.image_size if config.eval.protocol == "whole" else config.data.image_size
-    return PretrainedNetwork(config.model, variables, layout.read_labels(path), config.eval.protocol, image_size)
+    return PretrainedNetwork(
+        config.model, variables, layout.read_labels(path), config.eval.protocol, protocol_for(config).input_size
+    )

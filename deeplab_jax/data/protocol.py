@@ -1,0 +1,248 @@
+"""Evaluation protocols: what the network sees of an image, and at which size it is scored.
+
+Each value of `config.eval.protocol` is one class here. The evaluation pipeline, the evaluation step and the predictor
+ask the protocol; nothing else compares its name.
+"""
+
+import abc
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import check_choices
+from deeplab_jax.data import transforms
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import IGNORE_LABEL
+
+_BUCKET_STEP = 64  # sizes are rounded up to multiples of it, of more for large images
+_STEPS_PER_OCTAVE = 4  # above eight times that step
+_ROUND_TO = 32  # default canvases are a multiple of it plus 1: sizes of k * stride + 1 keep atrous features aligned
+
+Size = tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalProtocol(abc.ABC):
+    """How images are fed to the network and scored.
+
+    Attributes:
+      train_size: (height, width) of `data.image_size`.
+      eval_size: (height, width) of `eval.image_size`, or None.
+      pad_color: RGB of padding.
+      antialias: whether resizing averages the pixels it shrinks, `data.antialias`.
+    """
+
+    train_size: Size
+    eval_size: Size | None = None
+    pad_color: tuple[int, ...] = (0, 0, 0)
+    antialias: bool = False
+
+    #: The config field that sets the size of the network's input in an evaluation.
+    size_field: ClassVar[str] = "data.image_size"
+    #: Whether the rows of an image can be split over devices (`mesh.spatial`).
+    can_split_rows: ClassVar[bool] = True
+
+    @property
+    def input_size(self) -> Size | None:
+        """(height, width) of the network's input in an evaluation; None if it depends on the images."""
+        return self.train_size
+
+    @property
+    def input_sizes(self) -> dict[str, Size | None]:
+        """(height, width) of the network's inputs in training and evaluation, by the config field that sets them."""
+        return {"data.image_size": self.train_size, self.size_field: self.input_size}
+
+    @abc.abstractmethod
+    def batch_sizes(self, largest: Size) -> tuple[Size, Size]:
+        """Returns (height, width) of the images and of the labels in an evaluation batch.
+
+        Args:
+          largest: (height, width) that holds every image of the split.
+        """
+
+    @abc.abstractmethod
+    def shape_example(
+        self, image: np.ndarray, label: np.ndarray, *, image_size: Size, label_size: Size, name: str
+    ) -> tuple[np.ndarray, np.ndarray, Size]:
+        """Brings an image and its label to the sizes of the batch.
+
+        Args:
+          image: uint8 (height, width, 3).
+          label: uint8 (height, width).
+          image_size: (height, width) of images in the batch, see `batch_sizes`.
+          label_size: (height, width) of labels in the batch.
+          name: of the example, for errors.
+
+        Returns:
+          The image, the label (ignore label outside the scored pixels) and (height, width) of the scored pixels, which
+          are at the top left of the label.
+
+        Raises:
+          UserError: an image larger than `eval.image_size`.
+        """
+
+    def resize_logits(self, logits: Any, sizes: Any, canvas: Size) -> Any:
+        """Resizes logits so that their pixels correspond to those of the labels. Traceable.
+
+        Args:
+          logits: float (batch, height, width, classes) at the size of the network's input, which may be a scaled view
+            of the batch's images.
+          sizes: int (batch, 2), height and width of each image's scored pixels.
+          canvas: (height, width) of the labels in the batch.
+
+        Returns:
+          Float (batch, canvas height, canvas width, classes).
+        """
+        import jax.numpy as jnp  # here, since data worker processes need no JAX
+
+        from deeplab_jax import ops
+
+        size = logits.shape[1:3]
+        if size == tuple(canvas):
+            return logits
+        # The image fills the same part of the network's input as of the canvas.
+        factors = jnp.asarray(size, logits.dtype) / jnp.asarray(canvas, logits.dtype)
+        extents = sizes.astype(logits.dtype) * factors.reshape(1, 2)
+        return ops.resize_to_sizes(logits, extents, sizes, canvas)
+
+    def fit(self, image: np.ndarray) -> tuple[np.ndarray, Size]:
+        """Fits one image for prediction.
+
+        Returns:
+          The network's input, uint8 (height, width, 3), and (height, width) of the image inside it, at the top left.
+        """
+        return transforms.resize_image(image, self.train_size, antialias=self.antialias), self.train_size
+
+    def with_input_size(self, size: Sequence[int]) -> "EvalProtocol":
+        """Returns this protocol with another (height, width) of the network's input in an evaluation."""
+        return dataclasses.replace(self, train_size=tuple(size))
+
+
+class Whole(EvalProtocol):
+    """The image at its own size, padded to `eval.image_size`; scored at its own size (the papers)."""
+
+    size_field = "eval.image_size"
+
+    @property
+    def input_size(self) -> Size | None:
+        """`eval.image_size`; None pads to the largest image of a split."""
+        return self.eval_size
+
+    def batch_sizes(self, largest: Size) -> tuple[Size, Size]:
+        """Images and labels have the same size: `eval.image_size`, or a size that holds the largest image."""
+        height, width = (math.ceil(extent / _ROUND_TO) * _ROUND_TO + 1 for extent in largest)
+        size = self.eval_size or (height, width)
+        return size, size
+
+    def shape_example(self, image, label, *, image_size, label_size, name):
+        """Pads the image and the label."""
+        height, width = label.shape
+        if height > label_size[0] or width > label_size[1]:
+            raise UserError(
+                f"image {name} is {height}x{width} (height x width), larger than eval.image_size={label_size}; raise it"
+            )
+        image = transforms.pad_to(image, image_size, self.pad_color)
+        return image, transforms.pad_to(label, label_size, IGNORE_LABEL), (height, width)
+
+    def fit(self, image: np.ndarray) -> tuple[np.ndarray, Size]:
+        """Pads the image to `eval.image_size` after shrinking it if needed, or else to the next `bucket`, plus 1."""
+        height, width = image.shape[:2]
+        if self.eval_size is None:
+            padded = (bucket(height) + 1, bucket(width) + 1)
+            return transforms.pad_to(image, padded, self.pad_color), (height, width)
+        factor = min(1.0, self.eval_size[0] / height, self.eval_size[1] / width)
+        if factor < 1:
+            height, width = max(1, math.floor(height * factor)), max(1, math.floor(width * factor))
+            image = transforms.resize_image(image, (height, width))
+        return transforms.pad_to(image, self.eval_size, self.pad_color), (height, width)
+
+    def with_input_size(self, size: Sequence[int]) -> "Whole":
+        """Returns this protocol with another `eval.image_size`."""
+        return dataclasses.replace(self, eval_size=tuple(size))
+
+
+class Squeeze(EvalProtocol):
+    """The image resized to `data.image_size`, logits resized back; scored at the image's own size."""
+
+    can_split_rows = False  # every image's logits are resized to a size of their own
+
+    def batch_sizes(self, largest: Size) -> tuple[Size, Size]:
+        """Images have `data.image_size`; labels are padded to the largest image."""
+        return self.train_size, largest
+
+    def shape_example(self, image, label, *, image_size, label_size, name):
+        """Resizes the image and pads the label."""
+        image = transforms.resize_image(image, image_size, antialias=self.antialias)
+        return image, transforms.pad_to(label, label_size, IGNORE_LABEL), label.shape
+
+    def resize_logits(self, logits, sizes, canvas):
+        """Resizes the logits of each image to the image's own size."""
+        import jax.numpy as jnp
+
+        from deeplab_jax import ops
+
+        extents = jnp.broadcast_to(jnp.asarray(logits.shape[1:3], jnp.int32).reshape(1, 2), sizes.shape)
+        return ops.resize_to_sizes(logits, extents, sizes, canvas)
+
+
+class Guide(EvalProtocol):
+    """The image and its label resized to `data.image_size` and scored there (the KerasCV guide)."""
+
+    def batch_sizes(self, largest: Size) -> tuple[Size, Size]:
+        """Images and labels have `data.image_size`."""
+        return self.train_size, self.train_size
+
+    def shape_example(self, image, label, *, image_size, label_size, name):
+        """Resizes the image, and the label to the nearest class ids."""
+        image = transforms.resize_image(image, image_size, antialias=self.antialias)
+        return image, transforms.resize_label_map(label, label_size), label_size
+
+
+# The values of `config.eval.protocol`.
+_PROTOCOLS: dict[str, type[EvalProtocol]] = {"whole": Whole, "squeeze": Squeeze, "guide": Guide}
+
+
+def protocol_for(config: ConfigDict) -> EvalProtocol:
+    """Returns the evaluation protocol of a whole config.
+
+    Raises:
+      UserError: a protocol that does not exist.
+    """
+    eval_size = config.eval.image_size
+    return _protocol_class(config)(
+        train_size=tuple(config.data.image_size),
+        eval_size=None if eval_size is None else tuple(eval_size),
+        pad_color=pad_color(config.model.input_mean),
+        antialias=config.data.antialias,
+    )
+
+
+def set_input_size(config: ConfigDict, size: Sequence[int] | None) -> None:
+    """Sets the field of a whole config that gives the size of the network's input under its protocol."""
+    group, field = _protocol_class(config).size_field.split(".")
+    config[group][field] = None if size is None else tuple(size)
+
+
+def _protocol_class(config: ConfigDict) -> type[EvalProtocol]:
+    check_choices("eval", config.eval)
+    return _PROTOCOLS[config.eval.protocol]
+
+
+def pad_color(input_mean: Sequence[float]) -> tuple[int, ...]:
+    """Returns the color that normalizes to about zero, which padding is filled with (DeepLabv3's mean pixel)."""
+    return tuple(round(value) for value in input_mean)
+
+
+def bucket(extent: int) -> int:
+    """Rounds a height or width up, so that images of many sizes share few compiled programs.
+
+    The result is a multiple of 64 up to 512, of 128 up to 1024, of 256 up to 2048, and so on: 8 buckets up to 512 and 4
+    more for every doubling. Above 256, rounding adds at most a quarter.
+    """
+    octave = math.ceil(math.log2(max(1, extent)))
+    step = max(_BUCKET_STEP, 2**octave // (2 * _STEPS_PER_OCTAVE))
+    return math.ceil(extent / step) * step
