@@ -1,22 +1,26 @@
-"""Networks over images whose rows are split over devices, and how many rows they then ask each other for."""
+"""Check that a network whose image rows are split over devices exchanges only neighboring rows (halos)."""
 
-import jax
-import numpy as np
+from jax.extend import core
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models import DeepLabV3Plus, abstract_variables
 from deeplab_jax.parallel.jaxpr import equations
 
 
-def _check(model: DeepLabV3Plus, field: str, size: tuple[int, int], spatial: int) -> None:
-    """Refuses a convolution that reaches so far that a device needs every row of its input.
+def check_halo(jaxpr: core.Jaxpr, spatial: int, *, field: str) -> None:
+    """Refuses convolutions for which XLA would gather all rows of their input on every device.
 
-    XLA sends halos, over several devices too, as long as a device's own rows and those it asks for are fewer than all;
-    from there on it gathers the input on every device, which is what splitting the rows was to avoid.
+    XLA exchanges halos, across several devices if needed, as long as a device's own rows plus the rows it requests are
+    fewer than all. Beyond that it gathers the input on every device, which defeats the purpose of splitting rows.
+
+    Args:
+      jaxpr: the traced forward pass.
+      spatial: number of devices that share the rows of an image.
+      field: config field that sets the input size, for the error.
+
+    Raises:
+      UserError: naming the layer, its rate and the fix.
     """
-    images = jax.ShapeDtypeStruct((1, *size, model.in_channels), np.uint8)
-    traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False)[0])(abstract_variables(model), images)
-    for path, eqn in equations(traced.jaxpr):
+    for path, eqn in equations(jaxpr):
         if eqn.primitive.name != "conv_general_dilated" or eqn.params["lhs_dilation"] != (1, 1):
             continue  # resizing reaches one row
         height = eqn.invars[0].aval.shape[1]
@@ -26,7 +30,6 @@ def _check(model: DeepLabV3Plus, field: str, size: tuple[int, int], spatial: int
         if max(padding) > rows and rows + reach >= height:
             layer = path.partition("/")[2]  # without the network's own name
             raise UserError(
-                f"{layer}: rate {rate} on {height} rows reaches over the whole image from the {rows} rows that "
-                f"mesh.spatial={spatial} leaves a device; use a smaller mesh.spatial, larger heights in {field} or "
-                "smaller rates"
+                f"{layer}: rate {rate} on {height} rows needs the whole image, but mesh.spatial={spatial} leaves "
+                f"{rows} rows per device; use a smaller mesh.spatial, a larger height in {field} or smaller rates"
             )

@@ -1,4 +1,4 @@
-"""The equations of a traced program."""
+"""Walks the equations of a traced program."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from jax.extend import core
 
 
 def equations(jaxpr: core.Jaxpr, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All equations, those of inner programs too, each with the path of the module that it stands in."""
+    """Yields every equation, including those of inner jaxprs, with the path of the module it belongs to."""
     for eqn in jaxpr.eqns:
         path = "/".join(filter(None, (prefix, str(eqn.source_info.name_stack))))
         yield path, eqn

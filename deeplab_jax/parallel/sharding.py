@@ -26,11 +26,6 @@ RULES = (
 )
 
 
-def formulation(mesh: Mesh | AbstractMesh) -> str:
-    """The formulation of the network's operations (see `deeplab_jax.ops`) that keeps this mesh's axes split."""
-    return "spatial" if mesh.shape["spatial"] > 1 else "auto"
-
-
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """One copy on every device: metrics, and parameters where they are used."""
     return NamedSharding(mesh, PartitionSpec())

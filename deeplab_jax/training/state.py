@@ -8,7 +8,6 @@ import jax
 from jaxtyping import PyTree
 
 from deeplab_jax.models import initial_variables
-from deeplab_jax.models.unreached_taps import zero_unmet_taps
 
 # Initialization runs once and its programs, a random draw for each kernel, are long: XLA:CPU compiles them four times
 # faster without optimizing them.
@@ -57,13 +56,11 @@ class TrainState:
     ) -> "TrainState":
         """The state before the first step, with `ema_variables` if there are to be `averages`.
 
-        It is traceable, so that `jax.jit` can place it by shardings. Taps that meet no image of `image_size` are
-        zero, see `zero_unmet_taps`.
+        It is traceable, so that `jax.jit` can place it by shardings. See `initial_variables` for
+        `image_size`.
         """
         init_rng, rng = jax.random.split(jax.random.PRNGKey(seed))
-        variables = initial_variables(model, init_rng)
-        if image_size is not None:
-            variables["params"] = zero_unmet_taps(variables["params"], model, image_size)
+        variables = initial_variables(model, init_rng, image_size=image_size)
         state = cls(
             step=jax.numpy.zeros((), jax.numpy.int32),
             examples_seen=jax.numpy.zeros((), jax.numpy.uint32),
