@@ -147,7 +147,7 @@ def _infer(task: dict, model, variables, images: np.ndarray, *, facts: dict) -> 
 def infer(task: dict) -> None:
     """Logits of uint8 images, with random parameters."""
     config = network_config(task)
-    model = build_model(config.model, CLASSES)
+    model = build_model(config.model, CLASSES, platform=jax.default_backend())
     images = random_batch(config)["image"]
     _infer(task, model, random_variables(model, seed=0), images, facts={"batch": list(images.shape)})
 
@@ -155,7 +155,7 @@ def infer(task: dict) -> None:
 def infer_tflite(task: dict) -> None:
     """Logits of the network in a .tflite file, from uint8 images."""
     network = pretrained.import_file(pathlib.Path(task["tflite"]), "tflite")
-    model = build_model(network.model, network.label_set.num_classes)
+    model = build_model(network.model, network.label_set.num_classes, platform=jax.default_backend())
     output = [1, *network.image_size, network.label_set.num_classes]
     images = np.random.default_rng(0).integers(0, 256, (*output[:3], 3), dtype=np.uint8)
     _infer(task, model, network.variables, images, facts={"output": output})
@@ -180,7 +180,8 @@ def write_export(task: dict) -> None:
 def labels(task: dict) -> None:
     """Labels of one uint8 image, as in an exported network."""
     network = _exportable(task)
-    model, variables = build_model(network.model, CLASSES), jax.device_put(network.variables)
+    model = build_model(network.model, CLASSES, platform=jax.default_backend())
+    variables = jax.device_put(network.variables)
 
     @jax.jit
     def run(variables, images):

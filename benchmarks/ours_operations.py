@@ -1,6 +1,6 @@
-"""The worker of single operations: a formulation of `deeplab_jax.ops`, or `plain`, the standard operation.
+"""The worker of single operations: those of the CPU backend of `deeplab_jax.ops`, or plain XLA.
 
-The cross-entropy, which has no choice of formulations, is compared with optax's.
+The cross-entropy has one implementation and is compared with optax's.
 """
 
 import functools
@@ -15,19 +15,30 @@ from deeplab_jax import losses, ops
 from deeplab_jax.cli import host_memory
 
 
-def build(operation: operations.Operation, formulation: str):
-    """The function of x and, if there are any, weights or labels."""
-    window = {"stride": operation.stride, "formulation": formulation}
-    if operation.kind == "conv":
-        return functools.partial(ops.conv2d, rate=operation.rate, **window)
-    if operation.kind == "depthwise":
-        return functools.partial(ops.depthwise_conv2d, rate=operation.rate, **window)
+def build(operation: operations.Operation, kind: str):
+    """Returns the function of x and, if there are any, weights or labels.
+
+    Args:
+      operation: the operation.
+      kind: "cpu" for the CPU backend, "xla" for plain XLA.
+    """
+    chosen = ops.select("cpu") if kind == "cpu" else ops.XLA
+    window = (operation.kernel,) * 2
+    strides, padding = (operation.stride,) * 2, ops.lax_padding("symmetric", window, rate=operation.rate)
+    if operation.kind in ("conv", "depthwise"):
+        return functools.partial(
+            chosen.conv_general_dilated,
+            window_strides=strides,
+            padding=padding,
+            rhs_dilation=(operation.rate,) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=operation.channels if operation.kind == "depthwise" else 1,
+        )
     if operation.kind == "max-pool":
-        return functools.partial(ops.max_pool, window=operation.kernel, **window)
+        return functools.partial(chosen.max_pool, window_shape=window, strides=strides, padding=padding)
     if operation.kind == "resize":
-        size = (operation.out_size, operation.out_size)
-        return functools.partial(ops.resize_bilinear, size=size, formulation=formulation)
-    if formulation == "plain":
+        return functools.partial(chosen.resize_bilinear, size=(operation.out_size,) * 2)
+    if kind == "xla":
         return lambda x, labels: optax.softmax_cross_entropy_with_integer_labels(x, labels.astype(jnp.int32)).sum()
     return lambda x, labels: losses.softmax_cross_entropy(x, labels)[0]
 
@@ -65,7 +76,7 @@ def main() -> None:
     host_memory.prepare_jax()
     seconds, multiply_adds = {}, {}
     for operation in operations.selected(task["quick"]):
-        function, values = build(operation, task["formulation"]), arguments(operation)
+        function, values = build(operation, task["ops"]), arguments(operation)
         output = jax.eval_shape(function, *values)
         cotangent = jax.device_put(np.random.default_rng(1).standard_normal(output.shape, np.float32))
 

@@ -245,8 +245,8 @@ def _startup() -> list[Row]:
 
 def _ops() -> list[Row]:
     module = "benchmarks.ours_operations"
-    ours = Side("deeplab_jax", module, {"formulation": "auto"}, environment=OUR_ENVIRONMENT)
-    plain = Side("plain XLA operation", module, {"formulation": "plain"}, environment=OUR_ENVIRONMENT)
+    ours = Side("deeplab_jax", module, {"ops": "cpu"}, environment=OUR_ENVIRONMENT)
+    plain = Side("plain XLA operation", module, {"ops": "xla"}, environment=OUR_ENVIRONMENT)
     torch = Side("PyTorch, channels_last", "benchmarks.peers.torch_operations", {}, "torch")
     work, quick = "single operations", "single operations, an eighth of the size in each direction"
     return [

@@ -110,7 +110,7 @@ multiply-adds off the traced program. It counts twice; section 2 says why.
 # %%
 def count(size=513, **fields):
     """The rates of the spread convolutions by layer, and multiply-adds in 10^9: of outputs, and with padded maps."""
-    model = build_model(config.model, 21, **fields, formulation="plain", published_order=True)
+    model = build_model(config.model, 21, **fields, published_order=True)
     images = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
     program = jax.make_jaxpr(lambda variables, images: model.apply(variables, images, train=False)[0])
     rates, of_outputs, padded = {}, 0, 0

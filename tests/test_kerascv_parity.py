@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 
+from deeplab_jax import ops
 from deeplab_jax.config import load_config
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.labels import VOC
@@ -67,7 +68,7 @@ def test_the_pyramid_where_every_tap_is_live(parts):
         norm_decay=0.99,
         use_running_average=True,
         dtype=np.dtype("float32"),
-        formulation="auto",
+        ops=ops.select("cpu"),
     )
     options = {"separable": False, "image_pooling": True, "dropout": 0.0, "deterministic": True}
     pyramid = ASPP(layers=layers, channels=4, rates=(6, 12, 18), **options)

@@ -56,7 +56,9 @@ def measure_latency(
       repetitions: that are counted.
       console: shows progress on it.
     """
-    model = build_model(network.model, network.label_set.num_classes, compute_dtype=compute_dtype)
+    model = build_model(
+        network.model, network.label_set.num_classes, platform=jax.default_backend(), compute_dtype=compute_dtype
+    )
     variables = jax.device_put(network.variables)
     rng, results = np.random.default_rng(0), []
     cases = list(itertools.product(sizes, batches))

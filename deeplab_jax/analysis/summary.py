@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from deeplab_jax import config as config_lib
+from deeplab_jax import ops
 from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.models import PARTS, DeepLabV3Plus, abstract_variables, build_for_mesh, build_model
 from deeplab_jax.parallel import mesh as mesh_lib
@@ -29,8 +30,8 @@ class PartSummary:
     """One row: a part's output shape, its parameters and its multiply-adds for one image.
 
     `nominal` counts the layers as the originals are published (enlarge, then project and classify) and leaves
-    resizing out, as published figures do. `executed` counts what the network computes, resizing included. Both are of
-    the plain formulation, where a convolution is a convolution.
+    resizing out, as published figures do. `executed` counts what the network computes, resizing included. Both count
+    plain XLA operations.
     """
 
     name: str
@@ -57,8 +58,8 @@ def summarize(model: DeepLabV3Plus, height: int, width: int) -> list[PartSummary
         shapes["decoder/low_level"] = (*endpoints["decoder"].shape[:3], model.low_level_channels)
     trainable = _sizes(variables["params"])
     statistics = _sizes(variables["batch_stats"])
-    nominal = count_multiply_adds(model.clone(formulation="plain", published_order=True), variables, images)
-    executed = count_multiply_adds(model.clone(formulation="plain", published_order=False), variables, images)
+    nominal = count_multiply_adds(model.clone(ops=ops.XLA, published_order=True), variables, images)
+    executed = count_multiply_adds(model.clone(ops=ops.XLA, published_order=False), variables, images)
     rows = []
     for name in ROWS:
         own = _row_sum(trainable, name)

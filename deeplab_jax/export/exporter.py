@@ -52,8 +52,7 @@ def export_network(
     for path in (output, description):
         if path.exists():
             raise UserError(f"{path} exists; choose another --output or remove it")
-    whole = options.size is not None and file_format in ("stablehlo", "savedmodel")
-    program = make_program(network, options, formulation="auto" if whole else "plain")
+    program = make_program(network, options)
     values = metadata(network, program, file_format)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -91,20 +91,19 @@ class Program:
         return jax.ShapeDtypeStruct(shape, self.dtype)
 
 
-def make_program(network: PretrainedNetwork, options: ExportOptions, *, formulation: str = "plain") -> Program:
+def make_program(network: PretrainedNetwork, options: ExportOptions) -> Program:
     """The function that is exported.
 
     Args:
       network: with classes.
       options: what it takes and returns.
-      formulation: of the operations, see `deeplab_jax.ops`; others than `plain` need a fixed size.
 
     Raises:
       UserError: a backbone alone.
     """
     if network.label_set is None:
         raise UserError(f"a {network.model.backbone} backbone alone has no classes; train from it, then export that")
-    model = build_model(network.model, network.label_set.num_classes, formulation=formulation)
+    model = build_model(network.model, network.label_set.num_classes)
 
     def apply(variables, images):
         logits, _ = model.apply(variables, images, train=False)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from deeplab_jax import ops
 from deeplab_jax.models import DeepLabV3Plus
 
 
@@ -49,7 +48,7 @@ def network_views(
     """
     for size, scaled in ((scaled_size(images.shape[1:3], scale), images) for scale in scales):
         if size != tuple(images.shape[1:3]):
-            scaled = ops.resize_bilinear(jnp.asarray(images, jnp.float32), size, formulation=model.formulation)
+            scaled = model.ops.resize_bilinear(jnp.asarray(images, jnp.float32), size)
         logits, endpoints = model.apply(variables, scaled, train=False)
         yield View(size, logits, endpoints["logits"])
         if flip:

@@ -140,8 +140,14 @@ class Predictor:
         """
         if network.label_set is None:
             raise UserError(f"a {network.model.backbone} backbone alone has no classes to predict; train from it first")
-        model = build_model(config.model, network.label_set.num_classes, compute_dtype=config.train.compute_dtype)
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        device = jax.local_devices()[0]
+        model = build_model(
+            config.model,
+            network.label_set.num_classes,
+            platform=device.platform,
+            compute_dtype=config.train.compute_dtype,
+        )
+        device = jax.sharding.SingleDeviceSharding(device)
         if config.model.to_dict() == network.model.to_dict():
             variables = jax.device_put(network.variables, device)  # its own: to trace shapes to compare with takes long
         else:

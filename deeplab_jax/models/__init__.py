@@ -1,22 +1,31 @@
-"""Flax linen modules of the network, and how a config becomes one."""
+"""Networks as Flax linen modules, and functions that build one from a config."""
 
-from deeplab_jax.models.backbones import BACKBONES
+from deeplab_jax.models.atrous import Unit, plan_units
+from deeplab_jax.models.backbones import BACKBONES, BackboneSpec, register_backbone
 from deeplab_jax.models.build import (
     abstract_variables,
     build_for_mesh,
     build_model,
     initial_variables,
+    lower_initializer,
     random_variables,
 )
 from deeplab_jax.models.deeplab import PARTS, DeepLabV3Plus
+from deeplab_jax.models.layers import Layers
 
 __all__ = [
     "BACKBONES",
     "PARTS",
+    "BackboneSpec",
     "DeepLabV3Plus",
+    "Layers",
+    "Unit",
     "abstract_variables",
     "build_for_mesh",
     "build_model",
     "initial_variables",
+    "lower_initializer",
+    "plan_units",
     "random_variables",
+    "register_backbone",
 ]

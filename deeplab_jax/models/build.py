@@ -1,6 +1,5 @@
-"""Flax linen modules of the network, and how a config becomes one."""
+"""Functions that build a network from a config and initialize its variables."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +9,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
+from deeplab_jax import ops
 from deeplab_jax.config import check_choices
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.backbones import BACKBONES, OPTIONS
 from deeplab_jax.models.deeplab import DeepLabV3Plus
+from deeplab_jax.models.unreached_taps import zero_unreached_taps
 from deeplab_jax.parallel import halo
 
 # Initialization runs once, and its program is long: one random draw per kernel. XLA:CPU compiles it four times faster
@@ -22,19 +23,30 @@ from deeplab_jax.parallel import halo
 _INIT_COMPILER_OPTIONS = {"cpu": {"xla_backend_optimization_level": 0}}
 
 
-def build_model(model: ConfigDict, num_classes: int, *, compute_dtype: str = "float32", **overrides) -> DeepLabV3Plus:
-    """The module that `config.model` describes. Touches no device.
+def build_model(
+    model: ConfigDict,
+    num_classes: int,
+    *,
+    platform: str | None = None,
+    compute_dtype: str = "float32",
+    **overrides: Any,
+) -> DeepLabV3Plus:
+    """Builds the network that `config.model` describes. Touches no device.
 
     Args:
       model: the `model` group of a config.
-      num_classes: classes of the data set.
+      num_classes: number of classes of the data set.
+      platform: the platform that the network will run on, "cpu", "gpu" or "tpu". It selects the operations, see
+        `deeplab_jax.ops.select`. By default they are plain XLA, `deeplab_jax.ops.XLA`.
       compute_dtype: float32, bfloat16 or float64 (for tests).
-      **overrides: attributes of `DeepLabV3Plus` that are no config fields, or another `output_stride`.
+      **overrides: attributes of `DeepLabV3Plus` that replace fields of the config or are not among them, such as `ops`.
 
     Raises:
-      UserError: a value that the network cannot be built with.
+      UserError: a field has a value for which no network can be built.
     """
     fields = {key: tuple(value) if isinstance(value, (list, tuple)) else value for key, value in model.items()}
+    if platform is not None:
+        fields["ops"] = ops.select(platform)
     fields |= overrides
     if fields["backbone"] not in BACKBONES:
         raise UserError(
@@ -45,35 +57,14 @@ def build_model(model: ConfigDict, num_classes: int, *, compute_dtype: str = "fl
         scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])
     except ValueError as error:
         raise UserError(f"model.{error}; change them or model.output_stride") from None
-    backbone = BACKBONES[fields["backbone"]]
-    taken = inspect.signature(backbone).parameters
-    for name, default in OPTIONS.items():
-        if fields[name] != default and name not in taken:
-            raise UserError(f"model.{name} is set, but {fields['backbone']} does not take it; leave it out")
-    if fields["multi_grid"] and len(fields["multi_grid"]) != (units := backbone.keywords["blocks"][-1]):
-        raise UserError(
-            f"model.multi_grid has {len(fields['multi_grid'])} rates, "
-            f"but the last stage of {fields['backbone']} has {units} units"
-        )
+    _check_options(fields)
     for name in ("input_mean", "input_std"):
         if len(fields[name]) != fields["in_channels"]:
             raise UserError(
-                f"model.{name} has {len(fields[name])} values for model.in_channels={fields['in_channels']}"
+                f"model.{name} has {len(fields[name])} values, but model.in_channels is {fields['in_channels']}; "
+                "set one value per channel"
             )
     return DeepLabV3Plus(num_classes=num_classes, dtype=jnp.dtype(compute_dtype), **fields)
-
-
-def abstract_variables(model: DeepLabV3Plus, sharding: jax.sharding.Sharding | None = None) -> Any:
-    """Shapes, dtypes and shardings of a network's `params` and `batch_stats`; computes nothing."""
-    shapes = jax.eval_shape(lambda: initial_variables(model, jax.random.PRNGKey(0)))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-
-
-def initial_variables(model: DeepLabV3Plus, rng: Any) -> dict[str, Any]:
-    """Fresh `params` and `batch_stats`. Traceable; where it is not compiled, it computes logits as well."""
-    # Variables depend neither on the image's size nor on the formulation: these take the least time to trace.
-    images = jnp.zeros((1, 64, 64, model.in_channels), jnp.uint8)
-    return model.clone(formulation="plain").init(rng, images, train=False)
 
 
 def build_for_mesh(
@@ -83,27 +74,26 @@ def build_for_mesh(
     *,
     input_sizes: Mapping[str, Sequence[int]] | None = None,
 ) -> DeepLabV3Plus:
-    """Builds the config's network with the operations that a mesh needs. Touches no device.
+    """Builds the config's network with the operations for the devices of a mesh. Touches no device.
 
     Args:
       config: a whole config.
       num_classes: number of classes of the data set.
-      mesh: a mesh, or an abstract one.
+      mesh: a mesh, or an abstract one, for which the operations are plain XLA.
       input_sizes: (height, width) of the network's inputs by the config field that sets them, see
         `deeplab_jax.data.protocol.EvalProtocol.input_sizes`; default: `data.image_size` alone.
 
     Raises:
-      UserError: a value that the network cannot be built with, or a convolution that would gather whole images.
+      UserError: a field has a value for which no network can be built, or a convolution would gather whole images.
     """
-    formulation = "spatial" if mesh.shape["spatial"] > 1 else "auto"
-    # The CPU operations recompute activations anyway and keep only the inputs of units; XLA:CPU undoes what remat adds.
-    on_cpu = isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "cpu" and formulation == "auto"
+    platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else "unknown"
+    operations = ops.select(platform, spatial=mesh.shape["spatial"] > 1)
     model = build_model(
         config.model,
         num_classes,
         compute_dtype=config.train.compute_dtype,
-        formulation=formulation,
-        remat="none" if on_cpu else config.train.remat,
+        ops=operations,
+        remat="none" if operations.recomputes_activations else config.train.remat,
     )
     if mesh.shape["spatial"] > 1:
         for field, size in (input_sizes or {"data.image_size": config.data.image_size}).items():
@@ -113,8 +103,31 @@ def build_for_mesh(
     return model
 
 
-def random_variables(model, *, seed: int) -> dict[str, Any]:
-    """Initializes `params` and `batch_stats` of a network on the default device."""
+def abstract_variables(model: DeepLabV3Plus, sharding: jax.sharding.Sharding | None = None) -> Any:
+    """Returns shapes, dtypes and shardings of `params` and `batch_stats` without computing anything."""
+    shapes = jax.eval_shape(lambda: initial_variables(model, jax.random.PRNGKey(0)))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+
+
+def initial_variables(model: DeepLabV3Plus, rng: Any, *, image_size: Sequence[int] | None = None) -> dict[str, Any]:
+    """Initializes `params` and `batch_stats`. Traceable; without `jax.jit` it computes logits as well.
+
+    Args:
+      model: the network.
+      rng: a random key.
+      image_size: height and width of the images it will be trained on. With `model.zero_unreached_taps`, kernel taps
+        that fall outside the features at this size start at zero.
+    """
+    # Variables depend neither on the image size nor on the operations; these take the least time to trace.
+    images = jnp.zeros((1, 64, 64, model.in_channels), jnp.uint8)
+    variables = model.clone(ops=ops.XLA).init(rng, images, train=False)
+    if model.zero_unreached_taps and image_size is not None:
+        variables = variables | {"params": zero_unreached_taps(variables["params"], model, image_size)}
+    return variables
+
+
+def random_variables(model: DeepLabV3Plus, *, seed: int) -> dict[str, Any]:
+    """Initializes `params` and `batch_stats` on the default device."""
     return lower_initializer(lambda: initial_variables(model, jax.random.PRNGKey(seed))).compile()()
 
 
@@ -127,3 +140,17 @@ def lower_initializer(create: Callable[[], Any], sharding: Any = None) -> jax.st
     """
     options = _INIT_COMPILER_OPTIONS.get(jax.default_backend())
     return jax.jit(create, out_shardings=sharding, compiler_options=options).lower()
+
+
+def _check_options(fields: Mapping[str, Any]) -> None:
+    """Checks the fields that only some backbones take."""
+    name, spec = fields["backbone"], BACKBONES[fields["backbone"]]
+    for option, unused in OPTIONS.items():
+        if fields[option] != unused and option not in spec.options:
+            raise UserError(f"model.{option} is set, but {name} does not take it; remove it")
+    rates = len(fields["multi_grid"])
+    if rates and rates != spec.last_stage_units:
+        raise UserError(
+            f"model.multi_grid has {rates} rates, but the last stage of {name} has {spec.last_stage_units} units; "
+            "set one rate per unit"
+        )

@@ -10,33 +10,33 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
-from deeplab_jax import ops
 from deeplab_jax.models.aspp import ASPP
 from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.backbones import BACKBONES, OPTIONS
 from deeplab_jax.models.decoder import Decoder
 from deeplab_jax.models.layers import CLASSIFIER_INITS, Layers
+from deeplab_jax.ops import XLA, Operations
 from deeplab_jax.ops.precision import accumulator
 
-#: The top-level parts of the parameters, which learning-rate multipliers and freezing name.
+#: The top-level parts of the parameters. Learning-rate multipliers and freezing refer to them.
 PARTS = ("backbone", "aspp", "decoder", "classifier")
 
 
 class DeepLabV3Plus(nn.Module):
-    """Backbone, ASPP, decoder, classifier. `decoder="none"` is DeepLabv3.
+    """DeepLabv3+: backbone, ASPP, decoder, classifier. With `decoder="none"` it is DeepLabv3.
 
     Attributes without a default are the fields of `config.model`, whose defaults and meanings stand in
     `deeplab_jax.config.FIELDS`. Build the module with `build_model`.
 
     Attributes:
-      num_classes: features of the classifier.
-      dtype: compute dtype of the convolutions; parameters, statistics and logits are float32.
-      formulation: of the operations, see `deeplab_jax.ops`.
-      remat: what training computes again for the gradient instead of keeping it: `none`, `activations` (BatchNorm and
-        ReLU behind kept convolutions) or `units` (everything inside residual units and convolution blocks).
-      published_order: computes in the order the originals draw: enlarge, then project or classify. The default
-        order projects and classifies first, which is the same function (both are linear, and bilinear weights add up
-        to one) at a fraction of the cost. For tests and for counting published multiply-adds.
+      num_classes: number of output channels of the classifier.
+      dtype: the compute dtype of the convolutions; parameters, statistics and logits are float32.
+      ops: the operations that the network calls, see `deeplab_jax.ops`.
+      remat: what training recomputes for the gradient instead of keeping it: `none`, `activations` (BatchNorm and
+        ReLU after convolutions) or `units` (everything inside residual units and convolution blocks).
+      published_order: compute in the order of the publications: enlarge, then project or classify. The default order
+        projects and classifies first, which is the same function at a fraction of the cost, since both are linear and
+        bilinear weights add up to one. For tests and for counting published multiply-adds.
     """
 
     num_classes: int
@@ -69,7 +69,7 @@ class DeepLabV3Plus(nn.Module):
     input_mean: Sequence[float]
     input_std: Sequence[float]
     dtype: DTypeLike = jnp.float32
-    formulation: str = "auto"
+    ops: Operations = XLA
     remat: str = "none"
     published_order: bool = False
 
@@ -84,19 +84,19 @@ class DeepLabV3Plus(nn.Module):
         """Classifies every pixel.
 
         Args:
-          images: RGB of range 0-255, any height and width.
-          train: BatchNorm uses and updates batch statistics and dropout is on (needs an rng named "dropout" if a
-            rate is not 0, and `mutable=["batch_stats"]`).
+          images: images of any height and width, with values in 0-255.
+          train: True switches dropout on and makes BatchNorm use and update batch statistics. Pass
+            `mutable=["batch_stats"]`, and an rng named "dropout" if a dropout rate is not 0.
 
         Returns:
-          float32 logits at the images' size, and endpoints: the backbone's stages, `features`,
-          `low_level_features`, `aspp`, `decoder` (if there is one) and `logits` at the classifier's resolution.
+          float32 logits at the size of the images, and a dict of endpoints: the backbone's stages, `features`,
+          `low_level_features`, `aspp`, `decoder` (unless it is "none") and `logits` at the resolution of the classifier.
         """
-        resize = functools.partial(ops.resize_bilinear, align_corners=self.align_corners, formulation=self.formulation)
+        resize = functools.partial(self.ops.resize_bilinear, align_corners=self.align_corners)
         size = images.shape[1:3]
         x = self._normalize(images)
 
-        backbone = BACKBONES[self.backbone](
+        backbone = BACKBONES[self.backbone].create(
             layers=self._layers(train, self.backbone_norm_epsilon, self.backbone_norm_decay),
             output_stride=self.output_stride,
             spread_converted=self.spread_converted_units,
@@ -159,7 +159,7 @@ class DeepLabV3Plus(nn.Module):
             norm_decay=norm_decay,
             use_running_average=not train or self.freeze_norm_statistics,
             dtype=self.dtype,
-            formulation=self.formulation,
+            ops=self.ops,
             separable_norm=self.separable_norm,
             remat=self.remat if train else "none",
         )

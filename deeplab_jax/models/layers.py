@@ -1,56 +1,73 @@
-"""Convolution and normalization layers: the only place where padding, dtype and BatchNorm options are decided."""
+"""Convolution and normalization layers, and the options that bind them: padding, dtype, BatchNorm, operations.
+
+The layers are thin versions of Flax's own, with the same parameters and initial values. `flax.linen.Conv` and
+`flax.linen.BatchNorm` trace the initializer of every parameter in each call, which takes @@ of the time of tracing a
+network; they sum the gradient of a bias in the compute dtype; and they offer no hook for a batch normalization.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from deeplab_jax import ops
+from deeplab_jax.ops import Operations, batch_norm, lax_padding
 from deeplab_jax.ops.precision import accumulator
 
 KERNEL_INITS = {
     "he_normal": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     "glorot_uniform": nn.initializers.glorot_uniform(),
 }
-# Of the last convolution, which no BatchNorm follows: research/deeplab begins with logits near zero, Keras does not.
+# For the last convolution, which no BatchNorm follows: research/deeplab starts with logits near zero, Keras does not.
 CLASSIFIER_INITS = {
     "he_normal": nn.initializers.truncated_normal(0.01),
     "glorot_uniform": nn.initializers.glorot_uniform(),
 }
 
-_CONVOLUTION = "convolution"  # the name under which rematerialization finds what convolutions return
+_CONVOLUTION = "convolution"  # the name by which rematerialization finds the outputs of convolutions
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 class Conv(nn.Module):
-    """A dense convolution over NHWC images; parameters are float32, the result has the compute dtype."""
+    """A convolution over NHWC images. Parameters are float32; the result has the compute dtype.
+
+    Attributes:
+      features: number of output channels.
+      kernel_size: height and width of the kernel.
+      stride: the stride along both axes.
+      rate: the atrous rate: the distance between taps in pixels.
+      groups: number of groups of channels that are convolved independently (ResNeXt).
+      use_bias: whether to add a bias.
+      padding: one of `deeplab_jax.ops.PADDINGS`.
+      kernel_init: the initializer of the kernel.
+      dtype: the compute dtype.
+      conv_general_dilated: a replacement for `jax.lax.conv_general_dilated`.
+    """
 
     features: int
     kernel_size: int = 1
     stride: int = 1
     rate: int = 1
+    groups: int = 1
     use_bias: bool = False
     padding: str = "symmetric"
     kernel_init: nn.initializers.Initializer = KERNEL_INITS["he_normal"]
     dtype: DTypeLike = jnp.float32
-    formulation: str = "auto"
+    conv_general_dilated: Callable = lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch out_h out_w features"]:
-        """The output has ceil(size / stride) pixels."""
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = _parameter(self, "kernel", self.kernel_init, shape)
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        x = ops.conv2d(
-            x, kernel, stride=self.stride, rate=self.rate, padding=self.padding, formulation=self.formulation
-        )
+        """Returns ceil(size / stride) pixels per axis."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
+        x = _convolve(self, x, _parameter(self, "kernel", self.kernel_init, shape), self.groups)
         if self.use_bias:
             # The gradient of the bias is a sum over all pixels, in float32 even if they are bfloat16.
             bias = _parameter(self, "bias", nn.initializers.zeros_init(), (self.features,))
@@ -59,41 +76,64 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """A convolution of every channel with a kernel of its own."""
+    """A convolution with one kernel per channel.
+
+    Attributes:
+      kernel_size: height and width of the kernel.
+      stride: the stride along both axes.
+      rate: the atrous rate: the distance between taps in pixels.
+      padding: one of `deeplab_jax.ops.PADDINGS`.
+      dtype: the compute dtype.
+      conv_general_dilated: a replacement for `jax.lax.conv_general_dilated`.
+    """
 
     kernel_size: int = 3
     stride: int = 1
     rate: int = 1
     padding: str = "symmetric"
     dtype: DTypeLike = jnp.float32
-    formulation: str = "auto"
+    conv_general_dilated: Callable = lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch out_h out_w channels"]:
-        """The output has ceil(size / stride) pixels."""
-        # HWIO of a grouped convolution: one input channel a group. fan_out counts all groups' outputs, so the
-        # variance is set by the fan-in of the window instead.
+        """Returns ceil(size / stride) pixels per axis."""
+        # The kernel of a grouped convolution in HWIO has one input channel. Its fan-out would count the outputs of all
+        # groups, so the variance is set by the fan-in of the window.
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
         kernel = _parameter(self, "kernel", init, (self.kernel_size, self.kernel_size, 1, x.shape[-1]))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        x = ops.depthwise_conv2d(
-            x, kernel, stride=self.stride, rate=self.rate, padding=self.padding, formulation=self.formulation
-        )
-        return checkpoint_name(x, _CONVOLUTION)
+        return checkpoint_name(_convolve(self, x, kernel, x.shape[-1]), _CONVOLUTION)
+
+
+def _convolve(module: Conv | DepthwiseConv, x: Array, kernel: Array, groups: int) -> Array:
+    return module.conv_general_dilated(
+        x.astype(module.dtype),
+        kernel.astype(module.dtype),
+        (module.stride, module.stride),
+        lax_padding(module.padding, kernel.shape[:2], rate=module.rate),
+        rhs_dilation=(module.rate, module.rate),
+        dimension_numbers=_DIMENSIONS,
+        feature_group_count=groups,
+    )
 
 
 class ConcatConv(nn.Module):
-    """A 1x1 convolution of a concatenation, computed as a sum of one projection a branch.
+    """A 1x1 convolution of a concatenation, computed as a sum of one projection per branch.
 
-    A 1x1 convolution commutes with broadcasting and with bilinear resizing (whose weights add up to one), so each
-    branch is projected at its own resolution by its rows of the common kernel and enlarged afterwards. The kernel has
-    the shape that the convolution after the concatenation has in the published model.
+    A 1x1 convolution commutes with broadcasting and with bilinear resizing, whose weights add up to one. So each branch
+    is projected at its own resolution by its rows of the common kernel, and enlarged afterwards. The kernel has the shape
+    of the convolution after the concatenation in the published model.
+
+    Attributes:
+      features: number of output channels.
+      kernel_init: a key of `KERNEL_INITS`.
+      dtype: the compute dtype.
+      conv_general_dilated: a replacement for `jax.lax.conv_general_dilated`.
     """
 
     features: int
     kernel_init: str = "he_normal"
     dtype: DTypeLike = jnp.float32
-    formulation: str = "auto"
+    conv_general_dilated: Callable = lax.conv_general_dilated
 
     @nn.compact
     def __call__(
@@ -106,7 +146,9 @@ class ConcatConv(nn.Module):
         total, first = None, 0
         for branch, count in zip(branches, channels, strict=True):
             rows = kernel[:, :, first : first + count]
-            projected = ops.conv2d(branch.astype(self.dtype), rows, formulation=self.formulation)
+            projected = self.conv_general_dilated(
+                branch.astype(self.dtype), rows, (1, 1), ((0, 0), (0, 0)), dimension_numbers=_DIMENSIONS
+            )
             projected = resize(projected, size)
             total = projected if total is None else total + projected
             first += count
@@ -114,20 +156,29 @@ class ConcatConv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalization over NHWC images (arXiv 1502.03167): float32 parameters and statistics, under Flax's names.
+    """Batch normalization over NHWC images (arXiv 1502.03167) with float32 parameters and statistics, named as in Flax.
 
-    It normalizes by the batch's statistics and moves the running ones, running = decay * running + (1 - decay) * batch,
-    or with `use_running_average` by the running ones. Under `jax.jit` over a mesh the batch is the global one.
+    It normalizes by batch statistics and updates the running ones, running = decay * running + (1 - decay) * batch.
+    With `use_running_average` it normalizes by the running ones. Under `jax.jit` over a mesh, the batch is the global
+    batch.
+
+    Attributes:
+      use_running_average: whether to normalize by the running statistics.
+      decay: the decay of the running statistics, Flax's `momentum`.
+      epsilon: added to the variance.
+      dtype: the compute dtype.
+      batch_norm: a replacement for `deeplab_jax.ops.batch_norm`.
     """
 
     use_running_average: bool
     decay: float
     epsilon: float
     dtype: DTypeLike = jnp.float32
+    batch_norm: Callable = batch_norm
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
-        """Normalized in the compute dtype."""
+        """Returns the normalized features in the compute dtype."""
         channels = x.shape[-1:]
         scale = _parameter(self, "scale", nn.initializers.ones_init(), channels)
         bias = _parameter(self, "bias", nn.initializers.zeros_init(), channels)
@@ -135,10 +186,10 @@ class BatchNorm(nn.Module):
         variance = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
         x = x.astype(self.dtype)
         if self.use_running_average:
-            factor = jax.lax.rsqrt(variance.value + self.epsilon) * scale
+            factor = lax.rsqrt(variance.value + self.epsilon) * scale
             x = (x - mean.value.reshape(1, 1, 1, -1)) * factor.reshape(1, 1, 1, -1) + bias.reshape(1, 1, 1, -1)
             return x.astype(self.dtype)
-        x, batch_mean, batch_variance = ops.batch_norm(x, scale, bias, self.epsilon)
+        x, batch_mean, batch_variance = self.batch_norm(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             mean.value = self.decay * mean.value + (1 - self.decay) * batch_mean
             variance.value = self.decay * variance.value + (1 - self.decay) * batch_variance
@@ -146,13 +197,10 @@ class BatchNorm(nn.Module):
 
 
 def _parameter(module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]) -> Array:
-    """A float32 parameter, as `module.param` makes it.
-
-    One that exists is compared by its shape alone. Flax traces what would draw it to learn that shape, for each
-    parameter anew, which takes as long as a quarter of tracing a network.
+    """Returns a float32 parameter, as `module.param` does, but checks an existing one without tracing `init`.
 
     Raises:
-      flax.errors.ScopeParamShapeError: it exists in another shape.
+      flax.errors.ScopeParamShapeError: the parameter exists and has another shape.
     """
     if not module.has_variable("params", name):
         return module.param(name, init, shape, jnp.float32)
@@ -164,11 +212,19 @@ def _parameter(module: nn.Module, name: str, init: nn.initializers.Initializer, 
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """The layer constructors that one part of the network uses, with its options bound.
+    """The layer constructors of one part of the network, with its options bound.
 
-    `separable_norm` says whether BatchNorm and ReLU stand between the two convolutions of a separable one. `remat`
-    says what the gradient finds kept: everything, what convolutions return (`activations` are computed again, which is
-    cheap), or what units receive (`units` are computed again, which is not).
+    Attributes:
+      padding: one of `deeplab_jax.ops.PADDINGS`.
+      kernel_init: a key of `KERNEL_INITS`.
+      norm_epsilon: added to the variance by BatchNorm.
+      norm_decay: the decay of BatchNorm's running statistics.
+      use_running_average: whether BatchNorm normalizes by the running statistics.
+      dtype: the compute dtype.
+      ops: the operations that the layers call.
+      separable_norm: whether BatchNorm and ReLU stand between the two convolutions of a separable one.
+      remat: what the gradient keeps. `none` keeps everything; `activations` keeps the outputs of convolutions and
+        recomputes the rest, which is cheap; `units` keeps the inputs of units and recomputes their convolutions too.
     """
 
     padding: str
@@ -177,65 +233,81 @@ class Layers:
     norm_decay: float
     use_running_average: bool
     dtype: DTypeLike
-    formulation: str
+    ops: Operations
     separable_norm: bool = True
     remat: str = "none"
 
     def unit(self, module: type[nn.Module]) -> type[nn.Module]:
-        """The module class, whose calls keep for the gradient what `remat` says and compute the rest again."""
+        """Returns the module class, rematerialized as `remat` says."""
         if self.remat == "activations":
             return nn.remat(module, policy=jax.checkpoint_policies.save_only_these_names(_CONVOLUTION))
         return nn.remat(module) if self.remat == "units" else module
 
     @property
     def conv(self):
-        """`Conv` with padding, initializer, dtype and formulation bound."""
+        """`Conv` with padding, initializer, dtype and operation bound."""
         return functools.partial(
             Conv,
             padding=self.padding,
             kernel_init=KERNEL_INITS[self.kernel_init],
             dtype=self.dtype,
-            formulation=self.formulation,
+            conv_general_dilated=self.ops.conv_general_dilated,
         )
 
     @property
     def depthwise_conv(self):
-        """`DepthwiseConv` with padding, dtype and formulation bound."""
-        return functools.partial(DepthwiseConv, padding=self.padding, dtype=self.dtype, formulation=self.formulation)
+        """`DepthwiseConv` with padding, dtype and operation bound."""
+        return functools.partial(
+            DepthwiseConv,
+            padding=self.padding,
+            dtype=self.dtype,
+            conv_general_dilated=self.ops.conv_general_dilated,
+        )
 
     @property
     def concat_conv(self):
-        """`ConcatConv` with initializer, dtype and formulation bound."""
+        """`ConcatConv` with initializer, dtype and operation bound."""
         return functools.partial(
-            ConcatConv, kernel_init=self.kernel_init, dtype=self.dtype, formulation=self.formulation
+            ConcatConv,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            conv_general_dilated=self.ops.conv_general_dilated,
         )
 
     @property
     def norm(self):
-        """`BatchNorm` with epsilon, decay, dtype and the choice of statistics bound."""
+        """`BatchNorm` with epsilon, decay, dtype, the choice of statistics and operation bound."""
         return functools.partial(
             BatchNorm,
             use_running_average=self.use_running_average,
             decay=self.norm_decay,
             epsilon=self.norm_epsilon,
             dtype=self.dtype,
+            batch_norm=self.ops.batch_norm,
         )
 
-    def max_pool(self, x, *, window: int, stride: int):
-        """Max-pooling with the part's padding and formulation."""
-        return ops.max_pool(x, window=window, stride=stride, padding=self.padding, formulation=self.formulation)
+    def max_pool(
+        self, x: Float[Array, "batch height width channels"], *, window: int, stride: int
+    ) -> Float[Array, "batch out_h out_w channels"]:
+        """Max-pools with the part's padding. Returns ceil(size / stride) pixels per axis."""
+        return self.ops.max_pool(x, (window, window), (stride, stride), lax_padding(self.padding, (window, window)))
 
-    def stored(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
-        """The sum of a unit, computed once: see `ops.stored`."""
-        return ops.stored(x, formulation=self.formulation)
+    def add(self, shortcut: Float[Array, "..."], residual: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Adds the residual branch of a unit to its shortcut."""
+        return self.ops.add(shortcut, residual)
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, BatchNorm, ReLU; `separable` makes it depthwise (atrous) then pointwise.
+    """A convolution without bias, BatchNorm and ReLU.
 
-    The separable form has BatchNorm and ReLU after both of its convolutions, as research/deeplab's
-    `split_separable_conv2d` (DeepLabv3+, section 3.1, "atrous separable convolution"), or with
-    `layers.separable_norm=False` only after the second, as segmentation_models.pytorch.
+    Attributes:
+      layers: the layer constructors.
+      features: number of output channels.
+      kernel_size: height and width of the kernel.
+      rate: the atrous rate.
+      separable: whether the convolution is a depthwise (atrous) one followed by a pointwise one (DeepLabv3+, section
+        3.1). BatchNorm and ReLU follow both, as in research/deeplab's `split_separable_conv2d`, or with
+        `layers.separable_norm=False` only the second, as in segmentation_models.pytorch.
     """
 
     layers: Layers
@@ -246,7 +318,7 @@ class ConvNormAct(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
-        """Features at the size of `x`, none of them negative."""
+        """Returns non-negative features at the size of `x`."""
         kernel_size, rate = self.kernel_size, self.rate
         if self.separable:
             x = self.layers.depthwise_conv(kernel_size=kernel_size, rate=rate, name="depthwise_conv")(x)

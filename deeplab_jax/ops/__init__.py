@@ -1,29 +1,25 @@
-"""Operations of the network: one public function each, which picks the formulation that is fast where it runs.
+"""The operations a network is made of: plain XLA, and a CPU backend with the same signatures.
 
-Every function takes a static `formulation`: "auto" chooses by platform, inside the compiled program, and by shape;
-"plain" is the standard XLA operation, which GPUs and TPUs get in any case, and what exports and multiply-add
-counts use; "spatial" is for images whose rows are split over devices, on any platform: it flattens no rows into
-another axis, and asks other devices for a few rows at most. All formulations of an operation compute the same function.
+A model calls the functions of its `ops` attribute, an `Operations`. `XLA` is the default on every platform. `SPATIAL` is
+for meshes that split the rows of images. `select` picks by platform: on CPUs it returns the backend in `ops/cpu`, whose
+README says what XLA:CPU does without it.
 """
 
-from deeplab_jax.ops.conv import conv2d
-from deeplab_jax.ops.depthwise import depthwise_conv2d
 from deeplab_jax.ops.norm import batch_norm
-from deeplab_jax.ops.padding import PADDINGS, explicit_padding
-from deeplab_jax.ops.platform import stored
+from deeplab_jax.ops.operations import SPATIAL, XLA, Operations, select
+from deeplab_jax.ops.padding import PADDINGS, lax_padding
 from deeplab_jax.ops.pool import max_pool
 from deeplab_jax.ops.resize import resize_bilinear, resize_to_sizes
-from deeplab_jax.ops.window import met_taps
 
 __all__ = [
     "PADDINGS",
+    "SPATIAL",
+    "XLA",
+    "Operations",
     "batch_norm",
-    "conv2d",
-    "depthwise_conv2d",
-    "explicit_padding",
+    "lax_padding",
     "max_pool",
-    "met_taps",
     "resize_bilinear",
     "resize_to_sizes",
-    "stored",
+    "select",
 ]

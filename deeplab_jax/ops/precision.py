@@ -1,4 +1,4 @@
-"""In which type sums are made."""
+"""The dtype that sums are accumulated in."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,10 @@ from jaxtyping import Array, Float
 
 
 def accumulator(dtype: DTypeLike) -> jnp.dtype:
-    """float32 or wider, so that a bfloat16 sum is rounded once."""
+    """Returns float32 or a wider dtype, so that a bfloat16 sum is rounded once."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def widened(*arrays: Float[Array, "..."]) -> Iterator[Float[Array, "..."]]:
-    """The arrays in the types that their sums are made in."""
+    """Yields the arrays in their accumulator dtypes."""
     return (array.astype(accumulator(array.dtype)) for array in arrays)

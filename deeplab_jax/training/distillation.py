@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from deeplab_jax import ops, pretrained
+from deeplab_jax import pretrained
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference import multi_scale
 from deeplab_jax.labels import LabelSet
@@ -51,8 +51,7 @@ class Teacher:
 
         def predict(variables, images):
             views = multi_scale.network_views(model, variables, images, scales=scales, flip=flip)
-            size, formulation = images.shape[1:3], model.formulation
-            logits = [ops.resize_bilinear(view.logits, size, formulation=formulation) for view in views]
+            logits = [model.ops.resize_bilinear(view.logits, images.shape[1:3]) for view in views]
             return multi_scale.mean_prediction(logits)
 
         self._apply = jax.jit(predict)

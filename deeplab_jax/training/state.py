@@ -9,7 +9,6 @@ from jaxtyping import PyTree
 
 from deeplab_jax.models import initial_variables
 from deeplab_jax.models.build import lower_initializer
-from deeplab_jax.models.unreached_taps import zero_unmet_taps
 
 
 @flax.struct.dataclass
@@ -75,13 +74,10 @@ class TrainState:
           optimizer: the gradient transformation.
           seed: seed of the parameters and of the run's base key.
           averages: whether the state has `ema_variables`.
-          image_size: (height, width) of training images. Atrous kernel taps that fall outside the features at this size
-            start at zero, see `zero_unmet_taps`.
+          image_size: (height, width) of training images, see `initial_variables`.
         """
         init_rng, rng = jax.random.split(jax.random.PRNGKey(seed))
-        variables = initial_variables(model, init_rng)
-        if image_size is not None:
-            variables["params"] = zero_unmet_taps(variables["params"], model, image_size)
+        variables = initial_variables(model, init_rng, image_size=image_size)
         state = cls(
             step=jax.numpy.zeros((), jax.numpy.int32),
             examples_seen=jax.numpy.zeros((), jax.numpy.uint32),

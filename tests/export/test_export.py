@@ -92,13 +92,14 @@ def test_labels_come_out_of_bytes(network, tmp_path):
         exported.call(images.astype(np.float32))
 
 
-def test_a_fixed_size_has_the_fast_formulation_of_processors_and_the_plain_one_elsewhere(network, tmp_path):
-    program = make_program(network, ExportOptions(size=(33, 47), batch=1), formulation="auto")
-    convolutions = {}
-    for platform in ("cpu", "tpu"):
-        lowered = jax.export.export(jax.jit(program.function), platforms=[platform])(program.images())
-        convolutions[platform] = lowered.mlir_module().count("stablehlo.convolution")
-    assert convolutions["cpu"] < convolutions["tpu"]  # 1x1 convolutions are matrix products on processors
+def test_exported_programs_are_the_same_on_every_platform(network):
+    program = make_program(network, ExportOptions(size=(33, 47), batch=1))
+    modules = [
+        jax.export.export(jax.jit(program.function), platforms=[platform])(program.images()).mlir_module()
+        for platform in ("cpu", "tpu")
+    ]
+    convolutions = [module.count("stablehlo.convolution") for module in modules]
+    assert convolutions[0] == convolutions[1] > 0
 
 
 # ---- What is said of it ----

@@ -11,6 +11,7 @@ from deeplab_jax.analysis import collectives
 from deeplab_jax.config import base_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import build_for_mesh
+from deeplab_jax.models.layers import Conv
 from deeplab_jax.parallel import mesh as mesh_lib
 
 
@@ -41,7 +42,7 @@ def test_a_rate_may_reach_several_devices_but_not_all_rows(spatial, rate, fits):
     """64 rows at stride 16. Sixteen rows a device: rate 23 asks for 46 more, rate 24 for all the others."""
     config = network_config(1024, (6, rate))
     if fits:
-        assert build_for_mesh(config, 5, abstract_mesh(spatial)).formulation == "spatial"
+        assert build_for_mesh(config, 5, abstract_mesh(spatial)).ops is ops.SPATIAL
     else:
         message = rf"^aspp/branch_atrous2/conv: rate {rate} on 64 rows .* {64 // spatial} rows .*mesh.spatial={spatial}"
         with pytest.raises(UserError, match=message):
@@ -59,7 +60,7 @@ def test_evaluations_own_size_is_checked_too():
 
 def test_whole_rows_are_not_checked():
     config = network_config(32, (36,))
-    assert build_for_mesh(config, 5, abstract_mesh(1)).formulation == "auto"
+    assert build_for_mesh(config, 5, abstract_mesh(1)).ops is ops.XLA
 
 
 @pytest.mark.parametrize(("spatial", "rate", "fits"), [(4, 5, True), (4, 6, False), (2, 4, True), (2, 5, False)])
@@ -69,5 +70,5 @@ def test_xla_gathers_exactly_what_is_refused(spatial, rate, fits):
     rows = NamedSharding(mesh, PartitionSpec("data", "spatial"))
     x = jax.ShapeDtypeStruct((8, 4 * spatial, 6, 3), np.float32, sharding=rows)
     kernel = jnp.ones((3, 3, 3, 3), jnp.float32)
-    function = jax.jit(lambda x: ops.conv2d(x, kernel, rate=rate, formulation="spatial"), out_shardings=rows)
+    function = jax.jit(lambda x: Conv(3, 3, rate=rate).apply({"params": {"kernel": kernel}}, x), out_shardings=rows)
     assert ("all-gather" not in collectives.count_collectives(function.lower(x).compile().as_text())) == fits

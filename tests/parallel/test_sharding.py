@@ -277,8 +277,8 @@ def test_enlarging_split_rows_asks_each_neighbor_for_a_row(factor):
     rng = np.random.default_rng(0)
     x, cotangent = rng.standard_normal((2, 8, 6, 3)), rng.standard_normal((2, 8 * factor, 6 * factor, 3))
     size = cotangent.shape[1:3]
-    expected = with_gradient(lambda x: ops.resize_bilinear(x, size, formulation="plain"))(x, cotangent)
-    function = with_gradient(lambda x: ops.resize_bilinear(x, size, formulation="spatial"))
+    expected = with_gradient(lambda x: ops.XLA.resize_bilinear(x, size))(x, cotangent)
+    function = with_gradient(lambda x: ops.SPATIAL.resize_bilinear(x, size))
     placed = split_rows(x, mesh), split_rows(cotangent, mesh)
     function = jax.jit(function, out_shardings=tuple(array.sharding for array in placed))
     for split, whole in zip(function(*placed), expected, strict=True):
@@ -297,8 +297,8 @@ def test_resizing_split_rows_by_other_ratios_is_right_too(size, align_corners):
     mesh = mesh_of("data 2 x spatial 4")
     x = np.random.default_rng(0).standard_normal((2, 8, 6, 3))
     resized = [
-        jax.jit(lambda x, kind=kind: ops.resize_bilinear(x, size, align_corners=align_corners, formulation=kind))(x)
-        for kind, x in (("plain", x), ("spatial", split_rows(x, mesh)))
+        jax.jit(lambda x, kind=kind: kind.resize_bilinear(x, size, align_corners=align_corners))(x)
+        for kind, x in ((ops.XLA, x), (ops.SPATIAL, split_rows(x, mesh)))
     ]
     np.testing.assert_allclose(*resized, **TOLERANCE)
 

@@ -36,7 +36,7 @@ class InvertedResidual(nn.Module):
         )(x)
         x = nn.relu6(norm(name="depthwise_norm")(x))
         x = norm(name="project_norm")(conv(self.features, name="project_conv")(x))
-        return self.layers.stored(shortcut + x) if self.add_input else x
+        return self.layers.add(shortcut, x) if self.add_input else x
 
 
 class Stage(NamedTuple):

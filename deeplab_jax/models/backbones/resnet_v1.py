@@ -26,7 +26,7 @@ class BasicBlockV1(nn.Module):
         residual = norm(name="norm2")(
             conv(self.features, kernel_size=3, rate=self.unit.rate_behind, name="conv2")(residual)
         )
-        return nn.relu(_shortcut(self, x, self.features) + residual), residual
+        return nn.relu(self.layers.add(_shortcut(self, x, self.features), residual)), residual
 
 
 class BottleneckV1(nn.Module):
@@ -51,7 +51,7 @@ class BottleneckV1(nn.Module):
         )
         residual = nn.relu(norm(name="norm2")(residual))
         residual = norm(name="norm3")(conv(expanded, name="conv3")(residual))
-        return nn.relu(_shortcut(self, x, expanded) + residual), residual
+        return nn.relu(self.layers.add(_shortcut(self, x, expanded), residual)), residual
 
 
 def _shortcut(block: nn.Module, x: Array, features: int) -> Array:
@@ -104,9 +104,6 @@ class ResNetV1(nn.Module):
                 unit = unit.spread(multi_grid[block])
             name = f"stage{stage + 1}_block{block + 1}"
             x, residual = block_class(self.layers, self.width * 2**stage, unit, name=name)(x)
-            # Every sum would be an array more to keep (the first are the largest), none a chain of all at each reader.
-            if stage and block % 2:
-                x = self.layers.stored(x)
             if self.strided_unit == "last" and (stage, block) == (0, self.blocks[0] - 2):
                 endpoints["low_level_features"] = residual
             if block == self.blocks[stage] - 1:

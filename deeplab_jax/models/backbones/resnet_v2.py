@@ -34,7 +34,7 @@ class BottleneckV2(nn.Module):
         )
         residual = nn.relu(norm(name="norm2")(residual))
         residual = conv(expanded, use_bias=True, name="conv3")(residual)
-        return shortcut + residual
+        return self.layers.add(shortcut, residual)
 
 
 class ResNetV2(nn.Module):

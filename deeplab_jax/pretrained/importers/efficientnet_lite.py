@@ -80,6 +80,6 @@ def _find_variant(foreign: Mapping[str, np.ndarray]) -> str:
 
 def _units(backbone: str) -> list[tuple[int, int, int]]:
     """Stage, number in it, and features of each unit; the package counts them through."""
-    scaling = BACKBONES[backbone].keywords
+    scaling = BACKBONES[backbone].arguments
     stages = enumerate(scaled_stages(scaling["width"], scaling["depth"]), 1)
     return [(number, block, stage.features) for number, stage in stages for block in range(1, stage.units + 1)]

@@ -116,7 +116,7 @@ def find_resnet(names: Iterable[str], prefix: str = "") -> str | None:
     blocks = tuple(sum(stage == str(number) for stage, _ in found) for number in (1, 2, 3, 4))
     block = "bottleneck" if f"{prefix}layer1.0.conv3.weight" in names else "basic"
     for name in RESNETS:
-        options = BACKBONES[name].keywords
+        options = BACKBONES[name].arguments
         if (options["blocks"], options.get("block", "bottleneck")) == (blocks, block):
             return name
     return None
@@ -125,7 +125,7 @@ def find_resnet(names: Iterable[str], prefix: str = "") -> str | None:
 def resnet_table(backbone: str, prefix: str = "") -> dict[str, str]:
     """The layers of a ResNet v1 and torchvision's names for them."""
     table = {"backbone/stem_conv": f"{prefix}conv1", "backbone/stem_norm": f"{prefix}bn1"}
-    for stage, count in enumerate(BACKBONES[backbone].keywords["blocks"], 1):
+    for stage, count in enumerate(BACKBONES[backbone].arguments["blocks"], 1):
         for block in range(count):
             ours, theirs = f"backbone/stage{stage}_block{block + 1}", f"{prefix}layer{stage}.{block}"
             for i in (1, 2, 3):

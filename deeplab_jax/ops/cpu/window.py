@@ -3,15 +3,11 @@
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
-
-from deeplab_jax.ops.padding import explicit_padding, lax_padding
+from jaxtyping import Array, Float
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -20,30 +16,53 @@ class Window:
     """The window of a kernel on images of one size; the output has ceil(size / stride) pixels.
 
     Attributes:
-      size: height and width of the images; symbols of `jax.export` are fit for `convolve` alone.
+      size: height and width of the images.
       taps: height and width of the kernel.
-      stride: of the window, in pixels along both axes.
-      rate: the atrous rate: pixels from tap to tap.
+      stride: the stride along both axes, in pixels.
+      rate: the atrous rate: the distance between taps in pixels.
       pads: pixels (before, after) that each axis is padded by.
-
-    Raises:
-      ValueError: `symmetric` padding of a kernel of even size.
     """
 
-    def __init__(self, size: Sequence[Any], taps: Sequence[int], *, stride: int, rate: int, padding: str):
+    def __init__(
+        self, size: Sequence[int], taps: Sequence[int], *, stride: int, rate: int, pads: Sequence[tuple[int, int]]
+    ):
         self.size, self.taps, self.stride, self.rate = tuple(size), tuple(taps), stride, rate
-        self.pads = explicit_padding(padding, size, taps, stride=stride, rate=rate)
-        self._padding = padding
+        self.pads = tuple((before, after) for before, after in pads)
+
+    @classmethod
+    def of(
+        cls,
+        size: Sequence[int],
+        taps: Sequence[int],
+        strides: Sequence[int],
+        padding: str | Sequence[tuple[int, int]],
+        rates: Sequence[int] | None = None,
+    ) -> "Window | None":
+        """Returns the window that the arguments of a `jax.lax` function describe, or None if this class has none."""
+        stride, rate = {*strides}, {*(rates or (1, 1))}
+        if len(stride) > 1 or len(rate) > 1:
+            return None
+        (stride,), (rate,) = stride, rate
+        spans = [rate * (count - 1) + 1 for count in taps]
+        pads = lax.padtype_to_pads(size, spans, strides, padding) if isinstance(padding, str) else padding
+        out_size = [
+            (extent + sum(pad) - span) // stride + 1 for extent, pad, span in zip(size, pads, spans, strict=True)
+        ]
+        window = cls(size, taps, stride=stride, rate=rate, pads=pads)
+        keeps = out_size == [*window._out_size] and all(
+            0 <= pad < span for pair, span in zip(window.pads, spans, strict=True) for pad in pair
+        )
+        return window if keeps else None
 
     def convolve(
         self, x: Float[Array, "batch height width channels"], kernel: Float[Array, "_ _ _ features"], *, groups: int = 1
     ) -> Float[Array, "batch out_height out_width features"]:
-        """The convolution as XLA has it, of `groups` of channels apart from each other."""
+        """Computes XLA's convolution."""
         return lax.conv_general_dilated(
             x,
             kernel,
             (self.stride, self.stride),
-            lax_padding(self._padding, self.pads),
+            self.pads,
             rhs_dilation=(self.rate, self.rate),
             dimension_numbers=_DIMENSIONS,
             feature_group_count=groups,
@@ -138,24 +157,6 @@ class Window:
         first = max(-(shift // stride), 0)
         end = max(min((extent - 1 - shift) // stride + 1, out_extent), first)
         return slice(first * stride + shift, end * stride + shift, stride), slice(first, end)
-
-
-def met_taps(
-    size: Sequence[int], taps: Sequence[int], *, stride: int = 1, rate: int = 1, padding: str = "symmetric"
-) -> Bool[np.ndarray, "kernel_height kernel_width"]:
-    """Which taps of a kernel fall inside the image at one pixel at least.
-
-    Args:
-      size: height and width of the image.
-      taps: height and width of the kernel.
-      stride: of the window, in pixels along both axes.
-      rate: the atrous rate: pixels from tap to tap.
-      padding: one of `PADDINGS`, see `explicit_padding`.
-    """
-    met = np.zeros(taps, bool)
-    for row, column, _, _ in Window(size, taps, stride=stride, rate=rate, padding=padding).meetings():
-        met[row, column] = True
-    return met
 
 
 def place(x: Array, part: tuple[slice, slice], size: Sequence[int]) -> Array:

@@ -1,4 +1,4 @@
-"""Dense convolutions over NHWC images."""
+"""Dense convolutions."""
 
 import functools
 from collections.abc import Callable
@@ -6,77 +6,53 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
-from deeplab_jax.ops import winograd
-from deeplab_jax.ops.platform import UNCHANGED, after, on_cpu, stored, transposed
+from deeplab_jax.ops.cpu import winograd
+from deeplab_jax.ops.cpu.products import multiply, weight_gradient
+from deeplab_jax.ops.cpu.scheduling import after, stored, transpose_in_order, with_backward
+from deeplab_jax.ops.cpu.window import Window, place, stack_taps
 from deeplab_jax.ops.precision import accumulator, widened
-from deeplab_jax.ops.products import multiply, weight_gradient
-from deeplab_jax.ops.window import Window, place, stack_taps
 
-# Up to this share of taps inside the image, a matrix product for each tap's part of it beats the convolution, which
-# multiplies the padding too. At .56 (rate 6 on 16x16) it takes half the time forwards and four fifths for the kernel's
-# gradient; at .92 (rate 2 on 32x32) the copies of the parts cost more than the products save.
+# Up to this share of taps inside the image, a matrix product per tap beats the convolution, which multiplies the padding
+# too. At .56 (rate 6 on 16x16) it takes half the time forward and four fifths for the kernel gradient; at .92 (rate 2 on
+# 32x32) copying the parts costs more than the products save.
 _SPARSE_SHARE = 0.6
-# Inputs of more values than this have the gradient of a dense kernel as matrix products, of a band of rows at a time:
-# XLA:CPU computes it as a convolution with a window as large as the image, at a third to a half of the speed (the
-# 7x7 stem on 512x512: 13 GFLOP/s, as products 40; 3x3 of 64 channels on 128x128: 27 and 59). Below it what a loop costs
-# counts. Bands of 4 to 16 rows are equally fast, a whole image leaves the cache.
+# Above this number of input values, the kernel gradient is a sum of matrix products over bands of rows. XLA:CPU computes
+# it as a convolution with a window as large as the image, at a third to a half of the speed (7x7 stem on 512x512: 13
+# GFLOP/s, as products 40; 3x3 of 64 channels on 128x128: 27 and 59). Below it the loop costs more than it saves.
 _SMALL_VALUES = 2e5
-_BAND = 8
+_BAND = 8  # rows; bands of 4 to 16 are equally fast, a whole image does not fit the cache
 
 
-def conv2d(
+def convolve(
+    window: Window,
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "kernel_height kernel_width channels features"],
-    *,
-    stride: int = 1,
-    rate: int = 1,
-    padding: str = "symmetric",
-    formulation: str = "auto",
 ) -> Float[Array, "batch out_height out_width features"]:
-    """Convolves with a dense kernel whose taps are `rate` pixels apart; the output has ceil(size / stride) pixels.
+    """Convolves with a dense kernel.
 
-    On CPUs a 1x1 convolution is a matrix product, which XLA:CPU runs several times faster forwards and backwards. An
-    atrous convolution most of whose taps fall outside the image is a matrix product for each tap, of the part of the
-    image that the tap meets. Other large 3x3 convolutions of stride 1 make fewer multiplications
-    (`ops/winograd.py`). What is left runs at the speed of XLA:CPU's matrix products, but for the kernel's
-    gradient: see `_SMALL_VALUES`.
-
-    Args:
-      x: the images or features.
-      kernel: the taps, for each input channel and each output feature.
-      stride: of the window, in pixels along both axes.
-      rate: the atrous rate: pixels from tap to tap.
-      padding: one of `PADDINGS`, see `explicit_padding`.
-      formulation: see `deeplab_jax.ops`.
-
-    Raises:
-      ValueError: `symmetric` padding of a kernel of even size.
+    A 1x1 convolution is a matrix product. An atrous convolution with most taps outside the image is a matrix product per
+    tap, of the part of the image under that tap. Other large 3x3 convolutions of stride 1 make fewer multiplications
+    (`winograd.py`). The rest is XLA's convolution, with the gradient of large kernels as matrix products.
     """
-    window = Window(x.shape[1:3], kernel.shape[:2], stride=stride, rate=rate, padding=padding)
-    if formulation in UNCHANGED:
-        return window.convolve(x, kernel)
-    fast, fast_backward = (functools.partial(function, window) for function in _choose(window, x, kernel))
-    return on_cpu(fast, fast_backward, plain=window.convolve, plain_backward=transposed(window.convolve))(x, kernel)
+    forward, backward = (functools.partial(function, window) for function in _choose(window, x, kernel))
+    return with_backward(forward, backward)(x, kernel)
 
 
 def _choose(window: Window, x: Array, kernel: Array) -> tuple[Callable, Callable]:
-    """What makes the output of window, x and kernel, and what makes the two cotangents of these and the output's."""
+    """Returns the functions that compute the output and both cotangents."""
     if window.taps == (1, 1):
         return _matmul, _matmul_backward
     if window.stride == 1 and window.share() <= _SPARSE_SHARE:
         return _taps, _taps_backward
-    if is_symbolic_dim(x.size):  # a batch that is a symbol is exported, without gradients
-        return Window.convolve, _backward
     if winograd.is_worthwhile(window.size, kernel.shape, batch=x.shape[0], stride=window.stride, rate=window.rate):
         return _few_products, _few_products_backward
     return Window.convolve, _banded_backward if x.size > _SMALL_VALUES else _backward
 
 
 def _backward(window, x, kernel, cotangent):
-    return transposed(window.convolve, in_order=True)(x, kernel, cotangent)
+    return transpose_in_order(window.convolve, x, kernel, cotangent)
 
 
 # ---- A 1x1 kernel: one matrix product ----

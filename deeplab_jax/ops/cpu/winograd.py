@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from deeplab_jax.ops.platform import after
-from deeplab_jax.ops.products import flat, weight_gradient
+from deeplab_jax.ops.cpu.products import flat, weight_gradient
+from deeplab_jax.ops.cpu.scheduling import after
 
 # From this many multiplications on: below it, what 16 products and their sums cost beside the work itself counts.
 _LEAST_MULTIPLICATIONS = 5e7

@@ -1,0 +1,98 @@
+"""The backbones by name."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.models.backbones.efficientnet_lite import efficientnet_lite
+from deeplab_jax.models.backbones.mobilenet_v2 import mobilenet_v2
+from deeplab_jax.models.backbones.resnet_v1 import ResNetV1
+from deeplab_jax.models.backbones.resnet_v2 import ResNetV2
+
+#: Fields of `config.model` that only some backbones take, with the values that leave them unused.
+OPTIONS = {"multi_grid": (), "width_multiplier": 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneSpec:
+    """A backbone and the arguments that make one variant of it.
+
+    Attributes:
+      build: a Flax module class, or a function that returns a module. It takes the keyword arguments `layers`
+        (`deeplab_jax.models.Layers`), `output_stride`, `spread_converted` and `name`, those in `arguments` and those in
+        `options`. The module takes normalized images and returns a dict of endpoints with at least `low_level_features`
+        (stride 4, for the decoder) and `features` (at the output stride).
+      arguments: keyword arguments of this variant.
+      options: the fields of `config.model` out of `multi_grid` and `width_multiplier` that the backbone takes.
+      last_stage_units: number of units in the last stage, for `multi_grid`.
+    """
+
+    build: Callable[..., nn.Module]
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    options: tuple[str, ...] = ()
+    last_stage_units: int | None = None
+
+    def create(self, **arguments: Any) -> nn.Module:
+        """Creates the module."""
+        return self.build(**self.arguments, **arguments)
+
+
+def register_backbone(name: str, spec: BackboneSpec, *, overwrite: bool = False) -> None:
+    """Makes a backbone available as `config.model.backbone`.
+
+    Args:
+      name: the name of the backbone.
+      spec: how to build it.
+      overwrite: replace a backbone of this name, for instance when a notebook cell runs again.
+
+    Raises:
+      UserError: a backbone of this name exists.
+    """
+    if name in BACKBONES and not overwrite:
+        raise UserError(f"backbone {name!r} is already registered; choose another name or pass overwrite=True")
+    BACKBONES[name] = spec
+
+
+def _resnet(build: Callable[..., nn.Module], *blocks: int, **arguments: Any) -> BackboneSpec:
+    return BackboneSpec(build, {"blocks": blocks} | arguments, options=("multi_grid",), last_stage_units=blocks[-1])
+
+
+def _mobilenet_v2(**arguments: Any) -> BackboneSpec:
+    return BackboneSpec(mobilenet_v2, arguments, options=("width_multiplier",))
+
+
+_BETA = {"stem": "deep", "strided_unit": "last"}
+_KERASCV = {"strided_unit": "last", "final_norm": False}
+
+#: Values of `model.backbone`. `register_backbone` adds to it.
+BACKBONES: dict[str, BackboneSpec] = {
+    # ResNet v1 as in torchvision: 7x7 stem, stride in the 3x3 convolution of the first block of a stage.
+    "resnet18_v1": _resnet(ResNetV1, 2, 2, 2, 2, block="basic"),
+    "resnet34_v1": _resnet(ResNetV1, 3, 4, 6, 3, block="basic"),
+    "resnet50_v1": _resnet(ResNetV1, 3, 4, 6, 3),
+    "resnet101_v1": _resnet(ResNetV1, 3, 4, 23, 3),
+    "resnet152_v1": _resnet(ResNetV1, 3, 8, 36, 3),
+    # ResNet v1 as in research/deeplab: stem of three 3x3 convolutions, stride in the last block of stages 1 to 3.
+    "resnet50_v1_beta": _resnet(ResNetV1, 3, 4, 6, 3, **_BETA),
+    "resnet101_v1_beta": _resnet(ResNetV1, 3, 4, 23, 3, **_BETA),
+    "resnet152_v1_beta": _resnet(ResNetV1, 3, 8, 36, 3, **_BETA),
+    # One narrow block per stage, for quick runs on small images.
+    "resnet10_v1_slim": _resnet(ResNetV1, 1, 1, 1, 1, block="basic", stem="deep", width=24),
+    # ResNet v2 (pre-activation), stride in the first block of a stage.
+    "resnet50_v2": _resnet(ResNetV2, 3, 4, 6, 3),
+    "resnet101_v2": _resnet(ResNetV2, 3, 4, 23, 3),
+    "resnet152_v2": _resnet(ResNetV2, 3, 8, 36, 3),
+    # ResNet v2 as in KerasCV: stride in the last block of a stage, raw sums as features.
+    "resnet50_v2_kerascv": _resnet(ResNetV2, 3, 4, 6, 3, **_KERASCV),
+    "resnet101_v2_kerascv": _resnet(ResNetV2, 3, 4, 23, 3, **_KERASCV),
+    "resnet152_v2_kerascv": _resnet(ResNetV2, 3, 8, 36, 3, **_KERASCV),
+    # MobileNetV2 of any width; `full` ends in the 1x1 convolution to 1280 features.
+    "mobilenet_v2": _mobilenet_v2(),
+    "mobilenet_v2_full": _mobilenet_v2(final_conv=True),
+    "efficientnet_lite0": BackboneSpec(efficientnet_lite, {"width": 1.0, "depth": 1.0}),
+    "efficientnet_lite1": BackboneSpec(efficientnet_lite, {"width": 1.0, "depth": 1.1}),
+    "efficientnet_lite2": BackboneSpec(efficientnet_lite, {"width": 1.1, "depth": 1.2}),
+}

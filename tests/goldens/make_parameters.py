@@ -1,0 +1,53 @@
+"""Writes parameters.txt: the path and shape of every parameter of every backbone and head.
+
+    python -m tests.goldens.make_parameters > tests/goldens/parameters.txt
+
+The file was written by commit 78d92dc and guards checkpoints: a change of it breaks every saved network.
+"""
+
+import hashlib
+
+import flax.traverse_util
+
+from deeplab_jax.config import base_config
+from deeplab_jax.models import BACKBONES, abstract_variables, build_model
+
+CLASSES = 5
+SLIM = "resnet10_v1_slim"
+HEADS = {
+    **{decoder: {"decoder": decoder} for decoder in ("paper", "separable", "kerascv", "torchvision", "smp", "none")},
+    "separable aspp": {"decoder": "smp", "aspp_separable": True, "separable_norm": False},
+    "separable aspp with norms": {"decoder": "separable", "aspp_separable": True},
+    "no pooling, no bias": {"decoder": "paper", "image_pooling": False, "classifier_bias": False},
+}
+# Their paths are listed; of the others a digest is enough.
+LISTED = ("resnet50_v2_kerascv", "mobilenet_v2", *(f"{SLIM}, {head}" for head in HEADS))
+
+
+def networks() -> dict[str, dict]:
+    """The fields of `config.model` of each network by its name."""
+    backbones = {name: {"backbone": name} for name in BACKBONES}
+    backbones["mobilenet_v2 of width 0.5"] = {"backbone": "mobilenet_v2", "width_multiplier": 0.5}
+    backbones["mobilenet_v2_full of width 1.4"] = {"backbone": "mobilenet_v2_full", "width_multiplier": 1.4}
+    return backbones | {f"{SLIM}, {name}": {"backbone": SLIM} | fields for name, fields in HEADS.items()}
+
+
+def lines(fields: dict) -> list[str]:
+    """`path shape dtype` of each variable of a network."""
+    model = base_config().model
+    model.update({"aspp_channels": 16, "decoder_channels": 16, "low_level_channels": 8} | fields)
+    flat = flax.traverse_util.flatten_dict(abstract_variables(build_model(model, CLASSES)), sep="/")
+    return [f"{path} {'x'.join(map(str, leaf.shape))} {leaf.dtype}" for path, leaf in sorted(flat.items())]
+
+
+def digest(listed: list[str]) -> str:
+    """Of the lines of a network."""
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    for name, fields in networks().items():
+        listed = lines(fields)
+        print(f"# {name}: {len(listed)} {digest(listed)}")
+        if name in LISTED:
+            print("\n".join(listed))

@@ -1,0 +1,28 @@
+"""Parameter paths and shapes: saved networks depend on them."""
+
+import itertools
+import pathlib
+
+import pytest
+
+from tests.goldens import make_parameters
+
+GOLDEN = (pathlib.Path(make_parameters.__file__).with_name("parameters.txt")).read_text().splitlines()
+EXPECTED = dict(line.removeprefix("# ").rsplit(": ", 1) for line in GOLDEN if line.startswith("# "))
+
+
+def listed(name: str) -> list[str]:
+    start = next(number for number, line in enumerate(GOLDEN) if line.startswith(f"# {name}: ")) + 1
+    return list(itertools.takewhile(lambda line: not line.startswith("# "), GOLDEN[start:]))
+
+
+def test_every_network_has_a_golden():
+    assert list(make_parameters.networks()) == list(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_parameter_paths_and_shapes_stay(name):
+    lines = make_parameters.lines(make_parameters.networks()[name])
+    if name in make_parameters.LISTED:
+        assert lines == listed(name)
+    assert f"{len(lines)} {make_parameters.digest(lines)}" == EXPECTED[name]
