@@ -45,7 +45,7 @@ def base_config() -> ConfigDict:
     model.input_std = (58.395, 57.12, 57.375)  # inputs are (images - mean) / std
 
     config.data = data = ConfigDict()
-    data.name = config_dict.placeholder(str)  # a name of deeplab_jax.data.SOURCES
+    data.name = config_dict.placeholder(str)  # see deeplab_jax.data.dataset_names
     data.data_dir = config_dict.placeholder(str)  # default: $DEEPLAB_JAX_DATA or ~/deeplab_jax_data
     data.train_split = "train"  # the split to train on; several of a prepared data set as "train+val"
     data.eval_split = "val"  # the split to score on

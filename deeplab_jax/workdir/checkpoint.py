@@ -214,7 +214,7 @@ class _DigestedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
     async def finalize(self) -> None:
         if self.get_final().name.isdigit():  # the whole, not one of its items
             # Orbax writes its time of committing after this, which restoring does not need.
-            await asyncio.to_thread(files.write_digests, pathlib.Path(self.get()), without=("_CHECKPOINT_METADATA",))
+            await asyncio.to_thread(files.write_digests, pathlib.Path(self.get()), exclude=("_CHECKPOINT_METADATA",))
         await super().finalize()
 
 
