@@ -88,6 +88,7 @@ def has_digest(path: pathlib.Path, digest: str) -> bool:
 @contextlib.contextmanager
 def _lock(part: pathlib.Path) -> Iterator[BinaryIO]:
     """Opens the part at its end and locks it. Removes it afterwards if it is empty."""
+    is_waiting = False
     while True:
         with part.open("ab") as file:
             # Some network file systems cannot lock. Then the checksum decides about what two processes wrote.
@@ -95,7 +96,9 @@ def _lock(part: pathlib.Path) -> Iterator[BinaryIO]:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    logger.info("Waiting for another process that downloads %s", part.stem)
+                    if not is_waiting:
+                        logger.info("Waiting for another process that downloads %s", part.stem)
+                    is_waiting = True
                     fcntl.flock(file, fcntl.LOCK_EX)
             # If the process that held the lock renamed or removed the file, this is no longer the file of this name.
             try:
