@@ -195,7 +195,6 @@ def _benchmark_latency(args: argparse.Namespace, rest: Sequence[str], console: C
         args.batches,
         compute_dtype=args.compute_dtype,
         repetitions=args.repetitions,
-        console=console,
     )
     Console(width=None if sys.stdout.isatty() else 120).print(latency_table(results, f"{name}, {args.compute_dtype}"))
     if args.json is not None:
@@ -263,18 +262,19 @@ def _aot(args: argparse.Namespace, rest: Sequence[str], console: Console) -> Non
 
     if args.batch_per_chip is not None and args.batch_per_chip < 1:
         raise UsageError(f"--batch-per-chip {args.batch_per_chip} must be at least 1")
-    values = aot.report(
+    result = aot.analyze(
         config,
         args.topology,
         num_classes=args.classes,
         batch_per_chip=args.batch_per_chip,
         inference=args.inference,
         search=args.find_batch,
-        console=console,
-        out=Console(width=None if sys.stdout.isatty() else 140),
     )
+    out = Console(width=None if sys.stdout.isatty() else 140)
+    for table in result.tables():
+        out.print(table)
     if args.json is not None:
-        write_json(args.json, values)
+        write_json(args.json, result.to_json())
 
 
 def _export(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
@@ -339,7 +339,9 @@ def _data_show(args: argparse.Namespace, rest: Sequence[str], console: Console) 
     if args.count < 1:
         raise UsageError(f"--count {args.count} must be at least 1")
     count = min(args.count, len(source))
-    images, label_maps = zip(*data.decode_examples(source, [i * len(source) // count for i in range(count)]), strict=True)
+    images, label_maps = zip(
+        *data.decode_examples(source, [i * len(source) // count for i in range(count)]), strict=True
+    )
     visualization.plot_segmentation_mask_gallery(images, label_maps, label_set=source.label_set, path=args.output)
     console.print(f"{count} of {len(source)} examples of {args.name}/{args.split} in {args.output}", soft_wrap=True)
 

@@ -109,7 +109,7 @@ def make_program(network: PretrainedNetwork, options: ExportOptions) -> Program:
     """
     if network.label_set is None:
         raise UserError(
-            f"a {network.model.backbone} backbone without a head has no classes; train a network with it and export that"
+            f"a {network.model.backbone} backbone alone has no classes; train a network with it and export that"
         )
     model = build_model(network.model, network.label_set.num_classes)
 
