@@ -1,4 +1,4 @@
-"""Folders to write into, and files written whole or not at all."""
+"""Writing files completely or not at all, and detecting damaged ones."""
 
 import hashlib
 import json
@@ -12,23 +12,27 @@ from deeplab_jax.errors import UserError
 _DIGESTS_FILE = "digests.json"
 
 
-def make_folder(folder: pathlib.Path, name: str) -> None:
-    """Makes a folder and those around it, if they are not there.
+def create_folder(folder: pathlib.Path, name: str) -> None:
+    """Creates a folder and its parents, unless they exist.
+
+    Args:
+      folder: the folder.
+      name: what to call it in the message, for example "--output".
 
     Raises:
-      UserError: it cannot be made; `name` tells what it is for.
+      UserError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{name} {folder} cannot be made: {error.strerror}") from None
+        raise UserError(f"cannot create {name} {folder}: {error.strerror}") from None
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Replaces a file's content so that a reader sees the old file or the new one, never a part.
+    """Writes a file, or replaces its content. Readers see the old content or the new one, never a part of it.
 
     Raises:
-      UserError: the file cannot be written; nothing is left half-written.
+      UserError: the file cannot be written; an existing one is unchanged.
     """
     temporary = path.with_name(path.name + ".part")
     try:
@@ -40,46 +44,51 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never a part.
+    """Writes a value as JSON, see `write_atomically`.
 
     Raises:
-      UserError: the file cannot be written; nothing is left half-written.
+      UserError: the file cannot be written.
+      ValueError: the value contains NaN or infinity.
     """
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def write_digests(folder: pathlib.Path, *, without: Sequence[str] = ()) -> None:
-    """Writes `digests.json`: the SHA-256 of every file under `folder`, by its path there, but for those `without`."""
-    digests = {name: _digest(folder / name) for name in _files(folder) if name not in without}
+def write_digests(folder: pathlib.Path, *, exclude: Sequence[str] = ()) -> None:
+    """Writes `digests.json` with the SHA-256 of every file in a folder and its subfolders, for `find_damage`.
+
+    Args:
+      folder: the folder.
+      exclude: paths in the folder to leave out.
+    """
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    digests = {name: file_digest(folder / name) for name in files if name not in exclude}
     (folder / _DIGESTS_FILE).write_text(json.dumps(digests, indent=1))
 
 
 def find_damage(folder: pathlib.Path) -> str | None:
-    """What is wrong with the files that `write` saw, None if nothing is.
+    """Compares the files of a folder with its `digests.json`. Files that were added later are not checked.
 
-    Files that were added later are no damage.
+    Returns:
+      The first problem, as the end of a sentence about the folder; None if there is none.
     """
     try:
         digests = json.loads((folder / _DIGESTS_FILE).read_bytes())
     except FileNotFoundError:
         return f"it has no {_DIGESTS_FILE}"
     except ValueError:
-        return f"its {_DIGESTS_FILE} is no JSON"
+        return f"its {_DIGESTS_FILE} is not valid JSON"
     if not isinstance(digests, dict) or not digests:
-        return f"its {_DIGESTS_FILE} names no file"
+        return f"its {_DIGESTS_FILE} names no files"
     for name, digest in digests.items():
         try:
-            if _digest(folder / name) != digest:
-                return f"its file {name} is not what was written"
+            if file_digest(folder / name) != digest:
+                return f"its file {name} has changed since it was written"
         except OSError as error:
             return f"its file {name} cannot be read: {error.strerror}"
     return None
 
 
-def _files(folder: pathlib.Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def _digest(path: pathlib.Path) -> str:
+def file_digest(path: pathlib.Path, algorithm: str = "sha256") -> str:
+    """The digest of a file as hex digits. `algorithm` is a name that `hashlib.new` accepts."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()

@@ -96,7 +96,7 @@ def _new_display(console: "Console") -> "Progress":
         """Done and total, as sizes for bytes."""
 
         def render(self, task: Task) -> Text:
-            def text(amount: float) -> str:
+            def text(amount: int | float) -> str:
                 return decimal(int(amount)) if task.fields["is_bytes"] else f"{amount:g}"
 
             done = text(task.completed) if task.total is None else f"{text(task.completed)}/{text(task.total)}"

@@ -214,7 +214,7 @@ run("deeplab-jax data prepare folder --source photos --data-dir data")
 train_source = data.open_source("folder", "train", data_dir="data")
 val_source = data.open_source("folder", "val", data_dir="data")
 label_set = val_source.label_set
-examples = list(data.decoded(val_source, range(len(val_source))))
+examples = list(data.decode_examples(val_source, range(len(val_source))))
 print(f"{len(train_source)} images to train on, {len(val_source)} to validate on")
 
 # %% [markdown]

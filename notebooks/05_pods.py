@@ -49,7 +49,7 @@ from rich.table import Table
 import deeplab_jax
 from deeplab_jax import config as config_lib
 from deeplab_jax import data
-from deeplab_jax.analysis import aot
+from deeplab_jax.analysis import aot_compile
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.parallel import mesh as mesh_lib
@@ -271,7 +271,7 @@ amplifies rounding: [docs/sharding.md](../docs/sharding.md) has both.
 
 ## 4. What they send
 
-The compiled program says which collectives it has. `deeplab_jax.analysis.aot` compiles the step that `train` would run and
+The compiled program says which collectives it has. `deeplab_jax.analysis.aot_compile` compiles the step that `train` would run and
 reads memory, operations and collectives off it; here for the eight devices of this page and the small network, in
 float32.
 """
@@ -279,7 +279,7 @@ float32.
 # %%
 rows = []
 for name in ("data 8", "fsdp 8", "data 2 x spatial 4"):
-    program = aot.compile_program(small_config(MESHES[name], "float32"), jax.devices(), num_classes=num_classes)
+    program = aot_compile.compile_program(small_config(MESHES[name], "float32"), jax.devices(), num_classes=num_classes)
     exchanged = ", ".join(
         f"{entry['count']} {kind}s of {entry['bytes'] / 1e6:.2f} MB"
         for kind, entry in sorted(program.collectives.items())

@@ -128,7 +128,7 @@ def test_masks(files, tmp_path, name):
     def check(content):
         path.write_bytes(content)
         try:
-            label = images.read_label_map(path, VOC)
+            label = images.read_mask(path, VOC)
         except UserError as error:
             assert_one_line(error)
         else:
@@ -150,7 +150,7 @@ def test_images(files, tmp_path, name):
             lambda: images.read_image(path),
             lambda: images.encode_image(path),
             lambda: images.decode_image(content, "a"),
-            lambda: images.decode_label_map(content, "a"),
+            lambda: images.decode_mask(content, "a"),
             lambda: images.encoded_size(content, "a"),
         ):
             try:
@@ -171,7 +171,7 @@ def test_a_image_that_claims_too_many_pixels_is_refused(tmp_path):
     with pytest.raises(UserError, match="has more than .* pixels; scale it down"):
         images.read_image(tmp_path / "bomb.png")
     with pytest.raises(UserError, match="the stored mask of a is damaged"):
-        images.decode_label_map(bytes(png), "a")
+        images.decode_mask(bytes(png), "a")
 
 
 def test_mat_files(files, tmp_path):

@@ -1,1 +1,1 @@
-"""What a network or a config costs: parameters, multiply-adds, memory, collectives, latency."""
+"""The cost of a network or a config: parameters, multiply-adds, memory, collectives, latency."""

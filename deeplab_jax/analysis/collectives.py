@@ -1,4 +1,4 @@
-"""The collectives of a compiled program, read from the HLO text that XLA prints of it."""
+"""Finds the collectives of a compiled program in its HLO text."""
 
 import dataclasses
 import math
@@ -7,7 +7,7 @@ from collections import Counter
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
-# `%name = type opcode(operands), attributes`. In a type no lower-case word is followed by a parenthesis: layouts write
+# `%name = type opcode(operands), attributes`. Types contain no lower-case word before a parenthesis: layouts write
 # T(8,128).
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.-]+ = (?P<type>.*?) (?P<opcode>[a-z][a-z0-9-]*)\(")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.-]+) (?:\(.*\) -> .*)?\{$")
@@ -15,24 +15,24 @@ _ARRAY = re.compile(r"\b(?P<dtype>pred|[a-z]+\d+\w*)\[(?P<dims>[\d,]*)\]")
 _OP_NAME = re.compile(r'op_name="(?P<name>[^"]*)"')
 _CHANNEL = re.compile(r"channel_id=(?P<id>\d+)")
 _PARTITIONS = re.compile(r"num_partitions=(?P<count>\d+)")
-# Which devices exchange: lists of them, an iota of groups and members, or axes of a mesh, whole or in parts.
+# Groups of devices: lists, an iota of groups and members, or axes of a mesh, whole or in parts.
 _GROUPS_LISTED = re.compile(r"replica_groups=\{\{(?P<first>[\d,]+)\}")
 _GROUPS_IOTA = re.compile(r"replica_groups=\[(?P<groups>\d+),(?P<members>\d+)\]")
 _GROUPS_NAMED = re.compile(r"replica_groups=mesh\[(?P<mesh>[^\]]*)\] \{(?P<axes>[^}]*)\}")
-# What TPU compilers call a fusion of an all-reduce and the slice of it that a device keeps.
+# TPU compilers use this name for a fusion of an all-reduce with the slice that a device keeps.
 _FUSED_REDUCE_SCATTER = "all-reduce-scatter"
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange between devices, wherever in the program it stands; inside a loop it is one all the same.
+    """One collective operation in the text of a program. Inside a loop it counts once.
 
     Attributes:
       kind: one of `KINDS`; a fusion that reduces and keeps a slice is a `reduce-scatter`.
-      arrays: dtype and shape of what a device holds afterwards.
-      op_name: the operation of the traced program that it comes from, "" if unknown.
-      devices: that exchange with each other.
-      fused: of a fused `reduce-scatter`: `arrays` are what is reduced, of which a device keeps its slice.
+      arrays: dtype and shape of the arrays that a device holds afterwards.
+      op_name: the operation of the traced program that it implements; "" if unknown.
+      devices: number of devices that take part.
+      fused: a fused `reduce-scatter`, whose `arrays` are the reduced ones, of which a device keeps a slice.
     """
 
     kind: str
@@ -43,15 +43,15 @@ class Collective:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of `arrays`."""
+        """The size of `arrays` in bytes."""
         return sum(_bits(dtype) * math.prod(shape) for dtype, shape in self.arrays) // 8
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes that a device sends where they go around a ring, which no other order undercuts.
+        """The number of bytes that a device sends around a ring. No other algorithm sends fewer.
 
-        A reduction of n arrays of b bytes, or the gathering of n parts of b / n, passes (n - 1) / n * b on; to reduce
-        and give everyone the result is both.
+        Reducing n arrays of b bytes, or gathering n parts of b / n bytes, sends (n - 1) / n * b. An all-reduce does
+        both.
         """
         if self.kind in ("collective-permute", "collective-broadcast"):
             return self.num_bytes
@@ -62,12 +62,12 @@ class Collective:
         return 2 * once if self.kind == "all-reduce" else once
 
 
-def collectives(text: str) -> list[Collective]:
-    """All collectives in a program's HLO text (`jax.stages.Compiled.as_text()`), in the order of the text.
+def find_collectives(text: str) -> list[Collective]:
+    """Finds all collectives in the HLO text of a program (`jax.stages.Compiled.as_text()`), in order.
 
-    An asynchronous one counts where it starts. One inside a fusion or an asynchronous wrapper counts in the computation
-    that these call, which the text holds once. Where a TPU compiler cuts one into pieces, which it fuses with the
-    computations they run beside, every piece names the same channel: these count once.
+    An asynchronous collective counts where it starts. A collective in a fusion or an asynchronous wrapper counts in the
+    computation that these call, which the text contains once. TPU compilers can split a collective into pieces that
+    they fuse with other computations; the pieces have the same channel and count once.
     """
     found, computation, channels = [], "", set()
     partitions = _PARTITIONS.search(text)
@@ -104,19 +104,19 @@ def collectives(text: str) -> list[Collective]:
 
 
 def count_collectives(text: str) -> dict[str, int]:
-    """How many collectives of each kind a program's HLO text has; kinds that it has none of are left out."""
-    return dict(Counter(collective.kind for collective in collectives(text)))
+    """The number of collectives of each kind in the HLO text of a program, without kinds that do not occur."""
+    return dict(Counter(collective.kind for collective in find_collectives(text)))
 
 
 def _group_size(line: str, partitions: int) -> int:
-    """How many devices exchange with each other; all of them if the text does not say."""
+    """The number of devices that take part; all of them if the text does not say."""
     if listed := _GROUPS_LISTED.search(line):
         return listed["first"].count(",") + 1
     if iota := _GROUPS_IOTA.search(line):
         return int(iota["members"])
     if named := _GROUPS_NAMED.search(line):
         sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named["mesh"])}
-        # A part of an axis says its size itself: 'axis':(devices before it)size.
+        # A part of an axis has its own size: 'axis':(devices before it)size.
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named["axes"])
         return math.prod(int(part) if part else sizes[axis] for axis, part in axes)
     return partitions
@@ -130,7 +130,7 @@ def _arrays(text: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
 
 
 def _results_of_start(kind: str, arrays):
-    """An asynchronous all-reduce has the type of its result; the others carry operands, results, and contexts."""
+    """The type of an asynchronous all-reduce is its result; those of others have operands, results and contexts."""
     if kind == "all-reduce":
         return arrays
     data = [(dtype, shape) for dtype, shape in arrays if (dtype, shape) != ("u32", ())]

@@ -1,4 +1,4 @@
-"""How long a network takes for images of some sizes, one and several at a time."""
+"""Measures the latency of a network for several image and batch sizes."""
 
 import itertools
 import time
@@ -8,23 +8,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
+from deeplab_jax import progress
 from deeplab_jax.inference import streaming_resize
 from deeplab_jax.models import build_model
 from deeplab_jax.pretrained import PretrainedNetwork
 
-_WARM_UP = 3
+_WARM_UP = 3  # runs that are not measured
 
 
 class Latency(NamedTuple):
-    """Milliseconds of a batch: the median, and what 19 of 20 stay below.
+    """The latency of one batch in milliseconds.
 
     Attributes:
-      size: height and width of the images, as the network sees them.
-      batch: images at a time.
+      size: (height, width) of the images.
+      batch: number of images.
       p50: median.
       p95: 95th percentile.
     """
@@ -42,38 +41,25 @@ def measure_latency(
     *,
     compute_dtype: str = "float32",
     repetitions: int = 50,
-    console: Console | None = None,
 ) -> list[Latency]:
-    """Times a compiled network on images of noise: from uint8 RGB on the host to uint8 labels on the host.
-
-    A repetition is over when the labels are there; the first three are not counted.
+    """Times a compiled network on random images, from uint8 RGB on the host to uint8 labels on the host.
 
     Args:
-      network: with classes.
-      sizes: heights and widths of images.
-      batches: images at a time.
-      compute_dtype: float32 or bfloat16.
-      repetitions: that are counted.
-      console: shows progress on it.
+      network: a network with classes.
+      sizes: (height, width) of the images.
+      batches: batch sizes.
+      compute_dtype: "float32" or "bfloat16".
+      repetitions: number of measured runs for each size and batch size.
     """
     model = build_model(
         network.model, network.label_set.num_classes, platform=jax.default_backend(), compute_dtype=compute_dtype
     )
     variables = jax.device_put(network.variables)
-    rng, results = np.random.default_rng(0), []
-    cases = list(itertools.product(sizes, batches))
-    for size, batch in track(cases, "benchmark", console=console, disable=console is None):
-
-        @jax.jit
-        def predict(variables, images, size=size):
-            coarse = model.apply(variables, images, train=False)[1]["logits"]
-            sizes = jnp.broadcast_to(jnp.array(size).reshape(1, 2), (len(images), 2))
-            return streaming_resize.map_resized(
-                [coarse], [sizes], sizes, size, lambda strips: streaming_resize.arg_max(strips[0])[0],
-                inputs=[size], align_corners=model.align_corners,
-            )  # fmt: skip
-
+    rng = np.random.default_rng(0)
+    results = []
+    for size, batch in progress.track(list(itertools.product(sizes, batches)), "benchmark"):
         images = rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8)
+        predict = _jit_predict(model, size)
         milliseconds = []
         for _ in range(_WARM_UP + repetitions):
             start = time.perf_counter()
@@ -85,7 +71,7 @@ def measure_latency(
 
 
 def latency_table(results: Sequence[Latency], title: str) -> Table:
-    """The results, a line each."""
+    """A table with one row per result."""
     table = Table("size", "batch", "p50 ms", "p95 ms", "images/s at p50", title=title)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -96,3 +82,18 @@ def latency_table(results: Sequence[Latency], title: str) -> Table:
             f"{1000 * result.batch / result.p50:.1f}",
         )  # fmt: skip
     return table
+
+
+def _jit_predict(model, size: tuple[int, int]):
+    """The jitted function from (variables, images) to labels that prediction uses."""
+
+    @jax.jit
+    def predict(variables, images):
+        coarse = model.apply(variables, images, train=False)[1]["logits"]
+        sizes = jnp.broadcast_to(jnp.array(size).reshape(1, 2), (len(images), 2))
+        return streaming_resize.map_resized(
+            [coarse], [sizes], sizes, size, lambda strips: streaming_resize.arg_max(strips[0])[0],
+            inputs=[size], align_corners=model.align_corners,
+        )  # fmt: skip
+
+    return predict

@@ -1,4 +1,4 @@
-"""Parameters, output shapes and multiply-adds of each part of a network, and where each array lives on a mesh."""
+"""Parameters, output shapes and multiply-adds of each part of a network, and how its arrays are split over a mesh."""
 
 import dataclasses
 import math
@@ -21,17 +21,24 @@ from deeplab_jax.parallel.jaxpr import equations
 from deeplab_jax.training import optimizer
 from deeplab_jax.training.state import TrainState
 
-#: Rows of the table: prefixes of module paths, in the order of the computation.
+#: Rows of the table: parts of module paths, in the order of the computation.
 ROWS = ("backbone", "aspp", "decoder/encoder_refine", "decoder/low_level", "decoder/refine", "classifier")
 
 
 @dataclasses.dataclass(frozen=True)
 class PartSummary:
-    """One row: a part's output shape, its parameters and its multiply-adds for one image.
+    """One row of the table: a part of the network, for one image.
 
-    `nominal` counts the layers as the originals are published (enlarge, then project and classify) and leaves
-    resizing out, as published figures do. `executed` counts what the network computes, resizing included. Both count
-    plain XLA operations.
+    Both counts are of plain XLA operations.
+
+    Attributes:
+      name: the part, one of `ROWS` or "resizing".
+      output_shape: shape of its output.
+      parameters: number of parameters, including batch statistics.
+      trainable: number of trainable parameters.
+      nominal: multiply-adds of the published order of layers (upsample, then project and classify), without resizing,
+        as in published figures.
+      executed: multiply-adds that the network executes, including resizing.
     """
 
     name: str
@@ -43,7 +50,7 @@ class PartSummary:
 
 
 def summarize(model: DeepLabV3Plus, height: int, width: int) -> list[PartSummary]:
-    """The rows of a network's table for images of height x width, without computing anything."""
+    """The rows of the table for images of height x width. Computes nothing."""
     images = jax.ShapeDtypeStruct((1, height, width, model.in_channels), np.uint8)
     variables = abstract_variables(model)
     logits, endpoints = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
@@ -80,9 +87,9 @@ def summarize(model: DeepLabV3Plus, height: int, width: int) -> list[PartSummary
 
 
 def count_multiply_adds(model: DeepLabV3Plus, variables: Any, images: Any) -> Counter:
-    """Multiply-adds of the traced inference program, by (module path, "conv" or "matmul").
+    """Counts the multiply-adds of the traced inference program, by (module path, "conv" or "matmul").
 
-    Padding counts as data, as published figures count it.
+    Padding counts like data, as in published figures.
     """
     jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False)[0])(variables, images)
     counts = Counter()
@@ -100,7 +107,7 @@ def count_multiply_adds(model: DeepLabV3Plus, variables: Any, images: Any) -> Co
 
 
 def summary_table(config: ConfigDict, num_classes: int) -> Table:
-    """The table that `deeplab-jax summary` prints."""
+    """The table of `deeplab-jax summary`: the parts of a config's network."""
     height, width = config.data.image_size
     model = build_model(config.model, num_classes, compute_dtype=config.train.compute_dtype)
     rows = summarize(model, height, width)
@@ -133,12 +140,12 @@ def summary_table(config: ConfigDict, num_classes: int) -> Table:
 
 
 def mesh_table(config: ConfigDict, num_classes: int, devices: int) -> Table:
-    """The table that `deeplab-jax summary --mesh` prints: each array of the train state and of a batch, on a mesh.
+    """The table of `deeplab-jax summary --mesh`: how each array of the train state and a batch is split over a mesh.
 
-    Computes nothing, so the devices need not be there.
+    Computes nothing, so the devices need not exist.
 
     Raises:
-      UserError: a config that cannot be trained on so many devices.
+      UserError: the config cannot be trained on this number of devices.
     """
     config_lib.validate(config)
     protocol = protocol_for(config)
@@ -168,7 +175,7 @@ def mesh_table(config: ConfigDict, num_classes: int, devices: int) -> Table:
     table.add_column("shape", justify="right")
     table.add_column("split")
     table.add_column("bytes", justify="right")
-    table.add_column("bytes a device", justify="right")
+    table.add_column("bytes per device", justify="right")
     totals = np.zeros(2, np.int64)
     for name, leaf in placed.items():
         shapes = (leaf.shape, places[name].shard_shape(leaf.shape))
@@ -186,7 +193,7 @@ def _name(path: tuple) -> str:
 
 
 def _split(place: NamedSharding) -> str:
-    """Which axes of an array are split over which axes of the mesh."""
+    """The axes of an array that are split, and over which axes of the mesh."""
     parts = []
     for axis, entry in enumerate(place.spec):
         names = [name for name in (entry if isinstance(entry, tuple) else (entry,)) if name is not None]

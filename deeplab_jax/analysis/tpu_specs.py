@@ -1,4 +1,4 @@
-"""TPU chips: published figures, and the step time that they allow."""
+"""Published figures of TPU chips, and the lower bound of the step time that follows from them."""
 
 import dataclasses
 
@@ -7,18 +7,18 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A generation of TPUs. Google's published figures of one chip, but for `usable_bytes`.
+    """A generation of TPUs: Google's published figures of one chip, except for `usable_bytes`.
 
     Attributes:
-      flops: peak of bfloat16 products, floating-point operations a second.
+      flops: peak of bfloat16 matrix products, in floating-point operations per second.
       hbm_bytes: memory.
-      hbm_bandwidth: bytes a second, reading and writing together.
-      interconnect_bandwidth: bytes a second that a chip sends over all of its links together, which is half of the
-        "bidirectional" figure.
-      usable_bytes: of the memory, what the compiler of libtpu 0.0.42 lets a program use. Measured: it says so of one
-        that needs more.
-      source: of the published figures.
-      topology_options: of `jax.experimental.topologies` where one chip is to be one device.
+      hbm_bandwidth: bytes per second, reading and writing together.
+      interconnect_bandwidth: bytes per second that a chip sends over all of its links, half of the "bidirectional"
+        figure.
+      usable_bytes: memory that the compiler of libtpu 0.0.42 allows a program to use. Measured, from its message about
+        programs that need more.
+      source: source of the published figures.
+      topology_options: options of `jax.experimental.topologies` that make one chip one device.
     """
 
     flops: float
@@ -30,7 +30,7 @@ class Chip:
     topology_options: tuple[tuple[str, str], ...] = ()
 
 
-#: By the name that topologies have. The pages were read as published in 2025 and 2026.
+#: Chips by their names in topologies. The sources were read in 2025 and 2026.
 CHIPS = {
     "v4": Chip(
         flops=275e12,
@@ -54,7 +54,7 @@ CHIPS = {
         hbm_bytes=95 * GIB,
         hbm_bandwidth=2765e9,
         interconnect_bandwidth=600e9,
-        usable_bytes=int(95.74 * GIB),  # the page rounds
+        usable_bytes=int(95.74 * GIB),  # the source rounds
         source="https://cloud.google.com/tpu/docs/v5p",
     ),
     "v6e": Chip(
@@ -70,7 +70,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The seconds that each resource of a chip is busy for at its peak."""
+    """The number of seconds that each resource of a chip is busy at its peak."""
 
     compute: float
     memory: float
@@ -78,23 +78,23 @@ class Roofline:
 
     @property
     def seconds(self) -> float:
-        """Of a step that uses all three at once, at their peaks: no step is faster."""
+        """The time of a step that uses all resources at once, at their peaks. No step is faster."""
         return max(self.compute, self.memory, self.interconnect)
 
     @property
     def bound(self) -> str:
-        """Which resource decides."""
+        """The resource that takes the longest."""
         return max(("compute", "memory", "interconnect"), key=lambda resource: getattr(self, resource))
 
 
 def roofline(chip: Chip, *, flops: float, bytes_accessed: float, sent_bytes: int | float) -> Roofline:
-    """The roofline of a program that computes, moves to and from memory, and sends so much on each chip.
+    """The roofline of a program on a chip.
 
     Args:
-      chip: its published peaks.
-      flops: floating-point operations of a step, on each chip.
-      bytes_accessed: that operations read and write.
-      sent_bytes: to other chips.
+      chip: the chip.
+      flops: floating-point operations per step and chip.
+      bytes_accessed: bytes that operations read and write, per step and chip.
+      sent_bytes: bytes that a chip sends to others, per step.
     """
     return Roofline(
         compute=flops / chip.flops,

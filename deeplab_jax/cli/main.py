@@ -17,7 +17,7 @@ from deeplab_jax import config as config_lib
 from deeplab_jax.cli.arguments import ANY, VIDEO_SUFFIXES, UsageError, build_parser, not_config, parse_config
 from deeplab_jax.cli.host_memory import prepare_jax
 from deeplab_jax.errors import Preempted, UserError
-from deeplab_jax.files import make_folder, write_json
+from deeplab_jax.files import create_folder, write_json
 
 _SUPERVISED = "DEEPLAB_JAX_SUPERVISED"  # set in the processes that deeplab_jax.parallel.launcher started
 
@@ -166,7 +166,7 @@ def _predict(args: argparse.Namespace, rest: Sequence[str], console: Console) ->
     if images:
         written = predict_files(predictor, images, args.output, console=console)
         console.print(f"{len(written) // 2} masks and overlays in {args.output}", soft_wrap=True)
-    make_folder(args.output, "--output")
+    create_folder(args.output, "--output")
     for source, target in zip(sources, targets, strict=True):
         label = predictor.smoothed(1.0 if args.smooth is None else args.smooth)
         report = video.label_video(label, source, target, predictor.label_set, codec=args.codec, console=console)
@@ -192,7 +192,6 @@ def _benchmark_latency(args: argparse.Namespace, rest: Sequence[str], console: C
         args.batches,
         compute_dtype=args.compute_dtype,
         repetitions=args.repetitions,
-        console=console,
     )
     Console(width=None if sys.stdout.isatty() else 120).print(latency_table(results, f"{name}, {args.compute_dtype}"))
     if args.json is not None:
@@ -260,18 +259,19 @@ def _aot(args: argparse.Namespace, rest: Sequence[str], console: Console) -> Non
 
     if args.batch_per_chip is not None and args.batch_per_chip < 1:
         raise UsageError(f"--batch-per-chip {args.batch_per_chip} must be at least 1")
-    values = aot.report(
+    result = aot.analyze(
         config,
         args.topology,
         num_classes=args.classes,
         batch_per_chip=args.batch_per_chip,
         inference=args.inference,
         search=args.find_batch,
-        console=console,
-        out=Console(width=None if sys.stdout.isatty() else 140),
     )
+    out = Console(width=None if sys.stdout.isatty() else 140)
+    for table in result.tables():
+        out.print(table)
     if args.json is not None:
-        write_json(args.json, values)
+        write_json(args.json, result.to_json())
 
 
 def _export(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
@@ -310,14 +310,13 @@ def _data_prepare(args: argparse.Namespace, rest: Sequence[str], console: Consol
         sbd_source=args.sbd_source,
         data_dir=args.data_dir,
         val_fraction=args.val_fraction,
-        console=console,
     )
 
 
 def _data_check(args: argparse.Namespace, rest: Sequence[str], console: Console) -> None:
     from deeplab_jax.data.check import check, report_tables
 
-    report = check(args.name, data_dir=args.data_dir, source=args.source, console=console)
+    report = check(args.name, data_dir=args.data_dir, source=args.source)
     out = Console(highlight=False)
     for table in report_tables(report):
         out.print(table)
@@ -337,7 +336,9 @@ def _data_show(args: argparse.Namespace, rest: Sequence[str], console: Console) 
     if args.count < 1:
         raise UsageError(f"--count {args.count} must be at least 1")
     count = min(args.count, len(source))
-    images, label_maps = zip(*data.decoded(source, [i * len(source) // count for i in range(count)]), strict=True)
+    images, label_maps = zip(
+        *data.decode_examples(source, [i * len(source) // count for i in range(count)]), strict=True
+    )
     visualization.plot_segmentation_mask_gallery(images, label_maps, label_set=source.label_set, path=args.output)
     console.print(f"{count} of {len(source)} examples of {args.name}/{args.split} in {args.output}", soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""Checking a data set, raw or prepared: every example is read, and everything wrong is listed by name."""
+"""Checking a data set, raw or prepared: reads every example and lists every problem by name."""
 
 import dataclasses
 import pathlib
@@ -9,53 +9,54 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
-from rich.console import Console
 from rich.table import Table
 
-from deeplab_jax.data import builder, default_data_dir, images, open_source, split_names
+from deeplab_jax import progress
+from deeplab_jax.data import images
+from deeplab_jax.data.dataset import RawExample, Source
 from deeplab_jax.data.pipeline import decode_example
-from deeplab_jax.data.prepare import progress_bar, read_raw
-from deeplab_jax.data.sources.synthetic import SPLIT_SIZES, SyntheticSource
+from deeplab_jax.data.prepare import read_raw
+from deeplab_jax.data.prepared import prepared_folder
+from deeplab_jax.data.registry import default_data_dir, get_dataset, open_source, split_names
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
-_SYNTHETIC_DRAWN = 100  # scenes a split: they are all alike, so a sample tells
-_NAMED = 5  # shared ids that a leak names; it counts the rest
+_NAMED = 5  # shared ids that a leak names; the rest is counted
 
-# trainval is train and val by construction: it is neither for training towards val nor a split to score on.
+# trainval is train and val by construction, so it is neither a training split for val nor a split to score on.
 _TRAINING = re.compile(r"train(?!_?val)")
 _SCORING = re.compile(r"val|test")
 
 
 @dataclasses.dataclass
 class SplitReport:
-    """What the examples of one split hold; those with problems are not counted in pixels, images and sizes.
+    """The statistics and problems of one split. Examples with problems are not counted in pixels, images and sizes.
 
     Attributes:
-      ids: of every example, in order.
+      ids: the ids of all examples, in order.
       problems: one line each, naming the file or the example.
-      pixels: per class, void last.
-      images: in which the class, or void, appears.
-      smallest: least height and least width; None if no example could be read.
+      pixels: number of pixels of each class; the last entry is the ignore label.
+      images: number of images that contain each class; the last entry is the ignore label.
+      smallest: smallest height and smallest width; None if no example could be read.
       largest: largest height and largest width.
     """
 
     ids: list[str]
     problems: list[str]
-    pixels: Int64[np.ndarray, " classes_and_void"]
-    images: Int64[np.ndarray, " classes_and_void"]
+    pixels: Int64[np.ndarray, " classes_and_ignore"]
+    images: Int64[np.ndarray, " classes_and_ignore"]
     smallest: tuple[int, int] | None = None
     largest: tuple[int, int] | None = None
 
     @property
     def num_examples(self) -> int:
-        """How many examples the split lists, wrong ones included."""
+        """The number of examples in the split, including those with problems."""
         return len(self.ids)
 
 
 @dataclasses.dataclass
 class Report:
-    """What `check` found: a report per split, and one line for every pair of splits that share images."""
+    """The result of `check`: a report per split, and one line per pair of splits that share images."""
 
     name: str
     label_set: LabelSet
@@ -64,54 +65,47 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """True if no problem was found."""
         return not self.leaks and not any(split.problems for split in self.splits.values())
 
 
-def check(
-    name: str,
-    *,
-    data_dir: pathlib.Path | None = None,
-    source: pathlib.Path | None = None,
-    console: Console | None = None,
-) -> Report:
-    """Reads every example of a data set: sizes agree, labels are classes or void, splits share no images.
+def check(name: str, *, data_dir: pathlib.Path | None = None, source: pathlib.Path | None = None) -> Report:
+    """Reads every example of a data set. Checks that sizes agree, labels are valid, and splits share no images.
 
     Args:
-      name: one of `deeplab_jax.data.SOURCES`; of `synthetic` a sample is drawn.
-      data_dir: where data sets are prepared; default: `default_data_dir`.
-      source: the folder of a raw data set, checked instead of the prepared one.
-      console: shows progress on it.
+      name: one of `dataset_names`. Of generated data sets a sample is read.
+      data_dir: folder of prepared data sets; default: `default_data_dir`.
+      source: folder of a raw data set, to check it instead of the prepared one.
 
     Returns:
-      The report; what is wrong with examples is in it, not raised.
+      The report, including the problems of examples, which are not raised.
 
     Raises:
-      UserError: there is no such data set, it is not prepared, or the folder has another layout.
+      UserError: the data set does not exist or is not prepared, or the folder has another layout.
     """
     data_dir = default_data_dir() if data_dir is None else data_dir
     if source is not None:
-        layout = read_raw(name, source)
-        labels, sources = layout.label_set, layout.splits
+        raw = read_raw(name, source)
+        label_set, opened, read = raw.label_set, raw.splits, _read_raw_labels
     else:
-        sources = _open_splits(name, data_dir)
-        labels = next(iter(sources.values())).label_set
-    read = _stored if source is None else _raw
+        opened = _open_splits(name, data_dir)
+        label_set, read = next(iter(opened.values())).label_set, _read_labels
+    limit = get_dataset(name).check_limit
     splits = {}
-    with progress_bar(console or Console(quiet=True)) as progress:
-        for split, opened in sources.items():
-            examples = progress.track(read(opened, labels), total=len(opened), description=split)
-            splits[split] = _check_split(split, examples, labels)
-    leaks = _leaks({f"{name}/{split}": found.ids for split, found in splits.items()})
+    for split, examples in opened.items():
+        count = len(examples) if limit is None else min(limit, len(examples))
+        labels = progress.track(read(examples, count, label_set), f"check {split}", total=count)
+        splits[split] = _check_split(split, labels, label_set)
+    leaks = _find_leaks({f"{name}/{split}": found.ids for split, found in splits.items()})
     if source is None and name in ("sbd", "voc2012_segmentation"):
-        leaks += _sbd_leaks(data_dir)
-    return Report(name, labels, splits, leaks)
+        leaks += _find_sbd_leaks(data_dir)
+    return Report(name, label_set, splits, leaks)
 
 
 def report_tables(report: Report) -> list[Table]:
-    """The report for the console: per split a table of classes, then the problems and the leaks, if there are any."""
+    """The report as tables: the classes of each split, then the problems and the leaks, if there are any."""
     tables = []
-    names = [*report.label_set.class_names, f"void ({IGNORE_LABEL})"]
+    names = [*report.label_set.class_names, f"ignored ({IGNORE_LABEL})"]
     for split, found in report.splits.items():
         title = f"{report.name}/{split}: {found.num_examples} examples"
         table = Table(title=title, title_justify="left", caption_justify="left", min_width=len(title))
@@ -121,8 +115,8 @@ def report_tables(report: Report) -> list[Table]:
         for column in ("pixels", "share", "images"):
             table.add_column(column, justify="right")
         total = max(int(found.pixels.sum()), 1)
-        for class_name, pixels, images in zip(names, found.pixels, found.images, strict=True):
-            table.add_row(class_name, f"{pixels:,}", f"{pixels / total:.2%}", f"{images:,}")
+        for class_name, pixels, containing in zip(names, found.pixels, found.images, strict=True):
+            table.add_row(class_name, f"{pixels:,}", f"{pixels / total:.2%}", f"{containing:,}")
         tables.append(table)
     problems = [f"{split}: {line}" for split, found in report.splits.items() for line in found.problems]
     for title, lines in (("problems", problems), ("leaks", report.leaks)):
@@ -135,52 +129,50 @@ def report_tables(report: Report) -> list[Table]:
     return tables
 
 
-# An example of a split: its id, and its label map or what is wrong with it.
-_Example = tuple[str, np.ndarray | UserError]
+# The id of an example, and its label or the reason why it could not be read.
+_Labeled = tuple[str, np.ndarray | UserError]
 
 
-def _open_splits(name: str, data_dir: pathlib.Path) -> dict[str, "builder.PreparedSource | SyntheticSource"]:
-    if name == "synthetic":
-        return {split: SyntheticSource(split, min(size, _SYNTHETIC_DRAWN)) for split, size in SPLIT_SIZES.items()}
+def _open_splits(name: str, data_dir: pathlib.Path) -> dict[str, Source]:
     return {split: open_source(name, split, data_dir=data_dir) for split in split_names(name, data_dir=data_dir)}
 
 
-def _raw(records: list[builder.Record], label_set: LabelSet) -> Iterator[_Example]:
-    for record in records:
+def _read_raw_labels(examples: list[RawExample], count: int, label_set: LabelSet) -> Iterator[_Labeled]:
+    for example in examples[:count]:
         try:
-            found = record.read(label_set)[1]
+            found = example.read(label_set)[1]
         except UserError as error:
             found = error
-        yield record.id, found
+        yield example.id, found
 
 
-def _stored(source, label_set: LabelSet) -> Iterator[_Example]:
-    for i in range(len(source)):
+def _read_labels(source: Source, count: int, label_set: LabelSet) -> Iterator[_Labeled]:
+    for i in range(count):
         example_id = f"example {i}"
         try:
             example = source[i]
             example_id = example["id"]
-            found = _label_map(decode_example(example), label_set)
+            found = _checked_label(decode_example(example), label_set)
         except UserError as error:
             found = error
         yield example_id, found
 
 
-def _label_map(example: dict[str, Any], label_set: LabelSet) -> np.ndarray:
-    image, label_map = example["image"], example["label"]
-    if image.shape[:2] != label_map.shape:
+def _checked_label(example: dict[str, Any], label_set: LabelSet) -> np.ndarray:
+    image, label = example["image"], example["label"]
+    if image.shape[:2] != label.shape:
         raise UserError(
-            f"the stored image of {example['id']} is {_size(image.shape)}, but its mask is {_size(label_map.shape)} "
+            f"the stored image of {example['id']} is {_size(image.shape)}, but its mask is {_size(label.shape)} "
             "(height x width); prepare the data set again"
         )
-    images.check_ids(label_map, label_set, f"of {example['id']}")
-    return label_map
+    images.check_label(label, label_set, f"of {example['id']}")
+    return label
 
 
-def _check_split(split: str, examples: Iterable[_Example], label_set: LabelSet) -> SplitReport:
+def _check_split(split: str, labels: Iterable[_Labeled], label_set: LabelSet) -> SplitReport:
     counts = np.zeros((2, 256), np.int64)
     ids, problems, sizes = [], [], []
-    for example_id, found in examples:
+    for example_id, found in labels:
         ids.append(example_id)
         if isinstance(found, UserError):
             problems.append(str(found))
@@ -191,16 +183,16 @@ def _check_split(split: str, examples: Iterable[_Example], label_set: LabelSet) 
     if not ids:
         problems.append(f"split {split} is empty; check the list that names its images")
     problems += [f"{example_id} is listed {count} times" for example_id, count in Counter(ids).items() if count > 1]
-    pixels, images = counts[:, [*range(label_set.num_classes), IGNORE_LABEL]]
-    report = SplitReport(ids, problems, pixels, images)
+    pixels, containing = counts[:, [*range(label_set.num_classes), IGNORE_LABEL]]
+    report = SplitReport(ids, problems, pixels, containing)
     if sizes:
         report.smallest = tuple(int(extent) for extent in np.min(sizes, axis=0))
         report.largest = tuple(int(extent) for extent in np.max(sizes, axis=0))
     return report
 
 
-def _leaks(ids: dict[str, list[str]], advice: str = "") -> list[str]:
-    """A line for every split to train on that shares images with one to score on; keys are `data set/split`."""
+def _find_leaks(ids: dict[str, list[str]], advice: str = "") -> list[str]:
+    """One line per training split that shares images with a split to score on. Keys are `data set/split`."""
     lines = []
     for training, training_ids in ids.items():
         for scoring, scoring_ids in ids.items():
@@ -209,19 +201,19 @@ def _leaks(ids: dict[str, list[str]], advice: str = "") -> list[str]:
             shared = sorted(set(training_ids) & set(scoring_ids))
             if shared:
                 named = ", ".join(shared[:_NAMED])
-                lines.append(f"{training} and {scoring} share images: {named}, {len(shared)} in all{advice}")
+                lines.append(f"{training} and {scoring} share {len(shared)} images: {named}{advice}")
     return lines
 
 
-def _sbd_leaks(data_dir: pathlib.Path) -> list[str]:
-    """SBD's training images in VOC 2012's val, if both are prepared in the same place."""
+def _find_sbd_leaks(data_dir: pathlib.Path) -> list[str]:
+    """SBD's training images in VOC 2012's val, if both data sets are prepared in the same folder."""
     names = ("sbd", "voc2012_segmentation")
-    if not all(builder.prepared_folder(name, data_dir).is_dir() for name in names):
+    if not all(prepared_folder(name, data_dir).is_dir() for name in names):
         return []
     sbd, voc = (_open_splits(name, data_dir) for name in names)
     ids = {f"sbd/{split}": source.ids() for split, source in sbd.items() if _TRAINING.match(split)}
     ids |= {f"voc2012_segmentation/{split}": source.ids() for split, source in voc.items() if _SCORING.match(split)}
-    return _leaks(ids, "; train on SBD's train_noval or on VOC's trainaug to score there")
+    return _find_leaks(ids, "; train on SBD's train_noval or VOC's trainaug to score there")
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Reading and encoding images and label maps, exactly, with errors that name the file."""
+"""Reading and encoding images and masks. Errors name the file."""
 
 import io
 import os
@@ -14,57 +14,67 @@ from PIL import Image, ImageOps
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
+#: Suffixes of files that are read as images, in lower case.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
-# A file, a PIL image, or RGB pixels. Any array: `as_image` says what is wrong with it.
+#: A path, a PIL image, or a uint8 RGB array of shape (height, width, 3).
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
 _ORIENTATION_TAG = 0x0112
 
-# Runs of equal ids are what deflate is for; PNG's filters break them up. VOC's masks take half the bytes and a third of
-# the time to decode of what cv2 writes unasked.
-_LABEL_MAP_PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_COMPRESSION, 6)
+# Runs of equal ids suit deflate, and PNG's filters break them up. Without filters VOC's masks take half the bytes and a
+# third of the time to decode, compared with cv2's defaults.
+_MASK_PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_COMPRESSION, 6)
 
 
 def read_image(path: pathlib.Path, *, max_pixels: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
-    """An image file as upright RGB: EXIF rotation applied, gray, palette, 16-bit and CMYK converted, alpha on white.
+    """Reads an image file as upright RGB.
+
+    Applies the EXIF rotation, converts gray, palette, 16-bit and CMYK images, and draws transparent ones on white.
 
     Args:
       path: the file.
-      max_pixels: of height times width; the file's header tells before a pixel is decoded.
+      max_pixels: largest height times width to accept; checked in the file's header, before pixels are decoded.
 
     Raises:
-      UserError: the file is missing, truncated, no image or too large.
+      UserError: the file is missing, truncated, not an image, or too large.
     """
     return np.asarray(_upright_rgb(_open(path, max_pixels), path))
 
 
 def as_image(image: ImageLike, name: str) -> UInt8[np.ndarray, "height width 3"]:
-    """RGB pixels of an image in whatever form: what `read_image` makes of a file or a PIL image, an array itself.
+    """Converts a path, a PIL image or an array to RGB pixels. Paths and PIL images are treated as in `read_image`.
+
+    Args:
+      image: the image; arrays are returned unchanged.
+      name: what to call the image in messages.
 
     Raises:
-      UserError: it is no image; `name` tells which.
+      UserError: `image` is of another type, or an array of another shape or dtype.
     """
     if isinstance(image, (str, os.PathLike)):
         return read_image(pathlib.Path(image))
     if isinstance(image, Image.Image):
         return np.asarray(_upright_rgb(image, name))
     if not isinstance(image, np.ndarray):
-        raise UserError(f"{name} is a {type(image).__name__}; give a path, a PIL image or an array")
+        raise UserError(f"{name} is a {type(image).__name__}; pass a path, a PIL image or an array")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise UserError(
-            f"{name} is an array of {image.dtype} and shape {image.shape}; give uint8 RGB of (height, width, 3)"
+            f"{name} is an array of dtype {image.dtype} and shape {image.shape}; "
+            "pass uint8 RGB of shape (height, width, 3)"
         )
     return image
 
 
 def encode_image(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
-    """An image file's bytes for storing, and its height and width.
+    """Reads an image file for storage.
 
-    An upright RGB JPEG or PNG keeps its bytes; anything else is stored as the PNG of `read_image`.
+    Returns:
+      The encoded image, and its (height, width). Upright RGB JPEGs and PNGs keep their bytes; every other image becomes
+      a PNG of the pixels that `read_image` returns.
 
     Raises:
-      UserError: the file is missing, truncated or no image.
+      UserError: the file is missing, truncated, or not an image.
     """
     image = _open(path)
     plain = image.format in ("JPEG", "PNG") and image.mode == "RGB" and "transparency" not in image.info
@@ -75,10 +85,14 @@ def encode_image(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
 
 
 def decode_image(encoded: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
-    """RGB pixels of bytes that `encode_image` made.
+    """Decodes the bytes that `encode_image` returned to RGB pixels.
+
+    Args:
+      encoded: the bytes.
+      name: the example's id, for the message.
 
     Raises:
-      UserError: the bytes are damaged; `name` tells whose they are.
+      UserError: the bytes are damaged.
     """
     pixels = _decode(encoded, cv2.IMREAD_COLOR_RGB)
     if pixels is None:
@@ -86,59 +100,74 @@ def decode_image(encoded: bytes, name: str) -> UInt8[np.ndarray, "height width 3
     return pixels
 
 
-def read_label_map(
-    path: pathlib.Path, label_set: LabelSet, *, by_color: bool = False
-) -> UInt8[np.ndarray, "height width"]:
-    """A mask file as class ids.
+def read_mask(path: pathlib.Path, label_set: LabelSet, *, by_color: bool = False) -> UInt8[np.ndarray, "height width"]:
+    """Reads a mask file as a label.
 
-    A palette PNG gives its indices and a gray one its values; an RGB one, or any but a palette PNG with `by_color`, is
-    looked up in the label set's colors and must match one (or the void color) in every pixel.
+    The class ids are the indices of a palette PNG and the values of a gray one. The colors of an RGB image are looked
+    up in the palette of the label set; each pixel must have the color of a class or the color of the ignore label.
+
+    Args:
+      path: the file.
+      label_set: the classes.
+      by_color: also look up the values of gray masks as colors.
 
     Raises:
-      UserError: the file is missing, truncated, or holds a color or an id that is none of the classes.
+      UserError: the file is missing or truncated, or contains a color or an id that is not assigned to any class.
     """
     image = _open(path)
     if image.mode in ("RGB", "RGBA") or (by_color and image.mode != "P"):
         return _lookup_colors(np.asarray(image.convert("RGB")), label_set, path)
     if image.mode not in ("P", "L", "1", "I", "I;16"):
         raise UserError(f"mask {path} has mode {image.mode}; save it as a gray or palette PNG of class ids")
-    ids = np.asarray(image).astype(np.int64)
-    check_ids(ids, label_set, str(path))
-    return ids.astype(np.uint8)
+    label = np.asarray(image).astype(np.int64)
+    check_label(label, label_set, str(path))
+    return label.astype(np.uint8)
 
 
-def check_ids(ids: Integer[np.ndarray, "height width"], label_set: LabelSet, name: str) -> None:
-    """Raises a UserError naming the first id that is neither a class nor void."""
-    wrong = ids[(ids < 0) | ((ids >= label_set.num_classes) & (ids != IGNORE_LABEL))]
+def check_label(label: Integer[np.ndarray, "height width"], label_set: LabelSet, name: str) -> None:
+    """Checks that every id of a label is a class or the ignore label.
+
+    Raises:
+      UserError: with the first id that is neither; `name` says which mask contains it.
+    """
+    wrong = label[(label < 0) | ((label >= label_set.num_classes) & (label != IGNORE_LABEL))]
     if wrong.size:
         raise UserError(
-            f"mask {name} holds label {int(wrong[0])}: it must be below {label_set.num_classes}, the number of classes, "
-            f"or {IGNORE_LABEL} for void"
+            f"mask {name} contains label {int(wrong[0])}; labels must be below {label_set.num_classes}, the number of "
+            f"classes, or {IGNORE_LABEL} to ignore a pixel"
         )
 
 
-def encode_label_map(label_map: UInt8[np.ndarray, "height width"]) -> bytes:
-    """A single-channel PNG whose values are the ids: exact for 0 to 255, with no palette to be expanded."""
-    return _encode_png(label_map, _LABEL_MAP_PNG)
+def encode_mask(label: UInt8[np.ndarray, "height width"]) -> bytes:
+    """Encodes a label as a gray PNG whose values are the class ids."""
+    return _encode_png(label, _MASK_PNG)
 
 
-def decode_label_map(encoded: bytes, name: str) -> UInt8[np.ndarray, "height width"]:
-    """Ids of bytes that `encode_label_map` made.
+def decode_mask(encoded: bytes, name: str) -> UInt8[np.ndarray, "height width"]:
+    """Decodes the bytes that `encode_mask` returned to a label.
+
+    Args:
+      encoded: the bytes.
+      name: the example's id, for the message.
 
     Raises:
-      UserError: the bytes are damaged; `name` tells whose they are.
+      UserError: the bytes are damaged.
     """
-    label_map = _decode(encoded, cv2.IMREAD_UNCHANGED)
-    if label_map is None or label_map.ndim != 2 or label_map.dtype != np.uint8:
+    label = _decode(encoded, cv2.IMREAD_UNCHANGED)
+    if label is None or label.ndim != 2 or label.dtype != np.uint8:
         raise UserError(f"the stored mask of {name} is damaged; prepare the data set again")
-    return label_map
+    return label
 
 
 def encoded_size(encoded: bytes, name: str) -> tuple[int, int]:
-    """Height and width of an encoded image, from its header.
+    """The (height, width) of an encoded image or mask, from its header.
+
+    Args:
+      encoded: the bytes.
+      name: the example's id, for the message.
 
     Raises:
-      UserError: the bytes are damaged; `name` tells whose they are.
+      UserError: the bytes are damaged.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as image:
@@ -148,7 +177,7 @@ def encoded_size(encoded: bytes, name: str) -> tuple[int, int]:
 
 
 def _decode(encoded: bytes, flags: int) -> np.ndarray | None:
-    """Pixels, or None if the bytes are damaged or claim more pixels than cv2 accepts."""
+    """Decoded pixels, or None if the bytes are damaged or announce more pixels than cv2 accepts."""
     try:
         return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except cv2.error:
@@ -156,7 +185,7 @@ def _decode(encoded: bytes, flags: int) -> np.ndarray | None:
 
 
 def _open(path: pathlib.Path, max_pixels: int | None = None) -> Image.Image:
-    """The image with its pixels read, so that a truncated file shows here."""
+    """Opens an image and loads its pixels, so that a truncated file fails here."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # odd EXIF in real photos
@@ -173,13 +202,13 @@ def _open(path: pathlib.Path, max_pixels: int | None = None) -> Image.Image:
         raise UserError(f"image {path} does not exist") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise UserError(f"image {path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down") from None
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each of these for damaged files
-        raise UserError(f"image {path} cannot be read: {error}; it is truncated or no image") from None
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of these for damaged files
+        raise UserError(f"image {path} cannot be read: {error}; it is truncated or not an image") from None
 
 
 def _upright_rgb(image: Image.Image, path: pathlib.Path | str) -> Image.Image:
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit gray: Pillow would clip it at 255
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
         values = np.asarray(image).astype(np.uint32)
         image = Image.fromarray((values >> 8 if values.max() > 255 else values).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -188,7 +217,7 @@ def _upright_rgb(image: Image.Image, path: pathlib.Path | str) -> Image.Image:
     try:
         return image.convert("RGB")
     except ValueError:
-        raise UserError(f"image {path} has mode {image.mode}, which cannot be made RGB") from None
+        raise UserError(f"image {path} has mode {image.mode}, which cannot be converted to RGB") from None
 
 
 def _lookup_colors(pixels: np.ndarray, label_set: LabelSet, path: pathlib.Path) -> np.ndarray:
@@ -202,7 +231,8 @@ def _lookup_colors(pixels: np.ndarray, label_set: LabelSet, path: pathlib.Path) 
     if not match.all():
         color = tuple(int(value) for value in pixels[~match][0])
         raise UserError(
-            f"mask {path} holds the color {color}, which is no class's; add it to classes.txt as `name r g b`"
+            f"mask {path} contains color {color}, which is not assigned to any class; add it to classes.txt as "
+            "`name r g b`"
         )
     return known[order][position].astype(np.uint8)
 

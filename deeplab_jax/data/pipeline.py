@@ -19,8 +19,8 @@ from deeplab_jax.errors import UserError
 if TYPE_CHECKING:
     import grain
 
-_THREADS = min(16, (os.cpu_count() or 1) + 1)  # decoding and resizing hold no lock of the interpreter
-_MOST_UNREADABLE = 10  # examples in a row that are passed over: more of them are no accident
+_THREADS = min(16, (os.cpu_count() or 1) + 1)  # decoding and resizing release the GIL
+_MOST_UNREADABLE = 10  # examples to skip in a row; more of them are not an accident
 
 
 def train_batches(
@@ -33,27 +33,27 @@ def train_batches(
     process_count: int = 1,
     pad_color: Sequence[int] = (0, 0, 0),
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches of this process' examples.
+    """Yields this process' training batches, without end.
 
-    Which example comes when, and how it is transformed, is a pure function of the seed and the position in the
-    stream: not of the number of workers or processes. So a run goes on at `examples_seen` anywhere.
+    The order of the examples and their augmentation depend only on the seed and the position in the stream, not on the
+    number of workers or processes. A resumed run continues at `examples_seen`.
 
     Args:
-      source: of `open_source`.
+      source: see `open_source`.
       data: the `data` group of a config.
-      seed: of shuffling and augmentation; each epoch is shuffled anew.
-      examples_seen: examples, over all processes, that the run has consumed.
-      process_index: this process.
-      process_count: of the run; each takes every process_count-th example.
-      pad_color: RGB around scaled images.
+      seed: seed of shuffling and augmentation. Every epoch has another order.
+      examples_seen: number of examples that all processes of the run have consumed.
+      process_index: index of this process.
+      process_count: number of processes of the run. Each takes every `process_count`-th example.
+      pad_color: RGB color around scaled images.
 
     Yields:
-      `image` uint8 (batch, height, width, 3), `label` uint8 (batch, height, width), `id` (an array of text), and
-      `unreadable` (an array of text): what was wrong with the example whose place this one takes, empty for most.
+      `image` uint8 (batch, height, width, 3); `label` uint8 (batch, height, width); `id` (array of strings);
+      `unreadable` (array of strings): the error of the example that this one replaces, empty for most.
 
     Raises:
-      UserError: `data.paste_classes` names a class that the data set lacks; or a stored example is damaged, and
-        `data.unreadable` is `raise` or many in a row are.
+      UserError: `data.paste_classes` names an unknown class; or a stored example is damaged, and `data.unreadable` is
+        "raise" or many in a row are damaged.
     """
     num_classes = source.label_set.num_classes
     if not all(0 <= label < num_classes for label in data.paste_classes):
@@ -70,21 +70,21 @@ def train_batches(
 
 
 def decode_example(example: dict[str, Any]) -> dict[str, Any]:
-    """A source's example with uint8 arrays `image` (H, W, 3) and `label` (H, W); generated ones have them already.
+    """Decodes an example of a source: uint8 arrays `image` (H, W, 3) and `label` (H, W). Arrays stay as they are.
 
     Raises:
       UserError: a stored image or mask is damaged.
     """
-    image, label_map = example["image"], example["label"]
+    image, label = example["image"], example["label"]
     if isinstance(image, bytes):
         image = images.decode_image(image, example["id"])
-    if isinstance(label_map, bytes):
-        label_map = images.decode_label_map(label_map, example["id"])
-    return {"image": image, "label": label_map, "id": example["id"]}
+    if isinstance(label, bytes):
+        label = images.decode_mask(label, example["id"])
+    return {"image": image, "label": label, "id": example["id"]}
 
 
-def decoded(source, indices: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The images (H, W, 3) and label maps (H, W) at these positions of a source, at their own sizes.
+def decode_examples(source, indices: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The images (H, W, 3) and labels (H, W) at some positions of a source, at their original sizes.
 
     Raises:
       UserError: a stored image or mask is damaged.
@@ -95,7 +95,7 @@ def decoded(source, indices: Iterable[int]) -> list[tuple[np.ndarray, np.ndarray
 
 def positions(count: int) -> "grain.MapDataset":
     """Returns the positions 0 to count - 1."""
-    # Grain takes a sixth of a second to import: who predicts does without it.
+    # Slow to import, and prediction does not need it.
     import grain
 
     return grain.MapDataset.range(count)
@@ -110,37 +110,37 @@ def stream(dataset: "grain.MapDataset", workers: int) -> Iterator[Any]:
     with contextlib.closing(iter(_parallel(dataset, workers))) as batches:
         try:
             yield from batches
-        except UserError as error:  # to which Grain may add lines about its traceback
+        except UserError as error:  # Grain may append its traceback to the message
             raise UserError(str(error).partition("\n")[0]) from error
         except RuntimeError as error:
-            if "terminated unexpectedly" not in str(error):  # Grain has no kind of its own for a dead worker
+            if "terminated unexpectedly" not in str(error):  # Grain has no exception type for a dead worker
                 raise
             raise UserError(
                 "a data worker process died (killed, or out of memory); run the same command again to continue, with "
-                "a smaller --config.data.workers if memory is short"
+                "a smaller --config.data.workers if memory is the problem"
             ) from error
 
 
 def _parallel(dataset: "grain.MapDataset", workers: int) -> "grain.IterDataset":
     import grain
 
-    if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which programs without absl.app do not parse
+    if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which only absl.app parses
         flags.FLAGS.mark_as_parsed()
     if workers == 0:
-        cv2.setNumThreads(1)  # examples are read side by side already: threads inside one would take their cores
+        cv2.setNumThreads(1)  # examples are read in parallel already
         return dataset.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=8))
-    # Workers take whole batches in turn, which changes nothing about their order.
+    # Workers take whole batches in turn, which keeps their order.
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
     return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(options)
 
 
 def _stream_seed(seed: int) -> int:
-    # Grain derives an example's generator from seed + position: neighboring seeds would share shifted streams.
+    # Grain seeds an example's generator with seed + position, so neighboring seeds would share shifted streams.
     return int.from_bytes(hashlib.sha256(f"train {seed}".encode()).digest()[:4], "big")
 
 
 class _TrainExample:
-    """The decoded example at a position of the source, or with the policy `skip` the next that can be read."""
+    """Decodes the example at a position; with the policy "skip", the next readable one replaces a damaged one."""
 
     def __init__(self, source, policy: str):
         self._source, self._tries = source, 1 if policy == "raise" else _MOST_UNREADABLE
@@ -152,13 +152,13 @@ class _TrainExample:
         unreadable = ""
         for trial in range(self._tries):
             try:
-                # A function of the position alone: a run that continues replaces the same ones by the same ones.
+                # Depends on the position alone, so a resumed run makes the same replacements.
                 example = decode_example(self._source[(int(index) + trial) % len(self._source)])
             except UserError as error:
                 unreadable = unreadable or str(error)
             else:
                 return example | {"unreadable": unreadable}
-        also = f"; neither can the {self._tries - 1} after it" if self._tries > 1 else ""
+        also = f"; nor can the next {self._tries - 1} examples" if self._tries > 1 else ""
         raise UserError(f"{unreadable}{also}")
 
 
@@ -169,13 +169,11 @@ class _Augment:
     pad_color: tuple[int, ...]
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        image, label_map = self._augmented(example, rng)
+        image, label = self._transform(example, rng)
         if self.data.paste_classes and rng.random() < self.data.paste_share:
             other = self.read(int(rng.integers(len(self.read))))
-            image, label_map = transforms.paste(
-                image, label_map, *self._augmented(other, rng), classes=self.data.paste_classes
-            )
-        return example | {"image": image, "label": label_map}
+            image, label = transforms.paste(image, label, *self._transform(other, rng), classes=self.data.paste_classes)
+        return example | {"image": image, "label": label}
 
-    def _augmented(self, example, rng):
+    def _transform(self, example, rng):
         return transforms.augment(example["image"], example["label"], rng, self.data, pad_color=self.pad_color)

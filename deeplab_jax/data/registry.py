@@ -1,19 +1,60 @@
-"""Data sets: preparing them, checking them, and streaming them to the network."""
+"""The registry of data sets, and opening their splits by name."""
 
 import os
 import pathlib
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.data.sources.synthetic import SPLIT_SIZES, SyntheticSource
+from deeplab_jax.data.dataset import Dataset, Source
+from deeplab_jax.data.prepared import PreparedSource, prepared_folder
+from deeplab_jax.data.sources import camvid, folder, sbd, synthetic, voc2012_segmentation
 from deeplab_jax.errors import UserError, suggest
 
-#: Values of `data.name`.
-SOURCES = ("sbd", "voc2012_segmentation", "camvid", "folder", "synthetic")
+_BUILT_IN = {
+    dataset.name: dataset
+    for dataset in (sbd.DATASET, voc2012_segmentation.DATASET, camvid.DATASET, folder.DATASET, synthetic.DATASET)
+}
+_datasets = dict(_BUILT_IN)
+
+
+def register_dataset(dataset: Dataset) -> Dataset:
+    """Adds a data set, so that `config.data.name` and the `deeplab-jax data` commands know its name.
+
+    Registering the same name again replaces the earlier entry, so a notebook cell can be run twice.
+
+    Args:
+      dataset: the new entry.
+
+    Returns:
+      `dataset` itself.
+
+    Raises:
+      UserError: a built-in data set has this name.
+    """
+    if dataset.name in _BUILT_IN:
+        raise UserError(f"data set {dataset.name!r} is built in; choose another name")
+    _datasets[dataset.name] = dataset
+    return dataset
+
+
+def get_dataset(name: str) -> Dataset:
+    """The data set of this name.
+
+    Raises:
+      UserError: no such data set is registered.
+    """
+    if name not in _datasets:
+        raise UserError(f"data set {name!r} does not exist{suggest(name, _datasets)}")
+    return _datasets[name]
+
+
+def dataset_names() -> list[str]:
+    """The values of `config.data.name`: built-in data sets, then registered ones."""
+    return list(_datasets)
 
 
 def default_data_dir() -> pathlib.Path:
-    """Where data sets are prepared unless told otherwise: $DEEPLAB_JAX_DATA, or deeplab_jax_data in the home folder."""
+    """The default folder of prepared data sets: $DEEPLAB_JAX_DATA, or `deeplab_jax_data` in the home folder."""
     return pathlib.Path(os.environ.get("DEEPLAB_JAX_DATA") or pathlib.Path.home() / "deeplab_jax_data")
 
 
@@ -24,64 +65,63 @@ def open_source(
     data_dir: str | os.PathLike | None = None,
     num_examples: int | None = None,
     image_size: tuple[int, int] | None = None,
-):
-    """One split of a data set, ready to be read by position.
+) -> Source:
+    """Opens one split of a data set.
 
     Args:
-      name: one of `SOURCES`.
-      split: of the data set; of a prepared one also several, one after the other: "train+val".
-      data_dir: where data sets are prepared; default: `default_data_dir`.
-      num_examples: of generated data sets, in `train`.
-      image_size: (height, width) of generated images.
+      name: one of `dataset_names`.
+      split: the split's name. Prepared data sets also accept several, which are read one after the other: "train+val".
+      data_dir: folder of prepared data sets; default: `default_data_dir`.
+      num_examples: number of training examples, for generated data sets.
+      image_size: (height, width) of the images, for generated data sets.
 
     Raises:
-      UserError: no such data set or split, or it is not prepared.
+      UserError: the data set or the split does not exist, or the data set is not prepared.
     """
-    directory = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
-    splits = split_names(name, data_dir=directory)
-    parts = [split] if name == "synthetic" else split.split("+")
+    dataset = get_dataset(name)
+    data_dir = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
+    known = split_names(name, data_dir=data_dir)
+    parts = split.split("+") if dataset.open_split is None else [split]
     for part in parts:
-        if part not in splits:
-            where = "" if name == "synthetic" else f" in {directory}"
-            raise UserError(f"{name}{where} has no split {part!r}{suggest(part, splits)}")
+        if part not in known:
+            where = f" in {data_dir}" if dataset.open_split is None else ""
+            raise UserError(f"{name}{where} has no split {part!r}{suggest(part, known)}")
     if len(set(parts)) < len(parts):
         raise UserError(f"{split!r} names a split twice")
-    if name == "synthetic":
-        return SyntheticSource(split, num_examples if split == "train" else None, image_size)
-    # TFDS takes most of a second to import: only for data sets that need it.
-    from deeplab_jax.data.builder import PreparedSource, prepared_folder
-
-    return PreparedSource(prepared_folder(name, directory), split)
+    if dataset.open_split is not None:
+        return dataset.open_split(split, data_dir=data_dir, num_examples=num_examples, image_size=image_size)
+    return PreparedSource(prepared_folder(name, data_dir), split)
 
 
 def split_names(name: str, *, data_dir: str | os.PathLike | None = None) -> list[str]:
-    """The splits of a data set.
+    """The names of a data set's splits.
 
     Args:
-      name: one of `SOURCES`.
-      data_dir: where data sets are prepared; default: `default_data_dir`.
+      name: one of `dataset_names`.
+      data_dir: folder of prepared data sets; default: `default_data_dir`.
 
     Raises:
-      UserError: no such data set, or it is not prepared.
+      UserError: the data set does not exist, or is not prepared.
     """
-    if name not in SOURCES:
-        raise UserError(f"data set {name!r} does not exist{suggest(name, SOURCES)}")
-    if name == "synthetic":
-        return list(SPLIT_SIZES)
-    from deeplab_jax.data.builder import PreparedSource, prepared_folder
-
-    directory = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
-    folder = prepared_folder(name, directory)
-    if not folder.is_dir():
+    dataset = get_dataset(name)
+    if dataset.open_split is not None:
+        return list(dataset.splits)
+    data_dir = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
+    prepared = prepared_folder(name, data_dir)
+    if not prepared.is_dir():
         raise UserError(
-            f"data set {name} is not prepared in {directory}; "
-            f"run `deeplab-jax data prepare {name} --data-dir {directory}`"
+            f"data set {name} is not prepared in {data_dir}; "
+            f"run `deeplab-jax data prepare {name} --data-dir {data_dir}`"
         )
-    return PreparedSource.splits(folder)
+    return PreparedSource.split_names(prepared)
 
 
-def open_split(config: ConfigDict, split: str):
-    """The source of one split of the config's data set."""
+def open_split(config: ConfigDict, split: str) -> Source:
+    """Opens one split of the data set that a config names.
+
+    Raises:
+      UserError: see `open_source`.
+    """
     return open_source(
         config.data.name,
         split,

@@ -1,4 +1,4 @@
-"""Repeat factor sampling: images of rare classes come more often (LVIS, arXiv 1908.03195, section 4.1)."""
+"""Repeat factor sampling: oversamples images that contain rare classes (LVIS, arXiv 1908.03195, section 4.1)."""
 
 from typing import Any
 
@@ -10,61 +10,62 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
 
-def classes_present(source, *, unreadable: str = "raise") -> Bool[np.ndarray, "examples classes"]:
-    """Which classes each label map of a source has a pixel of; reads all of them.
+def find_classes(source, *, unreadable: str = "raise") -> Bool[np.ndarray, "examples classes"]:
+    """Reads all labels of a source and tells which classes each of them contains.
 
     Args:
-      source: of `open_source`.
-      unreadable: `config.data.unreadable`; with `skip` an example that cannot be read has no class.
+      source: see `open_source`.
+      unreadable: `config.data.unreadable`. With "skip", an example that cannot be read contains no class.
 
     Raises:
-      UserError: an example cannot be read, and `unreadable` is `raise`.
+      UserError: an example cannot be read and `unreadable` is "raise".
     """
     present = np.zeros((len(source), source.label_set.num_classes), bool)
     for i in range(len(source)):
         try:
             example = source[i]
-            label_map = example["label"]
-            if isinstance(label_map, bytes):
-                label_map = images.decode_label_map(label_map, example["id"])
+            label = example["label"]
+            if isinstance(label, bytes):
+                label = images.decode_mask(label, example["id"])
         except UserError:
             if unreadable == "raise":
                 raise
             continue
-        found = np.unique(label_map)
+        found = np.unique(label)
         present[i, found[found != IGNORE_LABEL]] = True
     return present
 
 
 def repeat_factors(present: Bool[np.ndarray, "examples classes"], threshold: float) -> Float[np.ndarray, "examples"]:
-    """How often each image comes: max(1, sqrt(threshold / f)), f being the share of images with its rarest class.
+    """The repeat factor of each image: max(1, sqrt(threshold / f)), where f is the frequency of its rarest class.
 
-    A class that no image has counts as being in one.
+    The frequency of a class is the fraction of images that contain it. A class that appears in no image is treated as
+    if it appeared in one.
     """
-    share = present.mean(axis=0)
-    of_class = np.sqrt(threshold / np.maximum(share, 1 / len(present))).clip(min=1)
-    return np.where(present, of_class, 1).max(axis=1)
+    frequency = present.mean(axis=0)
+    per_class = np.sqrt(threshold / np.maximum(frequency, 1 / len(present))).clip(min=1)
+    return np.where(present, per_class, 1).max(axis=1)
 
 
 class RepeatedSource:
-    """A source in which each example stands as often as its repeat factor says; a fraction is rounded by chance.
+    """A source that repeats each example according to its repeat factor, rounded up or down at random.
 
-    It is longer than the source. Epochs of a config are still of the source's length.
+    It is longer than the original source. The epochs of a config still have the original length.
     """
 
     def __init__(self, source, threshold: float, *, seed: int, unreadable: str = "raise"):
-        """Reads all label maps.
+        """Reads all labels.
 
         Args:
-          source: of `open_source`.
-          threshold: the share of images below which a class counts as rare.
-          seed: of the rounding.
-          unreadable: as in `classes_present`.
+          source: see `open_source`.
+          threshold: frequency below which a class counts as rare.
+          seed: seed of the random rounding.
+          unreadable: see `find_classes`.
 
         Raises:
-          UserError: as `classes_present`.
+          UserError: see `find_classes`.
         """
-        factors = repeat_factors(classes_present(source, unreadable=unreadable), threshold)
+        factors = repeat_factors(find_classes(source, unreadable=unreadable), threshold)
         rng = np.random.default_rng(seed)
         counts = np.floor(factors + rng.random(len(factors))).astype(int)
         self._source, self._positions = source, np.repeat(np.arange(len(source)), counts)

@@ -1,4 +1,6 @@
-"""Joint transforms of an image and its label map: images bilinear, labels nearest, from one random draw."""
+"""Joint transforms of an image and its label. One random draw moves both; images are resized bilinearly, labels by
+nearest neighbor.
+"""
 
 from collections.abc import Sequence
 
@@ -11,26 +13,32 @@ from PIL import Image
 from deeplab_jax.labels import IGNORE_LABEL
 
 ImageArray = UInt8[np.ndarray, "height width 3"]
-LabelMap = UInt8[np.ndarray, "height width"]
+LabelArray = UInt8[np.ndarray, "height width"]
 NewImageArray = UInt8[np.ndarray, "out_height out_width 3"]
-NewLabelMap = UInt8[np.ndarray, "out_height out_width"]
+NewLabelArray = UInt8[np.ndarray, "out_height out_width"]
 
 
 def resize_image(image: ImageArray, size: Sequence[int], *, antialias: bool = False) -> NewImageArray:
-    """Half-pixel bilinear, to (height, width); `antialias` widens the triangle where it shrinks, as Pillow does."""
+    """Resizes an image bilinearly with half-pixel centers.
+
+    Args:
+      image: the image.
+      size: the new (height, width).
+      antialias: widen the triangle filter when shrinking, as Pillow does.
+    """
     if antialias:
         return np.asarray(Image.fromarray(image).resize((int(size[1]), int(size[0])), Image.Resampling.BILINEAR))
     return cv2.resize(image, (int(size[1]), int(size[0])), interpolation=cv2.INTER_LINEAR)
 
 
-def resize_label_map(label_map: LabelMap, size: Sequence[int]) -> NewLabelMap:
-    """Nearest at half-pixel centers, the same geometry as `resize_image`, to (height, width)."""
-    return cv2.resize(label_map, (int(size[1]), int(size[0])), interpolation=cv2.INTER_NEAREST_EXACT)
+def resize_label(label: LabelArray, size: Sequence[int]) -> NewLabelArray:
+    """Resizes a label to (height, width) by nearest neighbor, with the half-pixel centers of `resize_image`."""
+    return cv2.resize(label, (int(size[1]), int(size[0])), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def pad_to(pixels: np.ndarray, size: Sequence[int], value: Sequence[int] | int) -> np.ndarray:
-    """Extends below and to the right to at least (height, width) with one value or color."""
-    below, right = (max(wanted - had, 0) for wanted, had in zip(size, pixels.shape, strict=False))
+    """Pads at the bottom and on the right to at least (height, width) with one value or color."""
+    below, right = (max(wanted - extent, 0) for wanted, extent in zip(size, pixels.shape, strict=False))
     if not below and not right:
         return pixels
     padded = np.empty((pixels.shape[0] + below, pixels.shape[1] + right, *pixels.shape[2:]), pixels.dtype)
@@ -41,83 +49,83 @@ def pad_to(pixels: np.ndarray, size: Sequence[int], value: Sequence[int] | int) 
 
 def random_scale_crop(
     image: ImageArray,
-    label_map: LabelMap,
+    label: LabelArray,
     size: Sequence[int],
     rng: np.random.Generator,
     *,
     scale_range: Sequence[int | float],
     scale_step: int | float,
     pad_color: Sequence[int],
-) -> tuple[NewImageArray, NewLabelMap]:
-    """Scales by a random factor, pads to at least `size`, cuts a random window (DeepLabv3, section 4.1).
+) -> tuple[NewImageArray, NewLabelArray]:
+    """Scales by a random factor, pads to at least `size`, and takes a random crop (DeepLabv3, section 4.1).
 
     Args:
       image: the image.
-      label_map: its labels.
-      size: height and width of the window.
-      rng: of this example.
-      scale_range: least and largest factor.
-      scale_step: factors are this far apart (research/deeplab: 0.25); 0 draws from the whole range.
-      pad_color: RGB around the image; labels are void there.
+      label: its label.
+      size: (height, width) of the crop.
+      rng: random generator of this example.
+      scale_range: smallest and largest factor.
+      scale_step: step between factors (research/deeplab: 0.25); 0 draws from the whole range.
+      pad_color: RGB color of the padding, where labels are the ignore label.
     """
     low, high = scale_range
     if scale_step:
         factor = low + scale_step * rng.integers(0, round((high - low) / scale_step) + 1)
     else:
         factor = rng.uniform(low, high)
-    scaled = [max(1, round(extent * factor)) for extent in label_map.shape]
+    scaled = [max(1, round(extent * factor)) for extent in label.shape]
     image = pad_to(resize_image(image, scaled), size, pad_color)
-    label_map = pad_to(resize_label_map(label_map, scaled), size, IGNORE_LABEL)
-    top, left = (int(rng.integers(0, had - wanted + 1)) for had, wanted in zip(label_map.shape, size, strict=True))
-    window = np.s_[top : top + size[0], left : left + size[1]]
-    return image[window], label_map[window]
+    label = pad_to(resize_label(label, scaled), size, IGNORE_LABEL)
+    top, left = (int(rng.integers(0, extent - wanted + 1)) for extent, wanted in zip(label.shape, size, strict=True))
+    crop = np.s_[top : top + size[0], left : left + size[1]]
+    return image[crop], label[crop]
 
 
 def random_box(
-    image: ImageArray, label_map: LabelMap, rng: np.random.Generator, *, scale_range: Sequence[int | float]
-) -> tuple[NewImageArray, NewLabelMap]:
-    """Cuts a random box, which squeezed varies in scale and shape without padding (arXiv 1409.4842, section 6).
+    image: ImageArray, label: LabelArray, rng: np.random.Generator, *, scale_range: Sequence[int | float]
+) -> tuple[NewImageArray, NewLabelArray]:
+    """Cuts out a random box. Resized to a fixed size, it varies scale and aspect ratio (arXiv 1409.4842, section 6).
 
     Args:
       image: the image.
-      label_map: its labels.
-      rng: of this example.
-      scale_range: least and largest share of the image's height, and, drawn apart, of its width; at most 1.
+      label: its label.
+      rng: random generator of this example.
+      scale_range: smallest and largest fraction of the image's height; the width is drawn separately. At most 1.
     """
     box = []
-    for extent in label_map.shape:
+    for extent in label.shape:
         length = max(1, round(extent * rng.uniform(*scale_range)))
         start = int(rng.integers(0, extent - length + 1))
         box.append(slice(start, start + length))
-    return image[tuple(box)], label_map[tuple(box)]
+    return image[tuple(box)], label[tuple(box)]
 
 
 def random_flip(
-    image: ImageArray, label_map: LabelMap, rng: np.random.Generator, *, directions: str
-) -> tuple[ImageArray, LabelMap]:
-    """Mirrors with probability one half in each of the directions.
+    image: ImageArray, label: LabelArray, rng: np.random.Generator, *, directions: str
+) -> tuple[ImageArray, LabelArray]:
+    """Flips with probability one half in each direction.
 
     Args:
       image: the image.
-      label_map: its labels.
-      rng: of this example.
-      directions: `none`, `horizontal` (left and right change) or `horizontal_and_vertical`.
+      label: its label.
+      rng: random generator of this example.
+      directions: "none", "horizontal" (swaps left and right) or "horizontal_and_vertical".
     """
-    # cv2 mirrors five times as fast as numpy copies a view with a negative stride.
+    # cv2 flips five times as fast as numpy copies a view with a negative stride.
     if directions != "none" and rng.random() < 0.5:
-        image, label_map = cv2.flip(image, 1), cv2.flip(label_map, 1)
+        image, label = cv2.flip(image, 1), cv2.flip(label, 1)
     if directions == "horizontal_and_vertical" and rng.random() < 0.5:
-        image, label_map = cv2.flip(image, 0), cv2.flip(label_map, 0)
-    return image, label_map
+        image, label = cv2.flip(image, 0), cv2.flip(label, 0)
+    return image, label
 
 
 def random_color(image: ImageArray, rng: np.random.Generator, *, strength: float) -> ImageArray:
-    """Brightness, contrast (about the mean gray) and saturation, each by a factor of 1 - strength to 1 + strength.
+    """Changes brightness, contrast (around the mean gray) and saturation by random factors.
 
     Args:
       image: the image.
-      rng: of this example.
-      strength: below 1.
+      rng: random generator of this example.
+      strength: each factor is drawn from 1 - strength to 1 + strength; below 1.
     """
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -130,29 +138,29 @@ def random_color(image: ImageArray, rng: np.random.Generator, *, strength: float
 
 
 def paste(
-    image: ImageArray, label_map: LabelMap, other: ImageArray, other_label_map: LabelMap, *, classes: Sequence[int]
-) -> tuple[ImageArray, LabelMap]:
-    """Lays the pixels of some classes of another image over this one, at the same places (arXiv 2012.07177).
+    image: ImageArray, label: LabelArray, other: ImageArray, other_label: LabelArray, *, classes: Sequence[int]
+) -> tuple[ImageArray, LabelArray]:
+    """Copies the pixels of some classes from another image to the same positions in this one (arXiv 2012.07177).
 
     Args:
       image: the image.
-      label_map: its labels.
-      other: the image from which is pasted, of the same size.
-      other_label_map: its labels.
-      classes: ids of what is pasted.
+      label: its label.
+      other: the image to copy from, of the same size.
+      other_label: its label.
+      classes: class ids to copy.
     """
-    pasted = np.isin(other_label_map, classes)
-    return np.where(pasted[..., None], other, image), np.where(pasted, other_label_map, label_map)
+    pasted = np.isin(other_label, classes)
+    return np.where(pasted[..., None], other, image), np.where(pasted, other_label, label)
 
 
 def augment(
-    image: ImageArray, label_map: LabelMap, rng: np.random.Generator, data: ConfigDict, *, pad_color: Sequence[int]
-) -> tuple[NewImageArray, NewLabelMap]:
-    """The training transform of `config.data`: to `image_size` as `data.resize` says, flips, colors."""
+    image: ImageArray, label: LabelArray, rng: np.random.Generator, data: ConfigDict, *, pad_color: Sequence[int]
+) -> tuple[NewImageArray, NewLabelArray]:
+    """Applies the training transforms of `config.data`: resizing to `image_size`, flips, colors."""
     if data.resize == "scale_crop":
-        image, label_map = random_scale_crop(
+        image, label = random_scale_crop(
             image,
-            label_map,
+            label,
             data.image_size,
             rng,
             scale_range=data.scale_range,
@@ -161,10 +169,10 @@ def augment(
         )
     else:
         if data.resize == "resized_crop":
-            image, label_map = random_box(image, label_map, rng, scale_range=data.scale_range)
+            image, label = random_box(image, label, rng, scale_range=data.scale_range)
         image = resize_image(image, data.image_size, antialias=data.antialias)
-        label_map = resize_label_map(label_map, data.image_size)
-    image, label_map = random_flip(image, label_map, rng, directions=data.random_flip)
+        label = resize_label(label, data.image_size)
+    image, label = random_flip(image, label, rng, directions=data.random_flip)
     if data.color_jitter:
         image = random_color(image, rng, strength=data.color_jitter)
-    return image, label_map
+    return image, label

@@ -1,27 +1,26 @@
-"""Trained networks for other runtimes: StableHLO, TensorFlow's SavedModel, TFLite and ONNX.
-
-Images go in as RGB of range 0-255; the network's own normalization is inside. Logits come out at the images' size,
-or labels. The operations are the plain ones of `deeplab_jax.ops`, but for StableHLO and SavedModel of a fixed size, in
-which a processor finds its faster formulation and other platforms the plain one.
-"""
+"""Writes a trained network and its description for another runtime."""
 
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 from deeplab_jax.errors import UserError, suggest
-from deeplab_jax.export import onnx, stablehlo, tensorflow
+from deeplab_jax.export import onnx, savedmodel, stablehlo, tflite
 from deeplab_jax.export.program import ExportOptions, make_program, metadata, to_json
-from deeplab_jax.files import write_atomically
+from deeplab_jax.files import create_folder, write_atomically
 from deeplab_jax.pretrained import PretrainedNetwork
 
+#: Names of the formats.
 FORMATS = ("stablehlo", "savedmodel", "tflite", "onnx")
-METADATA_FILE = "deeplab_jax.json"  # in the folder `assets.extra` of a SavedModel, which is TensorFlow's for such files
+
+#: Name of the description in a SavedModel, in its folder `assets.extra`.
+METADATA_FILE = "deeplab_jax.json"
 
 
 def metadata_path(file_format: str, output: pathlib.Path) -> pathlib.Path:
-    """Where the JSON file lies that describes an exported network: beside a file, inside a SavedModel."""
+    """The path of the JSON file that describes an exported network: next to a file, inside a SavedModel."""
     if file_format == "savedmodel":
         return output / "assets.extra" / METADATA_FILE
     return output.with_name(f"{output.name}.json")
@@ -30,20 +29,23 @@ def metadata_path(file_format: str, output: pathlib.Path) -> pathlib.Path:
 def export_network(
     network: PretrainedNetwork, file_format: str, output: pathlib.Path, options: ExportOptions
 ) -> dict[str, Any]:
-    """Writes a network for another runtime, and a JSON file with its classes, palette, size and input contract.
+    """Exports a network, and writes a JSON file with its classes, palette, input and output.
+
+    The exported program takes RGB images of range 0-255 and includes the network's normalization. It returns logits, or
+    labels with `options.argmax`, at the size of the images.
 
     Args:
-      network: with classes.
-      file_format: of `FORMATS`.
-      output: the file, or the folder of a SavedModel.
-      options: what the exported network takes and returns.
+      network: a network with classes.
+      file_format: one of `FORMATS`.
+      output: path of the file, or of the folder of a SavedModel.
+      options: input and output of the exported network.
 
     Returns:
-      What the JSON file says.
+      The content of the JSON file.
 
     Raises:
-      UserError: the output exists or cannot be written, the format cannot do what the options ask for, a package is
-        not installed, or the network is a backbone alone.
+      UserError: the output exists or cannot be written, the format does not support the options, a package is not
+        installed, or the network is a backbone without classes.
     """
     if file_format not in FORMATS:
         raise UserError(f"export format {file_format!r} does not exist{suggest(file_format, FORMATS)}")
@@ -54,19 +56,16 @@ def export_network(
             raise UserError(f"{path} exists; choose another --output or remove it")
     program = make_program(network, options)
     values = metadata(network, program, file_format)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be made: {error.strerror}") from None
+    create_folder(output.parent, "the folder of --output")
     if file_format == "savedmodel":
-        _write_folder(output, lambda folder: tensorflow.save_saved_model(program, folder), to_json(values))
+        _write_folder(output, lambda folder: savedmodel.save(program, folder), to_json(values))
         return values
-    content = {
+    serialize = {
         "stablehlo": stablehlo.serialize,
-        "tflite": tensorflow.tflite,
-        "onnx": lambda program: onnx.to_onnx(program, {"deeplab_jax": to_json(values)}),
-    }[file_format](program)
-    write_atomically(output, content)
+        "tflite": tflite.serialize,
+        "onnx": lambda program: onnx.serialize(program, {"deeplab_jax": to_json(values)}),
+    }[file_format]
+    write_atomically(output, serialize(program))
     write_atomically(description, to_json(values).encode())
     return values
 
@@ -74,14 +73,15 @@ def export_network(
 def _check_options(file_format: str, options: ExportOptions) -> None:
     if file_format in ("tflite", "onnx") and options.size is None:
         raise UserError(
-            f"{file_format} needs a fixed size: padding and resizing are numbers in it; give --size HEIGHTxWIDTH"
+            f"{file_format} needs a fixed image size, because it stores padding and resizing as numbers; "
+            "give --size HEIGHTxWIDTH"
         )
     if file_format == "tflite" and options.batch is None:
-        raise UserError("tflite needs a fixed number of images; give --batch N")
+        raise UserError("tflite needs a fixed batch size; give --batch N")
 
 
-def _write_folder(output: pathlib.Path, save, description: str) -> None:
-    """Writes a folder whole or not at all."""
+def _write_folder(output: pathlib.Path, save: Callable[[pathlib.Path], None], description: str) -> None:
+    """Writes a folder completely or not at all."""
     temporary = output.with_name(output.name + ".part")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

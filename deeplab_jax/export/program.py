@@ -1,4 +1,4 @@
-"""What is exported: a function of images with the weights inside, and what a reader of the file has to know."""
+"""The exported program: a function of images that includes the weights, and its description."""
 
 import dataclasses
 import json
@@ -16,19 +16,20 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models import build_model
 from deeplab_jax.pretrained import PretrainedNetwork
 
-# Images of any size have at least so many pixels each way: a feature map of one pixel is a case of its own.
-SMALLEST = 32
+#: Smallest height and width of images of any size. A feature map of a single pixel would need a program of its own.
+MIN_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """What the exported function takes and returns.
+    """The input and the output of an exported network.
 
     Attributes:
-      size: (height, width) of the images; None: any, see `Program.symbols`.
-      batch: images a call; None: any number.
-      argmax: uint8 labels come out, (batch, height, width), instead of float32 logits, (batch, height, width, classes).
-      uint8: images come as uint8 instead of float32; RGB of range 0-255 in either case.
+      size: (height, width) of the images; None allows any size, see `Program.symbols`.
+      batch: number of images per call; None allows any number.
+      argmax: return uint8 labels of shape (batch, height, width) instead of float32 logits of shape (batch, height,
+        width, classes).
+      uint8: take uint8 images instead of float32. Both are RGB of range 0-255.
     """
 
     size: tuple[int, int] | None = None
@@ -38,86 +39,93 @@ class ExportOptions:
 
     def __post_init__(self):
         if self.batch is not None and self.batch < 1:
-            raise UserError(f"a batch of {self.batch} images cannot be exported; give at least 1")
+            raise UserError(f"the batch size is {self.batch}; it must be at least 1")
         if self.size is not None and min(self.size) < 1:
-            raise UserError(f"images of {self.size[0]}x{self.size[1]} pixels cannot be exported")
+            raise UserError(f"the image size is {self.size[0]}x{self.size[1]}; height and width must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A network and what it computes of images.
+    """A network as a function of images.
 
     Attributes:
-      apply: from variables and images to logits or labels; can be traced and jitted.
-      variables: the network's own, on a device.
-      channels: of the images.
-      classes: of the logits.
-      whole_strides: images of any size have to be multiples of `SMALLEST`.
-      options: what it takes and returns.
+      apply: maps (variables, images) to logits or labels. Can be traced and jitted.
+      variables: the network's variables, on a device.
+      channels: number of channels of the images.
+      classes: number of classes.
+      needs_multiples: images of any size must be multiples of `MIN_SIZE` in height and width.
+      options: the input and the output.
     """
 
     apply: Callable[[Any, Array], Array]
     variables: Any
     channels: int
     classes: int
-    whole_strides: bool
+    needs_multiples: bool
     options: ExportOptions
 
     def function(self, images: Array) -> Array:
-        """From images alone to logits or labels: the variables are constants."""
+        """Maps images to logits or labels, with the variables as constants."""
         return self.apply(self.variables, images)
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the images."""
+        """The dtype of the images."""
         return np.dtype(np.uint8 if self.options.uint8 else np.float32)
 
     @property
+    def output_name(self) -> str:
+        """The name of the output: "labels" or "logits"."""
+        return "labels" if self.options.argmax else "logits"
+
+    @property
     def symbols(self) -> tuple[str, str, str, str]:
-        """Of the images' axes, as `jax.export` reads them: a number, or a name where any is taken."""
-        names = (f"{SMALLEST}*rows", f"{SMALLEST}*columns") if self.whole_strides else ("height", "width")
+        """The axes of the images in the notation of `jax.export`: a number, or a name if any size is allowed."""
+        names = (f"{MIN_SIZE}*rows", f"{MIN_SIZE}*columns") if self.needs_multiples else ("height", "width")
         height, width = self.options.size or names
         return tuple(str(axis) for axis in (self.options.batch or "batch", height, width, self.channels))
 
     @property
     def constraints(self) -> tuple[str, ...]:
-        """On the names among the symbols."""
-        any_pixel = self.options.size is None and not self.whole_strides
-        return (f"height >= {SMALLEST}", f"width >= {SMALLEST}") if any_pixel else ()
+        """Constraints on the names in `symbols`."""
+        any_pixel = self.options.size is None and not self.needs_multiples
+        return (f"height >= {MIN_SIZE}", f"width >= {MIN_SIZE}") if any_pixel else ()
 
     def images(self) -> jax.ShapeDtypeStruct:
-        """Shape and type of the images, as `jax.export` takes them."""
+        """The shape and dtype of the images, as `jax.export` accepts them."""
         shape = jax.export.symbolic_shape(", ".join(self.symbols), constraints=self.constraints)
         return jax.ShapeDtypeStruct(shape, self.dtype)
 
 
 def make_program(network: PretrainedNetwork, options: ExportOptions) -> Program:
-    """The function that is exported.
+    """Builds the function to export.
 
     Args:
-      network: with classes.
-      options: what it takes and returns.
+      network: a network with classes.
+      options: the input and the output.
 
     Raises:
-      UserError: a backbone alone.
+      UserError: the network is a backbone without classes.
     """
     if network.label_set is None:
-        raise UserError(f"a {network.model.backbone} backbone alone has no classes; train from it, then export that")
+        raise UserError(
+            f"a {network.model.backbone} backbone alone has no classes; train a network with it and export that"
+        )
     model = build_model(network.model, network.label_set.num_classes)
 
     def apply(variables, images):
         logits, _ = model.apply(variables, images, train=False)
         return jnp.argmax(logits, axis=-1).astype(jnp.uint8) if options.argmax else logits
 
-    # A ResNet's unit of stride 2 adds what a 3x3 window and what a slice, or a 1x1 window, leave of a size. That these
-    # are equal is more than JAX can prove of a symbol; of multiples of all strides it can.
-    whole_strides = model.backbone.startswith("resnet")
+    # A ResNet unit with stride 2 adds the output of a 3x3 window to that of a slice or a 1x1 window. JAX cannot prove
+    # for a symbolic size that both have the same shape, except for multiples of all strides.
+    needs_multiples = model.backbone.startswith("resnet")
     variables = jax.tree.map(jnp.asarray, network.variables)
-    return Program(apply, variables, model.in_channels, network.label_set.num_classes, whole_strides, options)
+    return Program(apply, variables, model.in_channels, network.label_set.num_classes, needs_multiples, options)
 
 
 def metadata(network: PretrainedNetwork, program: Program, file_format: str) -> dict[str, Any]:
-    """What a reader of the file has to know, as JSON holds it."""
+    """The description of an exported network, as JSON values."""
     batch, height, width, channels = (int(axis) if axis.isdigit() else axis for axis in program.symbols)
     shape = [batch, height, width]
     return {
@@ -125,7 +133,7 @@ def metadata(network: PretrainedNetwork, program: Program, file_format: str) -> 
         "input": {
             "shape": [*shape, channels],
             "dtype": program.dtype.name,
-            "contents": "RGB of range 0-255, not normalized: that happens inside" if channels == 3 else "range 0-255",
+            "contents": "RGB of range 0-255; do not normalize" if channels == 3 else "range 0-255; do not normalize",
             "constraints": list(program.constraints),
         },
         "output": {
@@ -144,5 +152,5 @@ def metadata(network: PretrainedNetwork, program: Program, file_format: str) -> 
 
 
 def to_json(values: dict[str, Any]) -> str:
-    """Text of `metadata`."""
+    """The text of a description."""
     return json.dumps(values, indent=2, sort_keys=True) + "\n"

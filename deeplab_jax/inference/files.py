@@ -8,7 +8,7 @@ from rich.progress import track
 
 from deeplab_jax import data, visualization
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import make_folder
+from deeplab_jax.files import create_folder
 from deeplab_jax.inference.predictor import Predictor
 
 
@@ -30,7 +30,7 @@ def predict_files(
       UserError: see `result_paths`.
     """
     pairs = result_paths(inputs, output).items()
-    make_folder(output, "--output")
+    create_folder(output, "--output")
     written = []
     for path, (mask_path, overlay_path) in track(list(pairs), "predict", console=console, disable=console is None):
         image = data.read_image(path)

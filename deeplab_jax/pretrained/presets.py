@@ -11,7 +11,6 @@ import urllib.parse
 import urllib.request
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from deeplab_jax.data.download import download, file_digest, has_digest
@@ -137,14 +136,9 @@ def fetch_preset(preset: Preset, console: Console | None = None) -> pathlib.Path
             f"{_by_hand(preset, cached)}, or import it with `deeplab-jax convert --from {preset.format}`"
         )
     url = f"{mirror.rstrip('/')}/{preset.file}" if mirror else preset.url
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    # Into a log file, Rich would write an empty line for a bar that never was.
-    hidden = not (console.is_terminal or console.is_jupyter)
-    if hidden:
-        console.print(f"fetching {url} ({preset.size_in_words}) into {cached.parent}", soft_wrap=True)
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=hidden) as progress:
-        otherwise = f"{_by_hand(preset, cached)}, or set DEEPLAB_JAX_MIRROR to a folder or address that has it"
-        download(url, cached, digest=preset.digest, size=preset.size, otherwise=otherwise, progress=progress)
+    console.print(f"fetching {url} ({preset.size_in_words}) into {cached.parent}", soft_wrap=True)
+    otherwise = f"{_by_hand(preset, cached)}, or set DEEPLAB_JAX_MIRROR to a folder or address that has it"
+    download(url, cached, digest=preset.digest, size=preset.size, otherwise=otherwise)
     return cached
 
 

@@ -213,7 +213,7 @@ class _DigestedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
     async def finalize(self) -> None:
         if self.get_final().name.isdigit():  # the whole checkpoint, not one of its items
             # Orbax writes the commit time after this; restoring does not need it.
-            await asyncio.to_thread(files.write_digests, pathlib.Path(self.get()), without=("_CHECKPOINT_METADATA",))
+            await asyncio.to_thread(files.write_digests, pathlib.Path(self.get()), exclude=("_CHECKPOINT_METADATA",))
         await super().finalize()
 
 

@@ -1,4 +1,4 @@
-"""What the TPU compiler makes of a step, on slices that are not here: who sends what, and what fits."""
+"""Steps compiled by the TPU compiler for slices: their collectives, and what fits into memory."""
 
 import functools
 import importlib.util
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from deeplab_jax.analysis import aot, collectives
+from deeplab_jax.analysis import aot_compile, collectives
 from deeplab_jax.analysis.tpu_specs import CHIPS, GIB
 from deeplab_jax.config import base_config
 from deeplab_jax.errors import UserError
@@ -50,12 +50,12 @@ def tiny_network_config(mesh: dict[str, int], **model) -> ConfigDict:
 def exchanged(*mesh: tuple[str, int], freeze: bool = False) -> list[collectives.Collective]:
     """The collectives of the train step on eight chips."""
     config = tiny_network_config(dict(mesh), freeze_norm_statistics=freeze)
-    compiled = aot.lowered(config, aot.topology_devices("v5e:2x4"), num_classes=CLASSES).compile()
-    return collectives.collectives(compiled.as_text())
+    compiled = aot_compile.lower_step(config, aot_compile.topology_devices("v5e:2x4"), num_classes=CLASSES).compile()
+    return collectives.find_collectives(compiled.as_text())
 
 
 def kernels() -> dict[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of the network's kernels, and of what one of eight chips keeps."""
+    """Shapes of the network's kernels, and of the part that each of eight chips keeps."""
     config = tiny_network_config({"data": 1, "fsdp": 8})
     model = build_model(config.model, CLASSES)
     mesh = jax.sharding.AbstractMesh((1, 8, 1), ("data", "fsdp", "spatial"))
@@ -65,26 +65,26 @@ def kernels() -> dict[tuple[int, ...], tuple[int, ...]]:
     return {leaf.shape: place.shard_shape(leaf.shape) for leaf, place in pairs if len(leaf.shape) == 4}
 
 
-# The ASPP projection's kernel is used, and its gradient summed, a branch at a time.
+# The ASPP projection's kernel is used, and its gradient summed, one branch at a time.
 PROJECTION, BRANCH = (1, 1, 256, 64), (1, 1, 64, 64)
 
 
 def gradients() -> set[tuple[int, ...]]:
-    """Shapes of what a step's gradient is summed in."""
+    """Shapes of the summed gradients."""
     return set(kernels()) - {PROJECTION} | {BRANCH}
 
 
 def shapes(exchanges, *kinds: str) -> set[tuple[int, ...]]:
-    """Of the exchanged arrays that are no vectors."""
+    """Shapes of the exchanged arrays with two or more axes."""
     return {shape for item in exchanges if item.kind in kinds for _, shape in item.arrays if len(shape) > 1}
 
 
-def test_data_has_only_all_reduces_and_its_sums_are_combined():
+def test_data_parallelism_has_only_all_reduces_and_combines_them():
     exchanges = exchanged(("data", 8))
     assert {item.kind for item in exchanges} == {"all-reduce"}
     assert {item.devices for item in exchanges} == {8}
     assert shapes(exchanges, "all-reduce") == gradients()
-    # All that compute in bfloat16 have their gradients summed in one exchange.
+    # One exchange sums all bfloat16 gradients.
     (summed,) = (item for item in exchanges if ("bf16", (3, 3, 192, 192)) in item.arrays)
     assert {dtype for dtype, _ in summed.arrays} == {"bf16"}
     assert summed.num_bytes > 0.9 * sum(item.num_bytes for item in exchanges)
@@ -94,7 +94,7 @@ def test_data_has_only_all_reduces_and_its_sums_are_combined():
     assert all(len(item.arrays) % 2 == 0 for item in forward)
 
 
-def test_without_batch_statistics_few_all_reduces_are_left():
+def test_without_batch_statistics_few_all_reduces_remain():
     assert len(exchanged(("data", 8), freeze=True)) < 0.2 * len(exchanged(("data", 8)))
 
 
@@ -105,44 +105,44 @@ def test_fsdp_moves_parameters_and_gradients_and_no_activations():
     assert {item.kind for item in exchanges} <= {"all-gather", "reduce-scatter", "all-reduce", "collective-permute"}
     assert shapes(exchanges, "all-gather") == split
     assert shapes(exchanges, "reduce-scatter", "all-reduce") <= gradients()
-    # A ring passes a chip's share of a gradient on; so some are reduced and scattered.
+    # Some gradients are reduced and scattered by passing shares around a ring.
     rings = shapes(exchanges, "collective-permute")
     assert rings
     assert rings <= set(whole.values())
 
 
-def test_spatial_exchanges_rows_alone():
+def test_spatial_parallelism_exchanges_only_rows():
     exchanges = exchanged(("data", 2), ("spatial", 4))
     assert {item.kind for item in exchanges} == {"all-reduce", "collective-permute"}
     halos = shapes(exchanges, "collective-permute")
     assert halos
     for batch, rows, *_ in halos:
         assert batch == 8
-        assert rows <= 2  # of the 64 that a chip has of the images, and the 4 of the features at stride 16
-    # What is summed has no rows: gradients, and the mean of an image's features.
+        assert rows <= 2  # of the 64 rows of images that a chip has, or the 4 rows of features at stride 16
+    # Sums have no rows: gradients, and the mean of an image's features.
     assert shapes(exchanges, "all-reduce") <= gradients() | {(8, 192), (8, 1, 1, 64)}
 
 
 @pytest.mark.parametrize(("topology", "chips"), [("v4:2x2x1", 4), ("v5e:4x4", 16), ("v5p:2x2x1", 4), ("v6e:2x2", 4)])
-def test_a_chip_is_a_device_with_as_much_memory_as_the_table_says(topology, chips):
-    devices = aot.topology_devices(topology)
+def test_a_chip_is_one_device_with_the_memory_of_the_table(topology, chips):
+    devices = aot_compile.topology_devices(topology)
     assert len(devices) == chips
     place = jax.sharding.SingleDeviceSharding(devices[0])
     large = jax.ShapeDtypeStruct((2**18, 2**18), np.float32)
-    with pytest.raises(jax.errors.JaxRuntimeError) as refused:
+    with pytest.raises(jax.errors.JaxRuntimeError) as rejected:
         jax.jit(lambda x: x @ x @ x, in_shardings=place, out_shardings=place).lower(large).compile()
-    assert aot.needed_bytes(str(refused.value)) >= 512 * GIB
+    assert aot_compile.parse_needed_bytes(str(rejected.value)) >= 512 * GIB
     usable = CHIPS[topology.partition(":")[0]].usable_bytes / GIB
-    assert f"available HBM ({usable:.2f}G)" in str(refused.value)
+    assert f"available HBM ({usable:.2f}G)" in str(rejected.value)
 
 
-def test_a_shape_that_no_slice_has_is_one_line():
+def test_an_unknown_shape_is_one_line():
     with pytest.raises(UserError, match=r"topology 'v5e:3x3' does not exist .*; choose from 2x2, 2x4"):
-        aot.topology_devices("v5e:3x3")
+        aot_compile.topology_devices("v5e:3x3")
 
 
 def test_the_command_in_a_process_of_its_own(tiny_arguments, tmp_path):
-    """Which starts over to keep its memory, on a machine without an accelerator."""
+    """On a machine without an accelerator."""
     path = tmp_path / "aot.json"
     command = [sys.executable, "-m", "deeplab_jax", "aot", "--topology", "v5e:2x2", "--batch-per-chip", "2"]
     arguments = ["--json", str(path), *tiny_arguments, "--config.mesh.data=-1"]

@@ -1,4 +1,4 @@
-"""Reading collectives from HLO text: CPU text as compiled here, and the forms that TPU compilers write."""
+"""Collectives in HLO text: CPU text compiled here, and the forms that TPU compilers write."""
 
 import jax
 import numpy as np
@@ -37,7 +37,7 @@ collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1}}, metadat
 
 
 def test_fused_and_asynchronous_collectives_count_once():
-    found = collectives.collectives(TPU_TEXT)
+    found = collectives.find_collectives(TPU_TEXT)
     assert [(item.kind, item.arrays) for item in found] == [
         ("reduce-scatter", (("bf16", (1024, 128)),)),
         ("reduce-scatter", (("f32", (8,)),)),
@@ -74,7 +74,7 @@ replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1':(1)2}, to_apply=%a
 
 
 def test_pieces_of_one_collective_count_once_and_groups_are_read_in_any_form():
-    found = collectives.collectives(PIECES)
+    found = collectives.find_collectives(PIECES)
     assert [(item.kind, item.devices) for item in found] == [
         ("all-gather", 2),
         ("all-reduce", 4),
@@ -100,7 +100,7 @@ def test_sent_bytes_go_around_a_ring(kind, fused, sent):
     assert item.sent_bytes == sent
 
 
-def test_a_compiled_program_has_the_collectives_it_was_written_with():
+def test_the_collectives_of_a_compiled_program_are_found():
     mesh = jax.make_mesh((8,), ("devices",), axis_types=(AxisType.Auto,))
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("devices",), ()))
     x = jax.ShapeDtypeStruct((16, 4), np.float32, sharding=split)

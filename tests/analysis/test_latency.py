@@ -1,4 +1,4 @@
-"""The latency command: what is timed, and what is printed."""
+"""The latency table and the command `benchmark-latency`."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The table of parameters and multiply-adds, against published counts and hand-made ones."""
+"""The table of parameters and multiply-adds equals published counts and counts by hand."""
 
 import io
 
@@ -47,7 +47,7 @@ def test_the_guides_output_shapes(guide):
     }
 
 
-def test_the_guides_multiply_adds_as_published(guide):
+def test_the_guides_multiply_adds_equal_the_published_ones(guide):
     nominal = {name: round(row.nominal / 1e9, 2) for name, row in guide.items()}
     head = guide["decoder/refine"].nominal + guide["classifier"].nominal
     assert (nominal["backbone"], nominal["aspp"], nominal["decoder/low_level"]) == (60.41, 3.84, 0.20)
@@ -57,7 +57,7 @@ def test_the_guides_multiply_adds_as_published(guide):
     assert round(sum(row.nominal for row in guide.values()) / 1e9, 2) == 67.14
 
 
-def test_projecting_and_classifying_first_executes_less_of_the_head_alone(guide):
+def test_projecting_and_classifying_first_saves_only_in_the_head(guide):
     assert all(guide[name].executed == guide[name].nominal for name in ("backbone", "decoder/low_level"))
     # The ASPP's pooled branch is projected as one pixel, before it is spread over 16x16.
     assert guide["aspp"].nominal - guide["aspp"].executed == (16 * 16 - 1) * 256 * 256
@@ -67,7 +67,7 @@ def test_projecting_and_classifying_first_executes_less_of_the_head_alone(guide)
     assert guide["decoder/refine"].executed == (16 * 16 * 256 + 128 * 128 * 48) * 256
 
 
-def test_resizing_in_the_published_order_costs_what_dense_interpolation_costs(guide):
+def test_resizing_in_the_published_order_costs_dense_interpolation(guide):
     model = build_model(load_config("kerascv_guide").model, num_classes=21, published_order=True)
     variables = _abstract_variables(model)
     images = jax.ShapeDtypeStruct((1, 512, 512, 3), np.uint8)
@@ -79,7 +79,7 @@ def test_resizing_in_the_published_order_costs_what_dense_interpolation_costs(gu
     assert guide["resizing"].executed < published / 10
 
 
-def test_resnet50_at_224_pixels_is_the_published_four_giga():
+def test_resnet50_at_224_pixels_has_the_published_multiply_adds():
     # torchvision's ResNet-50 has 4,089,184,256 multiply-adds at 224x224, 2,048,000 of them in its classifier.
     config = load_config("kerascv_guide").model
     config.backbone, config.padding = "resnet50_v1", "symmetric"
@@ -89,7 +89,7 @@ def test_resnet50_at_224_pixels_is_the_published_four_giga():
     assert rows["backbone"].trainable == 25_557_032 - 2_049_000
 
 
-def test_a_network_without_a_decoder_has_no_rows_of_one(tiny_config):
+def test_a_network_without_a_decoder_has_no_decoder_rows(tiny_config):
     tiny_config.model.decoder = "none"
     rows = summary.summarize(build_model(tiny_config.model, num_classes=6), 32, 48)
     assert [row.name for row in rows] == ["backbone", "aspp", "classifier", "resizing"]
@@ -102,7 +102,7 @@ def test_counts_do_not_depend_on_the_operations(tiny_config):
     assert summary.summarize(models[0], 32, 32) == summary.summarize(models[1], 32, 32)
 
 
-def test_convolutions_and_matmuls_are_counted_as_loops_would():
+def test_counts_equal_those_of_loops():
     class Program(DeepLabV3Plus):
         def apply(self, kernels, x, *, train):
             x = jax.lax.conv_general_dilated(
@@ -148,7 +148,7 @@ def test_every_parameter_is_in_a_row(decoder):
     assert all(row.nominal > 0 for row in rows if row.name != "resizing")
 
 
-def test_the_mesh_table_lists_every_array_and_what_a_device_holds():
+def test_the_mesh_table_lists_every_array_and_its_size_per_device():
     config = load_config("kerascv_guide", batch=8)
     config.mesh.update({"data": -1, "fsdp": 4})
     config.train.ema_decay = 0.999
@@ -164,7 +164,7 @@ def test_the_mesh_table_lists_every_array_and_what_a_device_holds():
     batch = config.data.batch_size
     assert rows["batch/image"][:2] == [f"{batch}x512x512x3", "axis 0 over data x fsdp"]
     assert rows["batch/image"][3] == f"{batch // 8 * 512 * 512 * 3:,}"
-    *listed, total = [int(cell.replace(",", "")) for cell in columns["bytes a device"] if cell]
+    *listed, total = [int(cell.replace(",", "")) for cell in columns["bytes per device"] if cell]
     assert sum(listed) == total
 
 

@@ -1,4 +1,4 @@
-"""The table of chips, and the arithmetic of the roofline."""
+"""The table of chips and the arithmetic of the roofline."""
 
 import pytest
 
@@ -30,13 +30,13 @@ def test_the_slowest_resource_bounds_a_step(needs, seconds, bound):
 
 
 def test_a_v5e_by_hand():
-    """One second of products, 2 s of memory traffic and half a second of sending."""
+    """1 s of matrix products, 2 s of memory traffic and 0.5 s of communication."""
     line = roofline(CHIPS["v5e"], flops=197e12, bytes_accessed=1638e9, sent_bytes=100e9)
     assert (line.compute, line.memory, line.interconnect, line.bound) == (1, 2, 0.5, "memory")
 
 
 @pytest.mark.parametrize("name", CHIPS)
-def test_figures_are_published_ones_in_their_units(name):
+def test_published_figures_have_the_right_units(name):
     chip = CHIPS[name]
     assert chip.source.startswith(f"https://cloud.google.com/tpu/docs/{name}")
     assert 1e14 < chip.flops < 1e15

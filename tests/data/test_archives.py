@@ -1,14 +1,11 @@
-"""Archives that stay inside their folder."""
+"""Unpacking archives: nothing is written outside the target folder, and damage is reported."""
 
-import contextlib
 import io
 import tarfile
 import zipfile
 
 import numpy as np
 import pytest
-from rich.console import Console
-from rich.progress import Progress
 
 from deeplab_jax.data import archives
 from deeplab_jax.errors import UserError
@@ -16,15 +13,8 @@ from deeplab_jax.errors import UserError
 CONTENT = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
 
 
-@contextlib.contextmanager
-def quiet_progress():
-    with Progress(console=Console(quiet=True)) as progress:
-        yield progress
-
-
-def unpack(archive, folder, wanted=lambda name: True):
-    with quiet_progress() as progress:
-        archives.extract(archive, folder, wanted=wanted, progress=progress)
+def unpack(archive, folder, is_needed=lambda name: True):
+    archives.extract(archive, folder, is_needed=is_needed)
 
 
 def files_under(folder):
@@ -46,7 +36,7 @@ def hostile_tar(path):
         add("link.txt", tarfile.SYMTYPE, str(path))
         add("hard.txt", tarfile.LNKTYPE, "good/a.txt")
         add("pipe", tarfile.FIFOTYPE)
-        # A link to the outside, and a file that would be written through it.
+        # A link that points outside, and a file that would be written through it.
         add("way_out", tarfile.SYMTYPE, str(path.parent))
         add("way_out/through.txt")
         add("good/b.txt")
@@ -73,14 +63,14 @@ def test_a_hostile_zip_writes_nothing_outside(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"hostile.zip", "deep"}
 
 
-def test_only_wanted_files_are_unpacked(tmp_path):
+def test_only_needed_files_are_unpacked(tmp_path):
     archive = hostile_tar(tmp_path / "a.tgz")
-    unpack(archive, tmp_path / "out", wanted=lambda name: name.endswith("b.txt"))
+    unpack(archive, tmp_path / "out", is_needed=lambda name: name.endswith("b.txt"))
     assert files_under(tmp_path / "out") == {"good/b.txt": b"text"}
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5])
-def test_a_damaged_archive_is_named(tmp_path, kept):
+def test_a_truncated_archive_is_named(tmp_path, kept):
     path = tmp_path / "cut.tgz"
     with tarfile.open(path, "w:gz") as tar:
         member = tarfile.TarInfo("random.bin")
@@ -91,7 +81,7 @@ def test_a_damaged_archive_is_named(tmp_path, kept):
         unpack(path, tmp_path / "out")
 
 
-# Random bytes are stored as they are: only the checksum tells. Repeating ones are compressed: the decoder stumbles.
+# Random bytes are stored unchanged, so only the checksum differs. Repeating ones are compressed, so the decoder fails.
 @pytest.mark.parametrize("payload", [CONTENT[:200_000], CONTENT[:1000] * 2000], ids=["stored", "compressed"])
 @pytest.mark.parametrize("kind", ["tgz", "txz", "zip"])
 def test_flipped_bytes_are_named(tmp_path, kind, payload):
@@ -112,25 +102,25 @@ def test_flipped_bytes_are_named(tmp_path, kind, payload):
         unpack(path, tmp_path / "out")
 
 
-def test_a_decoder_that_stumbles_is_named(tmp_path):
+def test_a_failing_decoder_names_the_archive(tmp_path):
     path = tmp_path / "damaged.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a", CONTENT[:100] * 100)
     content = bytearray(path.read_bytes())
-    content[31] = 0xFF  # after a header of 30 bytes and the name: deflate has no block of this type
+    content[31] = 0xFF  # after the header (30 bytes) and the name: not a valid block type of deflate
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"archive .*damaged\.zip cannot be unpacked: .*invalid block type"):
         unpack(path, tmp_path / "out")
 
 
-def test_a_file_that_is_no_archive_is_named(tmp_path):
-    (tmp_path / "notes.txt").write_text("no archive")
+def test_a_file_that_is_not_an_archive_is_named(tmp_path):
+    (tmp_path / "notes.txt").write_text("not an archive")
     with pytest.raises(UserError, match=r"archive .*notes\.txt cannot be unpacked"):
         unpack(tmp_path / "notes.txt", tmp_path / "out")
 
 
 def write_bomb(path, size):
-    """Zeros, which deflate shrinks a thousandfold."""
+    """An archive of zeros, which deflate compresses a thousandfold."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
             file.writestr("zeros", bytes(size))
@@ -142,7 +132,7 @@ def write_bomb(path, size):
 
 
 @pytest.mark.parametrize("name", ["bomb.zip", "bomb.tgz"])
-def test_an_archive_that_expands_beyond_measure_is_refused(tmp_path, monkeypatch, name):
+def test_an_archive_bomb_is_rejected(tmp_path, monkeypatch, name):
     monkeypatch.setattr(archives, "_ALWAYS_ALLOWED", 1 << 16)
     write_bomb(tmp_path / name, 20_000_000)
     with pytest.raises(UserError, match=rf"archive .*{name} expands to more than 100 times its size"):
@@ -151,7 +141,7 @@ def test_an_archive_that_expands_beyond_measure_is_refused(tmp_path, monkeypatch
     assert written <= 100 * (tmp_path / name).stat().st_size
 
 
-def test_countless_empty_files_are_refused(tmp_path, monkeypatch):
+def test_thousands_of_empty_files_are_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "_ALWAYS_ALLOWED", 1 << 16)
     with tarfile.open(tmp_path / "many.tgz", "w:gz") as tar:
         for i in range(2000):
@@ -161,12 +151,12 @@ def test_countless_empty_files_are_refused(tmp_path, monkeypatch):
     assert len(files_under(tmp_path / "out")) < 1000
 
 
-def test_an_entry_without_a_name_is_damage(tmp_path):
+def test_an_entry_without_a_name_is_reported_as_damage(tmp_path):
     archive = tmp_path / "archive.zip"
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("a.txt", "text")
     content = archive.read_bytes()
-    at = content.rindex(b"a.txt")  # in the directory at the end, which is what is read
+    at = content.rindex(b"a.txt")  # in the directory at the end, which is the part that is read
     archive.write_bytes(content[:at] + b"\0" + content[at + 1 :])
     with pytest.raises(UserError, match="an entry has no name$"):
         unpack(archive, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What `data check` finds: counts against a count by hand, everything wrong by name, splits that share images."""
+"""`data check`: counts equal a count by hand, every problem is named, and splits that share images are found."""
 
 import io
 import re
@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from deeplab_jax.data.builder import Record
+from deeplab_jax import progress
 from deeplab_jax.data.check import check, report_tables
+from deeplab_jax.data.dataset import RawExample
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import SYNTHETIC
@@ -24,7 +25,7 @@ def printed(report):
 
 
 @pytest.mark.parametrize("raw", [False, True], ids=["prepared", "raw"])
-def test_counts_are_those_of_the_masks(tmp_path, raw):
+def test_counts_equal_those_of_the_masks(tmp_path, raw):
     splits = {"train": ["a", "b", "c"], "val": ["d", "e"], "trainval": ["a", "b", "c", "d", "e"]}
     root = make_voc(tmp_path / "voc", splits)
     write_index_png(root / "SegmentationClass" / "d.png", np.full((50, 30), 20, np.uint8))
@@ -34,7 +35,7 @@ def test_counts_are_those_of_the_masks(tmp_path, raw):
     else:
         prepare("voc2012_segmentation", source=root, data_dir=tmp_path / "data")
         report = check("voc2012_segmentation", data_dir=tmp_path / "data")
-    assert report.ok  # trainval holds val by construction
+    assert report.ok  # trainval contains val by construction
     assert set(report.splits) == set(splits)
     for split, ids in splits.items():
         found = report.splits[split]
@@ -57,7 +58,7 @@ def test_counts_are_those_of_the_masks(tmp_path, raw):
     assert "leaks" not in text
 
 
-def test_every_wrong_record_of_a_raw_folder_is_listed(tmp_path):
+def test_every_wrong_example_of_a_raw_folder_is_listed(tmp_path):
     root = make_folder(tmp_path / "own", count=8)
     (root / "train.txt").write_text("\n".join(f"field_{i:03d}" for i in range(7)) + "\nfield_006\n")
     (root / "val.txt").write_text("")
@@ -72,7 +73,7 @@ def test_every_wrong_record_of_a_raw_folder_is_listed(tmp_path):
     report = check("folder", source=root)
     assert not report.ok
     expected = (
-        r"mask .*field_000\.png holds label 77",
+        r"mask .*field_000\.png contains label 77",
         r"field_001\.jpg has no mask",
         r"field_002\.jpg cannot be read",
         r"field_003\.jpg is 40x56 .* its mask is 40x55",
@@ -88,10 +89,10 @@ def test_every_wrong_record_of_a_raw_folder_is_listed(tmp_path):
     assert report.splits["train"].pixels.sum() == 3 * 40 * 56  # those that could be read
     text = printed(report)
     assert "problems: 7" in text
-    assert "holds label 77" in text
+    assert "contains label 77" in text
 
 
-def test_a_damaged_record_of_a_prepared_data_set_is_listed(tmp_path):
+def test_a_damaged_example_of_a_prepared_data_set_is_listed(tmp_path):
     folder = prepare("folder", source=make_folder(tmp_path / "own"), data_dir=tmp_path)
     assert check("folder", data_dir=tmp_path).ok
     (file,) = folder.glob("*train.array_record*")
@@ -108,12 +109,12 @@ def test_a_damaged_record_of_a_prepared_data_set_is_listed(tmp_path):
     ("stored", "message"),
     [
         (np.zeros((40, 55), np.uint8), r"image of field_\d+ is 40x56, but its mask is 40x55"),
-        (np.full((40, 56), 77, np.uint8), r"mask of field_\d+ holds label 77"),
+        (np.full((40, 56), 77, np.uint8), r"mask of field_\d+ contains label 77"),
     ],
 )
 def test_wrong_examples_of_a_prepared_data_set_are_listed(tmp_path, monkeypatch, stored, message):
-    """As another program, or an older version, may have written them."""
-    monkeypatch.setattr(Record, "read", lambda self, labels: (self.image.read_bytes(), stored))
+    """Another program, or an older version, may have written them."""
+    monkeypatch.setattr(RawExample, "read", lambda self, label_set: (self.image.read_bytes(), stored))
     prepare("folder", source=make_folder(tmp_path / "own"), data_dir=tmp_path)
     report = check("folder", data_dir=tmp_path)
     problems = report.splits["train"].problems
@@ -124,9 +125,9 @@ def test_wrong_examples_of_a_prepared_data_set_are_listed(tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("splits", "leaks"),
     [
-        ({"train": ["a", "b", "c"], "val": ["b", "d"]}, [r"train and .*/val share images: b, 1 in all"]),
-        ({"train": ["a"], "test": ["a"], "val": ["b"]}, [r"train and .*/test share"]),
-        ({"train": ["a"], "train_extra": ["a", "b"], "val": ["b"]}, [r"train_extra and .*/val share"]),
+        ({"train": ["a", "b", "c"], "val": ["b", "d"]}, [r"train and .*/val share 1 images: b"]),
+        ({"train": ["a"], "test": ["a"], "val": ["b"]}, [r"train and .*/test share 1"]),
+        ({"train": ["a"], "train_extra": ["a", "b"], "val": ["b"]}, [r"train_extra and .*/val share 1"]),
         ({"train": ["a", "b"], "train_noval": ["b"], "val": ["b"]}, [r"train and .*/val", r"train_noval and .*/val"]),
         ({"train": ["a"], "trainval": ["a", "b"], "train_val": ["a", "b"], "val": ["b"], "train_voc": ["a"]}, []),
     ],
@@ -144,7 +145,7 @@ def test_a_leak_names_a_few_and_counts_all(tmp_path):
     report = check("voc2012_segmentation", source=make_voc(tmp_path / "voc", {"train": ids, "val": ids}))
     (leak,) = report.leaks
     assert leak.count("image_") == 5
-    assert "9 in all" in leak
+    assert "share 9 images" in leak
     assert "leaks: 1" in printed(report)
 
 
@@ -158,11 +159,11 @@ def test_sbd_training_images_in_voc_val_are_named(tmp_path):
         report = check(name, data_dir=tmp_path / "data")
         (leak,) = report.leaks
         assert not report.ok
-        assert "sbd/train and voc2012_segmentation/val share images: a, b, 2 in all" in leak
+        assert "sbd/train and voc2012_segmentation/val share 2 images: a, b" in leak
         assert "train_noval" in leak
 
 
-def test_synthetic_is_checked_by_a_sample():
+def test_a_sample_of_synthetic_is_checked():
     report = check("synthetic")
     assert report.ok
     assert set(report.splits) == {"train", "val"}
@@ -173,19 +174,23 @@ def test_synthetic_is_checked_by_a_sample():
         assert found.smallest == found.largest == (96, 96)
 
 
-def test_what_cannot_be_checked_is_named(tmp_path):
+def test_a_data_set_that_cannot_be_checked_is_named(tmp_path):
     with pytest.raises(UserError, match="sbd is not prepared in"):
         check("sbd", data_dir=tmp_path)
     with pytest.raises(UserError, match="'sdb' does not exist; did you mean sbd?"):
         check("sdb", data_dir=tmp_path)
-    with pytest.raises(UserError, match=r"--source .*gone is no folder"):
+    with pytest.raises(UserError, match=r"--source .*gone is not a folder"):
         check("sbd", source=tmp_path / "gone")
-    with pytest.raises(UserError, match="not laid out like SBD"):
+    with pytest.raises(UserError, match="does not have SBD's layout"):
         check("sbd", source=tmp_path)
 
 
 def test_progress_is_shown(tmp_path):
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    check("folder", source=make_folder(tmp_path / "own"), console=console)
-    assert "train" in console.file.getvalue()
-    assert "val" in console.file.getvalue()
+    progress.show_on(console)
+    try:
+        check("folder", source=make_folder(tmp_path / "own"))
+    finally:
+        progress.show_on(None)
+    assert "check train" in console.file.getvalue()
+    assert "check val" in console.file.getvalue()

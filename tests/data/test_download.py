@@ -1,6 +1,8 @@
-"""Downloads that continue, are verified, and do not disturb each other."""
+"""Downloads are resumed and verified, and do not disturb each other."""
 
+import contextlib
 import hashlib
+import logging
 import multiprocessing
 import re
 import resource
@@ -14,11 +16,11 @@ import time
 
 import numpy as np
 import pytest
-from rich.console import Console
-from rich.progress import Progress
 
-from deeplab_jax.data.download import download, file_digest, has_digest
+from deeplab_jax import progress
+from deeplab_jax.data.download import download, has_digest
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import file_digest
 from tests.support.file_server import serving
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
@@ -35,10 +37,26 @@ def server():
 
 def fetch(server_or_url, path, digest=MD5, size=None, timeout=10):
     url = server_or_url if isinstance(server_or_url, str) else f"{server_or_url.url}/data.tgz"
-    with Progress(console=Console(quiet=True)) as progress:
-        otherwise = "fetch it yourself and pass --source FILE"
-        download(url, path, digest=digest, size=size, otherwise=otherwise, progress=progress, timeout=timeout)
-        return progress.tasks[0]
+    otherwise = "download it yourself and pass --source FILE"
+    download(url, path, digest=digest, size=size, otherwise=otherwise, timeout=timeout)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The last update of the progress bar: completed and total bytes."""
+    updates = {}
+
+    class Bar:
+        def update(self, **values):
+            updates.update(values)
+
+    @contextlib.contextmanager
+    def bar(description, total=None, *, is_bytes=False):
+        assert is_bytes
+        yield Bar()
+
+    monkeypatch.setattr(progress, "bar", bar)
+    return updates
 
 
 def ranges_asked_for(server):
@@ -46,33 +64,37 @@ def ranges_asked_for(server):
 
 
 @pytest.mark.parametrize("digest", [MD5, SHA256, SHA256[: len("sha256:") + 8]], ids=["md5", "sha256", "prefix"])
-def test_a_whole_download_gets_its_name(server, tmp_path, digest):
+def test_a_complete_download_gets_its_name(server, tmp_path, digest, shown):
     path = tmp_path / "downloads" / "data.tgz"
-    task = fetch(server, path, digest, size=len(CONTENT))
+    fetch(server, path, digest, size=len(CONTENT))
     assert path.read_bytes() == CONTENT
     assert list(path.parent.iterdir()) == [path]
-    assert task.completed == task.total == len(CONTENT)
+    assert shown == {"completed": len(CONTENT), "total": len(CONTENT)}
 
 
-def test_a_download_that_broke_off_is_continued(server, tmp_path):
+def test_an_interrupted_download_is_continued(server, tmp_path, shown):
     path = tmp_path / "data.tgz"
     server.breaks_off_at = CUT
-    with pytest.raises(UserError, match=r"data\.tgz (broke off|cannot be reached.*); run again to continue"):
+    with pytest.raises(
+        UserError, match=r"data\.tgz (was interrupted|cannot be reached.*); run the command again to continue"
+    ):
         fetch(server, path)
     assert not path.exists()
     part = tmp_path / "data.tgz.part"
     assert part.read_bytes() == CONTENT[:CUT]
     server.breaks_off_at = None
-    task = fetch(server, path)
+    fetch(server, path)
     assert path.read_bytes() == CONTENT
     assert not part.exists()
     assert ranges_asked_for(server) == [None, f"bytes={CUT}-"]
-    assert task.completed == task.total == len(CONTENT)
+    assert shown == {"completed": len(CONTENT), "total": len(CONTENT)}
 
 
-def test_a_server_that_falls_silent_is_given_up_and_continued(server, tmp_path):
+def test_a_stalled_download_times_out_and_is_continued(server, tmp_path):
     server.stalls_at = CUT
-    with pytest.raises(UserError, match=r"data\.tgz cannot be reached \(timed out\); run again to continue"):
+    with pytest.raises(
+        UserError, match=r"data\.tgz cannot be reached \(timed out\); run the command again to continue"
+    ):
         fetch(server, tmp_path / "data.tgz", timeout=0.5)
     assert (tmp_path / "data.tgz.part").read_bytes() == CONTENT[:CUT]
     server.stalls_at = None
@@ -81,14 +103,14 @@ def test_a_server_that_falls_silent_is_given_up_and_continued(server, tmp_path):
 
 
 @pytest.mark.parametrize("announces_length", [True, False])
-def test_a_server_without_ranges_starts_anew(server, tmp_path, announces_length):
+def test_a_server_without_ranges_starts_over(server, tmp_path, announces_length):
     server.ranges, server.announces_length = False, announces_length
     (tmp_path / "data.tgz.part").write_bytes(b"x" * 1000)
     fetch(server, tmp_path / "data.tgz")
     assert (tmp_path / "data.tgz").read_bytes() == CONTENT
 
 
-def test_a_part_that_is_whole_already_gets_its_name(server, tmp_path):
+def test_a_part_that_is_already_complete_gets_its_name(server, tmp_path):
     (tmp_path / "data.tgz.part").write_bytes(CONTENT)
     fetch(server, tmp_path / "data.tgz")
     assert (tmp_path / "data.tgz").read_bytes() == CONTENT
@@ -101,7 +123,7 @@ def test_a_part_of_the_known_size_needs_no_server(tmp_path):
     assert (tmp_path / "data.tgz").read_bytes() == CONTENT
 
 
-def test_redirects_are_followed_also_when_continuing(server, tmp_path):
+def test_redirects_are_followed_when_continuing(server, tmp_path):
     server.redirects["/latest.tgz"] = "/data.tgz"
     (tmp_path / "data.tgz.part").write_bytes(CONTENT[:CUT])
     fetch(f"{server.url}/latest.tgz", tmp_path / "data.tgz")
@@ -120,27 +142,27 @@ def test_a_wrong_checksum_removes_the_download(server, tmp_path, part):
 
 @pytest.mark.parametrize("announces_length", [True, False])
 @pytest.mark.parametrize("part", [0, CUT])
-def test_a_longer_file_is_another_file(server, tmp_path, announces_length, part):
-    """Without an announced length, nothing but the known size stops a server that goes on and on."""
+def test_a_longer_file_is_rejected(server, tmp_path, announces_length, part):
+    """Without an announced length, only the known size stops a server that never stops sending."""
     server.files["/data.tgz"] = CONTENT + b"more"
     server.announces_length = announces_length
     if part:
         (tmp_path / "data.tgz.part").write_bytes(CONTENT[:part])
     with pytest.raises(
-        UserError, match=r"data\.tgz is not of 3000000 bytes: another file lies there now; fetch it your"
+        UserError, match=r"data\.tgz does not have 3000000 bytes, so it is another file now; download it your"
     ):
         fetch(server, tmp_path / "data.tgz", size=len(CONTENT))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_shorter_file_is_another_file(server, tmp_path):
+def test_a_shorter_file_is_rejected(server, tmp_path):
     server.files["/data.tgz"] = CONTENT[:-1]
-    with pytest.raises(UserError, match="is not of 3000000 bytes"):
+    with pytest.raises(UserError, match="does not have 3000000 bytes"):
         fetch(server, tmp_path / "data.tgz", size=len(CONTENT))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_server_that_cannot_be_reached_is_named(tmp_path):
+def test_an_unreachable_server_is_named(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/data.tgz"
@@ -149,15 +171,15 @@ def test_a_server_that_cannot_be_reached_is_named(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_address_without_the_file_is_named(server, tmp_path):
-    with pytest.raises(UserError, match="gone answers 404 Not Found; fetch it yourself and pass --source FILE"):
+def test_a_missing_file_is_named(server, tmp_path):
+    with pytest.raises(UserError, match="gone answers 404 Not Found; download it yourself and pass --source FILE"):
         fetch(f"{server.url}/gone", tmp_path / "data.tgz")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_named_and_the_download_continued(server, tmp_path):
+def test_a_full_disk_is_reported_and_the_download_continued(server, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (CUT, limits[1]))  # no file may grow longer: as good as a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (CUT, limits[1]))  # no file may grow further, as on a full disk
     try:
         with pytest.raises(
             UserError, match=r"cannot write .*/data\.tgz: File too large; check the folder and the disk"
@@ -170,8 +192,8 @@ def test_a_full_disk_is_named_and_the_download_continued(server, tmp_path):
     assert (tmp_path / "data.tgz").read_bytes() == CONTENT
 
 
-def test_a_folder_that_cannot_be_made_is_named(server, tmp_path):
-    (tmp_path / "file").write_text("no folder")
+def test_a_folder_that_cannot_be_created_is_named(server, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match=r"cannot write .*/file/data\.tgz: File exists; check the folder"):
         fetch(server, tmp_path / "file" / "data.tgz")
 
@@ -181,11 +203,9 @@ def test_a_killed_download_leaves_a_part_that_is_continued(server, tmp_path):
     server.stalls_at = CUT
     script = f"""
         import pathlib
-        from rich.progress import Progress
-        from deeplab_jax.download import download
+        from deeplab_jax.data.download import download
         path, digest = pathlib.Path({str(path)!r}), {MD5!r}
-        with Progress(disable=True) as progress:
-            download({server.url + "/data.tgz"!r}, path, digest=digest, otherwise="", progress=progress)
+        download({server.url + "/data.tgz"!r}, path, digest=digest, otherwise="")
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
     wait_until(lambda: part.exists() and part.stat().st_size > CUT // 2, process)
@@ -205,11 +225,12 @@ def wait_until(condition, process=None):
             return
         assert process is None or process.poll() is None
         time.sleep(0.01)
-    raise AssertionError("it did not happen in half a minute")
+    raise AssertionError("timed out after 30 seconds")
 
 
-def test_who_comes_second_waits_and_finds_the_file(server, tmp_path):
-    """Two at once ask the server once, and both have the file; a lock knows threads no better than processes."""
+def test_concurrent_downloads_wait_for_the_first_one(server, tmp_path, caplog):
+    """The server is asked once, and everyone gets the file. Locks treat threads like processes."""
+    caplog.set_level(logging.INFO, "deeplab_jax")
     path = tmp_path / "data.tgz"
     server.stalls_at = CUT
     outcomes = []
@@ -228,10 +249,11 @@ def test_who_comes_second_waits_and_finds_the_file(server, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
     assert len(server.requests) == 1
     assert len(outcomes) == 4
-    assert sum(task.description == "wait for data.tgz" for task in outcomes) == 3
+    assert caplog.messages == ["Waiting for another process that downloads data.tgz"] * 3
 
 
-def test_who_waited_for_one_that_failed_fetches_anew(server, tmp_path):
+def test_a_download_that_waited_for_a_failed_one_starts_over(server, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "deeplab_jax")
     path = tmp_path / "data.tgz"
     server.files["/data.tgz"] = CONTENT[::-1]
     server.stalls_at = CUT
@@ -253,7 +275,8 @@ def test_who_waited_for_one_that_failed_fetches_anew(server, tmp_path):
     for thread in threads:
         thread.join()
     assert "wrong checksum" in str(outcomes[0])
-    assert outcomes[1].description == "wait for data.tgz"
+    assert outcomes[1] is None
+    assert caplog.messages == ["Waiting for another process that downloads data.tgz"]
     assert path.read_bytes() == CONTENT
     assert list(tmp_path.iterdir()) == [path]
 
@@ -263,7 +286,7 @@ def fetch_in_process(url, path, barrier):
     fetch(url, path, timeout=30)
 
 
-def test_processes_that_fetch_at_once_all_succeed(server, tmp_path):
+def test_processes_that_download_at_once_all_succeed(server, tmp_path):
     path = tmp_path / "data.tgz"
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(3)
@@ -279,10 +302,10 @@ def test_processes_that_fetch_at_once_all_succeed(server, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_digests_know_their_algorithm_and_at_least_eight_digits(tmp_path):
+def test_digests_have_an_algorithm_and_at_least_eight_digits(tmp_path):
     path = tmp_path / "abc"
     path.write_bytes(b"abc")
-    # FIPS 180-4's example of SHA-256, and RFC 1321's of MD5.
+    # Examples of FIPS 180-4 (SHA-256) and RFC 1321 (MD5).
     sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert file_digest(path) == sha256
     assert has_digest(path, f"sha256:{sha256}")
@@ -291,5 +314,5 @@ def test_digests_know_their_algorithm_and_at_least_eight_digits(tmp_path):
     assert not has_digest(path, f"sha256:{sha256[:-1]}0")
     assert not has_digest(path, f"sha256:{sha256[:7]}0")
     for malformed in (f"sha256:{sha256[:7]}", sha256, f"crc32:{sha256}", f"sha256:{sha256.upper()}", "sha256:"):
-        with pytest.raises(ValueError, match="is no digest"):
+        with pytest.raises(ValueError, match="is not a digest"):
             has_digest(path, malformed)

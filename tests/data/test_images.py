@@ -1,4 +1,4 @@
-"""Reading images of every kind upright and in RGB, and label maps exactly; damaged files are named."""
+"""Images of every kind are read upright and as RGB, masks exactly; damaged files are named."""
 
 import io
 
@@ -29,7 +29,7 @@ def with_orientation(path, orientation, **options):
     return save(path, Image.fromarray(IMAGE), exif=exif, **options)
 
 
-# What a viewer does to show an image with this EXIF orientation upright.
+# How a viewer turns an image with this EXIF orientation upright.
 UPRIGHT = {
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
@@ -140,8 +140,8 @@ def test_a_truncated_image_is_named(tmp_path, suffix, kept):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "bmp", "webp"])
-def test_flipped_bytes_are_named_or_harmless(tmp_path, suffix):
-    """Whatever a decoder makes of damage, it is an image or one clear line, never a decoder's own exception."""
+def test_flipped_bytes_are_reported_or_harmless(tmp_path, suffix):
+    """Damage results in an image or in one clear line, never in a decoder's own exception."""
     whole = io.BytesIO()
     Image.fromarray(IMAGE).save(whole, format={"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix))
     path = tmp_path / f"damaged.{suffix}"
@@ -167,7 +167,7 @@ def test_a_missing_image_and_a_folder_are_named(tmp_path):
         images.read_image(tmp_path)
 
 
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
+def test_a_decompression_bomb_is_rejected(tmp_path, monkeypatch):
     path = save(tmp_path / "bomb.png", Image.fromarray(IMAGE))
     for limit in (
         IMAGE[..., 0].size - 1,
@@ -182,45 +182,45 @@ def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
 
 def test_damaged_stored_bytes_name_the_example():
     with pytest.raises(UserError, match="image of field_7 is damaged"):
-        images.decode_image(b"no image", "field_7")
+        images.decode_image(b"not an image", "field_7")
     with pytest.raises(UserError, match="mask of field_7 is damaged"):
-        images.decode_label_map(b"no image", "field_7")
+        images.decode_mask(b"not an image", "field_7")
     in_color = cv2.imencode(".png", IMAGE)[1].tobytes()
     with pytest.raises(UserError, match="mask of field_7 is damaged"):
-        images.decode_label_map(in_color, "field_7")
+        images.decode_mask(in_color, "field_7")
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**32))
-def test_label_maps_of_all_values_survive_encoding(height, width, seed):
-    label_map = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
-    encoded = images.encode_label_map(label_map)
-    np.testing.assert_array_equal(images.decode_label_map(encoded, "a"), label_map)
+def test_labels_of_all_values_survive_encoding(height, width, seed):
+    label = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+    encoded = images.encode_mask(label)
+    np.testing.assert_array_equal(images.decode_mask(encoded, "a"), label)
     assert images.encoded_size(encoded, "a") == (height, width)
 
 
-def test_stored_label_maps_are_smaller_than_pngs_with_filters():
-    label_map = scene(3, height=240, width=320)[1]
-    unasked = cv2.imencode(".png", label_map)[1].tobytes()
-    assert len(images.encode_label_map(label_map)) < 0.7 * len(unasked)
+def test_stored_masks_are_smaller_than_pngs_with_filters():
+    label = scene(3, height=240, width=320)[1]
+    default = cv2.imencode(".png", label)[1].tobytes()
+    assert len(images.encode_mask(label)) < 0.7 * len(default)
 
 
-def test_palette_and_gray_masks_give_their_ids(tmp_path):
+def test_palette_and_gray_masks_contain_ids(tmp_path):
     write_index_png(tmp_path / "palette.png", EVERY_LABEL)
     save(tmp_path / "gray.png", Image.fromarray(EVERY_LABEL))
     save(tmp_path / "gray16.png", Image.fromarray(EVERY_LABEL.astype(np.uint16)))
     for name in ("palette", "gray", "gray16"):
-        ids = images.read_label_map(tmp_path / f"{name}.png", VOC)
+        ids = images.read_mask(tmp_path / f"{name}.png", VOC)
         assert ids.dtype == np.uint8
         np.testing.assert_array_equal(ids, EVERY_LABEL)
 
 
-def test_color_masks_are_looked_up(tmp_path):
+def test_colors_of_rgb_masks_are_looked_up(tmp_path):
     colors = VOC.color_table()[EVERY_LABEL]
     save(tmp_path / "rgb.png", Image.fromarray(colors))
     save(tmp_path / "rgba.png", Image.fromarray(np.dstack([colors, np.full(EVERY_LABEL.shape, 255, np.uint8)])))
     for name in ("rgb", "rgba"):
-        np.testing.assert_array_equal(images.read_label_map(tmp_path / f"{name}.png", VOC), EVERY_LABEL)
+        np.testing.assert_array_equal(images.read_mask(tmp_path / f"{name}.png", VOC), EVERY_LABEL)
 
 
 def test_gray_values_are_colors_where_the_classes_have_colors(tmp_path):
@@ -229,46 +229,46 @@ def test_gray_values_are_colors_where_the_classes_have_colors(tmp_path):
     save(tmp_path / "gray.png", Image.fromarray(mask))
     save(tmp_path / "bits.png", Image.fromarray(mask > 0))
     for name in ("gray", "bits"):
-        ids = images.read_label_map(tmp_path / f"{name}.png", label_set, by_color=True)
+        ids = images.read_mask(tmp_path / f"{name}.png", label_set, by_color=True)
         np.testing.assert_array_equal(ids, mask // 255)
 
 
-def test_a_foreign_color_is_named(tmp_path):
+def test_an_unknown_color_is_named(tmp_path):
     colors = VOC.color_table()[EVERY_LABEL]
     colors[1, 3] = (1, 2, 3)
     path = save(tmp_path / "rgb.png", Image.fromarray(colors))
-    with pytest.raises(UserError, match=r"rgb\.png holds the color \(1, 2, 3\)"):
-        images.read_label_map(path, VOC)
+    with pytest.raises(UserError, match=r"rgb\.png contains color \(1, 2, 3\), which is not assigned to any class"):
+        images.read_mask(path, VOC)
 
 
-def test_the_IGNORE_COLOR_is_void(tmp_path):
-    path = save(tmp_path / "void.png", Image.fromarray(np.full((2, 2, 3), IGNORE_COLOR, np.uint8)))
-    np.testing.assert_array_equal(images.read_label_map(path, VOC), np.full((2, 2), 255))
+def test_the_ignore_color_becomes_the_ignore_label(tmp_path):
+    path = save(tmp_path / "ignored.png", Image.fromarray(np.full((2, 2, 3), IGNORE_COLOR, np.uint8)))
+    np.testing.assert_array_equal(images.read_mask(path, VOC), np.full((2, 2), 255))
 
 
 @pytest.mark.parametrize("wrong", [21, 77, 254])
-def test_a_label_that_is_no_class_is_named(tmp_path, wrong):
-    label_map = LABEL.copy()
-    label_map[5, 5] = wrong
-    write_index_png(tmp_path / "mask.png", label_map)
-    with pytest.raises(UserError, match=rf"mask\.png holds label {wrong}: it must be below 21"):
-        images.read_label_map(tmp_path / "mask.png", VOC)
+def test_a_label_that_is_not_a_class_is_named(tmp_path, wrong):
+    label = LABEL.copy()
+    label[5, 5] = wrong
+    write_index_png(tmp_path / "mask.png", label)
+    with pytest.raises(UserError, match=rf"mask\.png contains label {wrong}; labels must be below 21"):
+        images.read_mask(tmp_path / "mask.png", VOC)
 
 
 def test_a_16_bit_label_does_not_wrap_around(tmp_path):
     path = save(tmp_path / "mask.png", Image.fromarray(np.full((2, 2), 256 + 7, np.uint16)))
-    with pytest.raises(UserError, match="holds label 263"):
-        images.read_label_map(path, VOC)
+    with pytest.raises(UserError, match="contains label 263"):
+        images.read_mask(path, VOC)
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((2, 2), np.uint16), np.zeros((2, 2, 3), np.uint8)])
 def test_a_stored_mask_of_another_kind_is_damaged(pixels):
     encoded = cv2.imencode(".png", pixels)[1].tobytes()
     with pytest.raises(UserError, match="^the stored mask of train_7 is damaged; prepare the data set again$"):
-        images.decode_label_map(encoded, "train_7")
+        images.decode_mask(encoded, "train_7")
 
 
 def test_a_mask_of_another_mode_is_named(tmp_path):
     path = save(tmp_path / "mask.tif", Image.fromarray(np.zeros((2, 2), np.float32)))
     with pytest.raises(UserError, match=r"mask\.tif has mode F"):
-        images.read_label_map(path, VOC)
+        images.read_mask(path, VOC)

@@ -20,9 +20,9 @@ NUM_EXAMPLES = 10
 
 
 class NumberedSource:
-    """Examples that say which they are: example i is i everywhere. Sizes are of one or of several kinds."""
+    """Every pixel of example i is i. Sizes alternate between the given ones."""
 
-    name, split, labels = "numbered", "train", SYNTHETIC
+    name, split, label_set = "numbered", "train", SYNTHETIC
 
     def __init__(self, count=NUM_EXAMPLES, sizes=((6, 8),), encoded=False):
         self.count, self.sizes, self.encoded = count, sizes, encoded
@@ -32,12 +32,12 @@ class NumberedSource:
 
     def __getitem__(self, index):
         height, width = self.sizes[index % len(self.sizes)]
-        label_map = np.full((height, width), index % 6, np.uint8)
-        label_map[:, 0] = 255  # tells left from right
+        label = np.full((height, width), index % 6, np.uint8)
+        label[:, 0] = 255  # tells left from right
         image = np.full((height, width, 3), index, np.uint8)
         if self.encoded:
-            return {"image": b"damaged", "label": images.encode_label_map(label_map), "id": f"number_{index}"}
-        return {"image": image, "label": label_map, "id": f"number_{index}"}
+            return {"image": b"damaged", "label": images.encode_mask(label), "id": f"number_{index}"}
+        return {"image": image, "label": label, "id": f"number_{index}"}
 
     def largest_size(self):
         return tuple(int(extent) for extent in np.max(self.sizes, axis=0))
@@ -72,7 +72,7 @@ def assert_equal(batches, others):
 
 
 def numbers(batches):
-    """Which examples they are."""
+    """The numbers of the examples."""
     return [int(value) for batch in batches for value in batch["image"][:, 0, 0, 0]]
 
 
@@ -91,7 +91,7 @@ def scenes():
 # Training
 
 
-def test_batches_are_what_the_network_takes():
+def test_batches_have_the_shapes_and_dtypes_of_the_network():
     (batch,) = train(scenes(), 1, fields=SCENES)
     assert batch.keys() == {"image", "label", "id", "unreadable"}
     assert batch["image"].shape == (4, 48, 40, 3)
@@ -99,7 +99,7 @@ def test_batches_are_what_the_network_takes():
     assert batch["image"].dtype == batch["label"].dtype == np.uint8
 
 
-def test_each_epoch_sees_each_example_once_in_another_order():
+def test_each_epoch_has_each_example_once_in_a_new_order():
     seen = numbers(train(NumberedSource(), 10))
     epochs = [seen[start : start + NUM_EXAMPLES] for start in range(0, 40, NUM_EXAMPLES)]
     for epoch in epochs:
@@ -119,26 +119,26 @@ def test_the_stream_is_a_function_of_the_seed():
     assert not np.isin(scales[0], scales[1]).any()
 
 
-def test_an_example_is_transformed_anew_in_every_epoch():
+def test_an_example_is_augmented_differently_in_every_epoch():
     batches = train(NumberedSource(1), 16, fields={"batch_size": 1, "random_flip": "horizontal"})
     flipped = {bool(batch["label"][0, 0, -1] == 255) for batch in batches}
     assert flipped == {False, True}
 
 
 @pytest.mark.parametrize("examples_seen", [4, 8, 20, 36])
-def test_a_run_goes_on_at_any_position(examples_seen):
+def test_a_run_continues_at_any_position(examples_seen):
     whole = train(scenes(), 12, fields=SCENES)
     rest = train(scenes(), 12 - examples_seen // 4, fields=SCENES, examples_seen=examples_seen)
     assert_equal(rest, whole[examples_seen // 4 :])
 
 
-def test_a_position_inside_a_batch_goes_on_there():
+def test_a_run_continues_inside_a_batch():
     whole = numbers(train(NumberedSource(), 10))
     assert numbers(train(NumberedSource(), 5, examples_seen=7)) == whole[7:27]
 
 
 @pytest.mark.parametrize("process_count", [2, 4])
-def test_processes_interleaved_draw_what_one_does(process_count):
+def test_interleaved_processes_draw_the_same_as_one(process_count):
     for examples_seen in (0, 12):
         (whole, *_) = one = train(scenes(), 3, fields=SCENES, examples_seen=examples_seen)
         parts = [
@@ -160,8 +160,8 @@ def test_processes_interleaved_draw_what_one_does(process_count):
                 np.testing.assert_array_equal(together, batch[name])
 
 
-def test_half_of_the_examples_have_some_classes_of_another_pasted_in():
-    """Example i shows the number i and is of class i % 6: what has another number was pasted."""
+def test_classes_of_other_examples_are_pasted_into_half_of_the_examples():
+    """Example i shows the number i and has class i % 6, so pixels with another number were pasted."""
     fields = {"batch_size": 48, "paste_classes": (1, 2), "paste_share": 0.5}
     pasted = 0
     for batch in train(NumberedSource(48), 10, fields=fields):
@@ -176,13 +176,13 @@ def test_half_of_the_examples_have_some_classes_of_another_pasted_in():
     assert 56 < pasted < 104
 
 
-def test_what_is_pasted_has_to_be_a_class():
+def test_pasted_classes_must_exist():
     with pytest.raises(UserError, match=r"^data\.paste_classes=\(1, 6\) must be ids from 0 to 5"):
         train(NumberedSource(), 1, fields={"paste_classes": (1, 6)})
 
 
 def test_worker_processes_change_nothing(tmp_path):
-    """Starting a worker takes seconds: training is tried with two, evaluation with one, each against none."""
+    """Starting a worker takes seconds, so training uses two and evaluation one; both are compared with none."""
     prepare("folder", source=make_folder(tmp_path / "own"), data_dir=tmp_path)
     source = data.open_source("folder", "train", data_dir=tmp_path)
     fields = {"batch_size": 2, "image_size": (24, 32), "resize": "scale_crop"}
@@ -222,7 +222,7 @@ class SomeUnreadable(NumberedSource):
         return super().__getitem__(index)
 
 
-def test_an_unreadable_example_raises_unless_the_config_says_to_skip_it():
+def test_an_unreadable_example_raises_unless_the_config_skips_it():
     with pytest.raises(UserError, match=r"^example [347] is damaged$"):
         train(SomeUnreadable(), 3)
 
@@ -236,12 +236,12 @@ def test_a_skipped_example_is_replaced_and_named():
     assert ids == [f"number_{number}" for number in numbers(batches)]
     named = [str(text) for batch in batches for text in batch["unreadable"]]
     assert named == [f"example {n} is damaged" if n in replacement else "" for n in numbers(whole)]
-    # A function of the position: a run that continues sees the same.
+    # It depends on the position alone, so a resumed run makes the same replacements.
     assert_equal(train(SomeUnreadable(), 3, fields={"unreadable": "skip"}, examples_seen=8), batches[2:])
 
 
-def test_many_unreadable_examples_in_a_row_raise_anyway():
-    with pytest.raises(UserError, match="is damaged; prepare the data set again; neither can the 9 after it"):
+def test_many_unreadable_examples_in_a_row_raise():
+    with pytest.raises(UserError, match="is damaged; prepare the data set again; nor can the next 9 examples"):
         train(NumberedSource(encoded=True), 1, fields={"unreadable": "skip"})
 
 
@@ -349,14 +349,14 @@ def test_a_image_larger_than_the_canvas_is_named():
         evaluate(NumberedSource(3, SIZES), made=made)
 
 
-def test_decoded_gives_images_and_labels_at_their_own_sizes(tmp_path):
+def test_decode_examples_returns_images_and_labels_at_their_original_sizes(tmp_path):
     prepare("folder", source=make_folder(tmp_path / "own"), data_dir=tmp_path)
     source = data.open_source("folder", "train", data_dir=tmp_path)
-    shown = data.decoded(source, [2, 0])
-    for (image, label_map), index in zip(shown, [2, 0], strict=True):
+    shown = data.decode_examples(source, [2, 0])
+    for (image, label), index in zip(shown, [2, 0], strict=True):
         expected = data.decode_example(source[index])
         np.testing.assert_array_equal(image, expected["image"])
-        np.testing.assert_array_equal(label_map, expected["label"])
+        np.testing.assert_array_equal(label, expected["label"])
     assert source.largest_size() == (40, 56)
     assert source.ids() == [source[i]["id"] for i in range(len(source))]
 

@@ -1,4 +1,4 @@
-"""From raw folders and archives to prepared data sets: exact, whole or not at all, mistakes named."""
+"""From raw folders and archives to prepared data sets: exact, complete or not at all, mistakes are named."""
 
 import os
 import pathlib
@@ -16,8 +16,9 @@ import scipy.io
 from PIL import Image
 
 from deeplab_jax import data
-from deeplab_jax.data.builder import Record, prepared_folder
+from deeplab_jax.data.dataset import RawExample
 from deeplab_jax.data.prepare import prepare, read_raw
+from deeplab_jax.data.prepared import prepared_folder
 from deeplab_jax.data.sources import folder as folder_source
 from deeplab_jax.data.sources import sbd
 from deeplab_jax.errors import UserError
@@ -26,7 +27,7 @@ from tests.conftest import make_camvid, make_folder, make_sbd, make_voc, write_i
 
 
 def read_split(name, split, data_dir):
-    """Image, labels by id, in the order of the split."""
+    """Image and label by id, in the order of the split."""
     source = data.open_source(name, split, data_dir=data_dir)
     examples = [data.decode_example(source[i]) for i in range(len(source))]
     return {example["id"]: (example["image"], example["label"]) for example in examples}
@@ -37,7 +38,7 @@ def jpeg_pixels(path):
 
 
 def assert_nothing_left(name, data_dir):
-    """Neither a data set that counts nor a temporary file."""
+    """Neither a prepared data set nor a temporary file."""
     assert not prepared_folder(name, data_dir).exists()
     assert not [path for path in data_dir.rglob("*") if path.is_file()] if data_dir.exists() else True
 
@@ -59,13 +60,13 @@ def pack(folder, path, mode="w:gz"):
 
 
 def test_every_label_survives_a_prepared_data_set(tmp_path):
-    label_map = np.resize(np.array([*range(21), 255], np.uint8), (40, 56))
+    label = np.resize(np.array([*range(21), 255], np.uint8), (40, 56))
     root = make_voc(tmp_path / "voc", {"train": ["a"], "val": ["b"]})
-    write_index_png(root / "SegmentationClass" / "a.png", label_map)
+    write_index_png(root / "SegmentationClass" / "a.png", label)
     prepare("voc2012_segmentation", source=root, data_dir=tmp_path / "data")
     stored = read_split("voc2012_segmentation", "train", tmp_path / "data")["a"][1]
     assert stored.dtype == np.uint8
-    np.testing.assert_array_equal(stored, label_map)
+    np.testing.assert_array_equal(stored, label)
     assert set(np.unique(stored)) == {*range(21), 255}
 
 
@@ -77,10 +78,10 @@ def test_voc_has_a_split_for_every_list(tmp_path):
     for split, ids in splits.items():
         examples = read_split("voc2012_segmentation", split, tmp_path / "data")
         assert list(examples) == ids  # in the order of the list
-        for id, (image, label_map) in examples.items():
+        for id, (image, label) in examples.items():
             np.testing.assert_array_equal(image, jpeg_pixels(root / "JPEGImages" / f"{id}.jpg"))
             palette_png = np.asarray(Image.open(root / "SegmentationClass" / f"{id}.png"))
-            np.testing.assert_array_equal(label_map, palette_png)
+            np.testing.assert_array_equal(label, palette_png)
 
 
 def test_trainaug_is_set_algebra_and_prefers_voc_masks(tmp_path):
@@ -116,24 +117,24 @@ def test_sbd_from_a_folder_and_from_its_archive(sbd_folder, tmp_path, packed):
     }.items():
         examples = read_split("sbd", split, tmp_path / "data")
         assert list(examples) == ids
-        for id, (image, label_map) in examples.items():
+        for id, (image, label) in examples.items():
             np.testing.assert_array_equal(image, jpeg_pixels(dataset / "img" / f"{id}.jpg"))
             mat = scipy.io.loadmat(dataset / "cls" / f"{id}.mat")["GTcls"]["Segmentation"][0, 0]
-            np.testing.assert_array_equal(label_map, mat)
+            np.testing.assert_array_equal(label, mat)
     assert data.open_source("sbd", "val", data_dir=tmp_path / "data").label_set == VOC
     assert {path.name for path in (tmp_path / "data").iterdir()} == {"sbd"}  # nothing unpacked stays
 
 
-def test_camvid_unlabeled_is_void(camvid_folder, tmp_path):
+def test_unlabeled_pixels_of_camvid_are_ignored(camvid_folder, tmp_path):
     prepare("camvid", source=camvid_folder, data_dir=tmp_path / "data")
     assert data.open_source("camvid", "val", data_dir=tmp_path / "data").label_set == CAMVID
     for split in ("train", "val", "test"):
         examples = read_split("camvid", split, tmp_path / "data")
         assert len(examples) == 2
-        for id, (_, label_map) in examples.items():
+        for id, (_, label) in examples.items():
             raw = np.asarray(Image.open(camvid_folder / f"{split}annot" / f"{id}.png"))
             assert (raw == 11).any()
-            np.testing.assert_array_equal(label_map, np.where(raw == 11, 255, raw))
+            np.testing.assert_array_equal(label, np.where(raw == 11, 255, raw))
 
 
 def test_several_splits_are_read_as_one(camvid_folder, tmp_path):
@@ -153,11 +154,11 @@ def test_camvid_lists_of_paths_as_segnet_wrote_them(tmp_path):
         listing = root / f"{split}.txt"
         names = listing.read_text().split()
         listing.write_text("\n".join(f"/S/{split}/{name}.png /S/{split}annot/{name}.png" for name in names) + "\n")
-    layout = read_raw("camvid", root)
-    assert [record.id for record in layout.splits["val"]] == ["0001TP_000000", "0001TP_000001"]
+    raw = read_raw("camvid", root)
+    assert [example.id for example in raw.splits["val"]] == ["0001TP_000000", "0001TP_000001"]
 
 
-# A person's own folder
+# Your own folder
 
 
 def test_a_folder_of_index_masks(own_folder, tmp_path):
@@ -167,8 +168,8 @@ def test_a_folder_of_index_masks(own_folder, tmp_path):
     splits = {split: read_split("folder", split, tmp_path / "data") for split in ("train", "val")}
     both = {**splits["train"], **splits["val"]}
     assert len(splits["train"]) + len(splits["val"]) == len(both) == 6
-    for id, (image, label_map) in both.items():
-        np.testing.assert_array_equal(label_map, np.asarray(Image.open(own_folder / "masks" / f"{id}.png")))
+    for id, (image, label) in both.items():
+        np.testing.assert_array_equal(label, np.asarray(Image.open(own_folder / "masks" / f"{id}.png")))
         np.testing.assert_array_equal(image, jpeg_pixels(own_folder / "images" / f"{id}.jpg"))
 
 
@@ -185,8 +186,8 @@ def test_a_folder_of_color_masks(tmp_path):
     assert source.label_set.class_names == ("ground", "crop", "tall weed")
     assert source.label_set.palette == ((0, 0, 0), (0, 200, 0), (200, 0, 0))
     for split in ("train", "val"):
-        for id, (_, label_map) in read_split("folder", split, tmp_path / "data").items():
-            np.testing.assert_array_equal(label_map, raw[id])
+        for id, (_, label) in read_split("folder", split, tmp_path / "data").items():
+            np.testing.assert_array_equal(label, raw[id])
 
 
 def test_lists_in_a_folder_are_its_splits(own_folder, tmp_path):
@@ -198,11 +199,11 @@ def test_lists_in_a_folder_are_its_splits(own_folder, tmp_path):
 
 
 def split_of(root, **options):
-    layout = folder_source.read_layout(root, **options)
-    return {record.id: split for split, records in layout.splits.items() for record in records}
+    raw = folder_source.read_raw(root, **options)
+    return {example.id: split for split, examples in raw.splits.items() for example in examples}
 
 
-def test_the_split_of_a_image_depends_on_its_name(tmp_path):
+def test_the_split_of_an_image_depends_on_its_name(tmp_path):
     root = make_folder(tmp_path / "own", count=1)
     image, mask = (root / "images" / "field_000.jpg"), (root / "masks" / "field_000.png")
     for i in range(1, 60):
@@ -214,7 +215,7 @@ def test_the_split_of_a_image_depends_on_its_name(tmp_path):
     assert before == split_of(root)
     shutil.copy(image, root / "images" / "another.jpg")
     after = split_of(root)
-    assert sum(before[id] != after[id] for id in before) <= 1  # only what stood in for an empty split may move
+    assert sum(before[id] != after[id] for id in before) <= 1  # only the image that filled an empty split may move
     assert list(split_of(root, val_fraction=0.5).values()).count("val") > list(before.values()).count("val")
 
 
@@ -230,13 +231,13 @@ def test_both_splits_of_a_small_folder_have_images(tmp_path, count):
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (None, r"classes\.txt does not exist; write one class name a line"),
-        ("\n\n", r"classes\.txt names no class"),
+        (None, r"classes\.txt does not exist; write one class name per line"),
+        ("\n\n", r"classes\.txt contains no class names"),
         ("ground\ncrop\nground\n", r"classes\.txt: two classes have the same name"),
-        ("ground 0 0 0\ncrop\n", r"classes\.txt, line 2: either every class has a color"),
-        ("ground\ncrop 0 0 0\n", r"classes\.txt, line 2: either every class has a color"),
+        ("ground 0 0 0\ncrop\n", r"classes\.txt, line 2: give a color .* to every class or to none"),
+        ("ground\ncrop 0 0 0\n", r"classes\.txt, line 2: give a color .* to every class or to none"),
         ("ground 0 0 0\ncrop 0 0 0\n", r"classes\.txt: two classes have the same color"),
-        ("\n".join(f"class {i}" for i in range(256)), r"classes\.txt names 256 classes; at most 255 fit"),
+        ("\n".join(f"class {i}" for i in range(256)), r"classes\.txt has 256 classes; at most 255 are possible"),
     ],
 )
 def test_a_wrong_class_list_is_named(own_folder, tmp_path, classes, message):
@@ -250,7 +251,7 @@ def test_a_wrong_class_list_is_named(own_folder, tmp_path, classes, message):
 
 def wrong_missing_mask(root):
     (root / "masks" / "field_004.png").unlink()
-    return r"image .*field_004\.jpg has no mask; put field_004\.png into .*masks"
+    return r"image .*field_004\.jpg has no mask; put field_004\.png in .*masks"
 
 
 def wrong_truncated_jpeg(root):
@@ -260,15 +261,15 @@ def wrong_truncated_jpeg(root):
 
 
 def wrong_label(root):
-    label_map = np.zeros((40, 56), np.uint8)
-    label_map[7, 7] = 77
-    Image.fromarray(label_map).save(root / "masks" / "field_004.png")
-    return r"mask .*field_004\.png holds label 77: it must be below 3"
+    label = np.zeros((40, 56), np.uint8)
+    label[7, 7] = 77
+    Image.fromarray(label).save(root / "masks" / "field_004.png")
+    return r"mask .*field_004\.png contains label 77; labels must be below 3"
 
 
 def wrong_size(root):
     Image.fromarray(np.zeros((40, 55), np.uint8)).save(root / "masks" / "field_004.png")
-    return r"image .*field_004\.jpg is 40x56 .*, but its mask is 40x55; they must agree"
+    return r"image .*field_004\.jpg is 40x56 .*, but its mask is 40x55; they must have the same size"
 
 
 def wrong_jpeg_mask(root):
@@ -291,13 +292,13 @@ def wrong_listed_name(root):
 def wrong_no_images(root):
     shutil.rmtree(root / "images")
     (root / "images").mkdir()
-    return r"images holds no images \(\.jpg, .*\)"
+    return r"images contains no images \(\.jpg, .*\)"
 
 
 def wrong_one_image(root):
     for i in range(1, 6):
         (root / "images" / f"field_{i:03d}.jpg").unlink()
-    return "images holds one image; train and val need at least one each"
+    return "images contains one image; train and val need at least one each"
 
 
 def wrong_no_masks_folder(root):
@@ -314,7 +315,7 @@ def wrong_zero_and_255(root):
     (root / "classes.txt").write_text("ground\ncrop\n")
     for path in (root / "masks").iterdir():
         Image.fromarray(np.resize(np.array([0, 255], np.uint8), (40, 56))).save(path)
-    return r"mask .*\.png holds only 0 and 255"
+    return r"mask .*\.png contains only 0 and 255"
 
 
 @pytest.mark.parametrize("mistake", [value for name, value in sorted(globals().items()) if name.startswith("wrong_")])
@@ -325,15 +326,23 @@ def test_a_mistake_in_a_folder_is_named(own_folder, tmp_path, mistake):
 def test_mistakes_in_other_layouts_are_named(tmp_path, voc_folder, sbd_folder, camvid_folder):
     (tmp_path / "empty").mkdir()
     into = tmp_path / "data"
-    fails("not laid out like SBD", "sbd", into, source=tmp_path / "empty")
-    fails("not laid out like VOC 2012", "voc2012_segmentation", into, source=tmp_path / "empty")
-    fails("not laid out like CamVid", "camvid", into, source=tmp_path / "empty")
+    fails("does not have SBD's layout", "sbd", into, source=tmp_path / "empty")
+    fails("does not have the layout of VOC 2012", "voc2012_segmentation", into, source=tmp_path / "empty")
+    fails("does not have CamVid's layout", "camvid", into, source=tmp_path / "empty")
     fails("gone does not exist", "sbd", into, source=tmp_path / "gone")
-    fails("camvid has no public address here", "camvid", into)
+    fails("camvid has no public download", "camvid", into)
     fails("'sdb' does not exist; did you mean sbd?", "sdb", into)
-    fails("synthetic is drawn", "synthetic", into)
-    fails("--sbd-source belongs to voc", "camvid", into, source=camvid_folder, sbd_source=sbd_folder)
-    fails("--val-fraction belongs to folder", "camvid", into, source=camvid_folder, val_fraction=0.5)
+    fails("synthetic has no raw files, so there is nothing to prepare", "synthetic", into)
+    fails(
+        "--sbd-source is an option of voc2012_segmentation, not of camvid",
+        "camvid",
+        into,
+        source=camvid_folder,
+        sbd_source=sbd_folder,
+    )
+    fails(
+        "--val-fraction is an option of folder, not of camvid", "camvid", into, source=camvid_folder, val_fraction=0.5
+    )
 
     dataset = sbd_folder / "benchmark_RELEASE" / "dataset"
     mat = dataset / "cls" / "2008_000008.mat"
@@ -345,7 +354,7 @@ def test_mistakes_in_other_layouts_are_named(tmp_path, voc_folder, sbd_folder, c
     mat.unlink()
     fails(r"mask .*2008_000008\.mat does not exist", "sbd", into, source=sbd_folder)
     write_sbd_mat(mat, np.full((40, 56), 77, np.uint8))
-    fails(r"mask of 2008_000008.* holds label 77", "sbd", into, source=sbd_folder)
+    fails(r"mask of 2008_000008.* contains label 77", "sbd", into, source=sbd_folder)
     (dataset / "val.txt").write_text("")
     fails("split val of sbd is empty", "sbd", into, source=sbd_folder)
 
@@ -353,13 +362,13 @@ def test_mistakes_in_other_layouts_are_named(tmp_path, voc_folder, sbd_folder, c
     fails(r"2008_000002\.png does not exist", "voc2012_segmentation", into, source=voc_folder)
 
 
-def test_a_data_folder_that_cannot_be_made_is_named(own_folder, tmp_path):
+def test_a_data_folder_that_cannot_be_created_is_named(own_folder, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"data folder .*file/data cannot be made"):
+    with pytest.raises(UserError, match=r"cannot create data folder .*file/data: "):
         prepare("folder", source=own_folder, data_dir=tmp_path / "file" / "data")
 
 
-def test_what_is_not_prepared_is_named(own_folder, tmp_path):
+def test_a_data_set_that_is_not_prepared_is_named(own_folder, tmp_path):
     with pytest.raises(UserError, match="folder is not prepared in .*; run `deeplab-jax data prepare folder"):
         data.open_source("folder", "train", data_dir=tmp_path)
     with pytest.raises(UserError, match="data set 'foldr' does not exist; did you mean folder?"):
@@ -369,7 +378,7 @@ def test_what_is_not_prepared_is_named(own_folder, tmp_path):
         data.open_source("folder", "vall", data_dir=tmp_path)
 
 
-# Once, and whole
+# Once, and completely
 
 
 def contents(folder):
@@ -379,22 +388,22 @@ def contents(folder):
 def test_a_second_run_does_nothing(own_folder, tmp_path):
     target = prepare("folder", source=own_folder, data_dir=tmp_path / "data")
     before = contents(tmp_path / "data")
-    shutil.rmtree(own_folder)  # not even the source is looked at
+    shutil.rmtree(own_folder)  # not even the source is read
     assert prepare("folder", source=own_folder, data_dir=tmp_path / "data") == target
     assert contents(tmp_path / "data") == before
 
 
 def test_an_interrupted_run_leaves_nothing(own_folder, tmp_path, monkeypatch):
-    encode, calls = Record.encode, []
+    encode, calls = RawExample.encode, []
 
-    def interrupted(self, labels):
+    def interrupted(self, label_set):
         calls.append(self.id)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return encode(self, labels)
+        return encode(self, label_set)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Record, "encode", interrupted)
+        patch.setattr(RawExample, "encode", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare("folder", source=own_folder, data_dir=tmp_path / "data")
     assert_nothing_left("folder", tmp_path / "data")
@@ -402,21 +411,21 @@ def test_an_interrupted_run_leaves_nothing(own_folder, tmp_path, monkeypatch):
     assert len(read_split("folder", "train", tmp_path / "data")) > 0
 
 
-def test_a_killed_run_leaves_nothing_that_counts(sbd_folder, tmp_path):
+def test_a_killed_run_leaves_no_prepared_data_set(sbd_folder, tmp_path):
     archive = pack(sbd_folder / "benchmark_RELEASE", tmp_path / "benchmark.tgz")
     script = """
         import os, pathlib, signal, sys
-        from deeplab_jax.data import builder, prepare
+        from deeplab_jax.data import dataset, prepare
 
-        encode, calls = builder.Record.encode, []
+        encode, calls = dataset.RawExample.encode, []
 
-        def killed(self, labels):
+        def killed(self, label_set):
             calls.append(self.id)
             if len(calls) == 5:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return encode(self, labels)
+            return encode(self, label_set)
 
-        builder.Record.encode = killed
+        dataset.RawExample.encode = killed
         prepare.prepare("sbd", source=pathlib.Path(sys.argv[1]), data_dir=pathlib.Path(sys.argv[2]))
     """
     data_dir = tmp_path / "data"
@@ -424,7 +433,7 @@ def test_a_killed_run_leaves_nothing_that_counts(sbd_folder, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[2], check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = [path for path in data_dir.rglob("*") if path.is_file()]
-    assert left  # it was in the middle of it
+    assert left  # it was killed in the middle
     with pytest.raises(UserError, match="sbd is not prepared"):
         data.open_source("sbd", "train", data_dir=data_dir)
     prepare("sbd", source=archive, data_dir=data_dir)
@@ -433,32 +442,32 @@ def test_a_killed_run_leaves_nothing_that_counts(sbd_folder, tmp_path):
     assert [path.name for path in (data_dir / "sbd").iterdir()] == ["1.0.0"]
 
 
-def test_sbd_is_fetched_from_its_publisher(sbd_folder, tmp_path, monkeypatch):
-    """The addresses and checksums of the layout are what is fetched, and train_noval lies beside the other lists."""
+def test_sbd_is_downloaded_from_its_publisher(sbd_folder, tmp_path, monkeypatch):
+    """The addresses and checksums of the registry are used, and train_noval ends up next to the other lists."""
     archive = pack(sbd_folder / "benchmark_RELEASE", tmp_path / "packed.tgz")
     fetched = []
 
-    def download(url, path, *, digest, otherwise, progress):
+    def download(url, path, *, digest, otherwise):
         fetched.append((url, digest.removeprefix("md5:")))
         path.parent.mkdir(parents=True, exist_ok=True)
-        if url == sbd.URL:
+        if url == sbd.ARCHIVE.url:
             shutil.copy(archive, path)
         else:
             path.write_text("2008_000007\n")
 
     monkeypatch.setattr("deeplab_jax.data.prepare.download", download)
     prepare("sbd", data_dir=tmp_path / "data")
-    assert fetched == [(sbd.URL, sbd.MD5), (sbd.NOVAL_URL, sbd.NOVAL_MD5)]
+    assert fetched == [(file.url, file.md5) for file in (sbd.ARCHIVE, sbd.TRAIN_NOVAL)]
     assert list(read_split("sbd", "train_noval", tmp_path / "data")) == ["2008_000007"]
 
 
-def test_neither_tensorflow_nor_torch_is_imported(own_folder, tmp_path):
+def test_neither_tensorflow_nor_tfds_nor_torch_is_imported(own_folder, tmp_path):
     script = """
         import importlib.machinery, pathlib, sys
 
         class Refuse:  # both look installed, and importing them fails
             def find_spec(self, name, path=None, target=None):
-                if name.split(".")[0] in ("tensorflow", "torch"):
+                if name.split(".")[0] in ("tensorflow", "tensorflow_datasets", "torch"):
                     return importlib.machinery.ModuleSpec(name, self)
 
             def create_module(self, spec):
@@ -483,7 +492,7 @@ def test_neither_tensorflow_nor_torch_is_imported(own_folder, tmp_path):
             assert next(batches)["image"].shape == (2, 32, 32, 3)
         with contextlib.closing(data.eval_batches(opened, config.data, config.eval, batch_size=2)) as batches:
             assert sum(batch["valid"].sum() for batch in batches) == len(opened)
-        assert not {"tensorflow", "torch"} & set(sys.modules)
+        assert not {"tensorflow", "tensorflow_datasets", "torch"} & set(sys.modules)
         print("done")
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(own_folder), str(tmp_path / "data")]

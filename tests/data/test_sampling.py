@@ -1,4 +1,4 @@
-"""Repeat factor sampling: rare classes come more often, by the formula of its paper."""
+"""Repeat factor sampling: images of rare classes are oversampled by the formula of its paper."""
 
 import contextlib
 import itertools
@@ -16,35 +16,35 @@ from deeplab_jax.labels import LabelSet
 class Source:
     """Eight images of class 0; half of them have class 1 too, and one has class 2."""
 
-    labels = LabelSet.from_names(("a", "b", "c"))
+    label_set = LabelSet.from_names(("a", "b", "c"))
 
     def __len__(self):
         return 8
 
     def __getitem__(self, index):
-        label_map = np.zeros((6, 5), np.uint8)
-        label_map[0] = 255
+        label = np.zeros((6, 5), np.uint8)
+        label[0] = 255
         if index % 2:
-            label_map[1] = 1
+            label[1] = 1
         if index == 6:
-            label_map[2, 2] = 2
-        return {"image": np.full((6, 5, 3), index, np.uint8), "label": label_map, "id": str(index)}
+            label[2, 2] = 2
+        return {"image": np.full((6, 5, 3), index, np.uint8), "label": label, "id": str(index)}
 
 
-def test_classes_are_found_and_void_is_none():
-    present = sampling.classes_present(Source())
+def test_classes_are_found_and_the_ignore_label_is_not_one():
+    present = sampling.find_classes(Source())
     assert present[:, 0].all()
     assert np.flatnonzero(present[:, 1]).tolist() == [1, 3, 5, 7]
     assert np.flatnonzero(present[:, 2]).tolist() == [6]
 
 
-def test_factors_are_those_of_the_paper():
-    factors = sampling.repeat_factors(sampling.classes_present(Source()), threshold=0.5)
+def test_factors_equal_those_of_the_paper():
+    factors = sampling.repeat_factors(sampling.find_classes(Source()), threshold=0.5)
     np.testing.assert_allclose(factors, [1, 1, 1, 1, 1, 1, 2, 1])  # sqrt(.5 / .125) = 2; class 1 is in half of them
 
 
 @pytest.mark.parametrize(("threshold", "at_least", "at_most"), [(0.5, 2, 2), (0.28125, 1, 2)])
-def test_an_example_stands_as_often_as_its_factor_rounded_by_chance(threshold, at_least, at_most):
+def test_an_example_is_repeated_by_its_randomly_rounded_factor(threshold, at_least, at_most):
     counts = []
     for seed in range(200):
         source = sampling.RepeatedSource(Source(), threshold, seed=seed)
@@ -56,7 +56,7 @@ def test_an_example_stands_as_often_as_its_factor_rounded_by_chance(threshold, a
     assert abs(np.mean(counts) - np.sqrt(threshold / 0.125)) < 0.12
 
 
-def test_a_stream_has_the_rare_image_twice_an_epoch():
+def test_an_epoch_has_the_rare_image_twice():
     config = base_config().data
     config.update({"batch_size": 3, "image_size": (6, 5), "random_flip": "none", "repeat_threshold": 0.5})
     with contextlib.closing(data.train_batches(Source(), config, seed=0)) as batches:
@@ -73,15 +73,15 @@ class Damaged(Source):
         return super().__getitem__(index)
 
 
-def test_an_example_that_cannot_be_read_is_an_error_or_has_no_class():
+def test_an_unreadable_example_raises_or_has_no_class():
     with pytest.raises(UserError, match="^example 6 is damaged"):
-        sampling.classes_present(Damaged())
-    present = sampling.classes_present(Damaged(), unreadable="skip")
+        sampling.find_classes(Damaged())
+    present = sampling.find_classes(Damaged(), unreadable="skip")
     assert not present[6].any()
     assert present[5].tolist() == [True, True, False]
 
 
-def test_a_stream_with_rare_classes_passes_over_what_it_cannot_read():
+def test_a_stream_with_rare_classes_skips_unreadable_examples():
     config = base_config().data
     config.update({"batch_size": 8, "image_size": (6, 5), "random_flip": "none", "repeat_threshold": 0.5})
     config.unreadable = "skip"

@@ -1,4 +1,4 @@
-"""The drawn scenes: the same for everybody, different everywhere, with every class and void borders."""
+"""Synthetic scenes: reproducible, all different, with every class and with ignored borders."""
 
 import hashlib
 
@@ -12,7 +12,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.labels import SYNTHETIC
 
 
-def test_a_scene_is_a_pure_function_of_split_and_position():
+def test_a_scene_depends_only_on_split_and_position():
     source, again = SyntheticSource("train"), SyntheticSource("train")
     last = again[7]
     first = source[7]
@@ -31,17 +31,17 @@ def test_scenes_and_splits_differ():
     assert not set(SyntheticSource("train").ids()) & set(SyntheticSource("val").ids())
 
 
-def test_every_class_appears_and_shapes_have_void_borders():
+def test_every_class_appears_and_borders_are_ignored():
     source = SyntheticSource("val")
     pixels = np.zeros(256, np.int64)
     for i in range(40):
-        label_map = source[i]["label"]
-        pixels += np.bincount(label_map.ravel(), minlength=256)
-        # Every step from a class to another one crosses void: a 2x2 neighborhood never holds two classes.
-        without_void = np.where(label_map == 255, 0, label_map + 1)
-        least = np.where(label_map == 255, 254, label_map + 1).astype(np.uint8)
+        label = source[i]["label"]
+        pixels += np.bincount(label.ravel(), minlength=256)
+        # Ignored pixels separate classes: a 2x2 neighborhood never contains two of them.
+        without_ignored = np.where(label == 255, 0, label + 1)
+        least = np.where(label == 255, 254, label + 1).astype(np.uint8)
         kernel, anchor = np.ones((2, 2), np.uint8), (0, 0)
-        most = cv2.dilate(without_void.astype(np.uint8), kernel, anchor=anchor)
+        most = cv2.dilate(without_ignored.astype(np.uint8), kernel, anchor=anchor)
         assert not ((most > cv2.erode(least, kernel, anchor=anchor)) & (most > 0))[:-1, :-1].any()
     share = pixels / pixels.sum()
     assert share[: SYNTHETIC.num_classes].min() > 0.01
@@ -61,11 +61,11 @@ def test_scenes_have_the_size_asked_for(size):
         source[5]
 
 
-def test_the_number_of_examples_concerns_training_only():
+def test_the_number_of_examples_applies_to_training_only():
     assert len(open_source("synthetic", "val", num_examples=5)) == SPLIT_SIZES["val"]
     assert len(open_source("synthetic", "train")) == SPLIT_SIZES["train"]
 
 
-def test_a_split_that_does_not_exist_is_named():
+def test_an_unknown_split_is_named():
     with pytest.raises(UserError, match="synthetic has no split 'vall'; did you mean val?"):
         open_source("synthetic", "vall")

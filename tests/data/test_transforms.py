@@ -1,4 +1,4 @@
-"""Augmentation: image and labels stay aligned, no label is invented, sizes are as asked."""
+"""Augmentation: image and label stay aligned, no new label appears, sizes are as requested."""
 
 import cv2
 import numpy as np
@@ -15,9 +15,9 @@ SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
 SEEDS = st.integers(0, 2**32)
 
 
-def as_image(label_map):
+def as_image(label):
     """An image that shows the labels themselves, so that it tells where each label pixel went."""
-    return np.repeat(label_map[..., None], 3, axis=-1)
+    return np.repeat(label[..., None], 3, axis=-1)
 
 
 def random_labels(seed, size, values=(0, 3, 7, 20, 255)):
@@ -40,28 +40,28 @@ def data_config(**fields):
     st.sampled_from(["none", "horizontal", "horizontal_and_vertical"]),
     st.sampled_from([0.0, 0.25]),
 )
-def test_augmentation_has_the_size_asked_for_and_invents_no_label(size, out, seed, resize, flip, step):
-    label_map = random_labels(seed, size)
+def test_augmentation_has_the_requested_size_and_no_new_label(size, out, seed, resize, flip, step):
+    label = random_labels(seed, size)
     data = data_config(image_size=out, resize=resize, random_flip=flip, scale_step=step, scale_range=(0.5, 1.0))
     rng = np.random.default_rng(seed)
-    image, labels = transforms.augment(as_image(label_map), label_map, rng, data, pad_color=PAD_COLOR)
+    image, labels = transforms.augment(as_image(label), label, rng, data, pad_color=PAD_COLOR)
     assert image.shape == (*out, 3)
     assert labels.shape == out
     assert image.dtype == labels.dtype == np.uint8
-    assert set(np.unique(labels)) <= {*np.unique(label_map).tolist(), 255}
+    assert set(np.unique(labels)) <= {*np.unique(label).tolist(), 255}
 
 
 @settings(max_examples=40, deadline=None)
 @given(SEEDS, st.sampled_from(["squeeze", "scale_crop", "resized_crop"]))
 def test_image_and_labels_stay_aligned(seed, resize):
-    """Blocks of one label: away from their edges, the image of the labels still shows each pixel's label."""
+    """Away from the edges of blocks of one label, an image of the labels still shows each pixel's label."""
     blocks = random_labels(seed, (4, 5), values=(10, 60, 110, 160, 210))
-    label_map = blocks.repeat(16, axis=0).repeat(16, axis=1)
+    label = blocks.repeat(16, axis=0).repeat(16, axis=1)
     data = data_config(image_size=(40, 48), resize=resize, random_flip="horizontal_and_vertical")
     data.scale_range = (0.5, 1.0) if resize == "resized_crop" else (0.5, 2.0)
     rng = np.random.default_rng(seed)
-    image, labels = transforms.augment(as_image(label_map), label_map, rng, data, pad_color=(255, 255, 255))
-    # Two pixels from every edge, and from the window's, bilinear weights lie within one block.
+    image, labels = transforms.augment(as_image(label), label, rng, data, pad_color=(255, 255, 255))
+    # Two pixels from every edge, and from the window's, bilinear weights stay within one block.
     smooth = cv2.dilate(labels, np.ones((5, 5))) == cv2.erode(labels, np.ones((5, 5)))
     smooth[:2] = smooth[-2:] = smooth[:, :2] = smooth[:, -2:] = False
     assert smooth.mean() > 0.1
@@ -69,13 +69,13 @@ def test_image_and_labels_stay_aligned(seed, resize):
 
 
 def test_flips_are_mirrors_drawn_with_even_odds():
-    image, label_map = scene(1)
+    image, label = scene(1)
     seen = dict.fromkeys(("as it was", "left-right", "up-down", "both"), 0)
     views = {"as it was": np.s_[:, :], "left-right": np.s_[:, ::-1], "up-down": np.s_[::-1], "both": np.s_[::-1, ::-1]}
     rng = np.random.default_rng(0)
     for _ in range(400):
-        flipped, labels = transforms.random_flip(image, label_map, rng, directions="horizontal_and_vertical")
-        (name,) = [name for name, view in views.items() if np.array_equal(labels, label_map[view])]
+        flipped, labels = transforms.random_flip(image, label, rng, directions="horizontal_and_vertical")
+        (name,) = [name for name, view in views.items() if np.array_equal(labels, label[view])]
         np.testing.assert_array_equal(flipped, image[views[name]])
         assert flipped.flags.c_contiguous
         seen[name] += 1
@@ -85,18 +85,18 @@ def test_flips_are_mirrors_drawn_with_even_odds():
 
 @pytest.mark.parametrize(("directions", "views"), [("none", 1), ("horizontal", 2)])
 def test_flip_directions(directions, views):
-    image, label_map = scene(1)
+    image, label = scene(1)
     rng = np.random.default_rng(0)
-    seen = {transforms.random_flip(image, label_map, rng, directions=directions)[1].tobytes() for _ in range(40)}
-    allowed = [label_map, label_map[:, ::-1]][:views]
+    seen = {transforms.random_flip(image, label, rng, directions=directions)[1].tobytes() for _ in range(40)}
+    allowed = [label, label[:, ::-1]][:views]
     assert seen == {np.ascontiguousarray(view).tobytes() for view in allowed}
 
 
-def test_scale_crop_pads_with_the_mean_color_and_void():
-    image, label_map = scene(2, height=20, width=20)
+def test_scale_crop_pads_with_the_mean_color_and_the_ignore_label():
+    image, label = scene(2, height=20, width=20)
     window, labels = transforms.random_scale_crop(
         image,
-        label_map,
+        label,
         (64, 48),
         np.random.default_rng(0),
         scale_range=(1.0, 1.0),
@@ -104,15 +104,15 @@ def test_scale_crop_pads_with_the_mean_color_and_void():
         pad_color=PAD_COLOR,
     )
     np.testing.assert_array_equal(window[:20, :20], image)
-    np.testing.assert_array_equal(labels[:20, :20], label_map)
+    np.testing.assert_array_equal(labels[:20, :20], label)
     outside = np.ones((64, 48), bool)
     outside[:20, :20] = False
     assert (labels[outside] == 255).all()
     assert (window[outside] == PAD_COLOR).all()
 
 
-def test_scale_crop_draws_every_step_and_every_window():
-    """A ramp tells the factor by its slope and the window by its start."""
+def test_scale_crop_draws_every_step_and_every_crop():
+    """The slope of a ramp reveals the factor, its start the crop."""
     ramp = np.broadcast_to(np.arange(100, dtype=np.uint8), (100, 100)).copy()
     rng = np.random.default_rng(0)
     factors, starts = set(), set()
@@ -130,7 +130,7 @@ def test_scale_crop_draws_every_step_and_every_window():
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_resized_crop_draws_every_box_of_the_range_and_pads_nothing(axis):
-    """A ramp tells the box's share by its rise and its place by its start."""
+    """The rise of a ramp reveals the size of the box, its start the position."""
     shape = (200, 100) if axis == 0 else (100, 200)
     ramp = np.moveaxis(np.broadcast_to(np.arange(200, dtype=np.uint8), (100, 200)), 1, axis).copy()
     assert ramp.shape == shape
@@ -154,27 +154,25 @@ def test_resized_crop_draws_every_box_of_the_range_and_pads_nothing(axis):
     assert max(starts) >= 75
 
 
-def test_resized_crop_of_whole_images_squeezes():
-    image, label_map = scene(2, height=40, width=60)
+def test_resized_crop_of_whole_images_is_a_plain_resize():
+    image, label = scene(2, height=40, width=60)
     data = data_config(resize="resized_crop", scale_range=(1.0, 1.0), random_flip="none")
-    cut, labels = transforms.augment(image, label_map, np.random.default_rng(0), data, pad_color=PAD_COLOR)
+    cut, labels = transforms.augment(image, label, np.random.default_rng(0), data, pad_color=PAD_COLOR)
     np.testing.assert_array_equal(cut, transforms.resize_image(image, (24, 32)))
-    np.testing.assert_array_equal(labels, transforms.resize_label_map(label_map, (24, 32)))
+    np.testing.assert_array_equal(labels, transforms.resize_label(label, (24, 32)))
 
 
-def test_resizing_keeps_images_and_labels_in_one_geometry():
+def test_images_and_labels_are_resized_with_the_same_geometry():
     """Doubling: nearest at half-pixel centers doubles every pixel, and bilinear keeps a ramp a ramp."""
-    label_map = np.array([[1, 2], [3, 4]], np.uint8)
-    np.testing.assert_array_equal(
-        transforms.resize_label_map(label_map, (4, 4)), label_map.repeat(2, axis=0).repeat(2, axis=1)
-    )
+    label = np.array([[1, 2], [3, 4]], np.uint8)
+    np.testing.assert_array_equal(transforms.resize_label(label, (4, 4)), label.repeat(2, axis=0).repeat(2, axis=1))
     row = as_image(np.array([[0, 100]], np.uint8))
     np.testing.assert_array_equal(transforms.resize_image(row, (1, 4))[0, :, 0], [0, 25, 75, 100])
     # Shrinking by three takes the middle pixel: (i + 1/2) * 3 - 1/2 is the second of three.
-    np.testing.assert_array_equal(transforms.resize_label_map(np.arange(9, dtype=np.uint8)[None], (1, 3)), [[1, 4, 7]])
+    np.testing.assert_array_equal(transforms.resize_label(np.arange(9, dtype=np.uint8)[None], (1, 3)), [[1, 4, 7]])
 
 
-def test_antialiased_resizing_averages_what_it_shrinks():
+def test_antialiased_resizing_averages():
     """Pillow's triangle spans two shrunken pixels: its weights over the twelve pixels that three become one."""
     row = np.zeros((1, 12), np.uint8)
     row[0, 4] = 90  # the middle of the second of four pixels, and its neighbors' far ends
@@ -203,13 +201,13 @@ def test_colors_change_by_brightness_contrast_and_saturation_in_this_order_of_dr
     assert not np.array_equal(changed, image)
 
 
-def test_colors_change_neither_labels_nor_the_other_draws():
-    label_map = random_labels(3, (40, 50))
+def test_color_jitter_changes_neither_labels_nor_other_draws():
+    label = random_labels(3, (40, 50))
     image = np.random.default_rng(3).integers(0, 256, (40, 50, 3)).astype(np.uint8)
     plain, jittered = (
         transforms.augment(
             image,
-            label_map,
+            label,
             np.random.default_rng(7),
             data_config(resize="scale_crop", color_jitter=strength),
             pad_color=PAD_COLOR,
@@ -220,7 +218,7 @@ def test_colors_change_neither_labels_nor_the_other_draws():
     assert not np.array_equal(plain[0], jittered[0])
 
 
-def test_what_is_pasted_keeps_its_place_and_its_labels():
+def test_pasted_pixels_keep_their_positions_and_labels():
     other = random_labels(1, (20, 30))
     image, labels = transforms.paste(
         np.full((20, 30, 3), 9, np.uint8), np.full((20, 30), 7, np.uint8), as_image(other), other, classes=(3, 20)

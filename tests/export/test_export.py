@@ -1,4 +1,4 @@
-"""Export: the StableHLO artifact alone in JAX, what is described of it, and what each format refuses."""
+"""Export: StableHLO in JAX without this package, descriptions, and errors of every format."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from deeplab_jax.labels import SYNTHETIC
 from deeplab_jax.pretrained import PretrainedNetwork, bundle
 from tests.support import exports
 
-# Float32 rounding of two formulations, of logits that reach some units.
+# Float32 rounding of logits up to about 10.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
 
@@ -27,7 +27,7 @@ def network() -> PretrainedNetwork:
 
 @pytest.fixture
 def run(capsys, compilation_cache):
-    """Runs the command; its exit code and the lines on stderr."""
+    """Runs the command and returns its exit code and the lines on stderr."""
 
     def run_command(*arguments) -> tuple[int, list[str]]:
         with pytest.raises(SystemExit) as done:
@@ -40,16 +40,16 @@ def run(capsys, compilation_cache):
 # ---- StableHLO ----
 
 
-def test_jax_alone_reads_stablehlo_of_a_fixed_size_and_any_batch(network, tmp_path):
+def test_jax_alone_runs_stablehlo_of_a_fixed_size_and_any_batch(network, tmp_path):
     export.export_network(network, "stablehlo", tmp_path / "net", ExportOptions(size=(33, 47)))
     images = exports.images(3, 33, 47)
     logits = exports.run_exported("stablehlo", tmp_path / "net", images)
     np.testing.assert_allclose(logits, exports.logits(network, images), **TOLERANCE)
     assert logits.dtype == np.float32
-    assert np.ptp(logits) > 1  # else anything would be close
+    assert np.ptp(logits) > 1  # otherwise everything would be close
 
 
-def test_stablehlo_is_lowered_for_processors_gpus_and_tpus(network, tmp_path):
+def test_stablehlo_is_lowered_for_cpu_cuda_and_tpu(network, tmp_path):
     export.export_network(network, "stablehlo", tmp_path / "net", ExportOptions(size=(33, 47), batch=2))
     exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
     assert exported.platforms == ("cpu", "cuda", "tpu")
@@ -61,7 +61,7 @@ def test_stablehlo_is_lowered_for_processors_gpus_and_tpus(network, tmp_path):
 @pytest.mark.parametrize(
     "options", [{}, {"align_corners": True, "padding": "symmetric"}], ids=["half_pixel", "corners"]
 )
-def test_stablehlo_of_any_size_takes_every_size_of_pixels(options, tmp_path):
+def test_stablehlo_of_any_size_accepts_every_size(options, tmp_path):
     net = exports.network(**exports.TINY_MOBILENET | options)
     export.export_network(net, "stablehlo", tmp_path / "net", ExportOptions())
     exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
@@ -69,7 +69,7 @@ def test_stablehlo_of_any_size_takes_every_size_of_pixels(options, tmp_path):
         np.testing.assert_allclose(exported.call(images), exports.logits(net, images), **TOLERANCE)
 
 
-def test_stablehlo_of_a_resnet_of_any_size_takes_multiples_of_its_strides(network, tmp_path):
+def test_stablehlo_of_a_resnet_of_any_size_accepts_multiples_of_its_strides(network, tmp_path):
     values = export.export_network(network, "stablehlo", tmp_path / "net", ExportOptions())
     assert values["input"]["shape"] == ["batch", "32*rows", "32*columns", 3]
     exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
@@ -79,7 +79,7 @@ def test_stablehlo_of_a_resnet_of_any_size_takes_multiples_of_its_strides(networ
         exported.call(exports.images(1, 33, 47))
 
 
-def test_labels_come_out_of_bytes(network, tmp_path):
+def test_uint8_images_result_in_labels(network, tmp_path):
     options = ExportOptions(size=(33, 47), argmax=True, uint8=True)
     export.export_network(network, "stablehlo", tmp_path / "net", options)
     images = exports.images(2, 33, 47, np.uint8)
@@ -102,10 +102,10 @@ def test_exported_programs_are_the_same_on_every_platform(network):
     assert convolutions[0] == convolutions[1] > 0
 
 
-# ---- What is said of it ----
+# ---- Descriptions ----
 
 
-def test_a_file_beside_it_says_what_it_takes_and_gives(network, tmp_path):
+def test_a_json_file_describes_input_and_output(network, tmp_path):
     export.export_network(network, "stablehlo", tmp_path / "deep" / "net.stablehlo", ExportOptions(size=(33, 47)))
     values = json.loads((tmp_path / "deep" / "net.stablehlo.json").read_text())
     assert values["class_names"] == list(SYNTHETIC.class_names)
@@ -118,35 +118,35 @@ def test_a_file_beside_it_says_what_it_takes_and_gives(network, tmp_path):
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["net.stablehlo", "net.stablehlo.json"]
 
 
-def test_the_description_of_labels_and_bytes(network, tmp_path):
+def test_the_description_of_uint8_images_and_labels(network, tmp_path):
     options = ExportOptions(size=(32, 32), batch=4, argmax=True, uint8=True)
     values = export.export_network(network, "stablehlo", tmp_path / "net", options)
     assert values["input"]["dtype"] == "uint8"
     assert values["output"] == {"shape": [4, 32, 32], "dtype": "uint8", "contents": "class ids"}
 
 
-# ---- What is refused ----
+# ---- Errors ----
 
 
 @pytest.mark.parametrize(
     ("file_format", "options", "message"),
     [
-        ("tflite", {"batch": 1}, r"^tflite needs a fixed size: .*give --size HEIGHTxWIDTH$"),
-        ("tflite", {"size": (33, 47)}, r"^tflite needs a fixed number of images; give --batch N$"),
-        ("onnx", {}, r"^onnx needs a fixed size: .*give --size HEIGHTxWIDTH$"),
+        ("tflite", {"batch": 1}, r"^tflite needs a fixed image size, .*give --size HEIGHTxWIDTH$"),
+        ("tflite", {"size": (33, 47)}, r"^tflite needs a fixed batch size; give --batch N$"),
+        ("onnx", {}, r"^onnx needs a fixed image size, .*give --size HEIGHTxWIDTH$"),
         ("stable_hlo", {}, r"export format 'stable_hlo' does not exist; did you mean stablehlo\?"),
     ],
 )
-def test_what_a_format_cannot_do_is_said(file_format, options, message, network, tmp_path):
+def test_options_that_a_format_does_not_support_are_errors(file_format, options, message, network, tmp_path):
     with pytest.raises(UserError, match=message):
         export.export_network(network, file_format, tmp_path / "net", ExportOptions(**options))
     assert not list(tmp_path.iterdir())
 
 
-def test_sizes_and_batches_below_one_are_refused():
-    with pytest.raises(UserError, match="a batch of 0 images"):
+def test_sizes_and_batches_below_one_are_rejected():
+    with pytest.raises(UserError, match="the batch size is 0; it must be at least 1"):
         ExportOptions(batch=0)
-    with pytest.raises(UserError, match="0x32 pixels"):
+    with pytest.raises(UserError, match="the image size is 0x32; height and width must be at least 1"):
         ExportOptions(size=(0, 32))
 
 
@@ -160,7 +160,7 @@ def test_a_missing_package_is_named_with_its_extra(file_format, package, network
     assert not list(tmp_path.iterdir())
 
 
-def test_a_backbone_alone_is_refused(network, tmp_path):
+def test_a_backbone_alone_is_rejected(network, tmp_path):
     backbone = PretrainedNetwork(network.model, network.variables, None)
     with pytest.raises(UserError, match="a resnet10_v1_slim backbone alone has no classes"):
         export.export_network(backbone, "stablehlo", tmp_path / "net", ExportOptions(size=(33, 47)))
@@ -203,8 +203,8 @@ def test_the_command_exports_a_run(workdir, run, tmp_path):
         (("--to", "coreml"), 2, "invalid choice: 'coreml'"),
         (("--to", "onnx", "--size", "33"), 2, "'33' is not HEIGHTxWIDTH"),
         (("--to", "onnx", "--batch", "many"), 2, "'many' is not a number of at least 1"),
-        (("--to", "onnx", "--size", "any"), 1, "onnx needs a fixed size"),
-        (("--to", "tflite", "--batch", "any"), 1, "tflite needs a fixed number of images"),
+        (("--to", "onnx", "--size", "any"), 1, "onnx needs a fixed image size"),
+        (("--to", "tflite", "--batch", "any"), 1, "tflite needs a fixed batch size"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments, code, message, network, run, tmp_path):

@@ -1,4 +1,4 @@
-"""Exported files in their own runtimes: TensorFlow, LiteRT and onnxruntime compute what JAX does."""
+"""Exported files in their own runtimes: TensorFlow, LiteRT and onnxruntime compute the same as JAX."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ from deeplab_jax.export import ExportOptions
 from deeplab_jax.pretrained import PretrainedNetwork, bundle
 from tests.support import exports
 
-# What writes a format, and what runs it.
+# Packages that write and run each format.
 PACKAGES = {
     "stablehlo": (),
     "savedmodel": ("tensorflow",),
@@ -36,7 +36,7 @@ every_runtime = pytest.mark.parametrize("file_format", [_parameter(name) for nam
 
 
 def write(network: PretrainedNetwork, file_format: str, folder: pathlib.Path, *arguments: str) -> pathlib.Path:
-    """Exports by the command, in a process of its own: TensorFlow warns and logs as it likes."""
+    """Exports with the command, in a separate process, since TensorFlow warns and logs a lot."""
     bundle.save(network, folder / "network")
     words = ["--to", file_format, "--preset", str(folder / "network"), "--output", str(folder / "net"), *arguments]
     done = subprocess.run(
@@ -56,13 +56,13 @@ def network() -> PretrainedNetwork:
 
 
 @every_runtime
-def test_logits_are_those_of_jax(file_format, tmp_path):
+def test_logits_equal_those_of_jax(file_format, tmp_path):
     network = exports.network(**exports.TINY_MOBILENET)
     path = write(network, file_format, tmp_path)
     images = exports.images(2, 33, 47)
     logits, expected = exports.run_exported(file_format, path, images), exports.logits(network, images)
     assert (logits.dtype, logits.shape) == (np.float32, (2, 33, 47, 6))
-    # Float32 rounding of other kernels, in other orders, of logits that reach some units.
+    # Float32 rounding of other kernels, for logits up to about 10.
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
     assert np.ptp(expected) > 1
     values = json.loads(export.metadata_path(file_format, path).read_text())
@@ -71,7 +71,7 @@ def test_logits_are_those_of_jax(file_format, tmp_path):
 
 
 @every_runtime
-def test_labels_of_bytes_are_those_of_jax(file_format, network, tmp_path):
+def test_labels_of_uint8_images_equal_those_of_jax(file_format, network, tmp_path):
     path = write(network, file_format, tmp_path, "--uint8", "--argmax")
     images = exports.images(2, 33, 47, np.uint8)
     labels = exports.run_exported(file_format, path, images)
@@ -80,9 +80,9 @@ def test_labels_of_bytes_are_those_of_jax(file_format, network, tmp_path):
     assert np.mean(labels == exports.logits(network, images).argmax(-1)) > 0.999  # a tie may be rounded away
 
 
-@pytest.mark.slow  # TensorFlow takes its time to start, twice
+@pytest.mark.slow  # TensorFlow starts slowly, twice
 @pytest.mark.parametrize("file_format", [_parameter("savedmodel")])
-def test_a_saved_model_of_any_size_takes_every_size(file_format, tmp_path):
+def test_a_saved_model_of_any_size_accepts_every_size(file_format, tmp_path):
     network = exports.network(**exports.TINY_MOBILENET)
     path = write(network, file_format, tmp_path, "--size", "any")
     images = exports.images(1, 40, 35)
@@ -91,7 +91,7 @@ def test_a_saved_model_of_any_size_takes_every_size(file_format, tmp_path):
 
 
 @pytest.mark.parametrize("file_format", [_parameter("savedmodel")])
-def test_a_saved_model_holds_the_weights_once(file_format, network, tmp_path):
+def test_a_saved_model_contains_the_weights_once(file_format, network, tmp_path):
     path = write(network, file_format, tmp_path)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(network.variables))
     variables = (path / "variables" / "variables.data-00000-of-00001").stat().st_size
@@ -99,7 +99,7 @@ def test_a_saved_model_holds_the_weights_once(file_format, network, tmp_path):
     assert (path / "saved_model.pb").stat().st_size < 0.5 * weights  # or: graphs alone
 
 
-# ---- ONNX: written here ----
+# ---- ONNX ----
 
 
 @pytest.mark.parametrize("file_format", [_parameter("onnx")])
@@ -113,7 +113,7 @@ def test_a_saved_model_holds_the_weights_once(file_format, network, tmp_path):
     ],
     ids=lambda fields: fields["decoder"],
 )
-def test_every_decoder_and_padding_is_translated_into_onnx(file_format, fields, tmp_path):
+def test_every_decoder_and_padding_is_translated_to_onnx(file_format, fields, tmp_path):
     import onnxruntime
 
     network = exports.network(**fields)
@@ -127,7 +127,7 @@ def test_every_decoder_and_padding_is_translated_into_onnx(file_format, fields, 
 
 
 @pytest.mark.parametrize("file_format", [_parameter("onnx")])
-def test_weights_are_computed_once_and_axes_are_moved_twice(file_format, tmp_path):
+def test_weights_are_computed_once_and_axes_are_transposed_twice(file_format, tmp_path):
     import onnx
 
     network = exports.network(**exports.TINY_MOBILENET, image_pooling=False)
@@ -139,10 +139,10 @@ def test_weights_are_computed_once_and_axes_are_moved_twice(file_format, tmp_pat
 
 @pytest.mark.parametrize("file_format", [_parameter("onnx")])
 def test_an_operation_without_translation_is_named(file_format, network, tmp_path, monkeypatch):
-    from deeplab_jax.export import onnx
+    from deeplab_jax.export import onnx_operations
 
-    monkeypatch.delitem(onnx._TRANSLATIONS, "concatenate")
-    with pytest.raises(UserError, match="the operation concatenate of this network has no translation into ONNX"):
+    monkeypatch.delitem(onnx_operations.TRANSLATIONS, "concatenate")
+    with pytest.raises(UserError, match="the operation concatenate of this network cannot be translated to ONNX"):
         export.export_network(network, "onnx", tmp_path / "net.onnx", ExportOptions(size=(33, 47)))
     assert not list(tmp_path.iterdir())
 
@@ -170,7 +170,7 @@ def real_images(shared: pathlib.Path, size: tuple[int, int], count: int = 10) ->
 
 
 def compare(network: PretrainedNetwork, file_format: str, folder: pathlib.Path, images: np.ndarray) -> dict[str, float]:
-    """Largest difference of logits from JAX's, and the share of equal labels."""
+    """The largest difference between the logits and those of JAX, and the fraction of equal labels."""
     logits = exports.run_exported(file_format, write(network, file_format, folder), images)
     expected = exports.logits(network, images)
     return {
@@ -184,9 +184,9 @@ def compare(network: PretrainedNetwork, file_format: str, folder: pathlib.Path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @every_format
-def test_ten_images_are_labeled_as_by_jax(file_format, name, shared, tmp_path):
+def test_ten_images_get_the_labels_of_jax(file_format, name, shared, tmp_path):
     network = NETWORKS[name](shared)
     found = compare(network, file_format, tmp_path, real_images(shared, network.image_size))
     assert found["difference"] < 1e-3, found
     assert found["equal_labels"] >= 0.999, found
-    assert found["classes"] > 5  # images of one class would agree too easily
+    assert found["classes"] > 5  # otherwise agreement would be too easy

@@ -376,7 +376,7 @@ def test_predicted_masks_score_what_evaluation_says(workdir, photos, protocol, i
     sizes, confusion = set(), np.zeros((SYNTHETIC.num_classes,) * 2, np.int64)
     for i in range(len(source)):
         image = images.decode_image(source[i]["image"], "")
-        truth = images.decode_label_map(source[i]["label"], "")
+        truth = images.decode_mask(source[i]["label"], "")
         (predicted,) = predictor([image])
         counted = truth != IGNORE_LABEL
         np.add.at(confusion, (truth[counted], predicted[counted]), 1)

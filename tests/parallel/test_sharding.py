@@ -142,7 +142,7 @@ def test_splitting_the_batch_exchanges_sums_alone():
 
 def test_fsdp_gathers_parameters_and_no_activations():
     compiled, _, after = step_on_mesh(*RESNET, "fsdp 8")
-    exchanged = collectives.collectives(compiled.as_text())
+    exchanged = collectives.find_collectives(compiled.as_text())
     gathered = {shape for item in exchanged if item.kind == "all-gather" for _, shape in item.arrays}
     split = {leaf.shape for leaf in jax.tree.leaves(after.params) if "fsdp" in leaf.sharding.spec}
     kernels = {shape for shape in split if len(shape) == 4}
@@ -284,7 +284,7 @@ def test_enlarging_split_rows_asks_each_neighbor_for_a_row(factor):
     for split, whole in zip(function(*placed), expected, strict=True):
         np.testing.assert_allclose(split, whole, **TOLERANCE)
     compiled = function.lower(*(array.astype(jnp.float32) for array in placed)).compile()  # the type that trains
-    exchanged = collectives.collectives(compiled.as_text())
+    exchanged = collectives.find_collectives(compiled.as_text())
     assert {collective.kind for collective in exchanged} == {"collective-permute"}
     rows = [shape[1] for collective in exchanged for _, shape in collective.arrays]
     assert sorted(rows) == [1, 1, factor // 2, factor // 2]

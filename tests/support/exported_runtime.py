@@ -1,6 +1,6 @@
 """Runs an exported network in its own runtime: `exported_runtime.py FORMAT PATH IMAGES.npy RESULT.npy`.
 
-A program of its own, which cannot import deeplab_jax: what it runs has to be whole.
+A separate program that cannot import deeplab_jax, so the file has to be self-contained.
 """
 
 import os

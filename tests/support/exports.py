@@ -1,5 +1,7 @@
-"""Networks to export, and what an exported file computes of images, for the tests of every format."""
+"""Networks to export and the results of exported files, for the tests of every format."""
 
+import functools
+import json
 import os
 import pathlib
 import subprocess
@@ -7,6 +9,7 @@ import sys
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from deeplab_jax.config import base_config
 from deeplab_jax.labels import SYNTHETIC
@@ -19,7 +22,7 @@ TINY_MOBILENET = {"backbone": "mobilenet_v2", "width_multiplier": 0.1, "decoder"
 
 
 def network(**fields) -> PretrainedNetwork:
-    """A small network for six classes whose parameters are random, but of the size that training gives them."""
+    """A small network for six classes with random parameters of realistic size."""
     model = base_config().model
     small = {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4, "atrous_rates": (2,)}
     model.update(small | fields)
@@ -27,7 +30,7 @@ def network(**fields) -> PretrainedNetwork:
 
 
 def with_random_variables(network: PretrainedNetwork) -> PretrainedNetwork:
-    """The network with kernels that keep the variance, and norms that are not the identity."""
+    """The network with kernels that preserve the variance, and norms that are not the identity."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -46,20 +49,26 @@ def with_random_variables(network: PretrainedNetwork) -> PretrainedNetwork:
 
 
 def logits(network: PretrainedNetwork, images: np.ndarray) -> np.ndarray:
-    """What JAX computes here."""
-    model = build_model(network.model, network.label_set.num_classes)
-    run = jax.jit(lambda variables, images: model.apply(variables, images, train=False)[0])
-    return np.concatenate([run(network.variables, images[i : i + 1]) for i in range(len(images))])
+    """The logits that JAX computes in this process."""
+    run = _jit_network(network.model.to_json(), network.label_set.num_classes)
+    return np.concatenate([run(network.variables, images[i : i + 1].astype(np.float32)) for i in range(len(images))])
+
+
+@functools.cache
+def _jit_network(model_json: str, num_classes: int):
+    """Compiled once per network and image size."""
+    model = build_model(ConfigDict(json.loads(model_json)), num_classes)
+    return jax.jit(lambda variables, images: model.apply(variables, images, train=False)[0])
 
 
 def images(count: int, height: int, width: int, dtype=np.float32) -> np.ndarray:
-    """Patches of random colors: a network sees different things in them, as in noise it does not."""
+    """Patches of random colors, which networks tell apart, unlike noise."""
     coarse = np.random.default_rng(1).integers(0, 256, (count, -(-height // 12), -(-width // 12), 3))
     return coarse.repeat(12, axis=1).repeat(12, axis=2)[:, :height, :width].astype(dtype)
 
 
 def run_exported(file_format: str, path: pathlib.Path, images: np.ndarray) -> np.ndarray:
-    """What the file's own runtime computes, in a process that cannot import deeplab_jax."""
+    """The result of the file in its own runtime, in a process that cannot import deeplab_jax."""
     given, result = path.with_name("images.npy"), path.with_name("result.npy")
     np.save(given, images)
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")

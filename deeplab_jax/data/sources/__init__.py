@@ -1,1 +1,1 @@
-"""Raw data sets, one file each: where they come from and how their folders read."""
+"""The built-in data sets, one file each: where a data set comes from and how its files are read."""

@@ -1,9 +1,9 @@
-"""A person's own data: a folder with `images/`, `masks/` and `classes.txt`.
+"""Your own data: a folder with `images/`, `masks/` and `classes.txt`.
 
-An image `images/a.jpg` has the mask `masks/a.png` of the same size. `classes.txt` names one class a line, ids
-counting from 0; with colors (`name r g b`) masks may be RGB images in these colors. Lists such as `train.txt` and
-`val.txt`, one name a line, say which image belongs to which split; without lists, every fifth image or so goes to
-`val`, chosen by a hash of its name, so that adding images moves hardly any other.
+The mask of `images/a.jpg` is `masks/a.png`, of the same size. `classes.txt` has one class name per line; the first is
+id 0. With colors (`name r g b`), masks may be RGB images in these colors. Lists such as `train.txt` and `val.txt`, with
+one image name per line, define the splits. Without lists, about a fifth of the images go to `val`, chosen by a hash of
+their names, so adding images moves hardly any other.
 """
 
 import functools
@@ -13,68 +13,49 @@ import pathlib
 import numpy as np
 
 from deeplab_jax.data import images
-from deeplab_jax.data.builder import Layout, Record, SegmentationBuilder
+from deeplab_jax.data.dataset import Dataset, RawDataset, RawExample
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
 _CLASSES = "classes.txt"
 
 
-class Folder(SegmentationBuilder):
-    """TFDS builder of a folder of images and masks."""
-
-
-def read_layout(root: pathlib.Path, *, val_fraction: float = 0.2) -> Layout:
-    """The splits of the folder.
+def read_raw(root: pathlib.Path, *, val_fraction: float = 0.2) -> RawDataset:
+    """The splits of a folder of images and masks.
 
     Args:
       root: the folder.
-      val_fraction: share of the images that goes to `val` where there are no lists.
+      val_fraction: fraction of the images that go to `val` if there are no lists.
 
     Raises:
-      UserError: a folder, the class list, a mask or a listed image is missing.
+      UserError: a folder, the class list or a listed image is missing.
     """
     for name in ("images", "masks"):
         if not (root / name).is_dir():
-            raise UserError(f"{root} has no folder {name}/; images belong in images/, masks of the same name in masks/")
-    labels, by_color = read_classes(root / _CLASSES)
-    found = sorted(path for path in (root / "images").iterdir() if path.suffix.lower() in images.IMAGE_SUFFIXES)
-    files = {path.stem: path for path in found}
-    if len(files) < len(found):
-        twice = next(path.stem for path in found if files[path.stem] != path)
-        raise UserError(f"{root / 'images'} has two images named {twice}; names must differ without their endings")
-    if not files:
-        raise UserError(f"{root / 'images'} holds no images ({', '.join(images.IMAGE_SUFFIXES)})")
-    lists = sorted(path for path in root.glob("*.txt") if path.name != _CLASSES)
-    if lists:
-        splits = {path.stem: [pathlib.PurePath(name).stem for name in path.read_text().split()] for path in lists}
-    elif len(files) == 1:
-        raise UserError(f"{root / 'images'} holds one image; train and val need at least one each")
-    else:
-        splits = {"train": [], "val": []}
-        threshold = val_fraction * 2**32
-        ranked = sorted(files, key=_hash)
-        for name in sorted(files):
-            # At least one image on each side, however small the folder is.
-            in_val = name == ranked[0] or (_hash(name) < threshold and name != ranked[-1])
-            splits["val" if in_val else "train"].append(name)
-    records = {}
+            raise UserError(f"{root} has no folder {name}/; put images in images/ and masks of the same name in masks/")
+    label_set, by_color = read_classes(root / _CLASSES)
+    files = _find_images(root / "images")
+    splits = _read_lists(root) or _split_by_hash(root / "images", list(files), val_fraction)
+    examples = {}
     for split, names in splits.items():
         for name in names:
             if name not in files:
                 raise UserError(f"{root / split}.txt lists {name}, but there is no such image in {root / 'images'}")
-        records[split] = [_record(root, files[name], labels, by_color) for name in names]
-    return Layout(label_set=labels, splits=records)
+        examples[split] = [_example(root, files[name], label_set, by_color) for name in names]
+    return RawDataset(label_set=label_set, splits=examples)
 
 
 def read_classes(path: pathlib.Path) -> tuple[LabelSet, bool]:
-    """The label set of a class list, and whether it gives colors.
+    """Reads a class list.
+
+    Returns:
+      The label set, and whether the list defines its colors.
 
     Raises:
-      UserError: there is no list, or a line is wrong.
+      UserError: the file is missing, or a line is wrong.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; write one class name a line, the first is id 0 (usually background)")
+        raise UserError(f"{path} does not exist; write one class name per line, the first is id 0 (usually background)")
     names, colors = [], []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         words = line.split()
@@ -86,42 +67,76 @@ def read_classes(path: pathlib.Path) -> tuple[LabelSet, bool]:
         else:
             names.append(" ".join(words))
         if colors and len(colors) != len(names):
-            raise UserError(f"{path}, line {number}: either every class has a color (`name r g b`) or none")
+            raise UserError(f"{path}, line {number}: give a color (`name r g b`) to every class or to none")
     if not names:
-        raise UserError(f"{path} names no class")
+        raise UserError(f"{path} contains no class names")
     if len(names) > IGNORE_LABEL:
-        raise UserError(f"{path} names {len(names)} classes; at most {IGNORE_LABEL} fit below the void label")
-    for values, what in ((names, "name"), (colors, "color")):
+        raise UserError(f"{path} has {len(names)} classes; at most {IGNORE_LABEL} are possible")
+    for values, kind in ((names, "name"), (colors, "color")):
         if len(set(values)) < len(values):
-            raise UserError(f"{path}: two classes have the same {what}")
+            raise UserError(f"{path}: two classes have the same {kind}")
     if colors:
         return LabelSet(tuple(names), tuple(colors)), True
     return LabelSet.from_names(tuple(names)), False
 
 
-def _record(root: pathlib.Path, image: pathlib.Path, label_set: LabelSet, by_color: bool) -> Record:
+def _find_images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The images of a folder by name, sorted."""
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in images.IMAGE_SUFFIXES)
+    files = {path.stem: path for path in found}
+    if len(files) < len(found):
+        name = next(path.stem for path in found if files[path.stem] != path)
+        raise UserError(f"{folder} has two images named {name}; names must differ in more than their suffix")
+    if not files:
+        raise UserError(f"{folder} contains no images ({', '.join(images.IMAGE_SUFFIXES)})")
+    return files
+
+
+def _read_lists(root: pathlib.Path) -> dict[str, list[str]]:
+    """The image names of each split that has a list."""
+    lists = sorted(path for path in root.glob("*.txt") if path.name != _CLASSES)
+    return {path.stem: [pathlib.PurePath(name).stem for name in path.read_text().split()] for path in lists}
+
+
+def _split_by_hash(folder: pathlib.Path, names: list[str], val_fraction: float) -> dict[str, list[str]]:
+    if len(names) == 1:
+        raise UserError(f"{folder} contains one image; train and val need at least one each")
+    splits = {"train": [], "val": []}
+    threshold = val_fraction * 2**32
+    ranked = sorted(names, key=_hash)
+    for name in names:
+        # At least one image in each split, however small the folder is.
+        in_val = name == ranked[0] or (_hash(name) < threshold and name != ranked[-1])
+        splits["val" if in_val else "train"].append(name)
+    return splits
+
+
+def _example(root: pathlib.Path, image: pathlib.Path, label_set: LabelSet, by_color: bool) -> RawExample:
     candidates = [root / "masks" / f"{image.stem}{suffix}" for suffix in images.IMAGE_SUFFIXES]
     mask = next((path for path in candidates if path.is_file()), None)
-    return Record(
+    return RawExample(
         id=image.stem,
         image=image,
-        read_labels=functools.partial(_read_mask, mask, image, label_set, by_color),
+        read_label=functools.partial(_read_mask, mask, image, label_set, by_color),
     )
 
 
 def _read_mask(mask: pathlib.Path | None, image: pathlib.Path, label_set: LabelSet, by_color: bool) -> np.ndarray:
     if mask is None:
-        raise UserError(f"image {image} has no mask; put {image.stem}.png into {image.parent.parent / 'masks'}")
+        raise UserError(f"image {image} has no mask; put {image.stem}.png in {image.parent.parent / 'masks'}")
     if mask.suffix.lower() in (".jpg", ".jpeg"):
         raise UserError(f"mask {mask} is a JPEG, whose compression changes labels; save masks as PNG")
-    ids = images.read_label_map(mask, label_set, by_color=by_color)
-    if not by_color and set(np.unique(ids)) == {0, IGNORE_LABEL} and label_set.num_classes == 2:
+    label = images.read_mask(mask, label_set, by_color=by_color)
+    if not by_color and set(np.unique(label)) == {0, IGNORE_LABEL} and label_set.num_classes == 2:
         raise UserError(
-            f"mask {mask} holds only 0 and 255, and 255 is void, not a class: save the foreground as 1, or give "
-            f"colors in classes.txt (`{label_set.class_names[0]} 0 0 0`, `{label_set.class_names[1]} 255 255 255`)"
+            f"mask {mask} contains only 0 and 255, but 255 marks ignored pixels: save the foreground as 1, or add "
+            f"colors to classes.txt (`{label_set.class_names[0]} 0 0 0`, `{label_set.class_names[1]} 255 255 255`)"
         )
-    return ids
+    return label
 
 
 def _hash(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+
+
+DATASET = Dataset(name="folder", read_raw=read_raw, options=("val_fraction",))

@@ -1,75 +1,78 @@
 """SBD, the Semantic Boundaries Dataset: 11,355 images of Pascal VOC 2011 with VOC's classes (Hariharan et al., 2011).
 
-The archive holds `benchmark_RELEASE/dataset/{img/*.jpg, cls/*.mat, inst/*.mat, train.txt, val.txt}`: 8,498 training
-and 2,857 validation images. Labels are 0 to 20, without void. About 500 of the training images are in VOC 2012's
-val: a network trained on SBD's train is not to be scored there. `train_noval.txt`, a list of 5,623 without them, is
-published apart.
+The archive contains `benchmark_RELEASE/dataset/{img/*.jpg, cls/*.mat, inst/*.mat, train.txt, val.txt}`: 8,498 training
+and 2,857 validation images. Labels are 0 to 20, without ignored pixels. About 500 of the training images are in VOC
+2012's val, so do not score a network there that was trained on SBD's train. `train_noval.txt`, a list of 5,623 images
+without them, is published separately.
 """
 
 import functools
 import pathlib
 
 import numpy as np
-import scipy.io
 
-from deeplab_jax.data.builder import Layout, Record, SegmentationBuilder
+from deeplab_jax.data.dataset import Dataset, Download, RawDataset, RawExample
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import VOC
 
-URL = "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz"
-MD5 = "82b4d87ceb2ed10f6038a1cba92111cb"
-NOVAL_URL = "http://home.bharathh.info/pubs/codes/SBD/train_noval.txt"
-NOVAL_MD5 = "79bff800c5f0b1ec6b21080a3c066722"
+ARCHIVE = Download(
+    url="https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+    md5="82b4d87ceb2ed10f6038a1cba92111cb",
+)
+TRAIN_NOVAL = Download(
+    url="http://home.bharathh.info/pubs/codes/SBD/train_noval.txt", md5="79bff800c5f0b1ec6b21080a3c066722"
+)
 
 
-class Sbd(SegmentationBuilder):
-    """TFDS builder of SBD."""
-
-
-def wanted(name: str) -> bool:
-    """Whether an entry of the archive is needed: images, class masks and lists; instance masks are not."""
+def is_needed(name: str) -> bool:
+    """Whether to unpack a file of the archive: images, class masks and lists, but no instance masks."""
     path = pathlib.PurePosixPath(name)
     return path.parent.name in ("img", "cls") or (path.parent.name == "dataset" and path.suffix == ".txt")
 
 
-def read_layout(root: pathlib.Path) -> Layout:
-    """The splits of an unpacked SBD: one for every list beside its `img` folder.
+def read_raw(root: pathlib.Path) -> RawDataset:
+    """The splits of an unpacked SBD: one per list next to its `img` folder.
 
     Raises:
-      UserError: the folder is not laid out like SBD.
+      UserError: the folder does not have SBD's layout.
     """
     folders = [path.parent for path in [root / "img", *sorted(root.glob("**/dataset/img"))] if path.is_dir()]
     if not folders:
-        raise UserError(f"{root} is not laid out like SBD: there is no dataset/img folder in it")
+        raise UserError(f"{root} does not have SBD's layout: it has no dataset/img folder")
     folder = folders[0]
     lists = sorted(folder.glob("*.txt"))
     if not lists:
-        raise UserError(f"{folder} has no train.txt and val.txt, which list SBD's splits")
-    return Layout(
+        raise UserError(f"{folder} has no lists of its splits, train.txt and val.txt")
+    return RawDataset(
         label_set=VOC,
-        splits={path.stem: [_record(folder, example) for example in path.read_text().split()] for path in lists},
+        splits={path.stem: [_example(folder, name) for name in path.read_text().split()] for path in lists},
     )
 
 
 def read_class_mask(path: pathlib.Path) -> np.ndarray:
-    """`GTcls.Segmentation` of a mask file: integer ids (height, width).
+    """Reads `GTcls.Segmentation` of a .mat file: an integer label of shape (height, width).
 
     Raises:
-      UserError: the file is missing, damaged, or holds something else.
+      UserError: the file is missing, damaged, or not a class mask of SBD.
     """
+    import scipy.io  # half a second, which only SBD needs
+
     try:
-        with path.open("rb") as file:  # given a path, scipy hides that there is no such file
+        with path.open("rb") as file:  # given a path, scipy hides that the file does not exist
             segmentation = scipy.io.loadmat(file, variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
         return np.asarray(segmentation).astype(np.int64, casting="safe")
     except FileNotFoundError:
         raise UserError(f"mask {path} does not exist") from None
-    except Exception as error:  # scipy raises whatever the damaged bytes lead to
+    except Exception as error:  # scipy raises all kinds of exceptions for damaged bytes
         raise UserError(f"mask {path} cannot be read as an SBD class mask: {error!r}") from None
 
 
-def _record(folder: pathlib.Path, example: str) -> Record:
-    return Record(
-        id=example,
-        image=folder / "img" / f"{example}.jpg",
-        read_labels=functools.partial(read_class_mask, folder / "cls" / f"{example}.mat"),
+def _example(folder: pathlib.Path, name: str) -> RawExample:
+    return RawExample(
+        id=name,
+        image=folder / "img" / f"{name}.jpg",
+        read_label=functools.partial(read_class_mask, folder / "cls" / f"{name}.mat"),
     )
+
+
+DATASET = Dataset(name="sbd", read_raw=read_raw, archive=ARCHIVE, is_needed=is_needed, extra_lists=(TRAIN_NOVAL,))

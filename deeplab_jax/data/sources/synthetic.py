@@ -1,26 +1,28 @@
-"""Scenes drawn by code from a seed: the embedded default, which needs no download.
+"""Synthetic scenes, drawn from a seed. They need no download.
 
-Textured shapes of five classes lie over cloudy ground, cover each other, and have a border of void pixels. A class is
-told by its outline and by the kind of its texture; colors, contrasts, sizes, angles and periods are drawn from ranges
-that all classes and the ground share.
+Textured shapes of five classes overlap on a cloudy background. Their borders have the ignore label. A class is defined
+by its outline and the kind of its texture; colors, contrasts, sizes, angles and periods are drawn from ranges that all
+classes and the background share.
 """
 
+import os
 from typing import Any
 
 import cv2
 import numpy as np
 
+from deeplab_jax.data.dataset import Dataset
 from deeplab_jax.labels import IGNORE_LABEL, SYNTHETIC
 
 SPLIT_SIZES = {"train": 2000, "val": 200}
 
 _DEFAULT_SIZE = (96, 96)
-_BORDER = np.ones((3, 3), np.uint8)  # outlines are void one pixel to each side
+_BORDER = np.ones((3, 3), np.uint8)  # outlines are ignored, one pixel to each side
 _SUBPIXEL_BITS = 4
 
 
 class SyntheticSource:
-    """One split of the scenes; an example is a pure function of split, position and size."""
+    """One split of the scenes. An example depends only on the split, the position and the size."""
 
     name = "synthetic"
     label_set = SYNTHETIC
@@ -34,22 +36,22 @@ class SyntheticSource:
         return self._num_examples
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`image` and `label` as arrays, `id` as text."""
+        """An example: `image` and `label` as arrays, `id` as text."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         rng = np.random.default_rng([list(SPLIT_SIZES).index(self.split), index])
-        image, label_map = draw_scene(rng, self._size)
-        return {"image": image, "label": label_map, "id": self._id(index)}
+        image, label = draw_scene(rng, self._size)
+        return {"image": image, "label": label, "id": self._id(index)}
 
     def __repr__(self) -> str:
         return f"SyntheticSource({self.split}, {len(self)} examples)"
 
     def ids(self) -> list[str]:
-        """Every example's id, in order."""
+        """The ids of all examples, in order."""
         return [self._id(index) for index in range(len(self))]
 
     def largest_size(self) -> tuple[int, int]:
-        """All scenes have one size."""
+        """The (height, width) of all scenes."""
         return self._size
 
     def _id(self, index: int) -> str:
@@ -57,18 +59,26 @@ class SyntheticSource:
 
 
 def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """One scene of (height, width): uint8 RGB image and labels, with three to six shapes, later ones in front."""
-    canvas, label_map = _texture("background", rng, size), np.zeros(size, np.uint8)
+    """Draws a scene with three to six shapes, later ones in front.
+
+    Args:
+      rng: random generator of the scene.
+      size: (height, width).
+
+    Returns:
+      The uint8 RGB image, and its uint8 label.
+    """
+    canvas, label = _texture("background", rng, size), np.zeros(size, np.uint8)
     for _ in range(rng.integers(3, 7)):
-        label = int(rng.integers(1, SYNTHETIC.num_classes))
-        name = SYNTHETIC.class_names[label]
+        class_id = int(rng.integers(1, SYNTHETIC.num_classes))
+        name = SYNTHETIC.class_names[class_id]
         shape = _shape(name, rng, size)
         inside = shape > 0
         canvas[inside] = _texture(name, rng, size)[inside]
-        label_map[inside] = label
-        label_map[(cv2.dilate(shape, _BORDER) > 0) & (cv2.erode(shape, _BORDER) == 0)] = IGNORE_LABEL
+        label[inside] = class_id
+        label[(cv2.dilate(shape, _BORDER) > 0) & (cv2.erode(shape, _BORDER) == 0)] = IGNORE_LABEL
     canvas += rng.normal(0, 6, canvas.shape).astype(np.float32)
-    return np.clip(canvas, 0, 255).astype(np.uint8), label_map
+    return np.clip(canvas, 0, 255).astype(np.uint8), label
 
 
 def _shape(name: str, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -102,7 +112,7 @@ def _polygon(corners: int, radius: float) -> np.ndarray:
 
 
 def _texture(name: str, rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """A float32 RGB surface: two random colors mixed by the class' kind of pattern."""
+    """A float32 RGB surface: two random colors, mixed by the pattern of the class."""
     height, width = size
     colors = rng.uniform(20, 235, (2, 3)).astype(np.float32)
     angle, period = rng.uniform(0, np.pi), rng.uniform(5, 9)
@@ -123,3 +133,14 @@ def _texture(name: str, rng: np.random.Generator, size: tuple[int, int]) -> np.n
             "triangle": np.minimum(along, across) > 0.2,  # dots
         }[name].astype(np.float32)
     return colors[0] + mix[..., None] * (colors[1] - colors[0])
+
+
+def _open_split(
+    split: str, *, data_dir: os.PathLike, num_examples: int | None, image_size: tuple[int, int] | None
+) -> SyntheticSource:
+    del data_dir
+    return SyntheticSource(split, num_examples if split == "train" else None, image_size)
+
+
+# All scenes are alike, so a sample is enough to check them.
+DATASET = Dataset(name="synthetic", open_split=_open_split, splits=tuple(SPLIT_SIZES), check_limit=100)

@@ -1,0 +1,138 @@
+"""The parts of a data set: where it comes from, how its raw files are read, and the source that training reads."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from deeplab_jax.data import images
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import LabelSet
+
+
+@runtime_checkable
+class Source(Protocol):
+    """One split of a data set, read by position. Training and evaluation need nothing else.
+
+    Attributes:
+      name: the data set's name.
+      split: the split's name.
+      label_set: class names and palette.
+    """
+
+    name: str
+    split: str
+    label_set: LabelSet
+
+    def __len__(self) -> int:
+        """The number of examples."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """An example: `image` (RGB uint8 of shape (H, W, 3)), `label` (uint8 of shape (H, W)) and `id` (text).
+
+        `image` and `label` can also be encoded bytes, see `images.encode_image` and `images.encode_mask`.
+        """
+
+    def ids(self) -> list[str]:
+        """The ids of all examples, in order."""
+
+    def largest_size(self) -> tuple[int, int]:
+        """The largest height and the largest width in the split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RawExample:
+    """One example of a raw data set. Its files are read when it is prepared or checked.
+
+    Attributes:
+      id: the name of the example in messages, submissions and galleries.
+      image: path of the image file.
+      read_label: returns the label, integers of shape (height, width) with 255 as the ignore label.
+    """
+
+    id: str
+    image: pathlib.Path
+    read_label: Callable[[], np.ndarray]
+
+    def read(self, label_set: LabelSet) -> tuple[bytes, np.ndarray]:
+        """The encoded image and its checked uint8 label of shape (height, width).
+
+        Raises:
+          UserError: a file is missing or damaged, the sizes differ, or the label contains an unknown id.
+        """
+        image, size = images.encode_image(self.image)
+        label = self.read_label()
+        images.check_label(label, label_set, f"of {self.image.name}")
+        if label.shape != size:
+            raise UserError(
+                f"image {self.image} is {size[0]}x{size[1]} (height x width), "
+                f"but its mask is {label.shape[0]}x{label.shape[1]}; they must have the same size"
+            )
+        return image, label.astype(np.uint8)
+
+    def encode(self, label_set: LabelSet) -> dict[str, Any]:
+        """The example as it is stored: `image` and `label` as encoded bytes, `id` as text.
+
+        Raises:
+          UserError: see `read`.
+        """
+        image, label = self.read(label_set)
+        return {"image": image, "label": images.encode_mask(label), "id": self.id}
+
+
+@dataclasses.dataclass(frozen=True)
+class RawDataset:
+    """A raw data set: its classes, and the examples of each split in a fixed order."""
+
+    label_set: LabelSet
+    splits: dict[str, list[RawExample]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Download:
+    """A published file: its address and the MD5 of its content, 32 hex digits."""
+
+    url: str
+    md5: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """An entry of the registry. Give either `read_raw` or `open_split`.
+
+    With `read_raw`, `deeplab-jax data prepare` checks every raw example once and writes ArrayRecord files, which
+    training then reads. With `open_split`, there is nothing to prepare: examples come from your own code.
+
+    Attributes:
+      name: value of `config.data.name`, in snake case.
+      read_raw: takes the folder of the raw data set and returns a `RawDataset`. It reads lists, not images.
+      options: names of the keyword arguments that `read_raw` accepts.
+      archive: published archive of the raw data set; without it, users have to pass `--source`.
+      is_needed: whether to unpack the archive's file of this name.
+      extra_lists: published lists of example ids that are placed next to the archive's `train.txt`.
+      open_split: takes a split's name and the keyword arguments `data_dir`, `num_examples` and `image_size` of
+        `registry.open_source`, and returns a `Source`.
+      splits: names of the splits that `open_split` knows.
+      check_limit: number of examples of each split that `deeplab-jax data check` reads; None reads all of them.
+    """
+
+    name: str
+    read_raw: Callable[..., RawDataset] | None = None
+    options: tuple[str, ...] = ()
+    archive: Download | None = None
+    is_needed: Callable[[str], bool] = lambda name: True
+    extra_lists: tuple[Download, ...] = ()
+    open_split: Callable[..., Source] | None = None
+    splits: tuple[str, ...] = ()
+    check_limit: int | None = None
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise UserError(f"data set name {self.name!r} must be in snake case, for example street_scenes")
+        if (self.read_raw is None) == (self.open_split is None):
+            raise UserError(f"data set {self.name}: give either read_raw or open_split")
+        if self.open_split is not None and not self.splits:
+            raise UserError(f"data set {self.name}: splits must name the splits that open_split knows")

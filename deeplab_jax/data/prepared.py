@@ -1,0 +1,226 @@
+"""Prepared data sets: ArrayRecord files in the layout of TensorFlow Datasets (TFDS), written and read without it.
+
+`tfds.builder_from_directory(folder)` and `tfds.data_source(name, data_dir=...)` open the same files. `tfds.load` does
+not: TFDS has no `tf.data` reader for ArrayRecord.
+"""
+
+import json
+import pathlib
+import shutil
+import tempfile
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deeplab_jax import progress
+from deeplab_jax.data import images, tf_example
+from deeplab_jax.data.dataset import RawDataset, RawExample
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import LabelSet
+
+_VERSION = "1.0.0"  # of the format; TFDS expects it as the name of the folder
+_SHARD_BYTES = 256 << 20  # a file that reaches this size is closed and the next one begins
+
+_FEATURE = "tensorflow_datasets.core.features"
+_FEATURES = {
+    "pythonClassName": f"{_FEATURE}.features_dict.FeaturesDict",
+    "featuresDict": {
+        "features": {
+            "id": {"pythonClassName": f"{_FEATURE}.text_feature.Text", "text": {}},
+            "image": {
+                "pythonClassName": f"{_FEATURE}.image_feature.Image",
+                "image": {"dtype": "uint8", "shape": {"dimensions": ["-1", "-1", "3"]}},
+            },
+            "label": {
+                "pythonClassName": f"{_FEATURE}.image_feature.Image",
+                "image": {"dtype": "uint8", "shape": {"dimensions": ["-1", "-1", "1"]}, "encodingFormat": "png"},
+            },
+        }
+    },
+}
+
+
+def prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
+    """The folder of a prepared data set."""
+    return data_dir / name / _VERSION
+
+
+class PreparedSource:
+    """One or several splits of a prepared data set, read by position."""
+
+    def __init__(self, folder: pathlib.Path, split: str):
+        """Opens a split.
+
+        Args:
+          folder: see `prepared_folder`.
+          split: the split's name, or several joined by "+".
+
+        Raises:
+          UserError: the folder's description is missing or damaged.
+        """
+        # Takes a quarter of a second to import.
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self.folder, self.split, self.name = folder, split, folder.parent.name
+        metadata, shards = _read_description(folder, "metadata.json"), _shards(folder)
+        self.label_set = LabelSet(
+            tuple(metadata["class_names"]), tuple(tuple(int(v) for v in color) for color in metadata["palette"])
+        )
+        self._records = ArrayRecordDataSource([shard for part in split.split("+") for shard in shards[part]])
+        self._largest_size = None
+
+    @staticmethod
+    def split_names(folder: pathlib.Path) -> list[str]:
+        """The splits of a prepared data set."""
+        return list(_shards(folder))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """An example: `image` and `label` as encoded bytes, `id` as text.
+
+        Raises:
+          UserError: the file that holds the example is damaged or missing.
+        """
+        try:
+            example = tf_example.parse(self._records[index])
+            return {"image": example["image"], "label": example["label"], "id": example["id"].decode()}
+        except (RuntimeError, ValueError, KeyError) as error:
+            # ArrayRecord raises RuntimeError where its checksums find flipped bytes. Past the end of a shortened file
+            # it returns an empty record, which has no `image`.
+            detail = "its file is cut short" if isinstance(error, KeyError) else str(error)
+            raise UserError(
+                f"example {index} of {self.name}/{self.split} cannot be read: {detail}; "
+                f"remove {self.folder} and prepare the data set again"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"PreparedSource({self.name}/{self.split}, {len(self)} examples)"
+
+    def ids(self) -> list[str]:
+        """The ids of all examples, in order."""
+        return [self[i]["id"] for i in range(len(self))]
+
+    def largest_size(self) -> tuple[int, int]:
+        """The largest height and the largest width in the split. Reads the headers of all masks once."""
+        if self._largest_size is None:
+            examples = (self[i] for i in range(len(self)))
+            sizes = [images.encoded_size(example["label"], example["id"]) for example in examples]
+            self._largest_size = tuple(int(extent) for extent in np.max(sizes, axis=0))
+        return self._largest_size
+
+
+def write_dataset(name: str, raw: RawDataset, data_dir: pathlib.Path) -> pathlib.Path:
+    """Writes all splits of a raw data set. The folder gets its name once everything is in it.
+
+    Returns:
+      The prepared folder.
+
+    Raises:
+      UserError: an example is wrong, a split is empty, or the folder cannot be written.
+    """
+    for split, examples in raw.splits.items():
+        if not examples:
+            raise UserError(f"split {split} of {name} is empty; check the list that names its images")
+    folder = prepared_folder(name, data_dir)
+    for incomplete in folder.parent.glob("incomplete.*"):  # left by a preparation that was killed
+        shutil.rmtree(incomplete)
+    created = not folder.parent.exists()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="incomplete.") as scratch:
+            target = pathlib.Path(scratch) / _VERSION
+            target.mkdir()
+            splits = [_write_split(target, name, split, raw.label_set, raw.splits[split]) for split in raw.splits]
+            _write_descriptions(target, name, raw.label_set, splits)
+            target.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror or error}; check the folder and the disk's free space"
+        ) from error
+    finally:
+        if created and not folder.exists():
+            shutil.rmtree(folder.parent, ignore_errors=True)
+    return folder
+
+
+class _Shard(NamedTuple):
+    """A file of records, as `ArrayRecordDataSource` accepts it (its protocol `FileInstruction`)."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+def _shard_name(name: str, split: str, index: int, count: int) -> str:
+    return f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"
+
+
+def _shards(folder: pathlib.Path) -> dict[str, list[_Shard]]:
+    """The files of each split, in the order in which they were written."""
+    info = _read_description(folder, "dataset_info.json")
+    shards = {}
+    for split in info["splits"]:
+        lengths = [int(length) for length in split["shardLengths"]]
+        names = [_shard_name(info["name"], split["name"], i, len(lengths)) for i in range(len(lengths))]
+        shards[split["name"]] = [
+            _Shard(str(folder / name), 0, length, length) for name, length in zip(names, lengths, strict=True)
+        ]
+    return shards
+
+
+def _read_description(folder: pathlib.Path, file: str) -> dict[str, Any]:
+    try:
+        return json.loads((folder / file).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder / file} cannot be read ({error}); remove {folder} and prepare the data set again"
+        ) from None
+
+
+def _write_split(
+    folder: pathlib.Path, name: str, split: str, label_set: LabelSet, examples: list[RawExample]
+) -> dict[str, Any]:
+    """Writes the records of one split and returns its entry in `dataset_info.json`."""
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    shard_bytes, lengths = [], []
+    writer = None
+    for example in progress.track(examples, f"prepare {split}"):
+        encoded = example.encode(label_set)
+        record = tf_example.serialize(encoded | {"id": encoded["id"].encode()})
+        if writer is None or shard_bytes[-1] >= _SHARD_BYTES:
+            if writer is not None:
+                writer.close()
+            # One record per group, so that records are read in any order without decompressing their neighbors.
+            writer = ArrayRecordWriter(str(folder / f"{split}.{len(lengths)}"), "group_size:1")
+            shard_bytes.append(0)
+            lengths.append(0)
+        writer.write(record)
+        shard_bytes[-1] += len(record)
+        lengths[-1] += 1
+    writer.close()
+    for i in range(len(lengths)):
+        (folder / f"{split}.{i}").rename(folder / _shard_name(name, split, i, len(lengths)))
+    return {
+        "name": split,
+        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+        "numBytes": str(sum(shard_bytes)),
+        "shardLengths": [str(length) for length in lengths],
+    }
+
+
+def _write_descriptions(folder: pathlib.Path, name: str, label_set: LabelSet, splits: list[dict[str, Any]]) -> None:
+    """Writes the JSON files of a TFDS data set."""
+    info = {
+        "name": name,
+        "version": _VERSION,
+        "fileFormat": "array_record",
+        "disableShuffling": True,
+        "splits": splits,
+    }
+    metadata = {"class_names": label_set.class_names, "palette": label_set.palette}
+    for file, values in (("dataset_info", info), ("features", _FEATURES), ("metadata", metadata)):
+        (folder / f"{file}.json").write_text(json.dumps(values, indent=2))

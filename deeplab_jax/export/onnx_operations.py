@@ -1,0 +1,218 @@
+"""Translations of JAX primitives to ONNX nodes.
+
+Each translation takes the graph, the result's shape and dtype, the operands (a `Tensor`, or an array that is known at
+export time) and the primitive's parameters, and returns a `Tensor`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from deeplab_jax.errors import UserError
+from deeplab_jax.export.onnx_graph import Tensor, import_onnx
+
+_NCHW = (0, 2, 3, 1)  # layout of an NHWC value
+
+
+def _invert(axes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(position) for position in np.argsort(axes))
+
+
+def _without(layout: Sequence[int], removed: Sequence[int]) -> tuple[int, ...]:
+    """The layout without some axes of the tensor, renumbered."""
+    return tuple(position - sum(axis < position for axis in removed) for position in layout if position not in removed)
+
+
+def _keep(graph, aval, operands, params):
+    return operands[0]
+
+
+def _elementwise(kind: str) -> Callable:
+    def translate(graph, aval, operands, params):
+        layout = next(operand.layout for operand in operands if isinstance(operand, Tensor))
+        names = [_add_operand(graph, operand, layout) for operand in operands]
+        return Tensor(graph.add_node(kind, names), aval, layout)
+
+    return translate
+
+
+def _add_operand(graph, operand, layout) -> str:
+    """The name of an operand of an element-wise node whose tensors have this layout."""
+    if isinstance(operand, Tensor):
+        return graph.transpose(operand, layout)
+    return graph.add_array(operand if operand.ndim == 0 else operand.transpose(np.argsort(layout)))
+
+
+def _subtract(graph, aval, operands, params):
+    tensor, other = operands
+    if isinstance(other, Tensor):
+        return _elementwise("Sub")(graph, aval, operands, params)
+    # onnxruntime fuses additions with the preceding convolution, but not subtractions.
+    return _elementwise("Add")(graph, aval, [tensor, -other], params)
+
+
+def _maximum(graph, aval, operands, params):
+    tensor, other = operands
+    if not isinstance(other, Tensor) and not np.any(other):
+        return Tensor(graph.add_node("Relu", [tensor.name]), aval, tensor.layout)
+    return _elementwise("Max")(graph, aval, operands, params)
+
+
+def _minimum(graph, aval, operands, params):
+    tensor, other = operands
+    if isinstance(other, Tensor) or other.ndim:
+        return _elementwise("Min")(graph, aval, operands, params)
+    producer, bounds = graph.producer(tensor), [""]
+    source = tensor.name
+    if producer is not None and producer.kind == "Relu":
+        source, bounds = producer.inputs[0], [graph.add_array(np.zeros((), aval.dtype))]
+    return Tensor(graph.add_node("Clip", [source, *bounds, graph.add_array(other)]), aval, tensor.layout)
+
+
+def _cast(graph, aval, operands, params):
+    (tensor,) = operands
+    kind = import_onnx().helper.np_dtype_to_tensor_dtype(np.dtype(params["new_dtype"]))
+    return Tensor(graph.add_node("Cast", [tensor.name], to=kind), aval, tensor.layout)
+
+
+def _convolution(graph, aval, operands, params):
+    tensor, kernel = operands
+    numbers = params["dimension_numbers"]
+    if isinstance(kernel, Tensor) or set(params["lhs_dilation"]) != {1} or params["batch_group_count"] != 1:
+        raise UserError("a convolution of this network cannot be translated to ONNX")
+    kernel = kernel.transpose(numbers.rhs_spec)
+    before, after = zip(*params["padding"], strict=True)
+    name = graph.add_node(
+        "Conv",
+        [graph.transpose(tensor, _invert(numbers.lhs_spec)), graph.add_array(kernel)],
+        strides=params["window_strides"],
+        pads=(*before, *after),
+        dilations=params["rhs_dilation"],
+        group=params["feature_group_count"],
+        kernel_shape=kernel.shape[2:],
+    )
+    return Tensor(name, aval, _invert(numbers.out_spec))
+
+
+def _max_pool(graph, aval, operands, params):
+    (tensor,) = operands
+    window, strides, padding = params["window_dimensions"], params["window_strides"], params["padding"]
+    dilations = (*params["base_dilation"], *params["window_dilation"])
+    if set(dilations) != {1} or (window[0], window[3]) != (1, 1):
+        raise UserError("a pooling of this network cannot be translated to ONNX")
+    before, after = zip(*padding[1:3], strict=True)
+    name = graph.add_node(
+        "MaxPool",
+        [graph.transpose(tensor, _NCHW)],
+        kernel_shape=window[1:3],
+        strides=strides[1:3],
+        pads=(*before, *after),
+    )
+    return Tensor(name, aval, _NCHW)
+
+
+def _product(graph, aval, operands, params):
+    """A tensor times a constant matrix along one axis, which is how the network resizes."""
+    (left, right), (left_batch, right_batch) = params["dimension_numbers"]
+    first, second = operands
+    swapped = not isinstance(first, Tensor)
+    if swapped:
+        first, second, left, right = second, first, right, left
+    if isinstance(second, Tensor) or second.ndim != 2 or len(left) != 1 or left_batch or right_batch:
+        raise UserError("a matrix product of this network cannot be translated to ONNX")
+    matrix = second if right[0] == 0 else second.T  # (contracted, new)
+    (axis,), rank = left, first.aval.ndim
+    if first.layout[axis] == rank - 1:
+        name = graph.add_node("MatMul", [first.name, graph.add_array(matrix)])
+    elif first.layout[axis] == rank - 2:
+        name = graph.add_node("MatMul", [graph.add_array(matrix.T), first.name])
+    else:
+        layout = tuple(rank - 1 if i == axis else i - (i > axis) for i in range(rank))
+        first = Tensor(graph.transpose(first, layout), first.aval, layout)
+        name = graph.add_node("MatMul", [first.name, graph.add_array(matrix)])
+    others = tuple(position for i, position in enumerate(first.layout) if i != axis)
+    new = (first.layout[axis],)
+    return Tensor(name, aval, new + others if swapped else others + new)
+
+
+def _transpose(graph, aval, operands, params):
+    (tensor,) = operands
+    return Tensor(tensor.name, aval, tuple(tensor.layout[axis] for axis in params["permutation"]))
+
+
+def _sum(graph, aval, operands, params):
+    (tensor,) = operands
+    summed = [tensor.layout[axis] for axis in params["axes"]]
+    name = graph.add_node("ReduceSum", [tensor.name, graph.add_array(np.asarray(sorted(summed)))], keepdims=0)
+    return Tensor(name, aval, _without(tensor.layout, summed))
+
+
+def _arg_max(graph, aval, operands, params):
+    (tensor,), (axis,) = operands, params["axes"]
+    position = tensor.layout[axis]
+    name = graph.add_node("ArgMax", [tensor.name], axis=position, keepdims=0)  # the first of equal values, as in JAX
+    kind = import_onnx().helper.np_dtype_to_tensor_dtype(np.dtype(params["index_dtype"]))
+    return Tensor(graph.add_node("Cast", [name], to=kind), aval, _without(tensor.layout, [position]))
+
+
+def _broadcast(graph, aval, operands, params):
+    """Adds axes of size one, then expands those that grow. A batch of any size keeps its size."""
+    tensor, axes = operands[0], params["broadcast_dimensions"]
+    name = graph.transpose(tensor, tuple(range(tensor.aval.ndim)))
+    new = [axis for axis in range(aval.ndim) if axis not in axes]
+    if new:
+        name = graph.add_node("Unsqueeze", [name, graph.add_array(np.asarray(new))])
+    grown = [
+        (axis, axis not in axes or tensor.aval.shape[axes.index(axis)] != size) for axis, size in enumerate(aval.shape)
+    ]
+    target = [aval.shape[axis] if grows else 1 for axis, grows in grown]
+    if any(size != 1 for size in target):
+        name = graph.add_node("Expand", [name, graph.add_array(np.asarray(target))])
+    return Tensor(name, aval, tuple(range(aval.ndim)))
+
+
+def _concatenate(graph, aval, operands, params):
+    layout = operands[0].layout
+    names = [graph.transpose(operand, layout) for operand in operands]
+    return Tensor(graph.add_node("Concat", names, axis=layout[params["dimension"]]), aval, layout)
+
+
+def _slice(graph, aval, operands, params):
+    (tensor,) = operands
+    strides = params["strides"] or (1,) * aval.ndim
+    cut = [axis for axis in range(aval.ndim) if aval.shape[axis] != tensor.aval.shape[axis]]
+    columns = zip(
+        *((params["start_indices"][i], params["limit_indices"][i], tensor.layout[i], strides[i]) for i in cut),
+        strict=True,
+    )
+    if not cut:
+        return tensor
+    return Tensor(
+        graph.add_node("Slice", [tensor.name, *(graph.add_array(np.asarray(column)) for column in columns)]),
+        aval,
+        tensor.layout,
+    )
+
+
+#: The translation of each primitive, by its name.
+TRANSLATIONS: dict[str, Callable] = {
+    "add": _elementwise("Add"),
+    "add_any": _elementwise("Add"),
+    "argmax": _arg_max,
+    "broadcast_in_dim": _broadcast,
+    "concatenate": _concatenate,
+    "conv_general_dilated": _convolution,
+    "convert_element_type": _cast,
+    "copy": _keep,
+    "div": _elementwise("Div"),
+    "dot_general": _product,
+    "max": _maximum,
+    "min": _minimum,
+    "mul": _elementwise("Mul"),
+    "name": _keep,
+    "reduce_sum": _sum,
+    "reduce_window_max": _max_pool,
+    "slice": _slice,
+    "sub": _subtract,
+    "transpose": _transpose,
+}
