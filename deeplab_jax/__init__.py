@@ -7,40 +7,57 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from deeplab_jax.config import load_config
+    from deeplab_jax.data import register_dataset
+    from deeplab_jax.errors import UserError
     from deeplab_jax.evaluation.evaluator import evaluate
-    from deeplab_jax.inference.predictor import Prediction, Predictor
-    from deeplab_jax.models import DeepLabV3Plus
-    from deeplab_jax.pretrained import from_preset
+    from deeplab_jax.inference import Prediction, Predictor
+    from deeplab_jax.labels import LabelSet
+    from deeplab_jax.models import DeepLabV3Plus, register_backbone
+    from deeplab_jax.pretrained import from_pretrained, list_presets, save_pretrained
+    from deeplab_jax.training.loop import train
     from deeplab_jax.visualization import plot_segmentation_mask_gallery
 
-# Where each public name lives. JAX and matplotlib take seconds to import: a name brings its module when it is first
-# asked for, so that `import deeplab_jax` and `deeplab-jax --help` stay fast. The function `train` is not among them:
-# `deeplab_jax.training.loop` is its module, and one name cannot be both. Import it as `from deeplab_jax.training.loop import train`.
-_EXPORTS = {
-    "DeepLabV3Plus": "deeplab_jax.models",
-    "Prediction": "deeplab_jax.inference.predictor",
-    "Predictor": "deeplab_jax.inference.predictor",
-    "evaluate": "deeplab_jax.evaluation.evaluator",
-    "from_preset": "deeplab_jax.pretrained",
-    "load_config": "deeplab_jax.config",
-    "plot_segmentation_mask_gallery": "deeplab_jax.visualization",
+# The module of each public name. JAX and matplotlib take seconds to import, so a module is imported when one of its
+# names is first used: `import deeplab_jax` and `deeplab-jax --help` stay fast.
+_MODULES = {
+    "DeepLabV3Plus": "models",
+    "LabelSet": "labels",
+    "Prediction": "inference",
+    "Predictor": "inference",
+    "UserError": "errors",
+    "evaluate": "evaluation.evaluator",
+    "from_pretrained": "pretrained",
+    "list_presets": "pretrained",
+    "load_config": "config",
+    "plot_segmentation_mask_gallery": "visualization",
+    "register_backbone": "models",
+    "register_dataset": "data",
+    "save_pretrained": "pretrained",
+    "train": "training.loop",
 }
 
 __all__ = [
     "DeepLabV3Plus",
+    "LabelSet",
     "Prediction",
     "Predictor",
+    "UserError",
     "evaluate",
-    "from_preset",
+    "from_pretrained",
+    "list_presets",
     "load_config",
     "plot_segmentation_mask_gallery",
+    "register_backbone",
+    "register_dataset",
+    "save_pretrained",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

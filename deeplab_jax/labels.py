@@ -1,4 +1,4 @@
-"""Class names, palettes and the void label of every data set."""
+"""Class names, palettes and the ignore label."""
 
 import colorsys
 import dataclasses
@@ -6,15 +6,17 @@ import dataclasses
 import numpy as np
 from jaxtyping import UInt8
 
-#: Pixels that nobody annotated. The same value from the mask file to the metric.
+#: The label of unlabeled pixels, in mask files, in batches and in the metrics.
 IGNORE_LABEL = 255
+
+_SHOWN = 6  # class names in the repr of a label set
 
 
 def voc_palette(num_colors: int) -> UInt8[np.ndarray, "num_colors 3"]:
-    """The color map of Pascal VOC's palette PNGs, for ids 0 to num_colors - 1.
+    """Returns the color map of Pascal VOC's palette PNGs for ids 0 to `num_colors - 1`.
 
     Bit 3j + c of the id becomes bit 7 - j of channel c (VOC development kit, `VOClabelcolormap`).
-    Id 255, the void label, is (224, 224, 192).
+    Id 255, the ignore label, is (224, 224, 192).
     """
     ids = np.arange(num_colors)
     palette = np.zeros((num_colors, 3), np.uint8)
@@ -24,13 +26,18 @@ def voc_palette(num_colors: int) -> UInt8[np.ndarray, "num_colors 3"]:
     return palette
 
 
-#: RGB in which void pixels are drawn.
+#: RGB color of unlabeled pixels in masks and overlays.
 IGNORE_COLOR = tuple(int(value) for value in voc_palette(256)[IGNORE_LABEL])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LabelSet:
-    """The classes of a data set: ids are positions in `class_names`; `palette` holds one RGB color per class."""
+    """The classes of a data set.
+
+    Attributes:
+      class_names: one name per class; the position of a name is the class id.
+      palette: one RGB color per class.
+    """
 
     class_names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
@@ -39,15 +46,20 @@ class LabelSet:
         if len(self.class_names) != len(self.palette):
             raise ValueError(f"{len(self.class_names)} class names but {len(self.palette)} colors")
         if len(self.class_names) > IGNORE_LABEL:
-            raise ValueError(f"{len(self.class_names)} classes do not fit below the void label {IGNORE_LABEL}")
+            raise ValueError(f"{len(self.class_names)} classes; at most {IGNORE_LABEL} fit below the ignore label")
+
+    def __repr__(self) -> str:
+        names = self.class_names
+        shown = names if len(names) <= _SHOWN else (*names[: _SHOWN - 2], "...", names[-1])
+        return f"LabelSet({self.num_classes} classes: {', '.join(shown)})"
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, background included, void not."""
+        """Number of classes. Includes the background, not the ignore label."""
         return len(self.class_names)
 
     def color_table(self) -> UInt8[np.ndarray, "256 3"]:
-        """RGB of every uint8 label: the palette, black for unused ids, the void color for 255."""
+        """Returns the RGB color of every uint8 label: the palette, black for unused ids, `IGNORE_COLOR` for 255."""
         table = np.zeros((256, 3), np.uint8)
         table[: self.num_classes] = self.palette
         table[IGNORE_LABEL] = IGNORE_COLOR
@@ -55,7 +67,7 @@ class LabelSet:
 
     @classmethod
     def from_names(cls, class_names: tuple[str, ...] | list[str]) -> "LabelSet":
-        """A label set with a palette made for it: VOC's up to 21 classes, evenly spread hues beyond."""
+        """Creates a label set and its palette: VOC's colors for up to 21 classes, evenly spaced hues for more."""
         count = len(class_names)
         if count <= len(VOC_CLASS_NAMES):
             colors = voc_palette(count)
@@ -67,16 +79,16 @@ class LabelSet:
         return cls(tuple(class_names), tuple(tuple(int(v) for v in color) for color in colors))
 
 
-#: Pascal VOC's classes, ids 0 to 20.
+#: Class names of Pascal VOC, ids 0 to 20.
 VOC_CLASS_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 
-#: Pascal VOC and SBD, in VOC's palette.
+#: Classes of Pascal VOC and SBD, with VOC's palette.
 VOC = LabelSet.from_names(VOC_CLASS_NAMES)
 
-#: SegNet's eleven classes; its twelfth id, "unlabeled", is void here.
+#: CamVid's eleven classes in SegNet's version; its twelfth, "unlabeled", is the ignore label here.
 CAMVID = LabelSet(
     class_names=(
         "sky", "building", "pole", "road", "pavement", "tree",
@@ -88,5 +100,5 @@ CAMVID = LabelSet(
     ),
 )  # fmt: skip
 
-#: The shapes of deeplab_jax.data.sources.synthetic.
+#: Classes of the synthetic data set.
 SYNTHETIC = LabelSet.from_names(("background", "disk", "ring", "triangle", "star", "bar"))

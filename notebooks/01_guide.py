@@ -41,8 +41,8 @@ If you know Keras, this is the dictionary:
 | `DeepLabV3Plus(...)` | `build_model(config.model, num_classes)`; the weights live outside, in `variables` |
 | `model.compile(...)` | `make_optimizer`, `make_loss` and `make_train_step`, which you can also call by hand |
 | `model.fit(...)` | `train(config, workdir)` |
-| `model.evaluate(...)` | `evaluate_workdir(workdir)` |
-| `model.predict(...)` | `Predictor.from_workdir(workdir)(images)` |
+| `model.evaluate(...)` | `evaluate(workdir)` |
+| `model.predict(...)` | `Predictor.from_pretrained(workdir)(images)` |
 | `model.summary()` | `summary_table(config, num_classes)` |
 
 ## Setup
@@ -106,11 +106,11 @@ network.
 """
 
 # %%
-predictor = deeplab_jax.Predictor.from_workdir(workdir)
+predictor = deeplab_jax.Predictor.from_pretrained(workdir)
 
 val_source = data.open_source("synthetic", "val", image_size=config.data.image_size)
 example = val_source[3]
-(mask,) = predictor([example["image"]])
+mask = predictor(example["image"]).label_map
 print(f"image {example['image'].shape} {example['image'].dtype}, mask {mask.shape} {mask.dtype}")
 
 deeplab_jax.plot_segmentation_mask_gallery([example["image"]], y_pred=[mask], label_set=predictor.label_set, scale=2)
@@ -346,12 +346,12 @@ The *intersection over union* (IoU) of a class compares the pixels that have the
 given it: how many are in both, divided by how many are in either. Unlike plain accuracy it cannot be won by
 calling everything background. The mean over the classes is the *mean IoU*, the number that papers compare.
 
-`evaluate_workdir` scores the newest checkpoint on every image of the split exactly once. It counts pixels in
+`evaluate` scores the newest checkpoint on every image of the split exactly once. It counts pixels in
 integers, and a score that rests on another number of images than the split has is an error.
 """
 
 # %%
-results = deeplab_jax.evaluate_workdir(workdir)
+results = deeplab_jax.evaluate(workdir)
 
 print(f"{'class':14}{'IoU':>6}")
 for name, iou in results["per_class_iou"].items():
@@ -374,7 +374,7 @@ every right to say "disk", and is marked down for it.
 # %%
 examples = [val_source[i] for i in range(len(val_source))]
 truths = np.stack([example["label"] for example in examples])
-predictions = np.stack(predictor([example["image"] for example in examples]))
+predictions = np.stack([result.label_map for result in predictor([example["image"] for example in examples])])
 
 print(f"{100 * np.mean(truths == IGNORE_LABEL):.1f} % of the pixels are void")
 for void in ("ignore", "background"):
@@ -416,7 +416,7 @@ with its mask, and `add_legend` writes the names and shares of the classes under
 
 # %%
 large = data.open_source("synthetic", "val", image_size=(192, 192))[5]["image"]
-(mask,) = predictor([large])
+mask = predictor(large).label_map
 print(f"image {large.shape[:2]}, mask {mask.shape}")
 
 tinted = visualization.overlay(large, mask, predictor.label_set)

@@ -30,7 +30,6 @@ section 8 says what changes.
 """
 
 # %%
-import dataclasses
 import os
 import pathlib
 import shlex
@@ -39,7 +38,6 @@ import sys
 import tempfile
 
 import cv2
-import jax
 import matplotlib
 import matplotlib.cbook
 import numpy as np
@@ -47,8 +45,7 @@ from PIL import Image
 from rich.console import Console
 
 import deeplab_jax
-from deeplab_jax import data, pretrained, visualization
-from deeplab_jax.evaluation.evaluator import evaluate_pretrained
+from deeplab_jax import data, visualization
 from deeplab_jax.training.loop import train
 
 WEIGHTS = "deeplab_v3_plus_efficientnet_lite0_pascalvoc"  # where the training starts from: comes with the package
@@ -84,8 +81,8 @@ The photo here is the portrait of Grace Hopper that matplotlib brings (United St
 portrait = np.asarray(Image.open(matplotlib.cbook.get_sample_data("grace_hopper.jpg")).convert("RGB"))
 portrait = cv2.resize(portrait, (256, 300), interpolation=cv2.INTER_AREA)
 
-predictor = deeplab_jax.Predictor.from_preset(WEIGHTS)
-(mask,) = predictor([portrait])
+predictor = deeplab_jax.Predictor.from_pretrained(WEIGHTS)
+mask = predictor(portrait).label_map
 Image.fromarray(
     visualization.add_legend(visualization.overlay(portrait, mask, predictor.label_set), mask, predictor.label_set)
 )
@@ -252,11 +249,9 @@ the training has to leave, not what the weights are worth.
 """
 
 # %%
-_, variables = deeplab_jax.from_preset(WEIGHTS, label_set.num_classes, console=console)
-before = dataclasses.replace(
-    pretrained.load(WEIGHTS), label_set=label_set, variables=jax.tree.map(np.asarray, variables)
-)
-scores_before = evaluate_pretrained(before, config=config)
+model, variables = deeplab_jax.from_pretrained(WEIGHTS, label_set.num_classes)
+deeplab_jax.save_pretrained("networks/untrained", model, variables, label_set)
+scores_before = deeplab_jax.evaluate("networks/untrained", config=config)
 print(f"mean IoU {scores_before['mean_iou']:.3f} on {scores_before['num_images']} images")
 
 # %%
@@ -297,8 +292,8 @@ against another. Look at the images too, and at those of the lowest score first.
 """
 
 # %%
-predictor = deeplab_jax.Predictor.from_workdir(workdir)
-predictions = predictor(list(images))
+predictor = deeplab_jax.Predictor.from_pretrained(workdir)
+predictions = [result.label_map for result in predictor(images)]
 
 shown = slice(0, 4)
 deeplab_jax.plot_segmentation_mask_gallery(

@@ -146,16 +146,14 @@ run("deeplab-jax convert --from torchvision lite0.pth --output networks/other")
 """
 ## 4. A segmentation network of your own classes
 
-`from_preset` takes the folder, the name of a preset, or the workdir of a run. With `num_classes` it builds the network
-around what is there, and says what is new. Further arguments are fields of `config.model`.
+`from_pretrained` loads a folder, a preset or the workdir of a run. With `num_classes` it initializes a new classifier
+and logs a warning that names it. Further arguments are fields of `config.model`.
 """
 
 # %%
 label_set = LabelSet.from_names(("background", "leaf", "root"))
 head = {"output_stride": 16, "aspp_channels": 64, "decoder": "separable", "decoder_channels": 64}
-model, variables = deeplab_jax.from_preset(
-    "networks/lite0", num_classes=label_set.num_classes, console=Console(file=sys.stdout, width=112), **head
-)
+model, variables = deeplab_jax.from_pretrained("networks/lite0", num_classes=label_set.num_classes, **head)
 
 # %% [markdown]
 """
@@ -164,9 +162,7 @@ Pascal VOC become three.
 """
 
 # %%
-_, _ = deeplab_jax.from_preset(
-    "deeplab_v3_plus_efficientnet_lite0_pascalvoc", num_classes=3, console=Console(file=sys.stdout, width=112)
-)
+_, _ = deeplab_jax.from_pretrained("deeplab_v3_plus_efficientnet_lite0_pascalvoc", num_classes=3)
 
 # %% [markdown]
 """
@@ -248,7 +244,7 @@ bundle.save(mine, pathlib.Path("networks/mine"))
 bundle.save(mine, pathlib.Path("networks/again"))
 bundle.save(mine, pathlib.Path("networks/half"), half=True)
 
-loaded_model, loaded = deeplab_jax.from_preset("networks/mine")
+loaded_model, loaded = deeplab_jax.from_pretrained("networks/mine")
 print("the same network:", loaded_model == model)
 equal = jax.tree.map(np.array_equal, loaded, variables)
 print(f"{sum(jax.tree.leaves(equal))} of {len(jax.tree.leaves(equal))} arrays are equal")
@@ -257,7 +253,7 @@ run_network = jax.jit(lambda variables, images: model.apply(variables, images, t
 logits = run_network(variables, portrait[None])
 print(f"logits {logits.shape}, largest {np.abs(logits).max():.2f}")
 for folder in ("networks/mine", "networks/half"):
-    _, loaded = deeplab_jax.from_preset(folder)
+    _, loaded = deeplab_jax.from_pretrained(folder)
     print(f"{folder}: largest difference {np.abs(run_network(loaded, portrait[None]) - logits).max():.1e}")
 for file in sorted(pathlib.Path("networks/mine").iterdir()):
     same = file.read_bytes() == (pathlib.Path("networks/again") / file.name).read_bytes()
@@ -273,7 +269,7 @@ shorter list, by importer.
 
 # %%
 for file_format in pretrained.FORMATS:
-    named = [preset.name for preset in presets.load_table().values() if preset.format == file_format]
+    named = [preset.name for preset in deeplab_jax.list_presets() if preset.format == file_format]
     if named:
         print(f"{file_format}: {', '.join(named)}")
 

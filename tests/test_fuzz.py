@@ -1,4 +1,4 @@
-"""Random and damaged input of every kind that people hand over: a result, or one clear line, and nothing else."""
+"""Random and damaged input of every kind gives a result or a one-line error, nothing else."""
 
 import contextlib
 import io
@@ -36,7 +36,7 @@ def assert_one_line(error: Exception) -> None:
 
 @st.composite
 def damaged(draw, content: bytes) -> bytes:
-    """Bytes with a few changed, some cut off, or some put in."""
+    """Bytes with a few changed, removed or inserted."""
     changed = bytearray(content)
     for _ in range(draw(st.integers(1, 6))):
         position = draw(st.integers(0, len(changed) - 1))
@@ -108,7 +108,7 @@ def test_overrides_on_the_command_line(field, value):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """One small mask and image of each kind, as bytes."""
+    """One small mask or image of each kind, as bytes."""
     folder = tmp_path_factory.mktemp("files")
     image, label = scene(3, height=20, width=24)
     write_index_png(folder / "palette.png", label)
@@ -161,11 +161,11 @@ def test_images(files, tmp_path, name):
     check()
 
 
-def test_a_image_that_claims_too_many_pixels_is_refused(tmp_path):
+def test_an_image_whose_header_claims_too_many_pixels_is_refused(tmp_path):
     content = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(content, "png")
     png = bytearray(content.getvalue())
-    png[16:24] = (60_000).to_bytes(4, "big") * 2  # the header's width and height
+    png[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height in the header
     png[29:33] = zlib.crc32(png[12:29]).to_bytes(4, "big")
     (tmp_path / "bomb.png").write_bytes(png)
     with pytest.raises(UserError, match="has more than .* pixels; scale it down"):
@@ -226,7 +226,7 @@ def test_archives(tmp_path, kind):
     check()
 
 
-# ---- Folders of pretrained networks ----
+# ---- Saved networks ----
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ json_values = st.recursive(
 )
 
 
-def loads_or_says_why(preset):
+def check_loading(preset):
     try:
         bundle.load(preset)
     except UserError as error:
@@ -263,7 +263,7 @@ def loads_or_says_why(preset):
 
 @contextlib.contextmanager
 def restored(path):
-    """Gives a file its content back in the end."""
+    """Restores the content of a file at the end."""
     original = path.read_bytes()
     try:
         yield
@@ -271,7 +271,7 @@ def restored(path):
         path.write_bytes(original)
 
 
-def test_the_config_of_a_preset(preset):
+def test_the_config_of_a_saved_network(preset):
     path = preset / "config.json"
     original = path.read_bytes()
     whole = json.loads(original)
@@ -284,13 +284,13 @@ def test_the_config_of_a_preset(preset):
         group = changed["model"] if len(place) == 2 else changed
         group[place[-1]] = value
         path.write_text(json.dumps(changed))
-        loads_or_says_why(preset)
+        check_loading(preset)
 
     with restored(path):
         check()
 
 
-def test_the_weights_of_a_preset(preset):
+def test_the_weights_of_a_saved_network(preset):
     path = preset / "model.safetensors"
     original = path.read_bytes()
     header = 8 + int.from_bytes(original[:8], "little")
@@ -299,7 +299,7 @@ def test_the_weights_of_a_preset(preset):
     @given(damaged(original[:header]))
     def check(content):
         path.write_bytes(content + original[header:])
-        loads_or_says_why(preset)
+        check_loading(preset)
 
     with restored(path):
         check()

@@ -1,4 +1,4 @@
-"""The package as a whole: what it imports and when, its version, and the direction of its imports."""
+"""The package: light imports, its version, and the direction of its imports."""
 
 import importlib.metadata
 import json
@@ -25,14 +25,14 @@ def run_python(program: str, *arguments: str, timeout: int = 60) -> subprocess.C
 
 
 def modules_after(statement: str) -> set[str]:
-    """The top-level modules that a fresh interpreter holds after a statement."""
+    """Returns the top-level modules that a fresh interpreter has imported after a statement."""
     done = run_python(f"{statement}\nimport sys; print('modules:', *sorted({{m.split('.')[0] for m in sys.modules}}))")
     assert done.returncode == 0, done.stderr
     return set(done.stdout.splitlines()[-1].split()[1:])
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    # Not a time, which a busy machine would stretch: the modules that take it.
+    # Heavy modules are checked by name: import times depend on the load of the machine.
     assert not modules_after("import deeplab_jax") & {
         "jax", "flax", "optax", "orbax", "grain", "cv2", "matplotlib", "tensorflow_datasets", "numpy", "scipy",
     }  # fmt: skip
@@ -46,23 +46,12 @@ def test_the_help_imports_no_array_library():
     assert not modules & {"jax", "flax", "orbax", "grain", "matplotlib", "tensorflow_datasets", "tensorboardX"}
 
 
-def test_predicting_imports_no_plots_no_data_pipeline_and_no_checkpoints():
+def test_prediction_imports_no_plots_no_data_pipeline_and_no_checkpoints():
     modules = modules_after("import deeplab_jax.cli.main, deeplab_jax.inference.predictor, deeplab_jax.workdir.layout")
     assert "jax" in modules
     assert not modules & {
         "optax", "orbax", "grain", "matplotlib", "tensorflow_datasets", "tensorboardX", "tensorflow", "torch",
     }  # fmt: skip
-
-
-@pytest.mark.parametrize("name", deeplab_jax.__all__)
-def test_every_public_name_is_there(name):
-    assert getattr(deeplab_jax, name).__doc__
-    assert name in dir(deeplab_jax)
-
-
-def test_a_name_that_is_not_there_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="module 'deeplab_jax' has no attribute 'Predicter'"):
-        deeplab_jax.Predicter  # noqa: B018
 
 
 _WITHOUT_PEERS = """
@@ -72,7 +61,7 @@ import sys
 PEERS = ("tensorflow", "torch", "keras")
 
 class Refuse:
-    # Raises when a peer is imported, not when a library asks whether it is installed.
+    # Fails the import of a peer, but not a check whether it is installed.
     def find_spec(self, name, path=None, target=None):
         return importlib.machinery.ModuleSpec(name, self) if name.partition(".")[0] in PEERS else None
 
@@ -122,7 +111,7 @@ def test_prepare_train_evaluate_and_predict_never_import_another_framework(
     assert list((tmp_path / "run" / "tensorboard").iterdir())
 
 
-def test_the_version_is_that_of_the_installed_package():
+def test_the_version_equals_that_of_the_installed_package():
     assert importlib.metadata.version("deeplab_jax") == deeplab_jax.__version__
 
 

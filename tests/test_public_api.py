@@ -1,4 +1,4 @@
-"""What `import deeplab_jax` offers."""
+"""The names that `import deeplab_jax` provides."""
 
 import importlib
 from types import ModuleType
@@ -7,26 +7,38 @@ import pytest
 
 import deeplab_jax
 
-
-def test_public_names_are_the_things_of_their_modules():
-    homes = {
-        "DeepLabV3Plus": "models",
-        "Prediction": "predict",
-        "Predictor": "predict",
-        "evaluate_workdir": "evaluate",
-        "from_preset": "pretrained",
-        "load_config": "config",
-        "plot_segmentation_mask_gallery": "visualize",
-    }
-    assert set(deeplab_jax.__all__) == set(homes)
-    assert set(homes) <= set(dir(deeplab_jax))
-    for name, home in homes.items():
-        value = getattr(deeplab_jax, name)
-        # A submodule of the same name would take its place as soon as anything imports it.
-        assert not isinstance(value, ModuleType)
-        assert value is getattr(importlib.import_module(f"deeplab_jax.{home}"), name)
+PACKAGES = {
+    "DeepLabV3Plus": "models",
+    "LabelSet": "labels",
+    "Prediction": "inference",
+    "Predictor": "inference",
+    "UserError": "errors",
+    "evaluate": "evaluation.evaluator",
+    "from_pretrained": "pretrained",
+    "list_presets": "pretrained",
+    "load_config": "config",
+    "plot_segmentation_mask_gallery": "visualization",
+    "register_backbone": "models",
+    "register_dataset": "data",
+    "save_pretrained": "pretrained",
+    "train": "training.loop",
+}
 
 
-def test_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="DeepLabV4"):
-        _ = deeplab_jax.DeepLabV4
+def test_the_public_names_are_complete():
+    assert set(deeplab_jax.__all__) == set(PACKAGES)
+    assert set(PACKAGES) <= set(dir(deeplab_jax))
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_public_name_is_documented_and_comes_from_its_package(name):
+    value = getattr(deeplab_jax, name)
+    assert value.__doc__
+    # A submodule of the same name would replace it once anything imports the submodule.
+    assert not isinstance(value, ModuleType)
+    assert value is getattr(importlib.import_module(f"deeplab_jax.{PACKAGES[name]}"), name)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'deeplab_jax' has no attribute 'Predicter'"):
+        deeplab_jax.Predicter  # noqa: B018

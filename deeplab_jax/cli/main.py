@@ -118,7 +118,7 @@ def _evaluate(args: argparse.Namespace, rest: Sequence[str], console: Console) -
     from deeplab_jax.workdir import layout
 
     if args.preset is not None:
-        network = pretrained.load(args.preset, console=console)
+        network = pretrained.load(args.preset)
         base = pretrained.preset_config(network)
     else:
         base = layout.read_config(args.workdir)
@@ -154,25 +154,25 @@ def _predict(args: argparse.Namespace, rest: Sequence[str], console: Console) ->
     if args.workdir is not None:
         network, base = None, layout.read_config(args.workdir)
     else:
-        network = pretrained.load(args.preset or pretrained.DEFAULT_PRESET, console=console)
+        network = pretrained.load(args.preset or pretrained.DEFAULT_PRESET)
         base = pretrained.preset_config(network)
     config = parse_config(rest, base=base)
     options = {"size": args.size, "window": args.window, "classes": args.classes, "flip": args.flip or config.eval.flip}
     options["scales"] = args.scales or tuple(config.eval.scales)
     if network is None:
-        predictor = Predictor.from_workdir(args.workdir, config, **options)
+        predictor = Predictor.from_pretrained(args.workdir, config=config, **options)
     else:
-        predictor = Predictor.from_pretrained(network, config, **options)
+        predictor = Predictor.from_network(network, config, **options)
     if images:
-        written = predict_files(predictor, images, args.output, console=console)
+        written = predict_files(predictor, images, args.output)
         console.print(f"{len(written) // 2} masks and overlays in {args.output}", soft_wrap=True)
     create_folder(args.output, "--output")
     for source, target in zip(sources, targets, strict=True):
-        label = predictor.smoothed(1.0 if args.smooth is None else args.smooth)
-        report = video.label_video(label, source, target, predictor.label_set, codec=args.codec, console=console)
+        label = predictor.start_video(smoothing=1.0 if args.smooth is None else args.smooth)
+        report = video.label_video(label, source, target, predictor.label_set, codec=args.codec)
         stages = ", ".join(f"{stage} {value:.1f} ms" for stage, value in report.milliseconds.items())
         console.print(
-            f"{report.frames} frames in {report.path}, {report.frames_per_second:.1f} a second ({stages})",
+            f"{report.frames} frames in {report.path}, {report.frames_per_second:.1f} per second ({stages})",
             soft_wrap=True,
         )
         if report.interrupted and source != args.camera:
@@ -185,7 +185,7 @@ def _benchmark_latency(args: argparse.Namespace, rest: Sequence[str], console: C
 
     prepare_jax()
     name = args.workdir or args.preset or pretrained.DEFAULT_PRESET
-    network = pretrained.load(name, console=console)
+    network = pretrained.load(name)
     results = measure_latency(
         network,
         args.sizes or [network.image_size or (513, 513)],
@@ -280,7 +280,7 @@ def _export(args: argparse.Namespace, rest: Sequence[str], console: Console) -> 
     jax.config.update("jax_platforms", "cpu")  # a program is written, for all platforms; nothing runs
     from deeplab_jax import export, pretrained
 
-    network = pretrained.load(args.workdir or args.preset or pretrained.DEFAULT_PRESET, console=console)
+    network = pretrained.load(args.workdir or args.preset or pretrained.DEFAULT_PRESET)
     size, batch = args.size, args.batch
     if size is None:
         size = network.image_size

@@ -120,15 +120,15 @@ def networks_here(named: Sequence[str | pathlib.Path] = (), workdir: pathlib.Pat
     """
     given: list[tuple[str, Loader]] = []
     if workdir is not None:
-        given.append((str(workdir), functools.partial(Predictor.from_workdir, workdir)))
-    given += [(str(name), functools.partial(Predictor.from_preset, name)) for name in named]
+        given.append((str(workdir), functools.partial(Predictor.from_pretrained, workdir)))
+    given += [(str(name), functools.partial(Predictor.from_pretrained, name)) for name in named]
     short = [pathlib.Path(name).resolve().name or name for name, _ in given]
     loaders = {
         last if short.count(last) == 1 else whole: loader for last, (whole, loader) in zip(short, given, strict=True)
     }
-    for preset in presets.load_table().values():
+    for preset in presets.list_presets():
         if preset.classes is not None and preset.name not in loaders and presets.find_file(preset) is not None:
-            loaders[preset.name] = functools.partial(Predictor.from_preset, preset.name)
+            loaders[preset.name] = functools.partial(Predictor.from_pretrained, preset.name)
     if not loaders:
         raise UserError(
             "no network is on this disk; name one with --preset (`deeplab-jax presets` lists them) or --workdir"
@@ -152,8 +152,7 @@ class _Slot:
 
 
 def _label(predictor: Predictor, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width"]:
-    (label_map,) = predictor([image])
-    return label_map
+    return predictor(image).label_map
 
 
 @contextlib.contextmanager

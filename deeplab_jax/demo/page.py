@@ -224,7 +224,7 @@ def _report(result: networks_lib.Segmentation) -> str:
     before = f"<br>Before that, once: {' and '.join(once)}." if once else ""
     colors = result.label_set.color_table()
     rows = "".join(
-        f'<li style="--color: rgb({", ".join(str(value) for value in colors[share.label])})">'
+        f'<li style="--color: rgb({", ".join(str(value) for value in colors[share.class_id])})">'
         f'<span class="name">{html.escape(share.name)}</span>'
         f'<span class="bar"><span style="width: {100 * share.fraction:.2f}%"></span></span>'
         f'<span class="percent">{html.escape(share.percent)}</span></li>'

@@ -18,7 +18,6 @@ from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3Plus, abstract_variables, build_for_mesh
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
-from deeplab_jax.pretrained import bundle
 from deeplab_jax.workdir import layout
 
 #: Number of examples in the gallery of an evaluation.
@@ -103,7 +102,7 @@ def evaluate(
         classes differ from the network's.
     """
     path = pathlib.Path(name_or_path)
-    if path.is_dir() and not bundle.is_native(path):
+    if pretrained.is_workdir(path):
         return _evaluate_workdir(path, config, split)
     return _evaluate_network(name_or_path, config, split)
 

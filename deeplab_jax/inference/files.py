@@ -1,30 +1,24 @@
-"""Predictions for image files."""
+"""Prediction for image files."""
 
 import pathlib
 from collections.abc import Iterable
 
-from rich.console import Console
-from rich.progress import track
-
-from deeplab_jax import data, visualization
+from deeplab_jax import data, progress, visualization
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import create_folder
 from deeplab_jax.inference.predictor import Predictor
 
 
-def predict_files(
-    predictor: Predictor, inputs: Iterable[pathlib.Path], output: pathlib.Path, *, console: Console | None = None
-) -> list[pathlib.Path]:
-    """Labels image files: `<name>_mask.png`, a palette PNG, and `<name>_overlay.png` with a legend for each.
+def predict_files(predictor: Predictor, inputs: Iterable[pathlib.Path], output: pathlib.Path) -> list[pathlib.Path]:
+    """Labels image files. Writes `<name>_mask.png` (a palette PNG) and `<name>_overlay.png` (with a legend) for each.
 
     Args:
-      predictor: the network.
-      inputs: images, and folders of images.
-      output: the folder for the results; made if needed.
-      console: shows progress on it.
+      predictor: the predictor.
+      inputs: images and folders of images.
+      output: folder for the results, created if necessary.
 
     Returns:
-      The files written, masks and overlays in turn.
+      The files written: the mask and the overlay of the first image, then of the second, and so on.
 
     Raises:
       UserError: see `result_paths`.
@@ -32,9 +26,9 @@ def predict_files(
     pairs = result_paths(inputs, output).items()
     create_folder(output, "--output")
     written = []
-    for path, (mask_path, overlay_path) in track(list(pairs), "predict", console=console, disable=console is None):
+    for path, (mask_path, overlay_path) in progress.track(pairs, "predict"):
         image = data.read_image(path)
-        (label_map,) = predictor([image])
+        label_map = predictor(image).label_map
         visualization.save_palette_png(mask_path, label_map, predictor.label_set)
         tinted = visualization.overlay(image, label_map, predictor.label_set)
         visualization.save_image(overlay_path, visualization.add_legend(tinted, label_map, predictor.label_set))
@@ -45,10 +39,10 @@ def predict_files(
 def result_paths(
     inputs: Iterable[pathlib.Path], output: pathlib.Path
 ) -> dict[pathlib.Path, tuple[pathlib.Path, pathlib.Path]]:
-    """Where `predict_files` writes: the mask and the overlay of each image. Needs no network.
+    """Returns the mask and overlay files that `predict_files` writes for each image.
 
     Raises:
-      UserError: an input is missing or no image, two have one name, or a result exists already.
+      UserError: an input does not exist, two inputs have the same name, or a result already exists.
     """
     images = find_images(inputs)
     targets = [(output / f"{path.stem}_mask.png", output / f"{path.stem}_overlay.png") for path in images]
@@ -57,22 +51,22 @@ def result_paths(
             raise UserError(f"{path} exists; choose another --output or remove it")
     if len(set(targets)) < len(targets):
         twice = next(path for path, target in zip(images, targets, strict=True) if targets.count(target) > 1)
-        raise UserError(f"two inputs are named {twice.stem}; predict them into different --output folders")
+        raise UserError(f"two inputs are named {twice.stem}; predict them with different --output folders")
     return dict(zip(images, targets, strict=True))
 
 
 def find_images(inputs: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-    """The image files among the inputs and directly inside their folders, sorted within each folder.
+    """Returns the image files among the inputs and directly inside their folders, sorted within each folder.
 
     Raises:
-      UserError: an input does not exist, or a folder has no image.
+      UserError: an input does not exist, or a folder contains no image.
     """
     images = []
     for path in inputs:
         if path.is_dir():
             found = sorted(file for file in path.iterdir() if file.suffix.lower() in data.IMAGE_SUFFIXES)
             if not found:
-                raise UserError(f"folder {path} has no images ({', '.join(data.IMAGE_SUFFIXES)})")
+                raise UserError(f"folder {path} contains no images ({', '.join(data.IMAGE_SUFFIXES)})")
             images += found
         elif path.is_file():
             images.append(path)

@@ -1,4 +1,4 @@
-"""What evaluation and prediction share: views of images, the average of what a network says of them."""
+"""Scaled and mirrored views of images, and the average of their predictions."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,12 +12,12 @@ from deeplab_jax.models import DeepLabV3Plus
 
 
 class View(NamedTuple):
-    """What the network says of one scaled, perhaps mirrored, version of a batch; not mirrored any more.
+    """Logits of one scaled and possibly mirrored version of a batch, mirrored back.
 
     Attributes:
-      size: height and width of the network's input.
-      logits: at this size.
-      coarse: the same at the classifier's resolution.
+      size: height and width of the network input.
+      logits: logits at this size.
+      coarse: logits at the classifier's resolution.
     """
 
     size: tuple[int, int]
@@ -33,18 +33,18 @@ def network_views(
     scales: Sequence[int | float] = (1.0,),
     flip: bool = False,
 ) -> Iterator[View]:
-    """The views of arXiv 1706.05587, section 4.1: images at several scales, each also mirrored left to right.
+    """Applies the network to images at several scales, each also mirrored left to right (arXiv 1706.05587, 4.1).
 
-    Padding belongs to the batch and is scaled and mirrored with it: at scale s a side of n pixels becomes
-    `scaled_size`, which keeps sizes of k * stride + 1 such where s allows. Scaling is bilinear at half-pixel centers
-    without antialiasing, of float values.
+    Padding is part of the batch and is scaled and mirrored with it. `scaled_size` gives the size at a scale, which
+    keeps sizes of k * stride + 1 in this form if possible. Scaling is bilinear with half-pixel centers, without
+    antialiasing, on float values.
 
     Args:
       model: the network.
-      variables: its parameters and statistics.
+      variables: its `params` and `batch_stats`.
       images: RGB of range 0-255.
-      scales: factors of both sides.
-      flip: whether every scale is seen mirrored as well.
+      scales: factors for height and width.
+      flip: also see every scale mirrored.
     """
     for size, scaled in ((scaled_size(images.shape[1:3], scale), images) for scale in scales):
         if size != tuple(images.shape[1:3]):
@@ -57,12 +57,12 @@ def network_views(
 
 
 def view_sizes(size: Sequence[int], scales: Sequence[int | float], flip: bool) -> list[tuple[int, int]]:
-    """Height and width of what the network sees in each of `network_views`."""
+    """Returns the height and width of the network input for each of `network_views`."""
     return [scaled_size(size, scale) for scale in scales for _ in range(1 + flip)]
 
 
 def scaled_size(size: Sequence[int], scale: int | float) -> tuple[int, int]:
-    """Height and width at a scale: `(n - 1) * scale + 1`, rounded, so that the corner pixels' centers scale."""
+    """Returns height and width at a scale: `(n - 1) * scale + 1`, rounded, which keeps corner pixels at the corners."""
     height, width = (max(1, round((extent - 1) * scale) + 1) for extent in size)
     return height, width
 
@@ -70,20 +70,20 @@ def scaled_size(size: Sequence[int], scale: int | float) -> tuple[int, int]:
 def mean_prediction(
     views: Sequence[Float[Array, "batch height width classes"]],
 ) -> Float[Array, "batch height width classes"]:
-    """Logits of the mean probabilities of several views of a batch; of a single one, its own."""
+    """Returns logits of the mean probabilities of several views of a batch; the logits themselves for one view."""
     if len(views) == 1:
         return views[0]
     return log_probabilities(average_probabilities(views, axis=-1))
 
 
 def average_probabilities(views: Sequence[Float[Array, "..."]], *, axis: int) -> Float[Array, "..."]:
-    """The mean of the views' softmax; `axis` holds the classes."""
+    """Returns the mean of the views' softmax over the class axis."""
     return sum(jax.nn.softmax(logits, axis=axis) for logits in views) / len(views)
 
 
 def log_probabilities(probabilities: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Logits of given probabilities: their logarithm, where 0 becomes the least normal number.
+    """Returns the logarithm of probabilities, clipped at the smallest normal number.
 
-    The cross-entropy of these is that of the probabilities; a pixel adds 87.3 to it at most, in float32.
+    The cross-entropy of these logits is that of the probabilities, and at most 87.3 per pixel in float32.
     """
     return jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))

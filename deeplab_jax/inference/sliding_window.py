@@ -1,4 +1,4 @@
-"""Sliding windows over a large image, blended where they overlap, with memory bounded by a row of windows."""
+"""Sliding windows over a large image. Overlaps are blended; memory is bounded by a row of windows."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -8,17 +8,17 @@ from jaxtyping import Float, UInt8
 
 from deeplab_jax.data import pad_to
 
-# Shares of a window. Neighbors overlap by a third or more. In the outer twelfth a window sees too little around a
-# pixel and has no say; over the next sixth its weight rises to one. In the middle of an overlap, where a pixel is a
-# sixth away from both borders, both count alike.
+# Fractions of a window. Neighbors overlap by at least a third. The outer twelfth of a window is ignored, because the
+# network sees too little context there; over the next sixth the weight rises to one. In the middle of the smallest
+# overlap, a sixth away from both borders, two windows have equal weights.
 _HOP, _MARGIN, _RAMP = 2 / 3, 1 / 12, 1 / 6
 
 
 def window_size(window: Sequence[int], output_stride: int, *, align_corners: bool) -> tuple[int, int]:
-    """The window rounded up to what keeps its pixels aligned with the whole image's: multiples of the stride.
+    """Rounds a window size up to multiples of the stride, so that its features align with those of the whole image.
 
-    At least two strides, so that neighbors overlap. With `align_corners` one pixel more: the corners of the features
-    lie on those of the window.
+    The result is at least two strides, so that neighbors overlap, and one pixel larger with `align_corners`, which puts
+    the corners of the features on the corners of the window.
     """
     extra = int(align_corners)
     height, width = (max(2, math.ceil((extent - extra) / output_stride)) * output_stride + extra for extent in window)
@@ -26,9 +26,9 @@ def window_size(window: Sequence[int], output_stride: int, *, align_corners: boo
 
 
 def window_starts(extent: int, window: int, output_stride: int) -> list[int]:
-    """Where windows begin along an axis: multiples of the stride, evenly spread, overlapping by a third or more.
+    """Returns the start of each window along an axis: multiples of the stride, evenly spaced, overlapping by a third.
 
-    The last one ends at the image's end or less than a stride behind it.
+    The last window ends at the end of the image or less than a stride after it.
     """
     last = max(0, math.ceil((extent - window) / output_stride))
     hop = max(1, math.floor(window * _HOP / output_stride))
@@ -37,14 +37,14 @@ def window_starts(extent: int, window: int, output_stride: int) -> list[int]:
 
 
 def blending_weights(starts: Sequence[int], window: int) -> Float[np.ndarray, "windows window"]:
-    """The weight of each pixel of each window along an axis; those of a pixel of the image add up to one."""
+    """Returns the weight of each pixel of each window along an axis. The weights of an image pixel sum to one."""
     total = starts[-1] + window
     centers = np.arange(window) + 0.5
     profiles = np.zeros((len(starts), total))
     for i, start in enumerate(starts):
-        before = np.inf if i == 0 else centers
-        behind = np.inf if i == len(starts) - 1 else window - centers
-        distance = np.minimum(before, behind) * np.ones(window)
+        from_start = np.inf if i == 0 else centers
+        from_end = np.inf if i == len(starts) - 1 else window - centers
+        distance = np.minimum(from_start, from_end) * np.ones(window)
         profiles[i, start : start + window] = np.clip((distance - _MARGIN * window) / (_RAMP * window), 0, 1)
     profiles /= profiles.sum(axis=0)
     return np.stack([profile[start : start + window] for profile, start in zip(profiles, starts, strict=True)])
@@ -58,19 +58,19 @@ def blended_strips(
     output_stride: int,
     pad_color: Sequence[int],
 ) -> Iterator[Float[np.ndarray, "_ classes width"]]:
-    """The image's class probabilities, some rows at a time from top to bottom.
+    """Yields the class probabilities of an image, a few rows at a time from top to bottom.
 
-    Holds window height * image width * classes numbers, besides what one window takes.
+    Keeps window height * image width * classes numbers in memory, plus those of one window.
 
     Args:
-      image: RGB; padded to a whole number of strides, and at least to the window.
-      window: of `window_size`.
-      predict: class probabilities (window height, classes, window width) of a window's pixels.
-      output_stride: of the network.
-      pad_color: RGB around the image.
+      image: RGB; padded to a whole number of strides and at least to the window.
+      window: (height, width) from `window_size`.
+      predict: returns the class probabilities (window height, classes, window width) of a window.
+      output_stride: output stride of the network.
+      pad_color: RGB color of the padding.
 
     Yields:
-      The probabilities of some rows, for every row once. They change when the next ones are asked for.
+      The probabilities of the next rows. Every row appears once. The array is reused by the next iteration.
     """
     height, width = image.shape[:2]
     starts = [window_starts(extent, side, output_stride) for extent, side in zip((height, width), window, strict=True)]

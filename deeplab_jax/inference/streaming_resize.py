@@ -1,4 +1,4 @@
-"""Class scores at an image's own size, a strip of rows at a time: full-size logits of a photo would take gigabytes."""
+"""Resizing of logits to the size of an image, a strip of rows at a time: full-size logits of a photo take gigabytes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from deeplab_jax.ops.resize import axis_weights, half_pixel_weights
 
 _BLOCK = 32  # rows of a strip
 
-# Three rows of weights that differ from zero are next to each other: an output row lies between two rows of the
-# network's input, which lie between two rows of the classifier each, and no further apart than these.
+# An output row depends on at most three consecutive rows of the classifier: it lies between two rows of the network
+# input, which are no further apart than the rows of the classifier and lie between two of them each.
 _TAPS = 3
 
 
@@ -29,24 +29,26 @@ def map_resized(
     align_corners: bool = False,
     block: int = _BLOCK,
 ) -> Any:
-    """Resizes logits to images' own sizes and reduces them, without ever holding more than a strip of them.
+    """Resizes logits to the sizes of images and reduces them, with only one strip of them in memory.
 
-    The weights of both steps, from the classifier to the network's input and from there to the image, are multiplied
-    first. Columns come first, where there are few rows. Of the rows a strip's product takes those that it needs.
+    The weights of both resizing steps, from the classifier to the network input and from there to the image, are
+    multiplied first. Columns are resized before rows, while there are few rows. The product of a strip uses only the
+    rows it needs.
 
     Args:
-      views: logits of the same images, at the resolutions of the classifier.
-      extents: for each view, height and width of the part of its input, at the top left, that holds the image.
+      views: logits of the same images at the classifier's resolution, one array per view.
+      extents: for each view, height and width of the top left part of the network input that shows the image.
       sizes: height and width of the images, at the top left of the canvas.
-      canvas: height and width of the result, which beyond an image's size means nothing.
-      finish: of the views' logits of a strip; returns arrays with `block` as their first axis.
-      inputs: for each view, height and width of the network's input, to which its logits are resized first (as
-        `resize_bilinear` does); default: the logits' own.
-      align_corners: of the resizing to the network's input; the one to the image is at half-pixel centers.
-      block: rows of a strip.
+      canvas: height and width of the result, which is undefined outside an image.
+      finish: reduces the views' logits of a strip; returns arrays whose first axis has length `block`.
+      inputs: for each view, height and width of the network input, to which its logits are resized first, as
+        `resize_bilinear` does (default: the size of the logits).
+      align_corners: whether resizing to the network input aligns corners; resizing to the image uses half-pixel
+        centers.
+      block: rows per strip.
 
     Returns:
-      What `finish` returns, with (batch, canvas height) in the place of `block`.
+      The results of `finish`, with axes (batch, canvas height) in place of `block`.
     """
     block = min(block, canvas[0])
     strips = -(-canvas[0] // block)
@@ -77,17 +79,16 @@ def predict_resized(
     *,
     block: int = _BLOCK,
 ) -> UInt8[Array, "batch canvas_height canvas_width"]:
-    """The arg max over classes of `resize_to_sizes`, computed `block` rows at a time."""
+    """Returns the class with the largest logit after `resize_to_sizes`, computed `block` rows at a time."""
     return map_resized([logits], [extents], sizes, canvas, lambda strips: arg_max(strips[0])[0], block=block)
 
 
 def arg_max(
     scores: Float[Array, "rows classes width"],
 ) -> tuple[UInt8[Array, "rows width"], Float[Array, "rows width"]]:
-    """The class of the largest score of each pixel, the first of equal ones, and this score.
+    """Returns the class with the largest score of each pixel (the first of equal ones), and this score.
 
-    XLA:CPU reduces pairs of score and index one pixel after the other; comparing whole rows, class by class, is several
-    times as fast.
+    XLA:CPU reduces (score, index) pairs pixel by pixel. Comparing whole rows, class by class, is several times faster.
     """
 
     def compare(k, best):
@@ -100,7 +101,7 @@ def arg_max(
 
 
 def _prepare(logits, extents, sizes, canvas, given, align_corners, padded_height):
-    """Planes (batch, rows, classes, canvas width) with their columns interpolated, and the weights of the rows."""
+    """Returns planes (batch, rows, classes, canvas width) with interpolated columns, and the weights of the rows."""
     dtype = logits.dtype
     matrices = []
     for axis in (0, 1):
@@ -116,7 +117,7 @@ def _prepare(logits, extents, sizes, canvas, given, align_corners, padded_height
 
 
 def _strip(planes, rows, start, block):
-    """Rows `start` to `start + block` of one image, from as few source rows as they need."""
+    """Returns rows `start` to `start + block` of one image, computed from as few source rows as possible."""
     height = len(planes)
     some = lax.dynamic_slice_in_dim(rows, start, block)
     flat = planes.reshape(height, -1)
@@ -124,7 +125,7 @@ def _strip(planes, rows, start, block):
     def product(weights, values):
         return jnp.dot(weights, values, precision=lax.Precision.HIGHEST).reshape(block, *planes.shape[1:])
 
-    band = math.ceil(block / 2) + _TAPS  # enough where every source row serves two rows of the image or more
+    band = math.ceil(block / 2) + _TAPS  # enough if every source row contributes to at least two image rows
     if band >= height:
         return product(some, flat)
     used = jnp.any(some != 0, axis=0)

@@ -1,4 +1,4 @@
-"""Videos labeled frame by frame: decoding, computing and encoding at the same time, each in a thread of its own."""
+"""Prediction for videos and cameras. Decoding, computing and encoding overlap, each in its own thread."""
 
 import contextlib
 import dataclasses
@@ -13,37 +13,35 @@ from collections.abc import Callable, Iterator
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from deeplab_jax import visualization
+from deeplab_jax import progress, visualization
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 
-# FFmpeg and OpenCV would print lines of their own about a damaged file or a missing camera; it is said once, here.
+# A damaged file or a missing camera raises an error here; FFmpeg and OpenCV would print about it too.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 
-# What OpenCV's wheels can write into an .mp4 file: they bring no H.264 encoder.
+# Encoders for .mp4 files in the wheels of OpenCV. They have none for H.264.
 CODECS = {"mpeg4": "mp4v", "vp9": "vp09"}
 
-_QUEUED = 4  # frames that wait between two stages
-_DEFAULT_RATE = 25.0  # frames a second of a camera or file that does not say
-_POLL = 0.1  # seconds after which a stage that waits looks whether another has failed
+_QUEUED = 4  # frames waiting between two stages
+_DEFAULT_RATE = 25.0  # frames per second, if a camera or file does not report its rate
+_POLL = 0.1  # seconds between checks of a waiting stage whether another stage failed
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoReport:
-    """What became of a video.
+    """The result of labeling a video.
 
     Attributes:
       path: the file written.
-      frames: that were labeled.
-      seconds: from the first labeled frame to the end of the last; the compilation before the first is not in it.
-      frames_per_second: `frames - 1` over `seconds`; 0 for a single frame.
-      milliseconds: a frame's mean time in each stage: decode, compute, encode. They overlap.
+      frames: number of labeled frames.
+      seconds: time from the first labeled frame to the end of the last; excludes the compilation before the first.
+      frames_per_second: `frames - 1` divided by `seconds`; 0 for a single frame.
+      milliseconds: mean time per frame of each stage: decode, compute, encode. Stages overlap.
       interrupted: stopped by Ctrl-C.
     """
 
@@ -56,10 +54,10 @@ class VideoReport:
 
 
 def overlay_path(source: pathlib.Path | int, output: pathlib.Path) -> pathlib.Path:
-    """Where the overlay of a video file or of a camera goes; both may not exist yet.
+    """Returns the output file for a video file or a camera.
 
     Raises:
-      UserError: the source does not exist, or the file exists.
+      UserError: the source does not exist, or the output file already exists.
     """
     if isinstance(source, pathlib.Path) and not source.is_file():
         raise UserError(f"{source} does not exist")
@@ -77,80 +75,74 @@ def label_video(
     label_set: LabelSet,
     *,
     codec: str = "mpeg4",
-    console: Console | None = None,
 ) -> VideoReport:
-    """Writes a video with every frame tinted in the colors of its classes. Sound is not copied.
+    """Writes a video in which every frame is tinted with the colors of its classes. Sound is not copied.
 
-    Three stages run at once, with at most four frames between two of them. A file is decoded no faster than it is
-    computed. A camera does not wait: of the frames that come while the network is busy only the newest is labeled,
-    and the frame before is shown for the time of the others, so that the file runs at the camera's speed. An odd
-    row or column at the end is cut off, which is what encoders take.
+    Decoding, computing and encoding run at the same time, with at most four frames waiting between two stages. A file
+    is decoded no faster than the network computes. A camera does not wait: of the frames that arrive while the network
+    is busy, only the newest is labeled, and the previous frame is repeated for the others, so that the file plays at
+    the speed of the camera. An odd last row or column is cropped, because encoders need even sizes.
 
     Args:
-      label: the class of every pixel of a frame; called in the order of the frames, in this thread.
-      source: a file, or a camera's number, which is read until Ctrl-C.
-      path: of the .mp4 file.
-      labels: names and colors.
-      codec: a key of `CODECS`: `mpeg4` (MPEG-4 Part 2) is fast, and most players know it, browsers do not; `vp9` is
-        for browsers, and takes many times as long.
-      console: shows the frames a second on it.
+      label: returns the class of every pixel of a frame. Called with the frames in order, in this thread. See
+        `Predictor.start_video`.
+      source: a file, or the number of a camera, which is read until Ctrl-C.
+      path: the .mp4 file to write.
+      label_set: names and colors of the classes.
+      codec: a key of `CODECS`. `mpeg4` (MPEG-4 Part 2) is fast and plays in most players but not in browsers; `vp9`
+        plays in browsers and takes many times longer.
 
     Returns:
-      The report, also after Ctrl-C, which ends the file where it is.
+      The report. Ctrl-C ends the file at the current frame and returns normally.
 
     Raises:
-      UserError: the source cannot be read, or the file cannot be written; nothing is left of it.
+      UserError: the source cannot be read or the file cannot be written; no partial file remains.
     """
     with _open(source) as (frames, rate):
         loop = _Loop(frames, rate, path, label_set, CODECS[codec], keeps_pace=isinstance(source, int))
         try:
-            report = loop.run(label, f"{source}", console)
+            report = loop.run(label, _name(source))
         except BaseException:
             path.unlink(missing_ok=True)
             raise
     if report.frames == 0:
         path.unlink(missing_ok=True)
-        raise UserError(f"{_name(source)} has no frame that can be read; it is damaged or no video")
+        raise UserError(f"{_name(source)} has no readable frame; it is damaged or not a video")
     _check_written(path, loop.written)
     return report
 
 
 class _Loop:
-    """The three stages and what is between them."""
+    """The three stages and the queues between them."""
 
-    def __init__(self, frames, rate, path, labels, fourcc, *, keeps_pace):
-        self._frames, self._rate, self._path, self._labels, self._fourcc = frames, rate, path, labels, fourcc
+    def __init__(self, frames, rate, path, label_set, fourcc, *, keeps_pace):
+        self._frames, self._rate, self._path, self._label_set, self._fourcc = frames, rate, path, label_set, fourcc
         self._keeps_pace = keeps_pace
-        # Of a camera, only the newest frame waits: every other would be shown late.
+        # Only the newest frame of a camera waits; older ones would appear late.
         self._decoded, self._labeled = queue.Queue(1 if keeps_pace else _QUEUED), queue.Queue(_QUEUED)
-        self._stop = threading.Event()  # nobody waits any longer
-        self._enough = threading.Event()  # no further frames: those that are there are finished
+        self._stop = threading.Event()  # a stage failed: all stages end
+        self._enough = threading.Event()  # no more frames: finish those in the queues
         self._errors: list[BaseException] = []
         self._busy = {"decode": 0.0, "compute": 0.0, "encode": 0.0}
         self.written = 0
 
-    def run(self, label, name: str, console: Console | None) -> VideoReport:
+    def run(self, label, name: str) -> VideoReport:
         threads = [threading.Thread(target=self._guarded, args=(stage,)) for stage in (self._decode, self._encode)]
         for thread in threads:
             thread.start()
         first = time.perf_counter()
         count, interrupted = 0, False
-        bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console,
-            transient=True, disable=console is None,
-        )  # fmt: skip
-        with bar as progress:
-            task = progress.add_task(name, total=None)
+        with progress.bar(name) as bar:
             try:
                 for index, frame in self._take_all(self._decoded):
                     with self._timed("compute"):
                         label_map = label(frame)
-                    if count == 0:
-                        first, self._busy["compute"] = time.perf_counter(), 0.0  # compiling is not computing
+                    if count == 0:  # the first frame includes compilation
+                        first, self._busy["compute"] = time.perf_counter(), 0.0
                     self._put(self._labeled, (index, frame, label_map))
                     count += 1
                     rate = _rate(count, time.perf_counter() - first)
-                    progress.update(task, description=f"{name}: {count} frames, {rate:.1f} a second")
+                    bar.update(completed=count, status=f"{rate:.1f} frames per second")
             except KeyboardInterrupt:
                 interrupted = True
             except BaseException as error:
@@ -174,7 +166,7 @@ class _Loop:
                     break
                 frame = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
             if self._keeps_pace:
-                with contextlib.suppress(queue.Empty):  # it may be taken just now
+                with contextlib.suppress(queue.Empty):  # the other thread may have taken it
                     self._decoded.get_nowait()
             self._put(self._decoded, (index, frame), until=self._enough)
             index += 1
@@ -185,11 +177,11 @@ class _Loop:
         try:
             for index, frame, label_map in self._take_all(self._labeled):
                 with self._timed("encode"):
-                    tinted = cv2.cvtColor(visualization.overlay(frame, label_map, self._labels), cv2.COLOR_RGB2BGR)
+                    tinted = cv2.cvtColor(visualization.overlay(frame, label_map, self._label_set), cv2.COLOR_RGB2BGR)
                     if writer is None:
                         writer = self._open_writer(tinted.shape[:2])
                     if shown is not None and shown.shape != tinted.shape:
-                        raise UserError(f"frame {index} is not as large as those before it; cut the video there")
+                        raise UserError(f"frame {index} has another size than the previous frames; cut the video there")
                     while shown is not None and self.written < index:
                         writer.write(shown)
                         self.written += 1
@@ -204,11 +196,11 @@ class _Loop:
         fourcc = cv2.VideoWriter_fourcc(*self._fourcc)
         writer = cv2.VideoWriter(str(self._path), cv2.CAP_FFMPEG, fourcc, self._rate, (size[1], size[0]))
         if not writer.isOpened():
-            raise UserError(f"{self._path} cannot be written as {self._fourcc} video; is its folder writable?")
+            raise UserError(f"cannot write {self._path} as {self._fourcc} video; is its folder writable?")
         return writer
 
     def _take_all(self, source: queue.Queue) -> Iterator:
-        """What comes out of a queue, up to None, or until a stage has failed."""
+        """Yields the items of a queue until it contains None or a stage failed."""
         while not self._stop.is_set():
             try:
                 item = source.get(timeout=_POLL)
@@ -219,7 +211,7 @@ class _Loop:
             yield item
 
     def _put(self, target: queue.Queue, item, *, until: threading.Event | None = None) -> None:
-        """Waits for a place, unless a stage has failed or `until` says that nobody takes it."""
+        """Puts an item into a queue, waiting for space unless a stage failed or `until` is set."""
         while not self._stop.is_set() and not (until is not None and until.is_set()):
             with contextlib.suppress(queue.Full):
                 target.put(item, timeout=_POLL)
@@ -245,12 +237,12 @@ class _Loop:
 
 @contextlib.contextmanager
 def _open(source: pathlib.Path | int) -> Iterator[tuple[cv2.VideoCapture, float]]:
-    """A file or camera, and its frames a second."""
+    """Opens a file or camera; yields it and its frames per second."""
     capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
     try:
         if not capture.isOpened():
-            fix = "is it connected, and may you use it?" if isinstance(source, int) else "it is damaged or no video"
-            raise UserError(f"{_name(source)} cannot be read: {fix}")
+            fix = "is it connected and accessible?" if isinstance(source, int) else "it is damaged or not a video"
+            raise UserError(f"cannot read {_name(source)}: {fix}")
         rate = capture.get(cv2.CAP_PROP_FPS)
         yield capture, rate if 0 < rate < math.inf else _DEFAULT_RATE
     finally:
@@ -258,13 +250,13 @@ def _open(source: pathlib.Path | int) -> Iterator[tuple[cv2.VideoCapture, float]
 
 
 def _check_written(path: pathlib.Path, frames: int) -> None:
-    """OpenCV says nothing of a full disk, so the file is asked how many frames it has."""
+    """Counts the frames of the file, because OpenCV does not report a full disk."""
     capture = cv2.VideoCapture(str(path))
     found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
     capture.release()
     if found != frames:
         path.unlink(missing_ok=True)
-        raise UserError(f"{path} got {found} of {frames} frames; is the disk full?")
+        raise UserError(f"{path} has only {found} of {frames} frames; is the disk full?")
 
 
 def _rate(frames: int, seconds: float) -> float:

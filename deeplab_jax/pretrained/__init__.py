@@ -1,28 +1,36 @@
-"""Networks with parameters from elsewhere: presets by name, folders, other runs, and files of other frameworks."""
+"""Pretrained networks: presets, saved networks, training runs, and files of other frameworks."""
 
+from deeplab_jax.pretrained.bundle import save_pretrained
+from deeplab_jax.pretrained.formats import FORMATS, Format, import_file, register_format
 from deeplab_jax.pretrained.loading import (
     BACKBONE_FIELDS,
     DEFAULT_PRESET,
-    FORMATS,
-    from_preset,
-    import_file,
+    from_pretrained,
+    is_workdir,
     load,
     model_fields,
     preset_config,
 )
 from deeplab_jax.pretrained.merge import merge
 from deeplab_jax.pretrained.network import PretrainedNetwork, average
+from deeplab_jax.pretrained.presets import Preset, list_presets
 
 __all__ = [
     "BACKBONE_FIELDS",
     "DEFAULT_PRESET",
     "FORMATS",
+    "Format",
+    "Preset",
     "PretrainedNetwork",
     "average",
-    "from_preset",
+    "from_pretrained",
     "import_file",
+    "is_workdir",
+    "list_presets",
     "load",
     "merge",
     "model_fields",
     "preset_config",
+    "register_format",
+    "save_pretrained",
 ]

@@ -1,13 +1,15 @@
-"""The project's own format of a pretrained network: a folder with `config.json` and `model.safetensors`.
+"""The format of saved networks: a folder with `config.json` and `model.safetensors`.
 
-`config.json` holds `format` ("deeplab_jax"), `version` (of the config schema), `model` (every field of `config.model`), `class_names` and
-`palette` (null for a backbone alone), `protocol` and `image_size` (how images are fed), and `report` (where the
-values came from). `model.safetensors` holds every variable under its path, such as `params/backbone/stem_conv/kernel`:
-as float32, or kernels as float16 in half the size. Either is read as float32. The same network gives the same bytes.
+`config.json` contains `format` ("deeplab_jax"), `version` (of the config schema), `model` (every field of
+`config.model`), `class_names` and `palette` (null for a backbone), `protocol` and `image_size` (how to feed images), and
+`report` (where the values came from). `model.safetensors` contains every variable under its path, such as
+`params/backbone/stem_conv/kernel`. Values are float32; kernels can be float16, at half the size, and become float32 when
+they are read. Saving the same network again gives the same bytes.
 """
 
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,34 +20,68 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_atomically
+from deeplab_jax.files import create_folder, write_atomically
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.pretrained.network import PretrainedNetwork, variable_shapes
+from deeplab_jax.models import DeepLabV3Plus, abstract_variables
+from deeplab_jax.pretrained.network import PretrainedNetwork, model_config, variable_shapes
 
 #: The two files of a folder.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 _FORMAT = "deeplab_jax"
 
 
-def save(network: PretrainedNetwork, folder: pathlib.Path, *, half: bool = False) -> None:
-    """Writes a network into a folder, which is made if needed.
+def save_pretrained(
+    folder: str | pathlib.Path,
+    model: DeepLabV3Plus,
+    variables: Mapping[str, Any],
+    label_set: LabelSet,
+    *,
+    protocol: str = "whole",
+    image_size: Sequence[int] | None = None,
+    half: bool = False,
+) -> None:
+    """Saves a model, its variables and its classes to a folder that `from_pretrained` loads.
 
     Args:
-      network: what to write.
-      folder: where to.
-      half: kernels as float16, rounded to the nearest. Biases, BatchNorm's parameters and statistics stay float32:
-        they are few, and variances span many magnitudes.
+      folder: new or empty folder.
+      model: the Flax module.
+      variables: its `params` and `batch_stats`.
+      label_set: its classes.
+      protocol: how images are fed to the network, a value of `config.eval.protocol`.
+      image_size: (height, width) of the network input under this protocol (default: any size).
+      half: save kernels as float16. Biases, BatchNorm parameters and statistics stay float32.
 
     Raises:
-      UserError: the folder holds something already, or cannot be written; with `half`, a kernel that float16 cannot
-        hold.
+      UserError: the folder is not empty or not writable, the classes or variables do not fit the model, or `half` is
+        set and a kernel has values outside the range of float16.
+    """
+    if label_set.num_classes != model.num_classes:
+        raise UserError(f"label_set has {label_set.num_classes} classes, but the model has {model.num_classes}")
+    shapes = _flat_shapes(abstract_variables(model))
+    if misfit := _find_misfit(shapes, _flat_shapes(variables)):
+        raise UserError(f"the variables do not fit the model: {misfit}")
+    fields = {name: getattr(model, name) for name in model_config() if hasattr(model, name)}
+    size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
+    network = PretrainedNetwork(model_config(**fields), variables, label_set, protocol, size)
+    save(network, pathlib.Path(folder), half=half)
+
+
+def save(network: PretrainedNetwork, folder: pathlib.Path, *, half: bool = False) -> None:
+    """Saves a pretrained network to a folder.
+
+    Args:
+      network: the network.
+      folder: new or empty folder.
+      half: save kernels as float16, rounded to nearest. Biases, BatchNorm parameters and statistics stay float32: they
+        are small, and variances span many magnitudes.
+
+    Raises:
+      UserError: the folder is not empty or not writable, or `half` is set and a kernel has values outside the range of
+        float16.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty; choose another folder or remove it")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror}") from None
+    create_folder(folder, "folder")
     label_set = network.label_set
     values = {
         "format": _FORMAT,
@@ -60,16 +96,16 @@ def save(network: PretrainedNetwork, folder: pathlib.Path, *, half: bool = False
     flat = traverse_util.flatten_dict(network.variables, sep="/")
     arrays = {path: np.ascontiguousarray(value, np.float32) for path, value in flat.items()}
     if half:
-        arrays = {path: _halved(value, path) if value.ndim > 1 else value for path, value in arrays.items()}
+        arrays = {path: _to_half(value, path) if value.ndim > 1 else value for path, value in arrays.items()}
     write_atomically(folder / WEIGHTS_FILE, safetensors.numpy.save(arrays))
     write_atomically(folder / CONFIG_FILE, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
 
 
 def load(folder: pathlib.Path) -> PretrainedNetwork:
-    """Reads what `save` wrote.
+    """Loads a network that `save` wrote.
 
     Raises:
-      UserError: a file is missing, damaged or of a newer version, or arrays do not fit the config.
+      UserError: a file is missing, damaged or of a newer version, or the arrays do not fit the config.
     """
     values = _read_config(folder / CONFIG_FILE)
     try:
@@ -87,39 +123,43 @@ def load(folder: pathlib.Path) -> PretrainedNetwork:
             raise ValueError(f"protocol {protocol!r}")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / CONFIG_FILE} is damaged: {type(error).__name__}: {_first_line(error)}") from None
-    path = folder / WEIGHTS_FILE
-    try:
-        arrays = safetensors.numpy.load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+    arrays = _read_arrays(folder / WEIGHTS_FILE)
     try:
         shapes = variable_shapes(model, label_set and label_set.num_classes)
     except UserError:
         raise
-    except Exception as error:  # whatever values that no network has lead to
+    except Exception as error:  # field values that no network has can fail anywhere
         raise UserError(
-            f"{folder / CONFIG_FILE} is no network's: {type(error).__name__}: {_first_line(error)}"
+            f"{folder / CONFIG_FILE} does not describe a network: {type(error).__name__}: {_first_line(error)}"
         ) from None
-    wrong = sorted(name for name in {*shapes, *arrays} if name not in arrays or arrays[name].shape != shapes.get(name))
-    if wrong:
-        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise UserError(f"{path} does not fit its {CONFIG_FILE}: {wrong[0]}{more}")
+    if misfit := _find_misfit(shapes, {name: value.shape for name, value in arrays.items()}):
+        raise UserError(f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {misfit}")
     arrays = {name: value.astype(np.float32, copy=False) for name, value in arrays.items()}
     return PretrainedNetwork(
         model, traverse_util.unflatten_dict(arrays, sep="/"), label_set, protocol, image_size, report
     )
 
 
-def is_native(folder: pathlib.Path) -> bool:
-    """Whether a folder looks like one that `save` wrote."""
+def is_bundle(folder: pathlib.Path) -> bool:
+    """Returns True if a folder looks like one that `save` wrote."""
     return (folder / WEIGHTS_FILE).is_file()
 
 
-def _halved(kernel: np.ndarray, path: str) -> np.ndarray:
+def _flat_shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    return {path: np.shape(leaf) for path, leaf in traverse_util.flatten_dict(dict(variables), sep="/").items()}
+
+
+def _find_misfit(shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Returns the first path whose shape differs, and the number of others; None if all are equal."""
+    wrong = sorted(path for path in {*shapes, *found} if found.get(path) != shapes.get(path))
+    if not wrong:
+        return None
+    return f"{wrong[0]} and {len(wrong) - 1} more" if len(wrong) > 1 else wrong[0]
+
+
+def _to_half(kernel: np.ndarray, path: str) -> np.ndarray:
     if np.max(np.abs(kernel), initial=0) > np.finfo(np.float16).max:
-        raise UserError(f"{path} has values that float16 cannot hold; save the network as float32")
+        raise UserError(f"{path} has values outside the range of float16; save the network as float32")
     return kernel.astype(np.float16)
 
 
@@ -135,8 +175,17 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
-        raise UserError(f'{path} is no config of a pretrained network: its "format" is not "{_FORMAT}"')
+        raise UserError(f'{path} is not the config of a saved network: its "format" is not "{_FORMAT}"')
     version = values.get("version")
     if not isinstance(version, int) or not 1 <= version <= config_lib.VERSION:
         raise UserError(f"{path} has version {version}; this deeplab_jax reads versions 1 to {config_lib.VERSION}")
     return values
+
+
+def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None

@@ -1,4 +1,4 @@
-"""A strict merge: every parameter is taken over or accounted for."""
+"""Strict merge of pretrained variables: every variable is loaded or accounted for."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,49 +12,49 @@ from deeplab_jax.errors import UserError
 _SHOWN = 5
 
 
-def merge(variables: PyTree, foreign: PyTree, *, reinitialize: Sequence[str] = ()) -> tuple[Any, str]:
-    """The variables with the foreign values in their place, on the same devices.
+def merge(variables: PyTree, loaded: PyTree, *, reinitialize: Sequence[str] = ()) -> tuple[Any, str]:
+    """Replaces variables by loaded values. Dtypes and devices stay those of `variables`.
 
     Args:
-      variables: `params` and `batch_stats` of the network, initialized.
-      foreign: the same collections with other values.
-      reinitialize: parts that keep their initial values where the foreign shapes differ.
+      variables: `params` and `batch_stats` of the model.
+      loaded: the same collections with other values.
+      reinitialize: parts of the model that keep their own values where shapes differ.
 
     Returns:
-      The merged variables, and a line that counts what was taken and names what kept its initial values.
+      The merged variables, and a line that counts the loaded variables and names those that kept their own values.
 
     Raises:
-      UserError: a variable is missing, unused or of another shape outside these parts.
+      UserError: outside these parts, a variable is missing, unused, or has another shape.
     """
     own = traverse_util.flatten_dict(variables, sep="/")
-    other = traverse_util.flatten_dict(foreign, sep="/")
-    kept = _kept(own, other, reinitialize)
+    other = traverse_util.flatten_dict(loaded, sep="/")
+    kept = _kept_paths(own, other, reinitialize)
     merged = {
         path: value if path in kept else jax.device_put(other[path].astype(value.dtype), value.sharding)
         for path, value in own.items()
     }
-    report = f"{len(merged) - len(kept)} of {len(own)} variables taken"
+    report = f"loaded {len(merged) - len(kept)} of {len(own)} variables"
     if kept:
         report += f"; newly initialized: {', '.join(_by_part(kept, own))}"
     return traverse_util.unflatten_dict(merged, sep="/"), report
 
 
-def check_fit(shapes: PyTree, foreign: PyTree, *, reinitialize: Sequence[str] = ()) -> None:
-    """What `merge` would raise, before there is anything to merge into.
+def check_fit(shapes: PyTree, loaded: PyTree, *, reinitialize: Sequence[str] = ()) -> None:
+    """Raises the errors of `merge` before the model's variables exist.
 
     Args:
-      shapes: of `params` and `batch_stats` of the network.
-      foreign: see `merge`.
+      shapes: abstract `params` and `batch_stats` of the model.
+      loaded: see `merge`.
       reinitialize: see `merge`.
 
     Raises:
       UserError: see `merge`.
     """
-    _kept(traverse_util.flatten_dict(shapes, sep="/"), traverse_util.flatten_dict(foreign, sep="/"), reinitialize)
+    _kept_paths(traverse_util.flatten_dict(shapes, sep="/"), traverse_util.flatten_dict(loaded, sep="/"), reinitialize)
 
 
-def _kept(own: Mapping[str, Any], other: Mapping[str, Any], reinitialize: Sequence[str]) -> list[str]:
-    """The paths that keep their initial values."""
+def _kept_paths(own: Mapping[str, Any], other: Mapping[str, Any], reinitialize: Sequence[str]) -> list[str]:
+    """Returns the paths of variables that keep their own values."""
     kept, wrong = [], []
     for path, value in own.items():
         if path in other and other[path].shape == value.shape:
@@ -62,17 +62,19 @@ def _kept(own: Mapping[str, Any], other: Mapping[str, Any], reinitialize: Sequen
         if path.split("/")[1] in reinitialize:
             kept.append(path)
         elif path in other:
-            wrong.append(f"{path} has shape {other[path].shape} there, {value.shape} here")
+            wrong.append(f"{path} has shape {other[path].shape} in the loaded network and {value.shape} in the model")
         else:
-            wrong.append(f"{path} is missing there")
-    wrong += [f"{path} is unused here" for path in other if path not in own and path.split("/")[1] not in reinitialize]
+            wrong.append(f"{path} is missing in the loaded network")
+    wrong += [
+        f"{path} is unused by the model" for path in other if path not in own and path.split("/")[1] not in reinitialize
+    ]
     if wrong:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise UserError(f"the networks differ: {'; '.join(wrong[:_SHOWN])}{more}; make config.model the same")
+        raise UserError(f"the networks differ: {'; '.join(wrong[:_SHOWN])}{more}; use the same config.model")
     return kept
 
 
 def _by_part(kept: Sequence[str], own: Iterable[str]) -> list[str]:
-    """The parts of which nothing was taken, and the paths of what else was not."""
-    taken = {path.split("/")[1] for path in set(own) - set(kept)}
-    return sorted({path if path.split("/")[1] in taken else path.split("/")[1] for path in kept})
+    """Returns the parts that are entirely in `kept`, and the paths of its other variables."""
+    loaded_parts = {path.split("/")[1] for path in set(own) - set(kept)}
+    return sorted({path if path.split("/")[1] in loaded_parts else path.split("/")[1] for path in kept})

@@ -1,4 +1,4 @@
-"""A pretrained network in memory: what every importer returns and every preset loads."""
+"""Pretrained networks in memory. Every importer returns a `PretrainedNetwork`."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,18 +15,17 @@ from deeplab_jax.labels import VOC, VOC_CLASS_NAMES, LabelSet
 from deeplab_jax.models import abstract_variables, build_model
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class PretrainedNetwork:
-    """A network and its parameters.
+    """A network and its variables.
 
     Attributes:
-      model: what `config.model` has to be.
-      variables: `params` and `batch_stats` as float32 arrays; only those of `backbone` if `labels` is None.
-      labels: the classes, None for a backbone alone.
-      protocol: `config.eval.protocol` that feeds the network images as its authors did.
-      image_size: (height, width) of what the network sees then: `data.image_size` of `squeeze`, `eval.image_size` of
-        `whole`; None leaves it open.
-      report: lines that say what was taken and what was left out.
+      model: the `config.model` that builds it.
+      variables: `params` and `batch_stats` as float32 arrays; only those of the backbone if `label_set` is None.
+      label_set: its classes; None for a backbone.
+      protocol: the `config.eval.protocol` its authors use.
+      image_size: (height, width) of its input under this protocol; None if any size works.
+      report: lines that say what was imported and what was skipped.
     """
 
     model: ConfigDict
@@ -36,47 +35,60 @@ class PretrainedNetwork:
     image_size: tuple[int, int] | None = None
     report: Sequence[str] = ()
 
+    def __repr__(self) -> str:
+        classes = f"{self.label_set.num_classes} classes" if self.label_set else "backbone only"
+        count = sum(np.size(leaf) for leaf in jax.tree.leaves(self.variables.get("params", {})))
+        size = "any size" if self.image_size is None else "x".join(map(str, self.image_size))
+        return (
+            f"PretrainedNetwork({self.model.backbone}, {classes}, {count / 1e6:.1f}M parameters, "
+            f"{self.protocol} {size})"
+        )
+
 
 def average(networks: Sequence[PretrainedNetwork]) -> PretrainedNetwork:
-    """The first network, with the mean of the variables of all: a model soup (arXiv 2203.05482).
+    """Averages the variables of several networks: a model soup (arXiv 2203.05482).
 
-    It pays for networks that one training led to, or several from one start.
+    Averaging helps for checkpoints of one run, or for runs that started from the same weights.
+
+    Args:
+      networks: networks that differ only in their variables.
+
+    Returns:
+      The first network with the averaged variables.
 
     Raises:
-      UserError: another network than the first, or of other classes.
+      UserError: a network has another model or other classes than the first.
     """
     first, *others = networks
     for number, network in enumerate(others, 2):
-        if _computed(network.model) != _computed(first.model) or network.label_set != first.label_set:
-            raise UserError(
-                f"network {number} is another one than the first, or of other classes: they have no average"
-            )
+        if _architecture(network.model) != _architecture(first.model) or network.label_set != first.label_set:
+            raise UserError(f"network {number} has another model or other classes than the first; cannot average them")
     variables = jax.tree.map(
         lambda *arrays: np.mean(arrays, axis=0, dtype=np.float64).astype(np.float32),
         *(network.variables for network in networks),
     )
-    report = (f"the mean of {len(networks)} networks' variables",) if others else ()
+    report = (f"averaged the variables of {len(networks)} networks",) if others else ()
     return dataclasses.replace(first, variables=variables, report=tuple(dict.fromkeys((*first.report, *report))))
 
 
-def _computed(model):
-    """The fields of `config.model` that say what a trained network computes: not how it was trained."""
+def _architecture(model: ConfigDict) -> dict[str, Any]:
+    """Returns the fields that determine the output of a trained network, without those for training."""
     return model.to_dict() | {"freeze_norm_statistics": None, "zero_unreached_taps": None}
 
 
 def model_config(**fields: Any) -> ConfigDict:
-    """`config.model` with these fields set."""
+    """Returns the default `config.model` with these fields changed."""
     model = base_config().model
     model.update(fields)
     return model
 
 
 def variable_shapes(model: ConfigDict, num_classes: int | None) -> dict[str, tuple[int, ...]]:
-    """The shape of every variable by path, such as `params/backbone/stem_conv/kernel`; computes nothing.
+    """Returns the shape of every variable by path, such as `params/backbone/stem_conv/kernel`. Computes nothing.
 
     Args:
       model: `config.model`.
-      num_classes: None for the variables of the backbone alone.
+      num_classes: number of classes; None for the variables of the backbone alone.
     """
     flat = traverse_util.flatten_dict(abstract_variables(build_model(model, num_classes or 1)), sep="/")
     return {
@@ -85,7 +97,7 @@ def variable_shapes(model: ConfigDict, num_classes: int | None) -> dict[str, tup
 
 
 def voc_or_numbered_labels(num_classes: int) -> LabelSet:
-    """Pascal VOC's classes if there are 21, else `class 0`, `class 1`..."""
+    """Returns Pascal VOC's classes if there are 21, otherwise `class 0`, `class 1` and so on."""
     if num_classes == len(VOC_CLASS_NAMES):
         return VOC
     return LabelSet.from_names(tuple(f"class {i}" for i in range(num_classes)))

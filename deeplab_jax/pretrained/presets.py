@@ -1,47 +1,51 @@
-"""The presets: which pretrained networks there are, and their files, verified, on this disk."""
+"""The table of presets, and their files: found or downloaded, and always verified."""
 
 import dataclasses
 import functools
 import importlib.metadata
 import importlib.resources
+import logging
 import os
 import pathlib
 import tomllib
 import urllib.parse
 import urllib.request
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-from deeplab_jax.data.download import download, file_digest, has_digest
+from deeplab_jax.data.download import download, has_digest
 from deeplab_jax.errors import UserError, suggest
-from deeplab_jax.files import write_atomically
+from deeplab_jax.files import create_folder, file_digest, write_atomically
 from deeplab_jax.pretrained import bundle
 
-_OWN_PACKAGE = "deeplab_jax"  # as `package`: a folder of `shipped` beside this file
+if TYPE_CHECKING:  # only `presets_table` needs it
+    from rich.table import Table
+
+logger = logging.getLogger(__name__)
+
+_OWN_PACKAGE = "deeplab_jax"  # as `package`: the file is a folder in `shipped`, next to this file
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Preset:
     """An entry of presets.toml.
 
     Attributes:
-      name: what `from_preset` takes.
-      format: a key of `pretrained.FORMATS`: the importer of the file.
-      task: what the network does, in words.
+      name: the name that `from_pretrained` accepts.
+      format: a key of `pretrained.FORMATS`: how to read the file.
+      task: "segmentation on Pascal VOC" or "ImageNet backbone".
       backbone: its name in `deeplab_jax.models`.
-      classes: of a segmentation network; None for a backbone alone.
-      url: where the file is published; None if a Python package brings it.
-      package: the name of that package.
-      file: the file's name in the cache, in a mirror or in the package; the folder's, if that package is this one.
-      size: of the file in bytes, exact; None if nobody states it.
-      approximate_size: in bytes, if nobody states an exact one.
-      digest: as `download.has_digest` takes it; None if nobody states one.
       license: as its publisher states it.
-      source: who states address, size and digest.
-      score: as published, with the data it was measured on.
-      score_source: who states it.
-      notes: what a user has to know.
+      source: who states the address, size and digest.
+      file: name of the file in the cache, in a mirror or in the package; of a folder if the package is this one.
+      url: where the file is published; None if a Python package contains it.
+      package: name of that package.
+      classes: number of classes; None for a backbone.
+      size: size of the file in bytes; None if nobody states it.
+      approximate_size: approximate size in bytes if nobody states it exactly.
+      digest: checksum in the format of `has_digest`; None if nobody states one.
+      score: published score and the data it was measured on.
+      score_source: who states the score.
+      notes: remarks for users.
     """
 
     name: str
@@ -61,17 +65,26 @@ class Preset:
     score_source: str | None = None
     notes: str | None = None
 
+    def __repr__(self) -> str:
+        details = (self.task, self.score, self.size_text)
+        return f"Preset({self.name}: {', '.join(text for text in details if text is not None)})"
+
     @property
-    def size_in_words(self) -> str:
-        """Such as `94.7 MB`, `about 8 MB` or `size unknown`."""
+    def size_text(self) -> str:
+        """The size for people, such as `94.7 MB`, `about 8 MB` or `size unknown`."""
         if self.size is not None:
             return f"{self.size / 1e6:.1f} MB"
         return f"about {self.approximate_size / 1e6:.0f} MB" if self.approximate_size is not None else "size unknown"
 
 
+def list_presets() -> list[Preset]:
+    """Returns all presets: networks that `from_pretrained` loads by name."""
+    return list(load_table().values())
+
+
 @functools.cache
 def load_table() -> dict[str, Preset]:
-    """All presets by name, in the order of presets.toml."""
+    """Returns all presets by name, in the order of presets.toml."""
     text = importlib.resources.files(__package__).joinpath("presets.toml").read_text(encoding="utf-8")
     presets = {}
     for entry in tomllib.loads(text)["preset"]:
@@ -82,10 +95,10 @@ def load_table() -> dict[str, Preset]:
 
 
 def find_preset(name: str) -> Preset:
-    """The preset of a name.
+    """Returns the preset with this name.
 
     Raises:
-      UserError: there is none; the message names the nearest.
+      UserError: there is none; the message suggests the nearest name.
     """
     table = load_table()
     if name not in table:
@@ -94,59 +107,52 @@ def find_preset(name: str) -> Preset:
 
 
 def cache_folder() -> pathlib.Path:
-    """Where fetched files are kept: $DEEPLAB_JAX_CACHE, or deeplab_jax in $XDG_CACHE_HOME or ~/.cache."""
+    """Returns the folder for downloads: $DEEPLAB_JAX_CACHE, or `deeplab_jax` in $XDG_CACHE_HOME or ~/.cache."""
     if chosen := os.environ.get("DEEPLAB_JAX_CACHE"):
         return pathlib.Path(chosen).expanduser()
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "deeplab_jax"
 
 
-def fetch_preset(preset: Preset, console: Console | None = None) -> pathlib.Path:
-    """The preset's file on this disk, or the folder that this package brings, verified; fetched if it is not there.
+def fetch_preset(preset: Preset) -> pathlib.Path:
+    """Returns the verified local file of a preset, downloading it if necessary.
 
-    It is looked for in the cache, in the installed package that brings it, and in the mirror, then fetched from its
-    publisher. $DEEPLAB_JAX_MIRROR replaces all publishers: a folder (or file: address), whose files are used where they
-    lie, or an http(s) address. The digest is taken anew at every use, which costs less than reading the file does: a
-    file that was cut or changed since is not loaded.
+    Looks in the cache, in the installed package that contains the file, and in the mirror, then downloads it from its
+    publisher. $DEEPLAB_JAX_MIRROR replaces all publishers: a folder (or file: address) whose files are used in place,
+    or an http(s) address. Every use checks the digest, so a truncated or modified file is never loaded.
 
-    A file whose digest nobody publishes is never downloaded: nothing would tell what came. Its user puts it into the
-    cache or a mirror folder; the digest it has at its first use is noted in the cache, and every later use is held
-    against that.
-
-    Args:
-      preset: of the table.
-      console: shows the progress of a download.
+    A file without a published digest is never downloaded, because nothing could verify it. The user puts it into the
+    cache or a mirror folder. Its digest is recorded in the cache at the first use and checked from then on.
 
     Raises:
-      UserError: the file cannot be had (the message says what to fetch and where to put it), or is not what it should
-        be.
+      UserError: the file is not available (the message says what to fetch and where to put it), or is not the right
+        file.
     """
-    console = console or Console(quiet=True)
     path = find_file(preset)
     if path is not None:
-        return _verified(path, preset, console)
+        return _verify(path, preset)
     cached, mirror = cache_folder() / preset.file, os.environ.get("DEEPLAB_JAX_MIRROR")
     if mirror and not _is_web_address(mirror):
         path = _mirror_folder(mirror) / preset.file
-        raise UserError(f"DEEPLAB_JAX_MIRROR={mirror} has no {preset.file}; {_by_hand(preset, path)}")
+        raise UserError(f"DEEPLAB_JAX_MIRROR={mirror} has no {preset.file}; {_manual_fix(preset, path)}")
     if preset.package is not None and not mirror:
-        raise UserError(f"preset {preset.name} comes with a package; {_by_hand(preset, cached)}")
+        raise UserError(f"preset {preset.name} needs a package that is not installed; {_manual_fix(preset, cached)}")
     if preset.digest is None:
         raise UserError(
-            f"preset {preset.name} has no published checksum and is not fetched automatically; "
-            f"{_by_hand(preset, cached)}, or import it with `deeplab-jax convert --from {preset.format}`"
+            f"preset {preset.name} has no published checksum and is not downloaded automatically; "
+            f"{_manual_fix(preset, cached)}, or import it with `deeplab-jax convert --from {preset.format}`"
         )
     url = f"{mirror.rstrip('/')}/{preset.file}" if mirror else preset.url
-    console.print(f"fetching {url} ({preset.size_in_words}) into {cached.parent}", soft_wrap=True)
-    otherwise = f"{_by_hand(preset, cached)}, or set DEEPLAB_JAX_MIRROR to a folder or address that has it"
+    logger.info("Downloading %s (%s) to %s", url, preset.size_text, cached.parent)
+    otherwise = f"{_manual_fix(preset, cached)}, or set DEEPLAB_JAX_MIRROR to a folder or address that has it"
     download(url, cached, digest=preset.digest, size=preset.size, otherwise=otherwise)
     return cached
 
 
 def find_file(preset: Preset) -> pathlib.Path | None:
-    """The preset's file if it is on this disk, not verified: in the cache, in its package, or in a mirror folder.
+    """Returns the local file of a preset, unverified: from the cache, its package or a mirror folder. None without one.
 
     Raises:
-      UserError: $DEEPLAB_JAX_MIRROR is no folder and no address.
+      UserError: $DEEPLAB_JAX_MIRROR is neither a folder nor an address.
     """
     cached = cache_folder() / preset.file
     if cached.is_file():
@@ -159,58 +165,58 @@ def find_file(preset: Preset) -> pathlib.Path | None:
     return None
 
 
-def presets_table() -> Table:
-    """What can be loaded, with which score by whom, and how its file is had here, how large, under which license."""
+def presets_table() -> "Table":
+    """Returns a table of the presets: task, published score and its source, download size, license."""
+    from rich.table import Table
+
     table = Table(title="Presets")
-    table.add_column("preset", no_wrap=True)  # names are to be copied whole
-    for heading in ("what", "score", "file"):
+    table.add_column("preset", no_wrap=True)  # names are copied whole
+    for heading in ("task", "score", "file"):
         table.add_column(heading, overflow="fold")
-    for preset in load_table().values():
+    for preset in list_presets():
         table.add_row(
             preset.name,
             f"{preset.task}\n[dim]{preset.backbone} ({preset.format})[/dim]",
             f"{preset.score}\n[dim]{preset.score_source}[/dim]" if preset.score else "none",
-            f"{_how_it_is_had(preset)}, {preset.size_in_words}\n[dim]{preset.license}[/dim]",
+            f"{_availability(preset)}, {preset.size_text}\n[dim]{preset.license}[/dim]",
         )
     return table
 
 
-def _how_it_is_had(preset: Preset) -> str:
+def _availability(preset: Preset) -> str:
     if preset.package is not None:
         return "installed" if _find_package_file(preset) else f"pip install {preset.package}"
     if (cache_folder() / preset.file).is_file():
         return "cached"
-    return "download" if preset.digest is not None else "fetch by hand"
+    return "download" if preset.digest is not None else "manual download"
 
 
-def _verified(path: pathlib.Path, preset: Preset, console: Console) -> pathlib.Path:
+def _verify(path: pathlib.Path, preset: Preset) -> pathlib.Path:
+    """Returns `path` if it is the preset's file."""
     if preset.digest is None:
-        return _as_at_first_use(path, preset, console)
+        return _verify_against_first_use(path, preset)
     file = path / bundle.WEIGHTS_FILE if preset.package == _OWN_PACKAGE else path
     size = file.stat().st_size
     if preset.size not in (None, size):
-        wrong = f"has {size} bytes, not {preset.size}"
+        problem = f"has {size} bytes, not {preset.size}"
     elif not has_digest(file, preset.digest):
-        wrong = f"has a wrong checksum (not {preset.digest})"
+        problem = f"has a wrong checksum (not {preset.digest})"
     else:
         return path
     fix = f"run `pip install --force-reinstall {preset.package}`" if preset.package is not None else "remove it"
-    raise UserError(f"{file} {wrong}: it is damaged or another file; {fix}")
+    raise UserError(f"{file} {problem}: it is damaged or another file; {fix}")
 
 
-def _as_at_first_use(path: pathlib.Path, preset: Preset, console: Console) -> pathlib.Path:
-    noted = cache_folder() / f"{preset.file}.sha256"
+def _verify_against_first_use(path: pathlib.Path, preset: Preset) -> pathlib.Path:
+    record = cache_folder() / f"{preset.file}.sha256"
     digest = f"sha256:{file_digest(path)}"
-    if not noted.is_file():
-        try:
-            noted.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make {noted.parent}: {error.strerror}; set DEEPLAB_JAX_CACHE") from None
-        write_atomically(noted, f"{digest}\n".encode())
-        console.print(f"{path} has no published checksum: taken as it is, {digest} noted in {noted}", soft_wrap=True)
-    elif noted.read_text().strip() != digest:
+    if not record.is_file():
+        create_folder(record.parent, "the cache folder (DEEPLAB_JAX_CACHE)")
+        write_atomically(record, f"{digest}\n".encode())
+        logger.warning("%s has no published checksum; recorded %s in %s", path, digest, record)
+    elif record.read_text().strip() != digest:
         raise UserError(
-            f"{path} is not the file that was used before (sha256 noted in {noted}); if it is right, remove the note"
+            f"{path} has changed since its first use, recorded in {record}; if the new file is right, remove the record"
         )
     return path
 
@@ -225,16 +231,16 @@ def _mirror_folder(mirror: str) -> pathlib.Path:
         return pathlib.Path(urllib.request.url2pathname(address.path))
     folder = pathlib.Path(mirror).expanduser()
     if not folder.is_dir():
-        raise UserError(f"DEEPLAB_JAX_MIRROR={mirror} is no folder and no http(s) or file address")
+        raise UserError(f"DEEPLAB_JAX_MIRROR={mirror} is neither a folder nor an http(s) or file address")
     return folder
 
 
-def _by_hand(preset: Preset, path: pathlib.Path) -> str:
+def _manual_fix(preset: Preset, path: pathlib.Path) -> str:
     if preset.package is not None:
         return f"run `pip install {preset.package}`"
     digest = f", {preset.digest}" if preset.digest else ""
-    size = f"{preset.size} bytes" if preset.size is not None else preset.size_in_words
-    return f"fetch {preset.url} ({size}{digest}) elsewhere and put it at {path}"
+    size = f"{preset.size} bytes" if preset.size is not None else preset.size_text
+    return f"download {preset.url} ({size}{digest}) yourself and put it at {path}"
 
 
 def _find_package_file(preset: Preset) -> pathlib.Path | None:

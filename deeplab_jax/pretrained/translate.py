@@ -1,4 +1,4 @@
-"""From a foreign file's arrays to our variables, strictly: every array on either side is accounted for."""
+"""Strict conversion of foreign arrays to variables: every array on either side is accounted for."""
 
 import dataclasses
 import re
@@ -14,16 +14,16 @@ _SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class Convention:
-    """How a framework names the arrays of a layer, and in which order it has the axes of kernels.
+    """Array names and kernel axes of a framework.
 
     Attributes:
-      separator: between the layer's name and the array's.
+      separator: text between the name of a layer and the name of an array.
       kernel: name of a convolution's kernel.
       depthwise_kernel: name of a depthwise convolution's kernel.
       bias: name of a convolution's bias.
       norm: names of BatchNorm's scale, bias, mean and var.
-      kernel_axes: the foreign axes of ours: height, width, input channels, features.
-      depthwise_axes: the foreign axes of ours: height, width, 1, channels.
+      kernel_axes: positions of height, width, input channels and features in the foreign kernel.
+      depthwise_axes: positions of height, width, 1 and channels in the foreign depthwise kernel.
     """
 
     separator: str
@@ -35,7 +35,7 @@ class Convention:
     depthwise_axes: tuple[int, int, int, int]
 
     def foreign_leaf(self, leaf: str, *, is_norm: bool, is_depthwise: bool) -> str:
-        """The foreign name of a layer's array that we call kernel, bias, scale, mean or var."""
+        """Returns the foreign name of an array that Flax calls kernel, bias, scale, mean or var."""
         if is_norm:
             return self.norm[("scale", "bias", "mean", "var").index(leaf)]
         return self.bias if leaf == "bias" else self.depthwise_kernel if is_depthwise else self.kernel
@@ -76,22 +76,22 @@ def translate(
     shapes: Mapping[str, tuple[int, ...]],
     convention: Convention,
     *,
-    left_out: Mapping[str, str] | None = None,
+    skipped: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, dict], list[str]]:
-    """Our variables with the values of a foreign file.
+    """Fills a network's variables with the arrays of a foreign file.
 
     Args:
-      foreign: the file's arrays by name.
-      modules: the table of names: the path of each of our layers (`backbone/stem_conv`) and the foreign layer's name.
-      shapes: of our variables to fill, by path; see `network.variable_shapes`.
-      convention: of the foreign framework.
-      left_out: regular expressions of whole foreign names that have no place here, each with the reason.
+      foreign: arrays of the file by name.
+      modules: the foreign layer name of each of our layer paths, such as `backbone/stem_conv`.
+      shapes: shapes of the variables to fill, by path; see `network.variable_shapes`.
+      convention: array names and axes of the foreign framework.
+      skipped: regular expressions of foreign names to skip (full match), each with the reason.
 
     Returns:
       `params` and `batch_stats` as float32 arrays, and the lines of a report.
 
     Raises:
-      UserError: an array is missing, unused or of another shape.
+      UserError: an array is missing, unused, or has another shape.
     """
     norms = {path.rpartition("/")[0].partition("/")[2] for path in shapes if path.endswith("/scale")}
     values, used, reordered, wrong = {}, set(), 0, []
@@ -104,7 +104,7 @@ def translate(
         foreign_leaf = convention.foreign_leaf(leaf, is_norm=module in norms, is_depthwise=is_depthwise)
         name = f"{modules[module]}{convention.separator}{foreign_leaf}"
         if name not in foreign:
-            wrong.append(f"{name} is missing there, for {path}")
+            wrong.append(f"{name} is missing in the file (for {path})")
             continue
         used.add(name)
         value = np.asarray(foreign[name], np.float32)
@@ -116,21 +116,21 @@ def translate(
             wrong.append(f"{name} has shape {np.shape(foreign[name])}, which does not fit {path} of shape {shape}")
             continue
         values[path] = np.ascontiguousarray(value)
-    reasons, skipped = dict(left_out or {}), {}
+    reasons, by_reason = dict(skipped or {}), {}
     for name in foreign:
         if name not in used:
             reason = next((reason for pattern, reason in reasons.items() if re.fullmatch(pattern, name)), None)
             if reason is None:
                 wrong.append(f"{name} is unused")
             else:
-                skipped.setdefault(reason, []).append(name)
+                by_reason.setdefault(reason, []).append(name)
     if wrong:
         more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise UserError(f"the file does not fit the network: {'; '.join(wrong[:_SHOWN])}{more}")
-    report = [f"{len(values)} arrays taken, {reordered} of them with their axes reordered; 0 missing, 0 unused"]
-    report += [f"{len(names)} left out, {reason}: {_abridged(names)}" for reason, names in skipped.items()]
+    report = [f"{len(values)} arrays imported, {reordered} with reordered axes; 0 missing, 0 unused"]
+    report += [f"{len(names)} skipped ({reason}): {_abridge(names)}" for reason, names in by_reason.items()]
     return traverse_util.unflatten_dict(values, sep="/"), report
 
 
-def _abridged(names: Sequence[str]) -> str:
+def _abridge(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= _SHOWN else f"{', '.join(names[: _SHOWN - 1])} ... {names[-1]}"

@@ -1,6 +1,7 @@
-"""Labels made visible: overlays, galleries, and the curves of a training run."""
+"""Overlays, galleries of masks, and training curves."""
 
 from deeplab_jax.visualization.curves import plot_curves, plot_learning_rate
+from deeplab_jax.visualization.figures import new_figure
 from deeplab_jax.visualization.galleries import gallery_strip, plot_segmentation_mask_gallery
 from deeplab_jax.visualization.overlays import (
     ClassShare,
@@ -18,6 +19,7 @@ __all__ = [
     "class_shares",
     "colorize",
     "gallery_strip",
+    "new_figure",
     "overlay",
     "plot_curves",
     "plot_learning_rate",

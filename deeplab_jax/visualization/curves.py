@@ -1,4 +1,4 @@
-"""The curves of a training run."""
+"""Plots of a training run."""
 
 import json
 import pathlib
@@ -8,34 +8,50 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.visualization.figures import labeled_axes, new_figure, saved
+from deeplab_jax.visualization.figures import new_figure, save_figure
 
-if TYPE_CHECKING:  # takes longer to import than everything else here
+if TYPE_CHECKING:  # matplotlib takes long to import
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 def plot_learning_rate(schedule: Callable[[int], Any], steps: int, path: pathlib.Path | None = None) -> "Figure":
-    """The learning rate against the step, for `steps` steps from 0.
+    """Plots the learning rate over the first `steps` steps.
+
+    Args:
+      schedule: learning rate of a step, counted from 0.
+      steps: number of steps.
+      path: file to save the figure to; its suffix is the format.
+
+    Returns:
+      The figure. Notebooks display it.
 
     Raises:
       UserError: `path` cannot be written.
     """
     shown = np.unique(np.linspace(0, max(steps - 1, 0), 400).round().astype(int))
     figure = new_figure(6, 3)
-    axes = labeled_axes(figure, 111, "learning rate")
+    axes = _add_axes(figure, 111, "learning rate")
     axes.plot(shown, [float(schedule(int(step))) for step in shown], color="C0")
     axes.set_ylim(bottom=0)
-    return saved(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_curves(metrics_jsonl: pathlib.Path, path: pathlib.Path | None = None) -> "Figure":
-    """Loss and mean IoU of training and evaluation against the step, from the file that `writers.Writer` writes.
+    """Plots loss and mean IoU of training and evaluation over the steps.
+
+    Args:
+      metrics_jsonl: `metrics.jsonl` of a workdir.
+      path: file to save the figure to; its suffix is the format.
+
+    Returns:
+      The figure. Notebooks display it.
 
     Raises:
-      UserError: the file is not there, or `path` cannot be written.
+      UserError: `metrics_jsonl` does not exist, or `path` cannot be written.
     """
     if not metrics_jsonl.is_file():
-        raise UserError(f"{metrics_jsonl} does not exist; `deeplab-jax train` writes it into its workdir")
+        raise UserError(f"{metrics_jsonl} does not exist; `deeplab-jax train` writes it to the workdir")
     lines = [json.loads(line) for line in metrics_jsonl.read_text(encoding="utf-8").splitlines()]
     series = {
         "training": [(line["step"], line) for line in lines if "eval" not in line],
@@ -43,7 +59,7 @@ def plot_curves(metrics_jsonl: pathlib.Path, path: pathlib.Path | None = None) -
     }
     figure = new_figure(10, 3.4)
     for position, (name, title) in enumerate({"loss": "loss", "mean_iou": "mean IoU"}.items()):
-        axes = labeled_axes(figure, 121 + position, title)
+        axes = _add_axes(figure, 121 + position, title)
         for kind, style in (("training", {"color": "C0"}), ("evaluation", {"color": "C1", "marker": "o"})):
             points = [(step, values[name]) for step, values in series[kind] if values.get(name) is not None]
             if points:
@@ -51,4 +67,15 @@ def plot_curves(metrics_jsonl: pathlib.Path, path: pathlib.Path | None = None) -
         if axes.lines:
             axes.legend(frameon=False)
         axes.set_ylim(bottom=0)
-    return saved(figure, path)
+    return save_figure(figure, path)
+
+
+def _add_axes(figure: "Figure", position: int, label: str) -> "Axes":
+    axes = figure.add_subplot(position)
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.set_layout_engine("constrained")
+    return axes

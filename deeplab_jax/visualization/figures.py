@@ -1,52 +1,46 @@
-"""Figures that need no screen."""
+"""Matplotlib figures without pyplot, which would keep every figure alive in a global list."""
 
 import functools
 import io
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deeplab_jax.files import write_atomically
 
-if TYPE_CHECKING:  # takes longer to import than everything else here
+if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.figure import Figure
 
 
-def labeled_axes(figure: "Figure", position: int, title: str) -> Any:
-    axes = figure.add_subplot(position)
-    axes.set_xlabel("step")
-    axes.set_ylabel(title)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.set_layout_engine("constrained")
-    return axes
+def new_figure(width: int | float, height: int | float) -> "Figure":
+    """Creates a figure of a size in inches, at 100 pixels per inch. Notebooks display it."""
+    return _notebook_figure()(figsize=(width, height), dpi=100, facecolor="white")
+
+
+def save_figure(figure: "Figure", path: pathlib.Path | None) -> "Figure":
+    """Saves a figure if `path` is not None; its suffix is the format, PNG without one. Returns the figure.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    if path is not None:
+        write_atomically(path, _render(figure, path.suffix.lstrip(".") or "png"))
+    return figure
 
 
 @functools.cache
-def figure_class() -> type:
+def _notebook_figure() -> type:
     from matplotlib.figure import Figure
 
     class NotebookFigure(Figure):
-        """A figure that notebooks show without pyplot, which keeps every figure alive in a global list."""
+        """A figure that notebooks display as PNG."""
 
         def _repr_png_(self) -> bytes:
-            return rendered(self, "png")
+            return _render(self, "png")
 
     return NotebookFigure
 
 
-def new_figure(width: int | float, height: int | float) -> "Figure":
-    """Inches; 100 pixels each."""
-    return figure_class()(figsize=(width, height), dpi=100, facecolor="white")
-
-
-def rendered(figure: "Figure", kind: str) -> bytes:
+def _render(figure: "Figure", file_format: str) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind)
+    figure.savefig(buffer, format=file_format)
     return buffer.getvalue()
-
-
-def saved(figure: "Figure", path: pathlib.Path | None) -> "Figure":
-    if path is not None:
-        write_atomically(path, rendered(figure, path.suffix.lstrip(".") or "png"))
-    return figure

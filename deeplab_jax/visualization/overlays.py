@@ -1,4 +1,4 @@
-"""Labels made visible: colors, overlays and legends."""
+"""Masks in color, overlays and legends."""
 
 import dataclasses
 import io
@@ -15,109 +15,111 @@ from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import IGNORE_COLOR, IGNORE_LABEL, LabelSet
 
 
-def colorize(label_map: UInt8[np.ndarray, "height width"], label_set: LabelSet) -> UInt8[np.ndarray, "height width 3"]:
-    """RGB of a label map in the palette of its data set; void has a border color, unused ids are black."""
-    # Ten times as fast as an array of colors that is indexed by an array of labels.
-    return cv2.applyColorMap(np.ascontiguousarray(label_map), label_set.color_table().reshape(256, 1, 3))
+def colorize(label: UInt8[np.ndarray, "height width"], label_set: LabelSet) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns the RGB mask of a label, in the colors of its classes; ignored pixels have `IGNORE_COLOR`."""
+    # ten times faster than indexing an array of colors
+    return cv2.applyColorMap(np.ascontiguousarray(label), label_set.color_table().reshape(256, 1, 3))
 
 
 def overlay(
     image: UInt8[np.ndarray, "height width 3"],
-    label_map: UInt8[np.ndarray, "height width"],
+    label: UInt8[np.ndarray, "height width"],
     label_set: LabelSet,
     *,
     opacity: int | float = 0.6,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """An RGB image tinted with its classes; void pixels are opaque, a class 0 named "background" is not tinted.
+    """Tints an RGB image with the colors of its classes.
+
+    Ignored pixels are opaque. A class 0 named "background" is not tinted.
 
     Args:
       image: RGB of range 0-255.
-      label_map: of the same height and width.
-      labels: its names and colors.
-      opacity: of the tint, 0 to 1.
+      label: class ids, of the same height and width.
+      label_set: names and colors of the classes.
+      opacity: opacity of the tint, 0 to 1.
     """
-    tinted = cv2.addWeighted(image, 1 - opacity, colorize(label_map, label_set), opacity, 0)
+    tinted = cv2.addWeighted(image, 1 - opacity, colorize(label, label_set), opacity, 0)
     if label_set.class_names[0] == "background":
-        tinted = cv2.copyTo(image, (label_map == 0).view(np.uint8), tinted)
-    void = label_map == IGNORE_LABEL
-    if void.any():
-        tinted[void] = IGNORE_COLOR
+        tinted = cv2.copyTo(image, (label == 0).view(np.uint8), tinted)
+    ignored = label == IGNORE_LABEL
+    if ignored.any():
+        tinted[ignored] = IGNORE_COLOR
     return tinted
 
 
-def save_palette_png(path: pathlib.Path, label_map: UInt8[np.ndarray, "height width"], label_set: LabelSet) -> None:
-    """Writes a PNG of mode P whose indices are the labels, shown in the palette by every viewer (VOC's format).
+def save_palette_png(path: pathlib.Path, label: UInt8[np.ndarray, "height width"], label_set: LabelSet) -> None:
+    """Writes a mask as a palette PNG (VOC's format): its indices are the class ids, and viewers show the colors.
 
     Raises:
-      UserError: the file cannot be written; nothing is left half-written.
+      UserError: the file cannot be written; no partial file remains.
     """
-    image = Image.fromarray(label_map)
+    image = Image.fromarray(label)
     image.putpalette(label_set.color_table().tobytes())
-    save_png(path, image)
+    _save_png(path, image)
 
 
 def save_image(path: pathlib.Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
     """Writes an RGB PNG.
 
     Raises:
-      UserError: the file cannot be written; nothing is left half-written.
+      UserError: the file cannot be written; no partial file remains.
     """
-    save_png(path, Image.fromarray(image))
+    _save_png(path, Image.fromarray(image))
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassShare:
-    """A class in a label map.
+    """The share of one class in an image.
 
     Attributes:
-      label: its id.
-      name: of the class; "void" for pixels of none.
-      fraction: of the pixels, above 0, at most 1.
+      class_id: class id, or the ignore label.
+      name: class name; "unlabeled" for the ignore label.
+      fraction: fraction of the pixels, above 0 and at most 1.
     """
 
-    label: int
+    class_id: int
     name: str
     fraction: float
 
     @property
     def percent(self) -> str:
-        """Such as `34.2%` or `<0.1%`."""
+        """The fraction for people, such as `34.2%` or `<0.1%`."""
         return f"{100 * self.fraction:.1f}%" if self.fraction >= 0.001 else "<0.1%"
 
 
-def class_shares(label_map: UInt8[np.ndarray, "height width"], label_set: LabelSet) -> list[ClassShare]:
-    """The classes in a label map, the largest first.
+def class_shares(label: UInt8[np.ndarray, "height width"], label_set: LabelSet) -> list[ClassShare]:
+    """Returns the classes in a label, the largest first.
 
     Raises:
-      ValueError: a label that is no class.
+      ValueError: a value is not a class id.
     """
-    counts = sorted(present_classes([label_map], label_set).items(), key=lambda item: -item[1])
-    return [ClassShare(label, class_name(label, label_set), count / label_map.size) for label, count in counts]
+    counts = sorted(count_labels([label], label_set).items(), key=lambda item: -item[1])
+    return [ClassShare(class_id, class_name(class_id, label_set), count / label.size) for class_id, count in counts]
 
 
 def add_legend(
     image: UInt8[np.ndarray, "height width 3"],
-    label_map: UInt8[np.ndarray, "map_height map_width"],
+    label: UInt8[np.ndarray, "label_height label_width"],
     label_set: LabelSet,
 ) -> UInt8[np.ndarray, "out_height out_width 3"]:
-    """Puts a strip under an image: color, name and share of the pixels of each class in it, the largest first.
+    """Adds a legend below an image: color, name and share of each class in it, the largest first.
 
-    The text grows with the image but never gets smaller than 13 pixels: a tiny image is widened with white.
+    The text grows with the image and is at least 13 pixels high. A tiny image is widened with white.
 
     Raises:
-      ValueError: a label that is no class.
+      ValueError: a value of the label is not a class id.
     """
     height, width = image.shape[:2]
     size = max(13, round(math.sqrt(height * width) / 36))
     font = ImageFont.load_default(size)
     pad, line = size // 2, round(1.6 * size)
     entries = []
-    for share in class_shares(label_map, label_set):
+    for share in class_shares(label, label_set):
         text = f"{share.name} {share.percent}"
-        entries.append((share.label, text, size + pad + math.ceil(font.getlength(text)) + 2 * pad))
+        entries.append((share.class_id, text, size + pad + math.ceil(font.getlength(text)) + 2 * pad))
     out_width = max(width, pad + max(entry_width for *_, entry_width in entries))
 
-    positions, x, y = [], pad, pad // 2  # words of a paragraph: left to right, then the next line
+    positions, x, y = [], pad, pad // 2  # entries flow like words of a paragraph
     for *_, entry_width in entries:
         if x + entry_width > out_width and x > pad:
             x, y = pad, y + line
@@ -128,27 +130,32 @@ def add_legend(
     drawing.paste(Image.fromarray(image), ((out_width - width) // 2, 0))
     draw = ImageDraw.Draw(drawing)
     colors = label_set.color_table()
-    for (label, text, _), (x, y) in zip(entries, positions, strict=True):
+    for (class_id, text, _), (x, y) in zip(entries, positions, strict=True):
         top = height + y + (line - size) // 2
-        draw.rectangle((x, top, x + size, top + size), fill=tuple(colors[label].tolist()), outline=(128, 128, 128))
+        draw.rectangle((x, top, x + size, top + size), fill=tuple(colors[class_id].tolist()), outline=(128, 128, 128))
         draw.text((x + size + pad, height + y + line // 2), text, fill="black", font=font, anchor="lm")
     return np.asarray(drawing)
 
 
-def present_classes(label_maps: Iterable[np.ndarray], label_set: LabelSet) -> dict[int, int]:
-    """Pixels of each label that occurs."""
-    counts = sum((np.bincount(label_map.ravel(), minlength=256) for label_map in label_maps), np.zeros(256, np.int64))
-    for label in np.flatnonzero(counts):
-        if label_set.num_classes <= label < IGNORE_LABEL:
-            raise ValueError(f"label {label} is none of the {label_set.num_classes} classes; pass the right labels")
-    return {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
+def count_labels(labels: Iterable[np.ndarray], label_set: LabelSet) -> dict[int, int]:
+    """Returns the number of pixels of each value that occurs in the labels.
+
+    Raises:
+      ValueError: a value is not a class id.
+    """
+    counts = sum((np.bincount(label.ravel(), minlength=256) for label in labels), np.zeros(256, np.int64))
+    for class_id in np.flatnonzero(counts):
+        if label_set.num_classes <= class_id < IGNORE_LABEL:
+            raise ValueError(f"label {class_id} is not one of the {label_set.num_classes} classes; check label_set")
+    return {int(class_id): int(counts[class_id]) for class_id in np.flatnonzero(counts)}
 
 
-def class_name(label: int, label_set: LabelSet) -> str:
-    return "void" if label == IGNORE_LABEL else label_set.class_names[label]
+def class_name(class_id: int, label_set: LabelSet) -> str:
+    """Returns the name of a class id; "unlabeled" for the ignore label."""
+    return "unlabeled" if class_id == IGNORE_LABEL else label_set.class_names[class_id]
 
 
-def save_png(path: pathlib.Path, image: Image.Image) -> None:
+def _save_png(path: pathlib.Path, image: Image.Image) -> None:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     write_atomically(path, buffer.getvalue())

@@ -11,7 +11,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from deeplab_jax import config as config_lib
-from deeplab_jax.pretrained import presets
+from deeplab_jax.pretrained import list_presets
 
 
 def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -71,16 +71,16 @@ class Presets(_Table):
     def lines(self) -> list[str]:
         """A row for each preset, in the order of presets.toml."""
         (task,) = self.arguments
-        presets = [preset for preset in presets.load_table().values() if preset.task == task]
-        if not presets:
+        chosen = [preset for preset in list_presets() if preset.task == task]
+        if not chosen:
             raise self.error(f"no preset has the task {task}")
         rows = [
             (
                 f"`{preset.name}`\n`{preset.backbone}`",
                 f"{preset.score}\n{preset.score_source}" if preset.score else "none published",
-                f"{preset.size_in_words}\n{preset.license}",
+                f"{preset.size_text}\n{preset.license}",
             )
-            for preset in presets
+            for preset in chosen
         ]
         return markdown_table(("preset, backbone", "score as published, by", "file"), rows)
 

@@ -55,15 +55,14 @@ def photo(tmp_path) -> pathlib.Path:
 
 
 def own_labels(predictor: Predictor, path: pathlib.Path) -> np.ndarray:
-    (label_map,) = predictor([data.read_image(path)])
-    return label_map
+    return predictor(data.read_image(path)).label_map
 
 
 # ---- What an image becomes ----
 
 
 def test_a_image_gets_the_predictors_own_labels_and_overlay(trained, photo):
-    predictor = Predictor.from_preset(trained)
+    predictor = Predictor.from_pretrained(trained)
     networks = networks_lib.Networks({"tiny": lambda: predictor}, max_pixels=PLENTY)
     result = networks.segment(photo, "tiny")
     expected = own_labels(predictor, photo)
@@ -105,7 +104,7 @@ def test_every_kind_of_image_is_read_as_prediction_reads_it(networks, predictor,
 
 
 def test_loading_and_compiling_are_told_apart_from_predicting_and_happen_once(trained, photo):
-    networks = networks_lib.Networks({"tiny": lambda: Predictor.from_preset(trained)}, max_pixels=PLENTY)
+    networks = networks_lib.Networks({"tiny": lambda: Predictor.from_pretrained(trained)}, max_pixels=PLENTY)
     started = time.perf_counter()
     first = networks.segment(photo, "tiny")
     total = time.perf_counter() - started
@@ -135,7 +134,7 @@ class SlowLoader:
 
 
 def test_two_requests_load_once_and_compile_once(trained, photo):
-    load = SlowLoader(Predictor.from_preset(trained))
+    load = SlowLoader(Predictor.from_pretrained(trained))
     networks = networks_lib.Networks({"tiny": load}, max_pixels=PLENTY)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         both = [pool.submit(networks.segment, photo, "tiny") for _ in range(2)]

@@ -32,7 +32,7 @@ def address(trained):
 
 @pytest.fixture(scope="module")
 def predictor(trained) -> Predictor:
-    return Predictor.from_workdir(trained)
+    return Predictor.from_pretrained(trained)
 
 
 def make_photo(path: pathlib.Path, height: int, width: int, seed: int = 3) -> pathlib.Path:
@@ -43,7 +43,7 @@ def make_photo(path: pathlib.Path, height: int, width: int, seed: int = 3) -> pa
 def check(page: Page, path: pathlib.Path, predictor: Predictor) -> None:
     """Every pixel is compared: the page serves PNG."""
     image = data.read_image(path)
-    (expected,) = predictor([image])
+    expected = predictor(image).label_map
     tinted = visualization.overlay(image, expected, predictor.label_set)
     assert np.array_equal(np.asarray(page.pixels("overlay")), tinted)
     mask = page.pixels("mask")

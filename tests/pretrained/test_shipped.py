@@ -1,4 +1,4 @@
-"""The networks that come with the package, on real images."""
+"""The presets whose weights ship with the package, on real images."""
 
 import json
 
@@ -15,11 +15,11 @@ SHIPPED = ("deeplab_v3_plus_efficientnet_lite0_pascalvoc", "deeplab_v3_plus_effi
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_portrait_is_a_person(name):
+def test_a_portrait_shows_a_person(name):
     portrait = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)  # public domain, in the wheel of matplotlib
-    predictor = Predictor.from_preset(name)
+    predictor = Predictor.from_pretrained(name)
     assert predictor.label_set == VOC
-    result = predictor.predict(portrait)
+    result = predictor(portrait, confidence=True)
     person = result.label_map == VOC.class_names.index("person")
     assert person.shape == (600, 512)
     assert person[250:, 150:350].mean() > 0.9  # face and chest
@@ -29,8 +29,8 @@ def test_a_portrait_is_a_person(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
-def test_it_scores_what_is_said_of_it(name, shared, tmp_path, monkeypatch):
-    said = find_preset(name).score
+def test_the_scores_of_the_table_are_reproduced(name, shared, tmp_path, monkeypatch):
+    stated = find_preset(name).score
     monkeypatch.setenv("DEEPLAB_JAX_DATA", str(tmp_path / "data"))
     scores = tmp_path / "scores.json"
     commands = [
@@ -43,6 +43,6 @@ def test_it_scores_what_is_said_of_it(name, shared, tmp_path, monkeypatch):
         assert done.value.code == 0
     found = json.loads(scores.read_text())
     assert found["num_images"] == 449
-    # Rounding differs between processors: a few pixels on class borders.
-    shown = [float(word) for word in said.replace(",", "").split() if word.replace(".", "").isdigit()]
+    # Processors round differently: a few pixels on class borders change.
+    shown = [float(word) for word in stated.replace(",", "").split() if word.replace(".", "").isdigit()]
     np.testing.assert_allclose([100 * found["mean_iou"], 100 * found["pixel_accuracy"]], shown[:2], atol=0.05)

@@ -1,4 +1,4 @@
-"""The strict translation of foreign arrays: names, axes, and an account of everything."""
+"""Strict conversion of foreign arrays: names, axes, and an account of every array."""
 
 import numpy as np
 import pytest
@@ -37,11 +37,11 @@ def torch_arrays() -> dict[str, np.ndarray]:
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def test_every_array_finds_its_place_and_its_axes():
+def test_arrays_are_renamed_and_transposed():
     foreign = torch_arrays()
     variables, report = translate(foreign, MODULES, SHAPES, TORCH)
     kernel = variables["params"]["backbone"]["stem_conv"]["kernel"]
-    # One output feature at one place is one number on both sides.
+    # One number, at the same place of the kernel on both sides.
     assert kernel[2, 4, 1, 3] == foreign["conv1.weight"][3, 1, 2, 4]
     assert variables["params"]["backbone"]["depthwise_conv"]["kernel"][2, 4, 0, 3] == foreign["dw.weight"][3, 0, 2, 4]
     np.testing.assert_array_equal(variables["params"]["backbone"]["stem_norm"]["scale"], foreign["bn1.weight"])
@@ -51,10 +51,10 @@ def test_every_array_finds_its_place_and_its_axes():
     )
     np.testing.assert_array_equal(variables["batch_stats"]["backbone"]["stem_norm"]["var"], foreign["bn1.running_var"])
     np.testing.assert_array_equal(variables["params"]["classifier"]["bias"], foreign["head.0.bias"])
-    assert report == ["7 arrays taken, 2 of them with their axes reordered; 0 missing, 0 unused"]
+    assert report == ["7 arrays imported, 2 with reordered axes; 0 missing, 0 unused"]
 
 
-def test_each_framework_has_its_names_and_axes():
+def test_each_framework_has_its_own_names_and_axes():
     shapes = {
         path: SHAPES[path] for path in ("params/backbone/stem_conv/kernel", "params/backbone/depthwise_conv/kernel")
     }
@@ -67,20 +67,23 @@ def test_each_framework_has_its_names_and_axes():
         np.testing.assert_array_equal(ours[:, :, 0], depthwise[..., 0])
 
 
-def test_what_is_left_out_is_reported_with_its_reason():
+def test_skipped_arrays_are_reported_with_the_reason():
     foreign = torch_arrays() | {f"aux.{i}.weight": np.zeros(1) for i in range(7)} | {"fc.weight": np.zeros(1)}
-    left_out = {r"aux\..*": "a second classifier", r"fc\.(weight|bias)": "ImageNet's classes"}
-    _, report = translate(foreign, MODULES, SHAPES, TORCH, left_out=left_out)
+    skipped = {r"aux\..*": "a second classifier", r"fc\.(weight|bias)": "ImageNet's classes"}
+    _, report = translate(foreign, MODULES, SHAPES, TORCH, skipped=skipped)
     assert report[1:] == [
-        "7 left out, a second classifier: aux.0.weight, aux.1.weight, aux.2.weight, aux.3.weight ... aux.6.weight",
-        "1 left out, ImageNet's classes: fc.weight",
+        "7 skipped (a second classifier): aux.0.weight, aux.1.weight, aux.2.weight, aux.3.weight ... aux.6.weight",
+        "1 skipped (ImageNet's classes): fc.weight",
     ]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda arrays: arrays.pop("bn1.running_var"), "bn1.running_var is missing there, for batch_stats/backbone"),
+        (
+            lambda arrays: arrays.pop("bn1.running_var"),
+            "bn1.running_var is missing in the file .for batch_stats/backbone",
+        ),
         (lambda arrays: arrays.update({"aux.weight": np.zeros(2)}), "aux.weight is unused$"),
         (
             lambda arrays: arrays.update({"conv1.weight": np.zeros((4, 2, 5, 3))}),
@@ -89,7 +92,7 @@ def test_what_is_left_out_is_reported_with_its_reason():
         (lambda arrays: arrays.update({"bn1.bias": np.zeros((4, 1))}), r"bn1.bias has shape \(4, 1\)"),
     ],
 )
-def test_nothing_is_passed_over(change, message):
+def test_missing_unused_and_misshapen_arrays_are_errors(change, message):
     arrays = torch_arrays()
     change(arrays)
     with pytest.raises(UserError, match=f"^the file does not fit the network: .*{message}"):

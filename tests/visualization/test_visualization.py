@@ -1,4 +1,4 @@
-"""Colors, files, legends and galleries, as read back from their pixels."""
+"""Colors, files, legends and galleries, checked by their pixels."""
 
 import io
 import json
@@ -28,14 +28,14 @@ def texts(figure) -> list[str]:
     ]
 
 
-def test_colorize_uses_the_palette_of_the_data_set():
+def test_colorize_uses_the_palette_of_the_label_set():
     label_map = np.array([[0, 15, 255]], np.uint8)
     expected = [[(0, 0, 0), (192, 128, 128), (224, 224, 192)]]  # as in every VOC mask file
     np.testing.assert_array_equal(visualization.colorize(label_map, VOC), expected)
     np.testing.assert_array_equal(visualization.colorize(label_map[:, :1], CAMVID), [[(128, 128, 128)]])
 
 
-def test_overlay_leaves_the_background_and_mixes_the_rest():
+def test_overlay_keeps_the_background_and_tints_other_classes():
     image = np.full((1, 3, 3), 100, np.uint8)
     label_map = np.array([[0, 15, 255]], np.uint8)
     tinted = visualization.overlay(image, label_map, VOC, opacity=0.25)
@@ -43,12 +43,12 @@ def test_overlay_leaves_the_background_and_mixes_the_rest():
     np.testing.assert_array_equal(image, 100)
 
 
-def test_overlay_tints_a_first_class_that_is_no_background():
+def test_overlay_tints_a_first_class_that_is_not_a_background():
     image, label_map = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8)
     np.testing.assert_array_equal(visualization.overlay(image, label_map, CAMVID, opacity=1), np.full((2, 2, 3), 128))
 
 
-def test_palette_png_holds_the_labels_and_shows_the_colors(tmp_path):
+def test_palette_png_contains_class_ids_and_shows_colors(tmp_path):
     label_map = np.array([[*range(21), 255]], np.uint8).repeat(2, axis=0)
     path = tmp_path / "mask.png"
     visualization.save_palette_png(path, label_map, VOC)
@@ -66,7 +66,7 @@ def test_save_image_round_trips(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_a_file_that_cannot_be_written_is_a_users_mistake_and_leaves_nothing(tmp_path):
+def test_a_file_that_cannot_be_written_is_a_user_error_and_leaves_nothing(tmp_path):
     image, label_map = scene(3)
     with pytest.raises(UserError, match="cannot write .*missing.*: No such file or directory"):
         visualization.save_image(tmp_path / "missing" / "a.png", image)
@@ -88,26 +88,26 @@ def test_legend_lists_present_classes_largest_first(monkeypatch):
     label_map[:30], label_map[30:32], label_map[99, 99] = 15, 255, 8
     image = np.full((100, 100, 3), 200, np.uint8)
     with_legend = visualization.add_legend(image, label_map, VOC)
-    assert drawn == ["background 68.0%", "person 30.0%", "void 2.0%", "cat <0.1%"]
+    assert drawn == ["background 68.0%", "person 30.0%", "unlabeled 2.0%", "cat <0.1%"]
     colors = {tuple(color) for color in with_legend[100:].reshape(-1, 3).tolist()}
     assert {VOC.palette[0], VOC.palette[15], VOC.palette[8], IGNORE_COLOR} <= colors
     assert VOC.palette[1] not in colors
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (40, 60), (200, 900), (1200, 800)])
-def test_legend_keeps_the_image_and_fits_its_text(height, width):
+def test_legend_keeps_the_image_and_has_room_for_its_text(height, width):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     label_map = np.arange(height * width, dtype=np.int64).reshape(height, width) % 21
     with_legend = visualization.add_legend(image, label_map.astype(np.uint8), VOC)
     left = (with_legend.shape[1] - width) // 2
     np.testing.assert_array_equal(with_legend[:height, left : left + width], image)
-    np.testing.assert_array_equal(with_legend[height:, -1], 255)  # no text is cut off at the right
-    np.testing.assert_array_equal(with_legend[-1], 255)  # nor below
+    np.testing.assert_array_equal(with_legend[height:, -1], 255)  # no text is cropped at the right
+    np.testing.assert_array_equal(with_legend[-1], 255)  # or at the bottom
     assert with_legend.shape[0] > height + 13
 
 
-def test_legend_refuses_labels_that_are_no_class():
-    with pytest.raises(ValueError, match="label 77 is none of the 21 classes"):
+def test_legend_refuses_values_that_are_not_class_ids():
+    with pytest.raises(ValueError, match="label 77 is not one of the 21 classes"):
         visualization.add_legend(np.zeros((2, 2, 3), np.uint8), np.full((2, 2), 77, np.uint8), VOC)
 
 
@@ -201,21 +201,21 @@ MASKS = np.zeros((2, 4, 6), np.uint8)
         ((IMAGES, None, MASKS[:1]), "y_pred has 1 masks for 2 images"),
         ((IMAGES, MASKS[:, :3]), r"y_true has a mask of shape \(3, 6\) for an image of shape \(4, 6, 3\)"),
         ((IMAGES, MASKS[0]), "y_true has 4 masks for 2 images"),
-        ((IMAGES, MASKS + 0.5), "y_true holds values that are no class ids"),
-        ((IMAGES, MASKS - 1.0), "y_true holds values that are no class ids"),
-        ((IMAGES, np.full(MASKS.shape, math.nan)), "y_true holds values that are no class ids"),
-        ((IMAGES, MASKS + 77), "label 77 is none of the 21 classes"),
+        ((IMAGES, MASKS + 0.5), "y_true contains values that are not class ids"),
+        ((IMAGES, MASKS - 1.0), "y_true contains values that are not class ids"),
+        ((IMAGES, np.full(MASKS.shape, math.nan)), "y_true contains values that are not class ids"),
+        ((IMAGES, MASKS + 77), "label 77 is not one of the 21 classes"),
         ((IMAGES[0],), r"images must be RGB of shape \(height, width, 3\), not \(6, 3\)"),
         ((IMAGES[..., 0],), r"images must be RGB"),
         (([],), "images is empty"),
     ],
 )
-def test_gallery_names_what_is_wrong(arguments, message):
+def test_gallery_names_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         visualization.plot_segmentation_mask_gallery(*arguments)
 
 
-def test_learning_rate_is_drawn_for_every_step_of_a_short_run(tmp_path):
+def test_learning_rate_is_plotted_for_every_step_of_a_short_run(tmp_path):
     figure = visualization.plot_learning_rate(lambda step: 0.1 * (5 - step), 5, path=tmp_path / "rate.png")
     steps, rates = figure.axes[0].lines[0].get_data()
     np.testing.assert_array_equal(steps, range(5))
@@ -223,7 +223,7 @@ def test_learning_rate_is_drawn_for_every_step_of_a_short_run(tmp_path):
     assert (tmp_path / "rate.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_curves_show_what_was_written(tmp_path):
+def test_curves_show_the_logged_values(tmp_path):
     lines = [
         {"step": 10, "loss": 2.0, "mean_iou": None},
         {"step": 20, "loss": None, "mean_iou": 0.2},
@@ -238,15 +238,15 @@ def test_curves_show_what_was_written(tmp_path):
     assert drawn[1] == {"training": [[20, 0.2], [30, 0.3]], "evaluation": [[20, 0.1]]}
 
 
-def test_curves_of_no_run_are_a_users_mistake(tmp_path):
+def test_curves_need_a_metrics_file(tmp_path):
     with pytest.raises(UserError, match=r"metrics.jsonl does not exist"):
         visualization.plot_curves(tmp_path / "metrics.jsonl")
 
 
-def test_notebooks_get_a_png_without_pyplot():
+def test_notebooks_display_figures_without_pyplot():
     script = (
         "import sys, numpy as np\n"
-        "from deeplab_jax import visualize\n"
+        "from deeplab_jax import visualization\n"
         "assert 'matplotlib' not in sys.modules\n"
         "figure = visualization.plot_segmentation_mask_gallery(np.zeros((1, 8, 8, 3), np.uint8))\n"
         "assert figure._repr_png_().startswith(b'\\x89PNG')\n"
@@ -255,7 +255,15 @@ def test_notebooks_get_a_png_without_pyplot():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_label_sets_of_many_classes_are_drawn():
+def test_ipython_displays_figures_as_png():
+    formatters = pytest.importorskip("IPython.core.formatters", reason="needs IPython (extra dev)")
+    figure = visualization.new_figure(2, 1)
+    figure.add_subplot().plot([0, 1])
+    shown, _ = formatters.DisplayFormatter().format(figure)
+    assert shown["image/png"].startswith(b"\x89PNG")
+
+
+def test_label_sets_with_many_classes_are_drawn():
     label_set = LabelSet.from_names([f"class {i}" for i in range(150)])
     masks = np.arange(160, dtype=np.uint8).reshape(1, 10, 16) % 150
     figure = visualization.plot_segmentation_mask_gallery(
@@ -264,10 +272,10 @@ def test_label_sets_of_many_classes_are_drawn():
     assert len(texts(figure)) == 2 + 150
 
 
-def test_real_images_make_a_gallery(shared, tmp_path):
+def test_a_gallery_of_real_images(shared, tmp_path):
     root = shared / "data" / "voc_subset"
     names = sorted(path.stem for path in (root / "SegmentationClass").glob("*.png"))[:3]
     images = [np.asarray(Image.open(root / "JPEGImages" / f"{name}.jpg")) for name in names]
     masks = [np.asarray(Image.open(root / "SegmentationClass" / f"{name}.png")) for name in names]
     figure = visualization.plot_segmentation_mask_gallery(images, masks, path=tmp_path / "gallery.png")
-    assert texts(figure)[-1] == "void"  # every VOC mask has borders
+    assert texts(figure)[-1] == "unlabeled"  # every VOC mask has borders

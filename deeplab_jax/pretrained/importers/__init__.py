@@ -1,1 +1,1 @@
-"""One importer per project whose weights can be read."""
+"""Importers of foreign weights, one per project."""

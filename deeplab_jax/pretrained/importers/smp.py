@@ -1,10 +1,10 @@
 """DeepLabV3Plus of segmentation_models.pytorch with a ResNet or MobileNetV2 encoder.
 
-Source of the layout: segmentation-models-pytorch 0.6.0, `decoders/deeplabv3/decoder.py` and `encoders/_utils.py`. Other
-than the paper, its separable convolutions have no BatchNorm inside, the pyramid's result passes one more of them before
-it is enlarged and only one behind the join, corners are aligned, the unit whose stride is traded runs at the new rate
-itself, and the rates are 12, 24, 36 at output stride 16 as at 8. Its encoders see images in ImageNet's normalization
-if their users follow its documentation.
+Source of the layout: segmentation-models-pytorch 0.6.0, `decoders/deeplabv3/decoder.py` and `encoders/_utils.py`.
+Differences from the paper: separable convolutions have no inner BatchNorm; one of them follows ASPP and only one
+follows the concatenation; resizing aligns corners; a unit whose stride becomes a rate already runs at the new rate; and
+the rates are 12, 24, 36 at output strides 8 and 16 alike. Encoders expect ImageNet's normalization, as its
+documentation says.
 """
 
 import json
@@ -16,8 +16,8 @@ import numpy as np
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pretrained.importers.torchvision import (
-    LEFT_OUT,
-    abridged,
+    SKIPPED,
+    abridge,
     find_resnet,
     mobilenet_v2_table,
     resnet_table,
@@ -30,13 +30,13 @@ _CLASSIFIER = "segmentation_head.0"
 
 
 def load(path: pathlib.Path) -> PretrainedNetwork:
-    """The network in a file of weights.
+    """Reads a network from a file of weights.
 
-    Output stride and atrous rates are not among the weights. They are taken from the `config.json` beside the file,
-    which `save_pretrained` writes, and are smp's defaults (16; 12, 24, 36) if there is none.
+    The output stride and the atrous rates are not part of the weights. They come from the `config.json` next to the
+    file, which smp's `save_pretrained` writes. Without one, smp's defaults are assumed (16; 12, 24, 36).
 
     Raises:
-      UserError: the file cannot be read, or holds another network.
+      UserError: the file cannot be read or contains another network.
     """
     config_path = path.with_name("config.json")
     if not config_path.is_file():
@@ -48,39 +48,39 @@ def load(path: pathlib.Path) -> PretrainedNetwork:
         atrous_rates = tuple(int(rate) for rate in config.get("decoder_atrous_rates", (12, 24, 36)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{config_path} is not what segmentation_models.pytorch's save_pretrained writes "
-            f"({type(error).__name__}: {error}); move {path.name} to a folder of its own"
+            f"{config_path} is not a config of segmentation_models.pytorch ({type(error).__name__}: {error}); "
+            f"move {path.name} to a folder of its own"
         ) from None
     if kind != "DeepLabV3Plus":
-        raise UserError(f"{config_path} describes a {kind}; only DeepLabV3Plus is known here")
+        raise UserError(f"{config_path} describes a {kind}; only DeepLabV3Plus is supported")
     return from_state_dict(read_torch_file(path), output_stride=output_stride, atrous_rates=atrous_rates)
 
 
 def from_state_dict(
     foreign: Mapping[str, np.ndarray], *, output_stride: int = 16, atrous_rates: Sequence[int] = (12, 24, 36)
 ) -> PretrainedNetwork:
-    """The network of a state dict.
+    """Converts a state dict to a network.
 
-    A network of one class, whose logit stands against 0, becomes one of two classes: the background has the logit 0.
+    A network of one class becomes one of two classes: the background has the logit 0.
 
     Args:
-      foreign: of `DeepLabV3Plus` with the encoder `resnet18` to `resnet152` or `mobilenet_v2`.
+      foreign: state dict of `DeepLabV3Plus` with the encoder `resnet18` to `resnet152` or `mobilenet_v2`.
       output_stride: its `encoder_output_stride`.
       atrous_rates: its `decoder_atrous_rates`.
 
     Raises:
-      UserError: it is of another network.
+      UserError: the state dict is of another network.
     """
     if "decoder.block2.0.1.weight" not in foreign or f"{_CLASSIFIER}.weight" not in foreign:
-        raise UserError(f"the file holds no DeepLabV3Plus of segmentation_models.pytorch; it has {abridged(foreign)}")
+        raise UserError(f"the file is not a DeepLabV3Plus of segmentation_models.pytorch; it has {abridge(foreign)}")
     if resnet := find_resnet(foreign, "encoder."):
         backbone, table = resnet, resnet_table(resnet, "encoder.")
     elif "encoder.features.18.0.weight" in foreign:
         backbone, table = "mobilenet_v2_full", mobilenet_v2_table("encoder.")
     else:
         raise UserError(
-            "the file's encoder is not known here (resnet18 to resnet152, mobilenet_v2); "
-            f"it has {abridged(name for name in foreign if name.startswith('encoder.'))}"
+            "the encoder is not supported (resnet18 to resnet152, mobilenet_v2 are); "
+            f"it has {abridge(name for name in foreign if name.startswith('encoder.'))}"
         )
     channels = foreign["decoder.block2.0.1.weight"].shape[0]
     separable = "decoder.aspp.0.convs.1.0.1.weight" in foreign
@@ -109,10 +109,10 @@ def from_state_dict(
         table | _head_table(separable),
         variable_shapes(model, label_set.num_classes),
         TORCH,
-        left_out=LEFT_OUT | {r"classification_head\..*": "the head that classifies whole images"},
+        skipped=SKIPPED | {r"classification_head\..*": "image classification head"},
     )
     if num_classes == 1:
-        report.append("the network of one class became one of two: the background has the logit 0")
+        report.append("one class became two: the background has the logit 0")
     return PretrainedNetwork(model, variables, label_set, report=report)
 
 

@@ -1,15 +1,15 @@
-"""Import of TensorFlow checkpoints of research/deeplab: its MobileNetV2 and ResNet-beta networks.
+"""MobileNetV2 and ResNet-beta networks of research/deeplab, from TensorFlow checkpoints.
 
-Facts of the originals, from tensorflow/models:
+Facts about the originals, from tensorflow/models:
 
 - `research/deeplab/core/feature_extractor.py`: images are scaled to [-1, 1]; BatchNorm of ResNet has decay 0.95 and
   epsilon 1e-5; the low-level features of ResNet are `block1/unit_2/bottleneck_v1/conv3`, those of MobileNetV2 the
-  depthwise output of the second unit at stride 4, which our decoder does not take.
+  depthwise output of the second unit at stride 4, which our decoder does not support.
 - `research/slim/nets/mobilenet/mobilenet.py` and `mobilenet_v2.py`: BatchNorm has decay 0.997 and slim's default
-  epsilon 0.001, convolutions pad as SAME does, expansions and depthwise results go through ReLU6.
+  epsilon 0.001, convolutions use SAME padding, and ReLU6 follows expansions and depthwise convolutions.
 - `research/deeplab/core/resnet_v1_beta.py`: strided convolutions pad symmetrically (slim's `conv2d_same`).
-- `research/deeplab/model.py`: BatchNorm of ASPP and decoder has decay 0.9997 and epsilon 1e-5; the branches are joined
-  in the order image pooling, 1x1, rates; training drops a tenth of the projection; resizing aligns corners.
+- `research/deeplab/model.py`: BatchNorm of ASPP and decoder has decay 0.9997 and epsilon 1e-5; branches are
+  concatenated in the order image pooling, 1x1, rates; dropout after the projection is 0.1; resizing aligns corners.
 """
 
 import pathlib
@@ -26,80 +26,80 @@ from deeplab_jax.pretrained.translate import SLIM, translate
 
 _RESNET_UNITS = {"resnet_v1_50": (3, 4, 6, 3), "resnet_v1_101": (3, 4, 23, 3)}
 
-# What eval.py and the training commands of research/deeplab use; checkpoints hold neither.
+# Values of eval.py and the training commands of research/deeplab; checkpoints do not contain them.
 _RATES = (6, 12, 18)
 _PASCAL_VOC_SIZE = (513, 513)
 
-_LEFT_OUT = {
-    r".*/(Momentum|Adam|Adam_1|RMSProp|RMSProp_1)|beta[12]_power": "state of the optimizer",
-    r".*/ExponentialMovingAverage": "moving averages; the variables themselves are taken",
-    r"global_step": "the step that training reached",
+_SKIPPED = {
+    r".*/(Momentum|Adam|Adam_1|RMSProp|RMSProp_1)|beta[12]_power": "optimizer state",
+    r".*/ExponentialMovingAverage": "moving averages; the variables themselves are imported",
+    r"global_step": "training step",
 }
-_IMAGENET_CLASSIFIER = {r"(MobilenetV2/Logits|resnet_v1_\d+/logits)/.*": "the classifier of ImageNet"}
-_FINAL_CONV = {r"MobilenetV2/Conv_1/.*": "the convolution behind the features that research/deeplab uses"}
+_IMAGENET_CLASSIFIER = {r"(MobilenetV2/Logits|resnet_v1_\d+/logits)/.*": "ImageNet classifier"}
+_FINAL_CONV = {r"MobilenetV2/Conv_1/.*": "convolution after the features that research/deeplab uses"}
 
 
 def load(path: pathlib.Path) -> PretrainedNetwork:
-    """The network of a checkpoint, or its backbone if it was trained on ImageNet alone.
+    """Reads a network from a checkpoint, or a backbone if the checkpoint was trained only on ImageNet.
 
-    ResNet's max-pooling pads as SAME does, which is our symmetric padding where the image has 16 k + 1 pixels a side,
-    as research/deeplab wants them; other sizes give other values along the borders.
+    ResNet's max-pooling uses SAME padding. It equals our symmetric padding for images of 16 k + 1 pixels per side, as
+    research/deeplab uses them; other sizes give other values along the borders.
 
     Args:
-      path: what `tf_checkpoint.read` takes: a prefix, an `.index` file, a folder or an archive.
+      path: checkpoint prefix, `.index` file, folder or archive, see `tf_checkpoint.read`.
 
     Raises:
-      UserError: the checkpoint is damaged or holds another network.
+      UserError: the checkpoint is damaged or contains another network.
     """
     return from_variables(tf_checkpoint.read(path))
 
 
 def from_variables(foreign: Mapping[str, np.ndarray]) -> PretrainedNetwork:
-    """Like `load`, from a checkpoint's variables by name."""
+    """Converts the variables of a checkpoint, by name, to a network; see `load`."""
     scopes = {name.split("/")[0] for name in foreign}
     if "MobilenetV2" in scopes:
-        fields, modules, left_out = _mobilenet_v2(foreign)
+        fields, modules, skipped = _mobilenet_v2(foreign)
     else:
-        fields, modules, left_out = *_resnet_v1_beta(foreign, scopes), {}
+        fields, modules, skipped = *_resnet_v1_beta(foreign, scopes), {}
     report, num_classes = [], None
     if "logits/semantic/weights" in foreign:
         num_classes = _features(foreign, "logits/semantic")
         head_fields, head_modules = _head(foreign)
         if head_fields["decoder"] != "none" and "MobilenetV2" in scopes:
-            raise UserError("a decoder on MobileNetV2 takes depthwise features, which ours does not")
+            raise UserError("a decoder on MobileNetV2 uses depthwise features, which are not supported")
         fields, modules = fields | head_fields, modules | head_modules
         if fields["image_pooling"]:
-            # The rows of the pooled branch come first there and last here.
+            # The pooled branch comes first there and last here.
             rows = np.roll(foreign["concat_projection/weights"], -fields["aspp_channels"], axis=2)
             foreign = {**foreign, "concat_projection/weights": rows}
         if fields["atrous_rates"]:
-            report.append(f"atrous_rates are research/deeplab's {_RATES} at stride 16: the file does not hold them")
+            report.append(f"assumed, not in the file: rates {_RATES} at stride 16")
     else:
-        left_out |= _IMAGENET_CLASSIFIER
+        skipped |= _IMAGENET_CLASSIFIER
     model = model_config(align_corners=True, input_mean=(127.5,) * 3, input_std=(127.5,) * 3, **fields)
     variables, lines = translate(
-        foreign, modules, variable_shapes(model, num_classes), SLIM, left_out=_LEFT_OUT | left_out
+        foreign, modules, variable_shapes(model, num_classes), SLIM, skipped=_SKIPPED | skipped
     )
-    labels = None if num_classes is None else voc_or_numbered_labels(num_classes)
+    label_set = None if num_classes is None else voc_or_numbered_labels(num_classes)
     return PretrainedNetwork(
         model=model,
         variables=variables,
-        label_set=labels,
+        label_set=label_set,
         image_size=_PASCAL_VOC_SIZE if num_classes == 21 else None,
         report=lines + report,
     )
 
 
 def _features(foreign: Mapping[str, np.ndarray], layer: str) -> int:
-    """Output features of a convolution."""
+    """Returns the number of output features of a convolution."""
     kernel = foreign.get(f"{layer}/weights")
     if kernel is None or kernel.ndim != 4:
-        raise UserError(f"the checkpoint has no kernel {layer}/weights, which the networks of research/deeplab have")
+        raise UserError(f"the checkpoint has no kernel {layer}/weights; expected a network of research/deeplab")
     return kernel.shape[-1]
 
 
 def _mobilenet_v2(foreign: Mapping[str, np.ndarray]) -> tuple[dict, dict[str, str], dict[str, str]]:
-    """Fields of `config.model`, the table of names, and what is left out."""
+    """Returns fields of `config.model`, the foreign name of each layer, and the names to skip."""
     width = _features(foreign, "MobilenetV2/expanded_conv_16/project") / STAGES[-1].features
     modules = _conv_and_norm("backbone/stem", "MobilenetV2/Conv")
     units = [f"stage{number}_block{i + 1}" for number, stage in enumerate(STAGES, 1) for i in range(stage.units)]
@@ -116,19 +116,21 @@ def _mobilenet_v2(foreign: Mapping[str, np.ndarray]) -> tuple[dict, dict[str, st
     }
     if width == 1 or "MobilenetV2/Conv_1/weights" not in foreign:
         return fields, modules, _FINAL_CONV
-    # Classification networks of other widths round them to multiples of 8, research/deeplab's own do not.
+    # Classification networks of other widths round features to multiples of 8; those of research/deeplab do not.
     modules |= _conv_and_norm("backbone/final", "MobilenetV2/Conv_1")
     return fields | {"backbone": "mobilenet_v2_full"}, modules, {}
 
 
 def _resnet_v1_beta(foreign: Mapping[str, np.ndarray], scopes: set[str]) -> tuple[dict, dict[str, str]]:
-    """Fields of `config.model` and the table of names."""
+    """Returns fields of `config.model` and the foreign name of each layer."""
     scope = next((scope for scope in _RESNET_UNITS if scope in scopes), None)
     if scope is None:
         known, found = ", ".join(("MobilenetV2", *_RESNET_UNITS)), ", ".join(sorted(scopes)[:5])
-        raise UserError(f"the checkpoint has none of the networks {known}; its variables begin with {found}")
+        raise UserError(f"the checkpoint does not contain {known}; its variables start with {found}")
     if f"{scope}/conv1/weights" in foreign:
-        raise UserError(f"{scope} begins with one 7x7 convolution; only the beta variant of three 3x3 ones is known")
+        raise UserError(
+            f"{scope} starts with a 7x7 convolution; only the beta variant with three 3x3 ones is supported"
+        )
     modules = {}
     for i in (1, 2, 3):
         modules[f"backbone/stem_conv{i}"] = f"{scope}/conv1_{i}"
@@ -150,10 +152,10 @@ def _resnet_v1_beta(foreign: Mapping[str, np.ndarray], scopes: set[str]) -> tupl
 
 
 def _head(foreign: Mapping[str, np.ndarray]) -> tuple[dict, dict[str, str]]:
-    """Fields of `config.model` and the table of names, of ASPP, decoder and classifier."""
+    """Returns fields of `config.model` and the foreign name of each layer of ASPP, decoder and classifier."""
     branches = sorted({found[1] for name in foreign if (found := re.match(r"aspp([1-9]\d*)(?:_depthwise)?/", name))})
     if branches not in ([], ["1", "2", "3"]):
-        raise UserError(f"ASPP has the atrous branches {', '.join(branches)}, where research/deeplab's rates are three")
+        raise UserError(f"ASPP has the atrous branches {', '.join(branches)}; only three are supported")
     modules = {"aspp/projection": "concat_projection", "aspp/projection_norm": "concat_projection/BatchNorm"}
     modules |= _block("aspp/branch_1x1", "aspp0") | _block("aspp/branch_pooling", "image_pooling")
     separable = "aspp1_depthwise/depthwise_weights" in foreign
@@ -171,14 +173,14 @@ def _head(foreign: Mapping[str, np.ndarray]) -> tuple[dict, dict[str, str]]:
         "head_norm_decay": 0.9997,
     }
     if _features(foreign, "concat_projection") != fields["aspp_channels"]:
-        raise UserError("aspp0 and concat_projection differ in their features")
+        raise UserError("aspp0 and concat_projection have different numbers of features")
     if "decoder/feature_projection0/weights" not in foreign:
         return fields, modules
 
     separable = "decoder/decoder_conv0_depthwise/depthwise_weights" in foreign
     modules |= _block("decoder/low_level", "decoder/feature_projection0")
     for i in (1, 2):
-        # Without separable convolutions they come from slim's `repeat`, which counts from 1 inside a scope.
+        # Plain convolutions come from slim's `repeat`, which counts from 1 inside a scope.
         scope = f"decoder/decoder_conv{i - 1}" if separable else f"decoder/decoder_conv0/decoder_conv0_{i}"
         modules |= _block(f"decoder/refine{i}", scope, separable=separable)
     return fields | {
@@ -193,7 +195,7 @@ def _conv_and_norm(ours: str, theirs: str) -> dict[str, str]:
 
 
 def _block(ours: str, theirs: str, *, separable: bool = False) -> dict[str, str]:
-    """The names of a `ConvNormAct`."""
+    """Returns the foreign names of a `ConvNormAct`."""
     if not separable:
         return {f"{ours}/conv": theirs, f"{ours}/norm": f"{theirs}/BatchNorm"}
     return _conv_and_norm(f"{ours}/depthwise", f"{theirs}_depthwise") | _block(ours, f"{theirs}_pointwise")

@@ -1,8 +1,8 @@
-"""Classification networks of timm as backbones: ResNet and MobileNetV2.
+"""ResNet and MobileNetV2 classification networks of timm, as backbones.
 
 Source of the layouts: timm 1.0.31, `models/resnet.py` (names and shapes are torchvision's) and `models/efficientnet.py`
 (MobileNetV2 of any width): symmetric padding, BatchNorm with epsilon 1e-5 and decay 0.9. Variants with another stem,
-more blocks, groups or attention (`resnet50d`, `mobilenetv2_110d`, `resnext50_32x4d`...) are other networks, refused.
+more blocks, groups or attention (`resnet50d`, `mobilenetv2_110d`, `resnext50_32x4d`...) are refused.
 """
 
 import json
@@ -14,20 +14,20 @@ import numpy as np
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.mobilenet_v2 import STAGES
-from deeplab_jax.pretrained.importers.torchvision import abridged, find_resnet, find_width, load_backbone, resnet_table
+from deeplab_jax.pretrained.importers.torchvision import abridge, find_resnet, find_width, load_backbone, resnet_table
 from deeplab_jax.pretrained.network import PretrainedNetwork
 from deeplab_jax.pretrained.readers.torch_file import read_torch_file
 
 
 def load(path: pathlib.Path) -> PretrainedNetwork:
-    """The backbone in a file of weights.
+    """Reads a backbone from a file of weights.
 
-    How images are normalized is not among the weights. It is taken from the `config.json` beside the file, which timm
-    writes with it, and is ImageNet's mean and deviation if there is none; of the ResNet-18 to -152 and MobileNetV2 that
-    timm 1.0.31 lists, only `resnet34.ra4_e3600_r224_in1k` has another.
+    The normalization of images is not part of the weights. It comes from the `config.json` that timm writes next to the
+    file. Without one, ImageNet's mean and standard deviation are assumed: among the ResNet-18 to -152 and MobileNetV2
+    weights of timm 1.0.31, only `resnet34.ra4_e3600_r224_in1k` uses others.
 
     Raises:
-      UserError: the file cannot be read, or holds another network.
+      UserError: the file cannot be read or contains another network.
     """
     config_path = path.with_name("config.json")
     if not config_path.is_file():
@@ -38,21 +38,21 @@ def load(path: pathlib.Path) -> PretrainedNetwork:
         mean, std = (tuple(round(255 * float(value), 6) for value in config[key]) for key in ("mean", "std"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{config_path} is not what timm writes beside its weights ({type(error).__name__}: {error}); "
+            f"{config_path} is not a config of timm ({type(error).__name__}: {error}); "
             f"move {path.name} to a folder of its own"
         ) from None
     return from_state_dict(read_torch_file(path), input_mean=mean, input_std=std)
 
 
 def from_state_dict(foreign: Mapping[str, np.ndarray], **fields: Any) -> PretrainedNetwork:
-    """The backbone of a state dict.
+    """Converts a state dict to a backbone.
 
     Args:
-      foreign: of `resnet18` to `resnet152`, or of `mobilenetv2_050`, `_100`, `_140`...
-      **fields: of `config.model`.
+      foreign: state dict of `resnet18` to `resnet152`, or of `mobilenetv2_050`, `_100`, `_140`...
+      **fields: other fields of `config.model`.
 
     Raises:
-      UserError: it is of another network.
+      UserError: the state dict is of another network.
     """
     if "conv1.weight" in foreign and (resnet := find_resnet(foreign)):
         return load_backbone(foreign, resnet_table(resnet), backbone=resnet, **fields)
@@ -61,8 +61,8 @@ def from_state_dict(foreign: Mapping[str, np.ndarray], **fields: Any) -> Pretrai
         width = find_width(foreign, table)
         return load_backbone(foreign, table, backbone="mobilenet_v2_full", width_multiplier=width, **fields)
     raise UserError(
-        "the file holds no network of timm that is known here (resnet18 to resnet152, mobilenetv2_050 to _140); "
-        f"it has {abridged(foreign)}"
+        "the file is not a supported network of timm (resnet18 to resnet152, mobilenetv2_050 to _140); "
+        f"it has {abridge(foreign)}"
     )
 
 

@@ -1,8 +1,8 @@
 """Weights of torchvision: ResNet and MobileNetV2 classification networks as backbones, and DeepLabv3.
 
 Source of the layouts: torchvision 0.29, `models/resnet.py`, `mobilenetv2.py` and `segmentation/deeplabv3.py`. Its
-DeepLabv3 runs at output stride 8 (`replace_stride_with_dilation`), with the rates 12, 24, 36, which are 6, 12, 18 at
-stride 16, and has a 3x3 convolution between the pyramid and the classifier.
+DeepLabv3 runs at output stride 8 (`replace_stride_with_dilation`) with rates 12, 24, 36, which are 6, 12, 18 at
+stride 16, and has a 3x3 convolution between ASPP and the classifier.
 """
 
 import pathlib
@@ -20,30 +20,30 @@ from deeplab_jax.pretrained.readers.torch_file import read_torch_file
 from deeplab_jax.pretrained.translate import TORCH, translate
 
 RESNETS = ("resnet18_v1", "resnet34_v1", "resnet50_v1", "resnet101_v1", "resnet152_v1")
-LEFT_OUT = {
-    r".*\.num_batches_tracked": "counters that inference does not use",
-    r"(fc|classifier|classifier\.1)\.(weight|bias)": "the layer of ImageNet's classes",
+SKIPPED = {
+    r".*\.num_batches_tracked": "batch counters",
+    r"(fc|classifier|classifier\.1)\.(weight|bias)": "ImageNet classifier",
 }
 
 
 def load(path: pathlib.Path) -> PretrainedNetwork:
-    """The network in a file of torchvision, see `from_state_dict`.
+    """Reads a network from a file of torchvision, see `from_state_dict`.
 
     Raises:
-      UserError: the file cannot be read, or holds another network.
+      UserError: the file cannot be read or contains another network.
     """
     return from_state_dict(read_torch_file(path))
 
 
 def from_state_dict(foreign: Mapping[str, np.ndarray]) -> PretrainedNetwork:
-    """The network of a state dict.
+    """Converts a state dict to a network.
 
     Args:
-      foreign: of `resnet18` to `resnet152` or `mobilenet_v2` of any width, which become backbones, or of
+      foreign: state dict of `resnet18` to `resnet152` or `mobilenet_v2` of any width, which become backbones, or of
         `deeplabv3_resnet50` or `deeplabv3_resnet101`.
 
     Raises:
-      UserError: it is of another network.
+      UserError: the state dict is of another network.
     """
     if "classifier.4.weight" in foreign and (resnet := find_resnet(foreign, "backbone.")):
         return _load_deeplab(foreign, resnet)
@@ -53,8 +53,8 @@ def from_state_dict(foreign: Mapping[str, np.ndarray]) -> PretrainedNetwork:
         width = find_width(foreign, mobilenet_v2_table())
         return load_backbone(foreign, mobilenet_v2_table(), backbone="mobilenet_v2_full", width_multiplier=width)
     raise UserError(
-        "the file holds no network of torchvision that is known here (resnet18 to resnet152, mobilenet_v2, "
-        f"deeplabv3_resnet50, deeplabv3_resnet101); it has {abridged(foreign)}"
+        "the file is not a supported network of torchvision (resnet18 to resnet152, mobilenet_v2, "
+        f"deeplabv3_resnet50, deeplabv3_resnet101); it has {abridge(foreign)}"
     )
 
 
@@ -87,29 +87,29 @@ def _load_deeplab(foreign: Mapping[str, np.ndarray], resnet: str) -> PretrainedN
         table,
         variable_shapes(model, num_classes),
         TORCH,
-        left_out=LEFT_OUT | {r"aux_classifier\..*": "the head of the auxiliary loss"},
+        skipped=SKIPPED | {r"aux_classifier\..*": "auxiliary classifier"},
     )
     return PretrainedNetwork(model, variables, voc_or_numbered_labels(num_classes), report=report)
 
 
 def load_backbone(foreign: Mapping[str, np.ndarray], table: Mapping[str, str], **fields) -> PretrainedNetwork:
-    """A classification network as a backbone without classes.
+    """Converts the state dict of a classification network to a backbone.
 
     Args:
       foreign: the state dict.
-      table: our layers and its own.
-      **fields: of `config.model`.
+      table: the foreign name of each of our layers.
+      **fields: fields of `config.model`.
 
     Raises:
-      UserError: an array is missing, unused or of another shape.
+      UserError: an array is missing, unused, or has another shape.
     """
     model = model_config(**fields)
-    variables, report = translate(foreign, table, variable_shapes(model, None), TORCH, left_out=LEFT_OUT)
+    variables, report = translate(foreign, table, variable_shapes(model, None), TORCH, skipped=SKIPPED)
     return PretrainedNetwork(model, variables, label_set=None, report=report)
 
 
 def find_resnet(names: Iterable[str], prefix: str = "") -> str | None:
-    """The backbone whose kind and number of blocks a state dict has; None if there is none."""
+    """Returns the backbone with the block type and the number of blocks of a state dict, None without a match."""
     names = set(names)
     pattern = re.compile(re.escape(prefix) + r"layer([1-4])\.(\d+)\.conv1\.weight")
     found = {match.groups() for name in names if (match := pattern.fullmatch(name))}
@@ -123,7 +123,7 @@ def find_resnet(names: Iterable[str], prefix: str = "") -> str | None:
 
 
 def resnet_table(backbone: str, prefix: str = "") -> dict[str, str]:
-    """The layers of a ResNet v1 and torchvision's names for them."""
+    """Returns torchvision's name of each layer of a ResNet v1."""
     table = {"backbone/stem_conv": f"{prefix}conv1", "backbone/stem_norm": f"{prefix}bn1"}
     for stage, count in enumerate(BACKBONES[backbone].arguments["blocks"], 1):
         for block in range(count):
@@ -137,7 +137,7 @@ def resnet_table(backbone: str, prefix: str = "") -> dict[str, str]:
 
 
 def mobilenet_v2_table(prefix: str = "") -> dict[str, str]:
-    """The layers of MobileNetV2 and torchvision's names for them."""
+    """Returns torchvision's name of each layer of MobileNetV2."""
     table = {
         "backbone/stem_conv": f"{prefix}features.0.0",
         "backbone/stem_norm": f"{prefix}features.0.1",
@@ -161,19 +161,19 @@ def mobilenet_v2_table(prefix: str = "") -> dict[str, str]:
 
 
 def find_width(foreign: Mapping[str, np.ndarray], table: Mapping[str, str]) -> float:
-    """The width multiplier of a MobileNetV2: the roundest one that gives its stages their features.
+    """Returns the width multiplier of a MobileNetV2: the roundest number that explains the features of its stages.
 
     Raises:
-      UserError: there is none.
+      UserError: no multiplier does.
     """
     kernels = [f"{table[f'backbone/stage{stage}_block1/project_conv']}.weight" for stage in range(1, len(STAGES) + 1)]
     found = [foreign[name].shape[0] if name in foreign else 0 for name in kernels]
     for percent in sorted(range(10, 201), key=lambda percent: (percent % 10 != 0, percent % 5 != 0)):
         if found == [scaled_features(stage.features, percent / 100) for stage in STAGES]:
             return percent / 100
-    raise UserError(f"the file does not fit MobileNetV2 of any width: its stages have {found} features")
+    raise UserError(f"the file does not match MobileNetV2 of any width: its stages have {found} features")
 
 
-def abridged(names: Iterable[str]) -> str:
-    """The first few names, for messages."""
+def abridge(names: Iterable[str]) -> str:
+    """Returns the first few names, for error messages."""
     return f"{', '.join(list(names)[:3])}..."

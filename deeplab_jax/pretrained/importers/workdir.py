@@ -1,27 +1,26 @@
-"""The network of a training run, as its newest checkpoint has it."""
+"""The newest checkpoint of a training run."""
 
 import pathlib
 
-from deeplab_jax.data.protocol import protocol_for
+from deeplab_jax.data import protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.pretrained.network import PretrainedNetwork
 from deeplab_jax.workdir import layout
 
 
 def load(path: pathlib.Path) -> PretrainedNetwork:
-    """The network in a workdir, with the averaged parameters if the run kept them.
+    """Reads the network of a workdir, with averaged parameters if the run has them.
 
     Raises:
-      UserError: it is no workdir, or has no checkpoint yet.
+      UserError: the folder is not a workdir, or has no checkpoint yet.
     """
-    # Orbax takes a third of a second to import: only for networks that it has written.
+    # importing Orbax takes a third of a second, so only workdirs pay for it
     from deeplab_jax.workdir.checkpoint import Checkpoints
 
     config = layout.read_config(path)
     with Checkpoints(path, read_only=True) as checkpoints:
         if checkpoints.latest_step() is None:
-            raise UserError(f"{path} has no checkpoint yet; let `deeplab-jax train` write one")
+            raise UserError(f"{path} has no checkpoint yet; wait until `deeplab-jax train` has written one")
         variables = checkpoints.saved_variables()
-    return PretrainedNetwork(
-        config.model, variables, layout.read_labels(path), config.eval.protocol, protocol_for(config).input_size
-    )
+    label_set, image_size = layout.read_labels(path), protocol_for(config).input_size
+    return PretrainedNetwork(config.model, variables, label_set, config.eval.protocol, image_size)

@@ -1,1 +1,1 @@
-"""One reader per file format, without the framework that wrote it."""
+"""Readers of weight files, one per file format. None needs the framework that wrote the file."""

@@ -1,14 +1,14 @@
-"""Reads the weight files of Keras with h5py alone.
+"""Reader of Keras weight files, based on h5py.
 
-Two layouts, in the words of the code that writes them:
+There are two layouts:
 
-- Keras 3 and `.weights.h5` of Keras 2.15 (`keras/src/saving/saving_lib.py`): one group a layer, whose path says where
-  the layer stands in the model and its place among those of its class, such as `layers/functional/layers/conv2d_3`;
-  its arrays are numbered inside `vars`. Newer versions also record the layer's name, as an attribute of `vars`.
+- Keras 3 and `.weights.h5` of Keras 2.15 (`keras/src/saving/saving_lib.py`): one group per layer. Its path gives the
+  layer's place in the model and its number among layers of the same class, such as `layers/functional/layers/conv2d_3`.
+  Arrays are numbered inside `vars`. Newer versions also record the layer's name, as an attribute of `vars`.
 - `.h5` of Keras 1 and 2 (`keras/src/legacy/saving/legacy_h5_format.py`): attributes `layer_names` and `weight_names`,
-  and arrays by their names, such as `conv1_conv/kernel:0`.
+  and arrays by name, such as `conv1_conv/kernel:0`.
 
-A `.keras` file is a zip with `model.weights.h5` of the first layout, and `config.json`.
+A `.keras` file is a zip archive with a `model.weights.h5` in the first layout and a `config.json`.
 """
 
 import contextlib
@@ -40,10 +40,9 @@ class Layer:
     """The arrays of one layer.
 
     Attributes:
-      path: where the layer stands in the model, such as `layers/functional/layers/conv2d_3`; in the oldest layout the
-        layer's name.
-      name: of the layer, None if the file does not say.
-      arrays: by Keras' name of them (`kernel`, `gamma`), or by their number if the layer's class is none that we know.
+      path: place of the layer in the model, such as `layers/functional/layers/conv2d_3`; its name in the oldest layout.
+      name: name of the layer; None if the file does not record it.
+      arrays: arrays by Keras' names (`kernel`, `gamma`), or by number if the class of the layer is unknown.
     """
 
     path: str
@@ -52,13 +51,16 @@ class Layer:
 
 
 def read(path: pathlib.Path) -> tuple[list[Layer], dict[str, Any]]:
-    """The layers of a file that have arrays, and the model's config, {} if the file brings none.
+    """Reads the layers of a file.
+
+    Returns:
+      The layers that have arrays, and the model's config; {} if the file contains none.
 
     Raises:
-      UserError: no such file, or none that Keras writes.
+      UserError: the file does not exist or is not a weight file of Keras.
     """
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give a .weights.h5, .h5 or .keras file")
+        raise UserError(f"{path} does not exist; expected a .weights.h5, .h5 or .keras file")
     with contextlib.ExitStack() as stack:
         try:
             if zipfile.is_zipfile(path):
@@ -72,37 +74,37 @@ def read(path: pathlib.Path) -> tuple[list[Layer], dict[str, Any]]:
             layers = list(_by_names(root) if "layer_names" in _attributes(root) else _by_places(root))
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{path} is no weight file of Keras, or is damaged: {reason}") from None
+            raise UserError(f"{path} is not a weight file of Keras or is damaged: {reason}") from None
     if not layers:
-        raise UserError(f"{path} has no layers with weights; give a .weights.h5, .h5 or .keras file of a whole model")
+        raise UserError(f"{path} has no layers with weights; expected a .weights.h5, .h5 or .keras file of a model")
     return layers, config
 
 
 def named_arrays(layers: Sequence[Layer], names: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The arrays by `layer/array`, such as `conv1_conv/kernel`.
+    """Returns the arrays by `layer/array`, such as `conv1_conv/kernel`.
 
-    A recorded name that the table knows counts; any other layer is named by its place. Keras numbers layers that were
-    given no name by what the process built before, so that their recorded names say nothing.
+    A layer keeps its recorded name if `names` contains it, otherwise its place decides. Keras numbers unnamed layers in
+    the order in which the process created them, so their recorded names are arbitrary.
 
     Args:
-      layers: of `read`.
-      names: the table: the path of each layer the network has, and its name.
+      layers: the layers of `read`.
+      names: the name of the layer at each place of the network.
 
     Raises:
-      UserError: two layers come to the same name.
+      UserError: two layers get the same name.
     """
     known, arrays = set(names.values()), {}
     for layer in layers:
         name = layer.name if layer.name in known else names.get(layer.path, layer.path)
         for leaf, value in layer.arrays.items():
             if f"{name}/{leaf}" in arrays:
-                raise UserError(f"the file has two layers {name}; it is of another network than expected")
+                raise UserError(f"the file has two layers {name}; it contains another network than expected")
             arrays[f"{name}/{leaf}"] = value
     return arrays
 
 
 def numbered(name: str, number: int) -> str:
-    """The name of a class' layer in Keras 3's layout: `conv2d`, `conv2d_1`, `conv2d_2`..."""
+    """Returns the name of the n-th layer of a class in Keras 3's layout: `conv2d`, `conv2d_1`, `conv2d_2`..."""
     return f"{name}_{number}" if number else name
 
 
@@ -127,14 +129,14 @@ def _by_names(root: h5py.Group) -> Iterator[Layer]:
         arrays: dict[str, dict[str, np.ndarray]] = {}
         for weight_name in _attributes(root[layer_name]).get("weight_names", ()):
             name, _, leaf = weight_name.rpartition("/")
-            # a nested model is one layer here, so the weight's own name says which layer it is of
+            # a nested model is one layer here; the name of the weight tells its layer
             arrays.setdefault(name, {})[leaf.partition(":")[0]] = _value(root[layer_name][weight_name])
         for name, values in arrays.items():
             yield Layer(name, name, values)
 
 
 def _attributes(group: h5py.Group) -> dict[str, list[str]]:
-    """`layer_names` or `weight_names`; a long list is split over `layer_names0`, `layer_names1`..."""
+    """Reads `layer_names` and `weight_names`; a long list is split into `layer_names0`, `layer_names1`..."""
     lists: dict[str, list[str]] = {}
     for key in sorted(group.attrs, key=lambda key: (len(key), key)):
         match = re.fullmatch(r"(layer_names|weight_names)\d*", key)
@@ -145,7 +147,7 @@ def _attributes(group: h5py.Group) -> dict[str, list[str]]:
 
 def _value(dataset: h5py.Dataset) -> np.ndarray:
     if dataset.external or dataset.is_virtual:
-        raise ValueError(f"{dataset.name} lies outside the file")
+        raise ValueError(f"{dataset.name} is stored outside the file")
     return np.asarray(dataset[()])
 
 

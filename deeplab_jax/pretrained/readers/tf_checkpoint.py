@@ -1,10 +1,9 @@
-"""Reading TensorFlow checkpoints (`model.ckpt.index` and `model.ckpt.data-00000-of-00001`) without TensorFlow.
+"""Reader of TensorFlow checkpoints (`model.ckpt.index` and `model.ckpt.data-00000-of-00001`).
 
 The index is a sorted string table in LevelDB's format (LevelDB, `doc/table_format.md`; TensorFlow,
-`core/lib/io/format.cc`): blocks of entries whose keys leave out what they share with the key before, each block with a
-checksum. An entry's key is a variable's name and its value a BundleEntryProto (TensorFlow,
-`core/protobuf/tensor_bundle.proto`): type, shape, and where in which data file the values lie. Every offset and every
-checksum is checked.
+`core/lib/io/format.cc`): blocks of prefix-compressed entries, each block with a checksum. The key of an entry is the
+name of a variable, its value a BundleEntryProto (TensorFlow, `core/protobuf/tensor_bundle.proto`): type, shape, data
+file and offset of the values. Every offset and every checksum is verified.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ _FOOTER_SIZE, _MAGIC = 48, 0xDB4775248B80FB57
 _TRAILER_SIZE = 5  # one byte of compression, four of checksum
 _SNAPPY = 1
 
-# enum DataType of TensorFlow's types.proto; bfloat16 (14) is what numpy does not have
+# enum DataType of TensorFlow's types.proto; numpy has no bfloat16 (14)
 _DTYPES = {
     1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?", 14: "<u2", 17: "<u2", 19: "<f2",
     22: "<u4", 23: "<u8",
@@ -33,11 +32,11 @@ _BFLOAT16 = 14
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The variables of a checkpoint by name; bfloat16 becomes float32.
+    """Reads the variables of a checkpoint by name. bfloat16 becomes float32.
 
     Args:
-      path: the prefix (`model.ckpt`), its `.index` file, a folder that holds one checkpoint, or a tar archive of one.
-        Archives are read in memory: nothing is unpacked.
+      path: the prefix (`model.ckpt`), its `.index` file, a folder with one checkpoint, or a tar archive of one.
+        Archives are read in memory; nothing is unpacked.
 
     Raises:
       UserError: there is no checkpoint, or it is damaged, compressed or partitioned.
@@ -51,7 +50,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def _open(path: pathlib.Path) -> Iterator[tuple[str, Callable[[str], np.ndarray]]]:
-    """The prefix of the checkpoint, and a function that gives the bytes of a file by its name."""
+    """Opens a checkpoint; yields its prefix and a function that reads a file by name."""
     if path.is_file() and tarfile.is_tarfile(path):
         with _open_archive(path) as opened:
             yield opened
@@ -61,7 +60,7 @@ def _open(path: pathlib.Path) -> Iterator[tuple[str, Callable[[str], np.ndarray]
     else:
         prefix = str(path).removesuffix(".index")
         if not pathlib.Path(f"{prefix}.index").is_file():
-            raise UserError(f"{path} is no checkpoint: there is no file {prefix}.index")
+            raise UserError(f"{path} is not a checkpoint: there is no file {prefix}.index")
     yield prefix, _load_file
 
 
@@ -83,7 +82,7 @@ def _open_archive(path: pathlib.Path) -> Iterator[tuple[str, Callable[[str], np.
 
 def _only_prefix(path: pathlib.Path, names: list[str]) -> str:
     if len(names) != 1:
-        found = f"holds {len(names)} checkpoints ({', '.join(names)}); give one of them" if names else "holds none"
+        found = f"contains {len(names)} checkpoints ({', '.join(names)}); choose one" if names else "has no checkpoint"
         raise UserError(f"{path} {found} (files named *.index)")
     return names[0].removesuffix(".index")
 
@@ -103,7 +102,7 @@ def _read_variables(prefix: str, load: Callable[[str], np.ndarray]) -> dict[str,
     if num_shards < 1 or header.get(2, 0) != 0:
         raise ValueError(f"{num_shards} data files, byte order {header.get(2, 0)}")
     shards = functools.cache(lambda number: load(f"{prefix}.data-{number:05d}-of-{num_shards:05d}"))
-    # Keys that begin with a zero are slices of partitioned variables, whose own entry comes behind them.
+    # Keys that start with a zero byte are slices of partitioned variables, whose own entry follows.
     names = {key.decode(): entry for key, entry in entries.items() if not key.startswith(b"\0")}
     return {name: _read_variable(name, entry, shards) for name, entry in names.items()}
 
@@ -114,7 +113,7 @@ def _read_variable(name: str, entry: bytes, shards: Callable[[int], np.ndarray])
         raise UserError(f"variable {name} is partitioned; save the checkpoint without a partitioner")
     values = dict(fields)
     if values.get(1) not in _DTYPES:
-        raise UserError(f"variable {name} has type {values.get(1)} of TensorFlow's types.proto, which holds no numbers")
+        raise UserError(f"variable {name} has the non-numeric type {values.get(1)} of TensorFlow's types.proto")
     dtype = np.dtype(_DTYPES[values[1]])
     shape = tuple(dict(_fields(dim)).get(1, 0) for number, dim in _fields(values.get(2, b"")) if number == 2)
     offset, size = values.get(4, 0), values.get(5, 0)
@@ -130,9 +129,9 @@ def _read_variable(name: str, entry: bytes, shards: Callable[[int], np.ndarray])
 
 def _read_table(content: bytes) -> dict[bytes, bytes]:
     if len(content) < _FOOTER_SIZE or struct.unpack_from("<Q", content, len(content) - 8) != (_MAGIC,):
-        raise ValueError("the index is no table")
+        raise ValueError("the index is not a table")
     footer = content[-_FOOTER_SIZE:]
-    _, _, position = _handle(footer, 0)  # of the meta index, which is empty
+    _, _, position = _handle(footer, 0)  # handle of the meta index, which is empty
     offset, size, _ = _handle(footer, position)
     entries = {}
     for value in _read_block(content, offset, size).values():
@@ -149,8 +148,8 @@ def _read_block(content: bytes, offset: int, size: int) -> dict[bytes, bytes]:
     if _masked(crc32c(np.frombuffer(block + trailer[:1], np.uint8))) != struct.unpack("<I", trailer[1:])[0]:
         raise ValueError(f"the block at {offset} has a wrong checksum")
     if trailer[0] == _SNAPPY:
-        raise UserError("the checkpoint's index is compressed with Snappy, which TensorFlow's own Saver does not do")
-    # Behind the entries stand the offsets of those that share nothing, and their number.
+        raise UserError("the index is compressed with Snappy, which TensorFlow's Saver never does; not supported")
+    # The entries are followed by the offsets of entries with full keys, and their number.
     (restarts,) = struct.unpack("<I", block[-4:])
     end = size - 4 - 4 * restarts
     if trailer[0] != 0 or end < 0:
@@ -175,7 +174,7 @@ def _handle(content: bytes, position: int) -> tuple[int, int, int]:
 
 
 def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
-    """The fields of a protocol buffer message in order: their numbers, and their values as they are stored."""
+    """Returns the fields of a protocol buffer message in order, as (number, stored value)."""
     fields, position = [], 0
     while position < len(message):
         tag, position = _varint(message, position)
@@ -190,7 +189,7 @@ def _fields(message: bytes) -> list[tuple[int, int | bytes]]:
                 raise ValueError(f"a message has wire type {tag & 7}")
             value, position = message[position : position + size], position + size
             if position > len(message):
-                raise ValueError("a message breaks off")
+                raise ValueError("a message is truncated")
             if tag & 7 != 2:
                 value = int.from_bytes(value, "little")
         fields.append((tag >> 3, value))
@@ -209,14 +208,14 @@ def _varint(content: bytes, position: int) -> tuple[int, int]:
 
 
 def crc32c(content: np.ndarray) -> int:
-    """The Castagnoli CRC (RFC 3720, appendix B.4) of bytes.
+    """Computes the Castagnoli CRC (RFC 3720, appendix B.4) of bytes.
 
-    The register is linear over the bits, so that pieces of equal length go through the table side by side, and two
-    neighbors join by shifting the first one by the second one's length.
+    The register is linear in the bits. Pieces of equal length are processed side by side, and neighbors are joined by
+    shifting the first one by the length of the second.
     """
     lanes = 1 << min(12, max(0, (content.size // 64).bit_length() - 1))
     length = -(-content.size // lanes)
-    # Zeros in front leave a register of zero as it is; the preset of ones is added at the end.
+    # Leading zeros do not change a zero register; the initial ones are added at the end.
     padded = np.zeros(lanes * length, np.uint8)
     padded[padded.size - content.size :] = content
     table, states = _crc_table(), np.zeros(lanes, np.uint32)
@@ -240,7 +239,7 @@ def _crc_table() -> np.ndarray:
 
 @functools.cache
 def _shift_by(length: int) -> np.ndarray:
-    """What `length` bytes of zero do to each bit of the register."""
+    """Returns what `length` zero bytes turn each bit of the register into."""
     bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
     result, step = bits, _crc_table()[bits & 255] ^ (bits >> 8)
     while length:
@@ -251,7 +250,7 @@ def _shift_by(length: int) -> np.ndarray:
 
 
 def _apply(matrix: np.ndarray, states: np.ndarray) -> np.ndarray:
-    """A linear map of registers: `matrix` holds the image of each bit."""
+    """Applies a linear map to registers; `matrix` contains the image of each bit."""
     result = np.zeros_like(states)
     for bit, image in enumerate(matrix):
         result ^= np.where((states >> np.uint32(bit)) & np.uint32(1), image, np.uint32(0))
@@ -259,5 +258,5 @@ def _apply(matrix: np.ndarray, states: np.ndarray) -> np.ndarray:
 
 
 def _masked(checksum: int) -> int:
-    """A checksum as it is stored, so that data that holds checksums keeps its own apart (LevelDB, `util/crc32c.h`)."""
+    """Returns the stored form of a checksum; masking protects data that has checksums inside (LevelDB, `crc32c.h`)."""
     return (((checksum >> 15) | (checksum << 17)) + 0xA282EAD8) & 0xFFFFFFFF

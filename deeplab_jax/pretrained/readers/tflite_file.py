@@ -1,9 +1,8 @@
-"""Reading TFLite files: operators, their options and their constant tensors, with nothing but numpy.
+"""Reader of TFLite files: operators, their options, and constant tensors. Needs only numpy.
 
 A TFLite file is a FlatBuffer. Field numbers and enumerations are those of TensorFlow's schema (`schema.fbs`, version
-3), which only ever grows at its ends; the layout of tables, vectors and offsets is described under "FlatBuffer binary
-format" in FlatBuffers' internals. Every offset is checked, so that a damaged or hostile file is refused and nothing
-more.
+3), which only ever appends. The layout of tables, vectors and offsets is described under "FlatBuffer binary format" in
+the internals of FlatBuffers. Every offset is checked, so a damaged or hostile file is refused.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ _OPERATORS = {
     23: "RESIZE_BILINEAR", 56: "ARG_MAX", 114: "QUANTIZE",
 }  # fmt: skip
 
-# Scalars of the options tables: field number, struct format, default.
+# Scalar options of each operator: field number, struct format, default.
 _OPTIONS = {
     "ADD": {"activation": (0, "b", 0)},
     "AVERAGE_POOL_2D": {
@@ -62,13 +61,13 @@ class Tensor:
     """A tensor of the graph.
 
     Attributes:
-      name: as the converter left it, for messages alone.
-      shape: of the tensor.
-      dtype: of its stored values, None for a type that no network here has.
-      constant: its stored values, None for what operators compute.
-      scales: of the quantization, one or one a slice of `axis`; empty for unquantized tensors.
-      zero_points: the stored value that stands for 0, like `scales`.
-      axis: that the scales belong to.
+      name: the name that the converter left, only for error messages.
+      shape: its shape.
+      dtype: dtype of the stored values; None for an unsupported type.
+      constant: the stored values; None if an operator computes the tensor.
+      scales: quantization scales, one for the tensor or one per slice of `axis`; empty for unquantized tensors.
+      zero_points: the stored values that mean 0, shaped like `scales`.
+      axis: the axis of the scales.
     """
 
     name: str
@@ -80,13 +79,13 @@ class Tensor:
     axis: int
 
     def values(self) -> np.ndarray:
-        """The constant as float32: (stored - zero point) * scale.
+        """Returns the constant as float32: (stored - zero point) * scale.
 
         Raises:
           UserError: the tensor is not constant, or its quantization does not fit its shape.
         """
         if self.constant is None:
-            raise UserError(f"tensor {self.name!r} is computed, where the network has weights")
+            raise UserError(f"tensor {self.name!r} is computed, but weights were expected")
         if not self.scales.size:
             return self.constant.astype(np.float32)
         shape = [1] * len(self.shape)
@@ -100,7 +99,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """A step of the graph: what it is, the numbers of its tensors, and its options."""
+    """An operator of the graph: its kind, the indices of its tensors, and its options."""
 
     kind: str
     inputs: Sequence[int]
@@ -110,7 +109,7 @@ class Operator:
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """The first subgraph of a file, its operators in the order of execution."""
+    """The first subgraph of a file. Operators are in execution order."""
 
     tensors: Sequence[Tensor]
     operators: Sequence[Operator]
@@ -119,17 +118,17 @@ class Graph:
 
 
 def read(path: pathlib.Path) -> Graph:
-    """The graph of a .tflite file.
+    """Reads the graph of a .tflite file.
 
     Raises:
-      UserError: the file is missing, damaged or none of TFLite's.
+      UserError: the file is missing, damaged, or not a TFLite file.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if content[4:8] != b"TFL3":
-        raise UserError(f"{path} is no TFLite file (identifier TFL3)")
+        raise UserError(f"{path} is not a TFLite file (no identifier TFL3)")
     try:
         return _graph(content)
     except (struct.error, ValueError, IndexError) as error:
@@ -137,7 +136,7 @@ def read(path: pathlib.Path) -> Graph:
 
 
 class _Table:
-    """A FlatBuffers table: fields by number, found through its vtable."""
+    """A FlatBuffers table. Its vtable locates the fields by number."""
 
     def __init__(self, content: bytes, position: int):
         self._content, self._position = content, position
@@ -175,7 +174,7 @@ class _Table:
 
 
 def _scalar(content: bytes, start: int, kind: str):
-    if start < 0:  # struct would count from the end
+    if start < 0:  # struct counts negative offsets from the end
         raise ValueError(f"offset {start} is outside the file")
     (value,) = struct.unpack_from("<" + kind, content, start)
     return value
@@ -196,7 +195,7 @@ def _graph(content: bytes) -> Graph:
 
 
 def _operator_code(code: _Table) -> str:
-    # Codes from 127 on stand in a field of their own; the old one holds the smaller ones.
+    # Codes from 127 on are in a field of their own; the old field holds smaller ones.
     number = max(code.scalar(0, "b", 0), code.scalar(3, "i", 0))
     return _OPERATORS.get(number, f"operator {number}")
 
@@ -209,7 +208,7 @@ def _tensor(table: _Table, buffers: Sequence[np.ndarray]) -> Tensor:
     stored, constant = buffers[table.scalar(2, "I", 0)], None
     if stored.size:
         if dtype is None:
-            raise ValueError(f"tensor {name!r} has type {kind}, which no weights have")
+            raise ValueError(f"tensor {name!r} has the unsupported type {kind}")
         if min(shape, default=1) < 0 or stored.size != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"tensor {name!r} of shape {shape} has {stored.size} bytes")
         constant = stored.view(dtype.newbyteorder("<")).reshape(shape)

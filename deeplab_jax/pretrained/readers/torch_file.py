@@ -1,12 +1,12 @@
-"""PyTorch's state dicts as NumPy arrays, read without PyTorch and without running what a file asks for.
+"""Reader of PyTorch state dicts. Needs no PyTorch and executes no code from the file.
 
-A `.pth` file is a pickle, and a pickle is a program: unpickling it calls whatever functions it names. This reader goes
-through the program's instructions itself (`pickletools.genops` parses them and runs nothing). It knows the few that
-containers, numbers and tensors need, and the few functions by which PyTorch rebuilds tensors, by name; anything else
-is refused.
+A `.pth` file is a pickle, and a pickle is a program: unpickling it calls whatever functions it names. This reader
+interprets the instructions itself (`pickletools.genops` parses them and runs nothing). It supports the few instructions
+that containers, numbers and tensors need, and the few functions that PyTorch rebuilds tensors with. Everything else is
+refused.
 
-The two forms of file are those of torch/serialization.py (PyTorch 2): since version 1.6 a zip archive of `data.pkl` and
-uncompressed `data/<key>`; before, three pickles of meta data, the pickled object, the pickled list of keys, and for
+The two file layouts are those of torch/serialization.py (PyTorch 2). Since version 1.6: a zip archive of `data.pkl` and
+uncompressed `data/<key>`. Before: three pickles of metadata, the pickled object, the pickled list of keys, and for
 each key the number of elements (int64) and the elements.
 """
 
@@ -28,7 +28,7 @@ import safetensors
 from deeplab_jax.errors import UserError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_NESTED = ("state_dict", "model")  # where training scripts keep the network beside optimizer and epoch
+_NESTED = ("state_dict", "model")  # where training scripts store the network next to optimizer and epoch
 _STORAGE_DTYPES = {
     "FloatStorage": np.float32,
     "DoubleStorage": np.float64,
@@ -56,17 +56,17 @@ _SAFETENSORS_DTYPES = {
 
 
 def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a state dict by name: a `.pth`, `.pt` or `.bin` file of either form, or `.safetensors`.
+    """Reads the tensors of a state dict by name, from a `.pth`, `.pt`, `.bin` or `.safetensors` file.
 
-    A state dict under the key `state_dict` or `model` is taken out. bfloat16 comes as float32, which holds it exactly.
+    A state dict under the key `state_dict` or `model` is used. bfloat16 becomes float32, which represents it exactly.
 
     Raises:
-      UserError: no such file, no state dict, damaged, or one that asks for more than tensors.
+      UserError: the file does not exist, is damaged, contains no state dict, or needs more than tensors.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; give a file of PyTorch weights") from None
+        raise UserError(f"cannot read {path}: {error.strerror}; expected a file of PyTorch weights") from None
     try:
         if path.suffix == ".safetensors":
             arrays = _read_safetensors(content)
@@ -75,31 +75,31 @@ def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
         elif content.startswith(b"\x80"):
             arrays = _read_legacy(content)
         else:
-            raise _Damaged("it is neither a zip archive nor a pickle, so PyTorch did not write it")
+            raise _Damaged("it is neither a zip archive nor a pickle")
     except _Refused as error:
         raise UserError(
-            f"{path} asks for {error}, which no tensor needs; loading it could run code, so it is refused; "
-            "ask its author for the weights alone: torch.save(model.state_dict(), ...)"
+            f"{path} needs {error}, which could run code, so it is refused; "
+            "ask its author for the weights only: torch.save(model.state_dict(), ...)"
         ) from None
     except _Damaged as error:
         raise UserError(
-            f"{path} does not read as PyTorch weights: {error}; "
-            "give a whole file that torch.save(model.state_dict(), ...) wrote"
+            f"{path} is not a file of PyTorch weights: {error}; "
+            "expected a complete file written by torch.save(model.state_dict(), ...)"
         ) from None
     return {name: array.astype(np.float32) if array.dtype == jnp.bfloat16 else array for name, array in arrays.items()}
 
 
 class _Refused(Exception):
-    """The file names a function or uses an instruction that this reader does not know."""
+    """The file uses a function or an instruction that this reader does not support."""
 
 
 class _Damaged(Exception):
-    """The file is not what its form says."""
+    """The file does not follow its format."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Storage:
-    """A run of numbers in the file that tensors are views of."""
+    """A block of numbers in the file that tensors are views of."""
 
     dtype: np.dtype
     key: str
@@ -116,16 +116,16 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
-# ---- the two forms of file ----
+# ---- The two file layouts ----
 
 
 def _read_zip(content: bytes) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-            # PyTorch compresses nothing, so nothing in its archives is larger than the file.
+            # PyTorch does not compress, so no entry of its archives is larger than the file.
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-                raise _Damaged("the archive is compressed, as PyTorch's are not")
+                raise _Damaged("the archive is compressed")
             if sum(entry.file_size for entry in entries.values()) > len(content):
                 raise _Damaged("the archive's entries are larger than the file")
             pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -140,26 +140,26 @@ def _read_zip(content: bytes) -> dict[str, np.ndarray]:
                 raise _Damaged(f"the archive has no data/{missing[0]}")
             storages = {key: archive.read(f"{folder}data/{key}") for key in keys}
     except (zipfile.BadZipFile, struct.error, EOFError, RuntimeError, ValueError, OverflowError, OSError) as error:
-        raise _Damaged(f"the archive does not open ({error})") from None
+        raise _Damaged(f"the archive cannot be opened ({error})") from None
     return {name: _view(name, tensor, storages[tensor.storage.key], big_endian) for name, tensor in state_dict.items()}
 
 
 def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
     stream = io.BytesIO(content)
     if _run(stream) != _LEGACY_MAGIC:
-        raise _Damaged("it is a pickle, but not PyTorch's")
-    _run(stream)  # the protocol's version, of which there is one
+        raise _Damaged("it is a pickle, but PyTorch did not write it")
+    _run(stream)  # the protocol version; there is only one
     system = _run(stream)
     announced: dict[str, _Storage] = {}
     state_dict = _state_dict(_run(stream, announced))
     keys = _run(stream)
     if not isinstance(keys, list) or set(map(repr, keys)) != set(map(repr, announced)):
-        raise _Damaged("its list of storages is another than its tensors'")
+        raise _Damaged("its list of storages does not match its tensors")
     storages = {}
     for key in keys:
         size = int.from_bytes(stream.read(8), "little")
         if size != announced[key].size:
-            raise _Damaged(f"storage {key!r} has {size} numbers where {announced[key].size} are announced")
+            raise _Damaged(f"storage {key!r} has {size} numbers instead of {announced[key].size}")
         storages[key] = stream.read(min(size * announced[key].dtype.itemsize, len(content)))
     big_endian = isinstance(system, dict) and system.get("little_endian") is False
     return {name: _view(name, tensor, storages[tensor.storage.key], big_endian) for name, tensor in state_dict.items()}
@@ -171,9 +171,9 @@ def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
     except safetensors.SafetensorError as error:
         raise _Damaged(str(error)) from None
     arrays = {}
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):  # the library's order is another each time
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):  # the library returns them in random order
         if tensor["dtype"] not in _SAFETENSORS_DTYPES:
-            raise _Damaged(f"{name} is of type {tensor['dtype']}, which no network here has")
+            raise _Damaged(f"{name} has the unsupported type {tensor['dtype']}")
         dtype = _SAFETENSORS_DTYPES[tensor["dtype"]]
         arrays[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
     return arrays
@@ -184,18 +184,18 @@ def _state_dict(root: Any) -> Mapping[str, _Tensor]:
         if isinstance(root, dict) and isinstance(root.get(key), dict):
             root = root[key]
     if not isinstance(root, dict) or not root:
-        raise _Damaged("it holds no state dict")
+        raise _Damaged("it does not contain a state dict")
     for name, value in root.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
-            raise _Damaged(f"entry {name!r} is no tensor")
+            raise _Damaged(f"entry {name!r} is not a tensor")
     return root
 
 
 def _view(name: str, tensor: _Tensor, storage: bytes, big_endian: bool) -> np.ndarray:
-    """The tensor as an array over its storage's bytes, after checking that it stays inside them."""
+    """Returns a tensor as a view of its storage, after checking that it stays inside."""
     dtype = tensor.storage.dtype
     if len(storage) != tensor.storage.size * dtype.itemsize:
-        raise _Damaged(f"the numbers of {name} are cut off")
+        raise _Damaged(f"the numbers of {name} are truncated")
     elements = math.prod(tensor.shape)
     reach = sum((extent - 1) * stride for extent, stride in zip(tensor.shape, tensor.strides, strict=True))
     if elements and (tensor.offset + reach >= tensor.storage.size or elements > tensor.storage.size):
@@ -209,11 +209,11 @@ def _view(name: str, tensor: _Tensor, storage: bytes, big_endian: bool) -> np.nd
         raise _Damaged(f"{name} has an impossible shape ({error})") from None
 
 
-# ---- the pickle's instructions ----
+# ---- Pickle instructions ----
 
 
 def _rebuild_tensor(storage, offset, shape, strides, *_) -> _Tensor:
-    """`torch._utils._rebuild_tensor` and `_v2`; what follows concerns gradients."""
+    """Stands for `torch._utils._rebuild_tensor` and `_v2`; further arguments concern gradients."""
     if not isinstance(storage, _Storage):
         raise _Damaged("a tensor has no storage")
     numbers = (offset, *shape, *strides)
@@ -223,11 +223,11 @@ def _rebuild_tensor(storage, offset, shape, strides, *_) -> _Tensor:
 
 
 def _rebuild_parameter(tensor, *_) -> _Tensor:
-    """`torch._utils._rebuild_parameter`; what follows concerns gradients."""
+    """Stands for `torch._utils._rebuild_parameter`; further arguments concern gradients."""
     return tensor
 
 
-# What a file may name. Values are only ever looked up and compared, or called if `_CALLABLE` has them.
+# Names that a file may use. Values are only looked up and compared, or called if they are in `_CALLABLE`.
 _GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): dict,
     ("torch", "Size"): tuple,
@@ -239,16 +239,9 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 _CALLABLE: tuple[Callable, ...] = (dict, tuple, _rebuild_tensor, _rebuild_parameter)
 
 _LITERALS = (
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "LONG1",
-    "BINFLOAT",
-    "BINUNICODE",
-    "SHORT_BINUNICODE",
-    "BINSTRING",
-    "SHORT_BINSTRING",
-)
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
+    "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING",
+)  # fmt: skip
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -256,32 +249,32 @@ _MARK = object()
 
 
 def _run(stream: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
-    """The object that the pickle at the stream's position describes; leaves the stream behind it.
+    """Interprets the pickle at the position of a stream, and leaves the stream after it.
 
     Args:
-      stream: of the file.
-      storages: receives the storages that the pickle announces, by key.
+      stream: the file.
+      storages: receives the storages of the pickle, by key.
 
     Raises:
       _Refused: a function or an instruction that containers and tensors do not need.
-      _Damaged: instructions that make no sense.
+      _Damaged: invalid instructions.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickletools, about escape sequences in damaged names
+            warnings.simplefilter("ignore")  # pickletools warns about escape sequences in damaged names
             for opcode, argument, _ in pickletools.genops(stream):
                 if opcode.name == "STOP":
                     return stack.pop()
                 _step(opcode.name, argument, stack, memo, {} if storages is None else storages)
     except (ValueError, TypeError, IndexError, KeyError, StopIteration) as error:
-        raise _Damaged(f"its pickle makes no sense ({error})") from None
+        raise _Damaged(f"its pickle is invalid ({error})") from None
     raise _Damaged("its pickle has no end")
 
 
 def _step(name: str, argument: Any, stack: list[Any], memo: dict[int, Any], storages: dict[str, _Storage]) -> None:
-    """One instruction of the pickle machine, as the docstrings of `pickletools` describe it."""
+    """Executes one instruction of the pickle machine, see the docstrings of `pickletools`."""
     if name in _LITERALS:
         stack.append(argument)
     elif name in _CONSTANTS:
@@ -320,7 +313,7 @@ def _step(name: str, argument: Any, stack: list[Any], memo: dict[int, Any], stor
             raise _Refused(f"a call of a {type(function).__name__}")
         stack.append(function(*arguments))
     elif name == "BUILD":
-        stack.pop()  # attributes: a state dict has `_metadata`, the versions of its modules
+        stack.pop()  # attributes: a state dict has `_metadata` with the versions of its modules
         _expect(stack[-1], dict)
     elif name == "BINPERSID":
         storage = _storage(*stack.pop())
@@ -337,10 +330,10 @@ def _lookup(module: Any, name: Any) -> Any:
 
 
 def _storage(kind, dtype, key, device, size, view=None) -> _Storage:
-    """What a tensor's persistent id describes; `view` is None since PyTorch 0.4."""
+    """Returns the storage of a tensor's persistent id; `view` is None since PyTorch 0.4."""
     known = kind == "storage" and isinstance(dtype, np.dtype) and isinstance(key, str) and type(size) is int
     if not known or view is not None:
-        raise _Damaged("it describes storages in an unknown way")
+        raise _Damaged("it has an unknown kind of storage")
     return _Storage(dtype, key, size)
 
 
@@ -353,5 +346,5 @@ def _pop_to_mark(stack: list[Any]) -> list[Any]:
 
 def _expect(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise TypeError(f"{type(value).__name__} where a {kind.__name__} belongs")
+        raise TypeError(f"{type(value).__name__} instead of a {kind.__name__}")
     return value

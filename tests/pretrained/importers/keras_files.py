@@ -1,4 +1,4 @@
-"""Writes Keras' weight files without Keras."""
+"""Writes weight files of Keras without Keras."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def fill_legacy(file: h5py.File, layout, values) -> None:
     for _, _, _, path, _ in layout:
         layers.setdefault(path.partition("/")[0], []).append(f"{path}:0")
     names = [name.encode() for name in layers]
-    # Keras splits a list that is longer than a header may be
+    # Keras splits lists that do not fit into a header
     file.attrs["layer_names0"], file.attrs["layer_names1"] = names[:100], names[100:]
     for name, weights in layers.items():
         file.create_group(name).attrs["weight_names"] = [weight.encode() for weight in weights]

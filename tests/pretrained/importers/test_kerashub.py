@@ -1,4 +1,4 @@
-"""KerasHub's files and numbers: what its own code computed with the same weights is in goldens/kerashub.npz."""
+"""Import of KerasHub files. goldens/kerashub.npz contains the outputs of KerasHub with the same weights."""
 
 import json
 import pathlib
@@ -50,45 +50,51 @@ def flat(variables):
 
 
 def sample(array, count=10):
-    """As make_kerashub.py takes pixels."""
+    """Samples pixels as make_kerashub.py does."""
     rows, columns = (np.linspace(0, extent - 1, min(count, extent)).astype(int) for extent in array.shape[1:3])
     return np.asarray(array)[:, rows][:, :, columns]
 
 
-def test_what_is_said_of_the_network(network):
+def test_config_classes_and_report(network):
     assert network.model.backbone == "resnet50_v1"
     assert network.label_set == VOC
     assert (network.protocol, network.image_size) == ("squeeze", (512, 512))
     assert list(network.report) == [
-        "306 arrays taken, 0 of them with their axes reordered; 0 missing, 0 unused",
-        "1 left out, the optimizer's state: optimizer/0",
-        "the file does not say, so assumed: rates (6, 12, 18) at stride 32",
+        "306 arrays imported, 0 with reordered axes; 0 missing, 0 unused",
+        "1 skipped (optimizer state): optimizer/0",
+        "assumed, not in the file: rates (6, 12, 18) at stride 32",
     ]
 
 
-@pytest.mark.parametrize("size", [64, 640])
-def test_logits_are_kerashubs(golden, network, size):
-    """640: there the features are 20x20, so that the taps at rate 18 see more than padding."""
-    model = build_model(network.model, 21)
-    images = formula.uniform(f"image{size}", (1, size, size, 3), 0, 2)
-    logits, _ = jax.jit(lambda variables, images: model.apply(variables, images, train=False))(
-        network.variables, images
-    )
+def assert_logits(logits, golden, size):
     expected = golden[f"logits{size}"]
     assert expected.std() > 0.1
     np.testing.assert_allclose(sample(logits), expected, rtol=0, atol=1e-4)
 
 
-def test_every_block_hands_on_what_kerashubs_does(golden, network):
+def test_logits_equal_kerashubs_where_every_tap_counts(golden, network):
+    """At 640 pixels the features are 20x20, so the taps at rate 18 see more than padding."""
+    model = build_model(network.model, 21)
+    images = formula.uniform("image640", (1, 640, 640, 3), 0, 2)
+    logits, _ = jax.jit(lambda variables, images: model.apply(variables, images, train=False))(
+        network.variables, images
+    )
+    assert_logits(logits, golden, 640)
+
+
+def test_logits_and_every_block_equal_kerashubs(golden, network):
     model = build_model(network.model, 21)
 
     @jax.jit
     def run(variables, images):
-        _, state = model.apply(variables, images, train=False, capture_intermediates=True, mutable=["intermediates"])
-        return state["intermediates"]
+        (logits, _), state = model.apply(
+            variables, images, train=False, capture_intermediates=True, mutable=["intermediates"]
+        )
+        return logits, state["intermediates"]
 
-    outputs = flat(run(network.variables, formula.uniform("image64", (1, 64, 64, 3), 0, 2)))
-    captured = {path.removesuffix("/__call__"): value[0] for path, value in outputs.items()}
+    logits, outputs = run(network.variables, formula.uniform("image64", (1, 64, 64, 3), 0, 2))
+    assert_logits(logits, golden, 64)
+    captured = {path.removesuffix("/__call__"): value[0] for path, value in flat(outputs).items()}
     ours = {
         "spatial_pyramid_pooling": "aspp",
         "decoder_relu": "decoder/low_level",
@@ -129,7 +135,7 @@ def test_other_files_of_the_same_network_give_the_same_variables(tmp_path, golde
 
 
 @pytest.mark.parametrize("depth", ["18", "50", "101"])
-def test_encoders_alone_by_name_and_by_place(tmp_path, golden, depth):
+def test_encoders_are_read_by_name_and_by_place(tmp_path, golden, depth):
     layout = json.loads(str(golden["encoder_layouts"]))[depth]
     values = {path: float(i) for i, (*_, path, _) in enumerate(layout)}
     leaves = []
@@ -149,15 +155,15 @@ def test_encoders_alone_by_name_and_by_place(tmp_path, golden, depth):
 
 
 @pytest.mark.parametrize(
-    ("left_out", "message"),
+    ("missing", "message"),
     [
         ("segmentation_output", "has no classifier or no low-level features"),
-        ("stack1_block2_1_bn", "has 52 BatchNorms in its encoder, which no KerasHub ResNet v1"),
-        ("aspp_conv_3", "aspp_conv_3/kernel is missing there"),
+        ("stack1_block2_1_bn", "has 52 BatchNorms in its encoder, which does not match a KerasHub ResNet v1"),
+        ("aspp_conv_3", "aspp_conv_3/kernel is missing in the file"),
     ],
 )
-def test_another_network_is_refused(tmp_path, layout, left_out, message):
-    layout = [row for row in layout if row[1] != left_out]
+def test_other_networks_are_refused(tmp_path, layout, missing, message):
+    layout = [row for row in layout if row[1] != missing]
     with h5py.File(tmp_path / "model.weights.h5", "w") as file:
         fill_weights(file, layout, {path: 0.5 for *_, path, _ in layout})
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""Imported networks of segmentation_models.pytorch compute what it computes, block by block."""
+"""Imported networks of segmentation_models.pytorch equal the originals, block by block."""
 
 import json
 
@@ -28,7 +28,7 @@ def zeros(golden, network):
         ("mobilenet_v2_stride8", "mobilenet_v2_full", 8, (32, 320)),
     ],
 )
-def test_imported_networks_compute_what_smp_computes(network, backbone, output_stride, size, golden):
+def test_logits_and_every_block_equal_smps(network, backbone, output_stride, size, golden):
     imported = smp.from_state_dict(golden.state_dict(network), output_stride=output_stride)
     assert imported.model.backbone == backbone
     wanted = golden.samples(network)
@@ -38,15 +38,15 @@ def test_imported_networks_compute_what_smp_computes(network, backbone, output_s
 
 
 @pytest.mark.parametrize("encoder", ["resnet34", "resnet152"])
-def test_the_other_encoders_have_a_place_for_every_array(encoder, golden):
+def test_every_array_of_other_encoders_is_accounted_for(encoder, golden):
     imported = smp.from_state_dict(zeros(golden, encoder))
     assert imported.model.backbone == f"{encoder}_v1"
     assert imported.label_set.num_classes == 5
     assert "0 missing, 0 unused" in imported.report[0]
-    assert sum(int(line.split()[0]) for line in imported.report) == len(golden.shapes(encoder))  # taken and left out
+    assert sum(int(line.split()[0]) for line in imported.report) == len(golden.shapes(encoder))  # imported and skipped
 
 
-def test_one_class_becomes_background_and_foreground_and_options_are_found(golden):
+def test_one_class_becomes_background_and_foreground(golden):
     arrays = zeros(golden, "resnet18_dense")
     arrays["segmentation_head.0.weight"][:] = 2
     arrays["segmentation_head.0.bias"][:] = 3
@@ -57,11 +57,11 @@ def test_one_class_becomes_background_and_foreground_and_options_are_found(golde
     assert imported.label_set.class_names == ("background", "foreground")
     np.testing.assert_array_equal(imported.variables["params"]["classifier"]["bias"], [0, 3])
     np.testing.assert_array_equal(imported.variables["params"]["classifier"]["kernel"][0, 0], [[0, 2]] * 32)
-    assert any("classifies whole images: classification_head.3.weight" in line for line in imported.report)
-    assert imported.report[-1] == "the network of one class became one of two: the background has the logit 0"
+    assert any("(image classification head): classification_head.3.weight" in line for line in imported.report)
+    assert imported.report[-1] == "one class became two: the background has the logit 0"
 
 
-def test_stride_and_rates_come_from_the_config_beside_the_file(golden, tmp_path):
+def test_stride_and_rates_come_from_the_config_next_to_the_file(golden, tmp_path):
     path = tmp_path / "model.safetensors"
     safetensors.numpy.save_file(zeros(golden, "mobilenet_v2_stride8"), path)
     assert smp.load(path).model.output_stride == 16
@@ -77,13 +77,13 @@ def test_stride_and_rates_come_from_the_config_beside_the_file(golden, tmp_path)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"_model_class": "Unet"}', "config.json describes a Unet; only DeepLabV3Plus is known"),
-        ("{", "config.json is not what segmentation_models.pytorch's save_pretrained writes"),
-        ("[]", "config.json is not what .* move model.safetensors to a folder of its own"),
-        ('{"architectures": []}', "config.json is not what .*KeyError"),
+        ('{"_model_class": "Unet"}', "config.json describes a Unet; only DeepLabV3Plus is supported"),
+        ("{", "config.json is not a config of segmentation_models.pytorch"),
+        ("[]", "config.json is not a config of .* move model.safetensors to a folder of its own"),
+        ('{"architectures": []}', "config.json is not a config of .*KeyError"),
     ],
 )
-def test_another_config_beside_the_file_is_one_clear_line(text, message, tmp_path):
+def test_other_configs_next_to_the_file_are_refused_in_one_line(text, message, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=message) as caught:
         smp.load(tmp_path / "model.safetensors")
@@ -93,12 +93,12 @@ def test_another_config_beside_the_file_is_one_clear_line(text, message, tmp_pat
 @pytest.mark.parametrize(
     ("network", "drop", "message"),
     [
-        ("resnet34", "decoder.block2.0.1.weight", "the file holds no DeepLabV3Plus .*; it has encoder.conv1.weight"),
-        ("resnet34", "decoder.block2.1.running_var", "decoder.block2.1.running_var is missing there"),
-        ("other", None, "the file's encoder is not known here .*; it has encoder._conv_stem.weight"),
+        ("resnet34", "decoder.block2.0.1.weight", "the file is not a DeepLabV3Plus .*; it has encoder.conv1.weight"),
+        ("resnet34", "decoder.block2.1.running_var", "decoder.block2.1.running_var is missing in the file"),
+        ("other", None, "the encoder is not supported .*; it has encoder._conv_stem.weight"),
     ],
 )
-def test_what_does_not_fit_is_one_clear_line(network, drop, message, golden):
+def test_other_networks_are_refused_in_one_line(network, drop, message, golden):
     arrays = zeros(golden, network)
     arrays.pop(drop, None)
     with pytest.raises(UserError, match=message) as caught:

@@ -1,6 +1,6 @@
-"""research/deeplab's networks: ours computes what the layers of slim compute, unit by unit.
+"""Imported networks of research/deeplab equal slim's layers, unit by unit.
 
-`goldens/make_tf_deeplab.py` made what they are compared with.
+`goldens/make_tf_deeplab.py` computed the expected values.
 """
 
 import pathlib
@@ -24,7 +24,7 @@ UNITS = {"mobilenet_v2": (1, 2, 3, 4, 3, 3, 1), "resnet_v1_50": (3, 4, 6, 3), "d
 
 
 def weight(name, shape):
-    # Depthwise kernels have the multiplier last, so that the fan-in of the axis before it is a window.
+    # The last axis of a depthwise kernel is the multiplier, so the fan-in of the axis before it is a window.
     axis = 2 if name.endswith("/depthwise_weights") else -1
     return formula.weight(name, shape, is_norm="/BatchNorm/" in name, output_axis=axis)
 
@@ -35,7 +35,7 @@ def goldens():
 
 
 def variables_of(golden):
-    """The checkpoint's variables: their names and shapes are the original's."""
+    """Variables of a checkpoint, with the names and shapes of the original."""
     shapes = [tuple(map(int, text.split())) for text in golden["shapes"]]
     return {str(name): weight(str(name), shape) for name, shape in zip(golden["names"], shapes, strict=True)}
 
@@ -71,12 +71,12 @@ def run(network, images, units):
     ("name", "size", "fields"),
     [
         ("mobilenet_v2", 64, {"backbone": "mobilenet_v2", "width_multiplier": 0.5, "decoder": "none"}),
-        # The size at which the rates 6, 12 and 18 all reach beyond their center.
+        # At this size, taps at rates 6, 12 and 18 all see more than padding.
         ("resnet_v1_50", 321, {"backbone": "resnet50_v1_beta", "aspp_separable": True, "decoder": "separable"}),
         ("dense", 66, {"backbone": "resnet50_v1_beta", "image_pooling": False, "decoder": "paper"}),
     ],
 )
-def test_a_network_computes_what_slim_s_layers_compute(goldens, checkpoints, name, size, fields):
+def test_logits_and_every_unit_equal_slims(goldens, checkpoints, name, size, fields):
     golden = goldens[name]
     network = tf_deeplab.from_variables(checkpoints[name])
     assert {field: network.model[field] for field in fields} == fields
@@ -89,7 +89,7 @@ def test_a_network_computes_what_slim_s_layers_compute(goldens, checkpoints, nam
         np.testing.assert_allclose(ours, golden[key], rtol=0, atol=5e-5, err_msg=key)
 
 
-def test_a_file_gives_what_its_variables_give_and_says_what_it_leaves_out(checkpoints, tmp_path):
+def test_a_checkpoint_file_is_imported_and_skipped_variables_are_reported(checkpoints, tmp_path):
     foreign = checkpoints["mobilenet_v2"]
     more = {
         "global_step": np.array(30000),
@@ -100,16 +100,16 @@ def test_a_file_gives_what_its_variables_give_and_says_what_it_leaves_out(checkp
     network = tf_deeplab.load(tmp_path / "model.ckpt")
     expected = tf_deeplab.from_variables(foreign).variables
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, network.variables, expected)))
-    assert network.report[0].startswith(f"{len(foreign)} arrays taken")
+    assert network.report[0].startswith(f"{len(foreign)} arrays imported")
     for line in (
-        "1 left out, the step that training reached: global_step",
-        "1 left out, state of the optimizer: aspp0/weights/Momentum",
-        "1 left out, moving averages; the variables themselves are taken: aspp0/weights/ExponentialMovingAverage",
+        "1 skipped (training step): global_step",
+        "1 skipped (optimizer state): aspp0/weights/Momentum",
+        "1 skipped (moving averages; the variables themselves are imported): aspp0/weights/ExponentialMovingAverage",
     ):
         assert line in network.report
 
 
-def test_a_network_of_voc_s_classes_sees_images_as_its_evaluation_did(checkpoints):
+def test_a_network_with_voc_classes_uses_the_evaluation_settings_of_its_authors(checkpoints):
     foreign = dict(checkpoints["mobilenet_v2"])
     foreign["logits/semantic/weights"] = np.zeros((1, 1, 256, 21), np.float32)
     foreign["logits/semantic/biases"] = np.zeros(21, np.float32)
@@ -123,13 +123,13 @@ def backbone_of(foreign, scope):
     return {name: value for name, value in foreign.items() if name.startswith(scope)}
 
 
-def test_what_was_trained_on_imagenet_gives_its_backbone(checkpoints):
+def test_an_imagenet_network_becomes_a_backbone(checkpoints):
     foreign = backbone_of(checkpoints["resnet_v1_50"], "resnet_v1_50/")
     foreign["resnet_v1_50/logits/weights"] = np.zeros((1, 1, 2048, 1001), np.float32)
     network = tf_deeplab.from_variables(foreign)
     assert network.label_set is None
     assert set(network.variables["params"]) == {"backbone"}
-    assert "1 left out, the classifier of ImageNet: resnet_v1_50/logits/weights" in network.report
+    assert "1 skipped (ImageNet classifier): resnet_v1_50/logits/weights" in network.report
     config = load_config("deeplabv3plus_resnet50_voc").model
     assert {field: network.model[field] for field in BACKBONE_FIELDS} == {
         field: config[field] for field in BACKBONE_FIELDS
@@ -168,21 +168,36 @@ MOBILE_DECODER = {
 @pytest.mark.parametrize(
     ("name", "removed", "added", "message"),
     [
-        (MOBILE, "MobilenetV2", {}, "none of the networks MobilenetV2, .* begin with aspp0, concat_projection"),
+        (MOBILE, "MobilenetV2", {}, "does not contain MobilenetV2, .* start with aspp0, concat_projection"),
         (MOBILE, "MobilenetV2/expanded_conv_16/project", {}, "no kernel MobilenetV2/expanded_conv_16/project/weights"),
-        (MOBILE, "MobilenetV2/expanded_conv_7/expand/BatchNorm/beta", {}, "expand/BatchNorm/beta is missing there"),
+        (
+            MOBILE,
+            "MobilenetV2/expanded_conv_7/expand/BatchNorm/beta",
+            {},
+            "expand/BatchNorm/beta is missing in the file",
+        ),
         (MOBILE, "aspp0", {}, "no kernel aspp0/weights"),
         (MOBILE, "concat_projection", {}, "no kernel concat_projection/weights"),
         (MOBILE, None, {"logits/semantic_1/biases": (5,)}, "logits/semantic_1/biases is unused"),
-        (MOBILE, None, {"aspp1/weights": (3, 3, 1, 1)}, "the atrous branches 1, where .* three"),
-        (MOBILE, None, {"aspp0/weights": (1, 1, 160, 9)}, "aspp0 and concat_projection differ"),
+        (MOBILE, None, {"aspp1/weights": (3, 3, 1, 1)}, "the atrous branches 1; only three are supported"),
+        (
+            MOBILE,
+            None,
+            {"aspp0/weights": (1, 1, 160, 9)},
+            "aspp0 and concat_projection have different numbers of features",
+        ),
         (MOBILE, None, MOBILE_DECODER, "a decoder on MobileNetV2"),
-        (RESNET, None, {"resnet_v1_50/conv1/weights": (7, 7, 3, 64)}, "begins with one 7x7 convolution"),
-        (RESNET, "resnet_v1_50/block3/unit_6", {}, "block3/unit_6/.*moving_mean is missing there, .* and 10 more"),
+        (RESNET, None, {"resnet_v1_50/conv1/weights": (7, 7, 3, 64)}, "starts with a 7x7 convolution"),
+        (
+            RESNET,
+            "resnet_v1_50/block3/unit_6",
+            {},
+            "block3/unit_6/.*moving_mean is missing in the file, .* and 10 more",
+        ),
         (RESNET, "decoder/decoder_conv0/decoder_conv0_2", {}, "no kernel decoder/decoder_conv0/decoder_conv0_2"),
     ],
 )
-def test_what_is_missing_or_unknown_is_named(checkpoints, name, removed, added, message):
+def test_missing_and_unknown_variables_are_named(checkpoints, name, removed, added, message):
     foreign = {key: value for key, value in checkpoints[name].items() if removed is None or not key.startswith(removed)}
     foreign |= {key: np.zeros(shape, np.float32) for key, shape in added.items()}
     with pytest.raises(UserError, match=message) as caught:
@@ -190,7 +205,7 @@ def test_what_is_missing_or_unknown_is_named(checkpoints, name, removed, added, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_of_something_else_is_refused_with_its_path(tmp_path):
+def test_checkpoints_of_other_networks_are_refused_with_their_path(tmp_path):
     write_checkpoint(tmp_path / "model.ckpt", {"xception_65/entry_flow/weights": np.zeros(3)})
-    with pytest.raises(UserError, match="model.ckpt: the checkpoint has none of .* begin with xception_65$"):
+    with pytest.raises(UserError, match="model.ckpt: the checkpoint does not contain .* start with xception_65$"):
         import_file(tmp_path / "model.ckpt", "tf-deeplab")

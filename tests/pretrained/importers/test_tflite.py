@@ -1,6 +1,6 @@
-"""TFLite files: ours computes what LiteRT computes, and what is anything else is refused.
+"""Imported TFLite files equal LiteRT; other graphs are refused.
 
-`goldens/make_tflite.py` made the files and what they are compared with.
+`goldens/make_tflite.py` created the files and computed the expected values.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ def small():
 
 
 def run(network, images):
-    """Everything that a golden may hold, by its names there."""
+    """Returns every output that a golden may contain, by its name there."""
     model = build_model(network.model, network.label_set.num_classes)
 
     @jax.jit
@@ -65,24 +65,24 @@ def assert_equal_to_litert(values, golden, *, tolerance):
         np.testing.assert_allclose(ours, golden[name], rtol=0, atol=tolerance, err_msg=name)
 
 
-# ---- small files ----
+# ---- Small files ----
 
 
-def test_a_float_network_computes_what_litert_computes_unit_by_unit(small, golden):
+def test_every_unit_of_a_float_network_equals_litert(small, golden):
     assert_equal_to_litert(run(small, golden["picture"]), golden, tolerance=1e-5)
 
 
-def test_an_8_bit_network_labels_nearly_as_litert(golden):
+def test_labels_of_an_8_bit_network_nearly_equal_litert(golden):
     network = tflite.load(DATA / "uint8.tflite")
     labels = np.asarray(run(network, golden["picture"])["result"]).argmax(axis=-1)
-    # LiteRT rounds every activation to 8 bits and we do not, which changes 5 % of this tiny network's labels; the most
-    # frequent label has 57 %.
+    # LiteRT rounds every activation to 8 bits. Without rounding, 5 % of the labels of this tiny network change. The
+    # most frequent label has 57 %.
     assert np.mean(golden["labels"] == 0) < 0.6
     assert np.mean(labels == golden["labels"]) > 0.93
     assert any("dequantized" in line for line in network.report)
 
 
-def test_the_config_says_how_the_network_wants_its_images(small):
+def test_the_config_feeds_images_as_the_file_expects(small):
     quantized = tflite.load(DATA / "uint8.tflite")
     assert (small.protocol, small.image_size) == ("squeeze", (64, 64))
     assert (quantized.protocol, quantized.image_size) == ("whole", (64, 64))
@@ -94,7 +94,7 @@ def test_the_config_says_how_the_network_wants_its_images(small):
         assert network.model.output_stride == 16
 
 
-def test_folded_batch_norms_are_exact_identities_and_stay_frozen(small):
+def test_folded_batch_norms_are_exact_identities_and_frozen(small):
     assert small.model.freeze_norm_statistics
     norm, statistics = (
         small.variables[part]["backbone"]["stage4_block2"]["expand_norm"] for part in ("params", "batch_stats")
@@ -106,18 +106,18 @@ def test_folded_batch_norms_are_exact_identities_and_stay_frozen(small):
     assert any("folded" in line for line in small.report)
 
 
-# ---- other graphs ----
+# ---- Other graphs ----
 
 
 def load_changed(monkeypatch, change):
-    """Loads the small file as if it held what `change(graph)` returns."""
+    """Loads the small file as if it contained `change(graph)`."""
     graph = change(tflite_file.read(DATA / "float.tflite"))
     monkeypatch.setattr(tflite_file, "read", lambda path: graph)
     return tflite.load(pathlib.Path("changed.tflite"))
 
 
 def with_operator(kind, which, /, **fields):
-    """A change of fields of one of the operators of a kind, each by a function of its old value."""
+    """Returns a function that changes fields of the n-th operator of a kind, each by a function of its old value."""
 
     def change(graph):
         operators = list(graph.operators)
@@ -130,7 +130,7 @@ def with_operator(kind, which, /, **fields):
 
 
 def with_options(kind, which, /, **options):
-    """A change of options of one of the operators of a kind."""
+    """Returns a function that changes options of the n-th operator of a kind."""
     return with_operator(kind, which, options=lambda old: {**old, **options})
 
 
@@ -142,26 +142,29 @@ def with_options(kind, which, /, **options):
         (with_options("CONV_2D", 4, padding=tflite_file.VALID_PADDING), "has padding=1, not 0"),
         (with_options("DEPTHWISE_CONV_2D", 14, rate_height=1), "has rate_height=1, not 2"),
         (with_options("DEPTHWISE_CONV_2D", 14, stride_height=2), "DEPTHWISE_CONV_2D .* has stride_height=1, not 2"),
-        (with_options("DEPTHWISE_CONV_2D", 1, stride_height=8), "17 depthwise convolutions lead to output stride 64"),
+        (with_options("DEPTHWISE_CONV_2D", 1, stride_height=8), "17 depthwise convolutions give output stride 64"),
         (with_options("AVERAGE_POOL_2D", 0, filter_width=3), "has filter_width=3, not 4"),
         (with_options("CONCATENATION", 0, axis=1), "has axis=1, not 3"),
         (with_options("RESIZE_BILINEAR", -1, align_corners=0), "has align_corners=0, not 1"),
         (with_options("RESIZE_BILINEAR", -1, half_pixel_centers=1), "has half_pixel_centers=1, not 0"),
         (with_options("ADD", 2, activation=tflite_file.RELU), "has activation=1, not 0"),
-        (with_operator("ADD", 3, inputs=lambda inputs: (inputs[0], inputs[0])), "the sum of .* is not one with its"),
+        (
+            with_operator("ADD", 3, inputs=lambda inputs: (inputs[0], inputs[0])),
+            "the addition of .* does not add its input",
+        ),
         (with_operator("CONV_2D", 3, inputs=lambda inputs: inputs[:2]), "has 2 operands, not input, kernel and bias"),
-        (with_operator("CONV_2D", 3, inputs=lambda inputs: (*inputs[:2], -1)), "lacks an input"),
+        (with_operator("CONV_2D", 3, inputs=lambda inputs: (*inputs[:2], -1)), "has a missing input"),
         (with_operator("CONCATENATION", 0, inputs=lambda inputs: inputs[:1]), "there are 0 CONCATENATION|not the two"),
         (with_operator("ADD", 1, kind=lambda kind: "operator 41"), "there are 0 ADD after tensor|there are 2 CONV"),
-        (with_operator("RESIZE_BILINEAR", -1, kind=lambda kind: "operator 97"), "the result has size"),
-        (lambda graph: dataclasses.replace(graph, outputs=graph.outputs * 2), "is not the only result"),
+        (with_operator("RESIZE_BILINEAR", -1, kind=lambda kind: "operator 97"), "the output has size"),
+        (lambda graph: dataclasses.replace(graph, outputs=graph.outputs * 2), "is not the only output"),
         (lambda graph: dataclasses.replace(graph, inputs=()), "there are 0 inputs, not 1"),
         (lambda graph: dataclasses.replace(graph, operators=[*graph.operators, graph.operators[0]]), "there are 2"),
         (lambda graph: dataclasses.replace(graph, operators=[]), "0 depthwise convolutions"),
     ],
 )
-def test_what_our_network_would_not_compute_is_refused(monkeypatch, change, message):
-    with pytest.raises(UserError, match=f"changed.tflite is no MobileNetV2 DeepLabv3 .*({message})") as caught:
+def test_graphs_of_other_networks_are_refused(monkeypatch, change, message):
+    with pytest.raises(UserError, match=f"changed.tflite is not a MobileNetV2 DeepLabv3 .*({message})") as caught:
         load_changed(monkeypatch, change)
     assert "\n" not in str(caught.value)
 
@@ -174,7 +177,7 @@ def test_names_of_tensors_do_not_matter(monkeypatch, small):
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, nameless.variables, small.variables)))
 
 
-def test_branches_may_be_joined_in_either_order(monkeypatch, small):
+def test_branches_may_be_concatenated_in_either_order(monkeypatch, small):
     def change(graph):
         graph = with_operator("CONCATENATION", 0, inputs=lambda inputs: inputs[::-1])(graph)
         join = next(op for op in graph.operators if op.kind == "CONCATENATION")
@@ -189,7 +192,7 @@ def test_branches_may_be_joined_in_either_order(monkeypatch, small):
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, other.variables, small.variables)))
 
 
-# ---- the reader ----
+# ---- The reader ----
 
 
 def test_quantized_values_are_scaled_per_tensor_or_per_channel():
@@ -213,11 +216,11 @@ def test_files_of_other_kinds_are_refused(tmp_path):
         tflite.load(path)
     for content in (b"", b"TFL3", b"PK\3\4not a flatbuffer"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="model.tflite is no TFLite file"):
+        with pytest.raises(UserError, match="model.tflite is not a TFLite file"):
             tflite.load(path)
 
 
-def test_damaged_files_are_refused_and_never_more(tmp_path):
+def test_damaged_files_raise_only_user_errors(tmp_path):
     content = (DATA / "float.tflite").read_bytes()
     path, rng, refused = tmp_path / "model.tflite", np.random.default_rng(0), 0
     for attempt in range(120):
@@ -233,19 +236,19 @@ def test_damaged_files_are_refused_and_never_more(tmp_path):
         except UserError as error:
             refused += "is damaged" in str(error) and "\n" not in str(error)
     assert refused >= 60
-    path.write_bytes(struct.pack("<I4siI", 8, b"TFL3", 12, 0))  # the table's vtable lies 12 bytes before byte 8
+    path.write_bytes(struct.pack("<I4siI", 8, b"TFL3", 12, 0))  # the vtable of the table is 12 bytes before byte 8
     with pytest.raises(UserError, match="is damaged: offset -4 is outside the file"):
         tflite_file.read(path)
 
 
-# ---- real files ----
+# ---- Real files ----
 
 
 def read_voc_image(shared, id):
     return Image.open(shared / "data" / "voc_subset" / "JPEGImages" / f"{id}.jpg").convert("RGB")
 
 
-def test_google_s_float_network_gives_litert_s_logits_on_real_images(shared):
+def test_logits_of_googles_float_network_equal_litert_on_real_images(shared):
     golden = dict(np.load(GOLDENS / "tflite_real.npz"))
     network = tflite.load(shared / "weights" / "deeplabv3_257_mv_gpu.tflite")
     assert network.model.output_stride == 8
@@ -260,7 +263,7 @@ def test_google_s_float_network_gives_litert_s_logits_on_real_images(shared):
         np.testing.assert_allclose(logits[0, ::86, ::86], expected, rtol=0, atol=1e-3)
 
 
-def test_google_s_8_bit_network_labels_as_litert_does_but_for_its_rounding(shared):
+def test_labels_of_googles_8_bit_network_nearly_equal_litert(shared):
     golden = dict(np.load(GOLDENS / "tflite_real.npz"))
     network = tflite.load(shared / "weights" / "deeplabv3_mnv2_dm05_pascal_quant.tflite")
     canvas = np.full((2, *network.image_size, 3), 128, np.uint8)
@@ -269,5 +272,5 @@ def test_google_s_8_bit_network_labels_as_litert_does_but_for_its_rounding(share
         image[: pixels.shape[0], : pixels.shape[1]] = pixels
     labels = np.asarray(run(network, canvas)["result"])[:, ::8, ::8].argmax(axis=-1)
     assert len(np.unique(golden["labels"])) > 2
-    # Measured: 96.5 %. What differs lies along borders; the mean IoU over all of val is .6828, LiteRT's .6839.
+    # Measured: 96.5 %. Differences are along borders; the mean IoU over all of val is .6828, LiteRT's is .6839.
     assert np.mean(labels == golden["labels"]) > 0.955

@@ -1,4 +1,4 @@
-"""Imported networks of timm compute what timm computes, block by block."""
+"""Imported networks of timm equal the originals, block by block."""
 
 import json
 
@@ -25,7 +25,7 @@ def zeros(golden, network):
     ("network", "backbone", "width"),
     [("resnet50", "resnet50_v1", 1.0), ("mobilenetv2_050", "mobilenet_v2_full", 0.5)],
 )
-def test_backbones_compute_what_timm_computes(network, backbone, width, golden):
+def test_every_block_equals_timms(network, backbone, width, golden):
     imported = timm.from_state_dict(golden.state_dict(network))
     assert (imported.model.backbone, imported.model.width_multiplier) == (backbone, width)
     assert imported.label_set is None
@@ -42,18 +42,18 @@ def test_backbones_compute_what_timm_computes(network, backbone, width, golden):
         ("mobilenetv2_140", "mobilenet_v2_full", 1.4),
     ],
 )
-def test_the_others_have_a_place_for_every_array(network, backbone, width, golden):
+def test_every_array_of_other_variants_is_accounted_for(network, backbone, width, golden):
     imported = timm.from_state_dict(zeros(golden, network))
     assert (imported.model.backbone, imported.model.width_multiplier) == (backbone, width)
     assert "0 missing, 0 unused" in imported.report[0]
-    assert sum(int(line.split()[0]) for line in imported.report) == len(golden.shapes(network))  # taken and left out
+    assert sum(int(line.split()[0]) for line in imported.report) == len(golden.shapes(network))  # imported and skipped
 
 
-def test_resnets_have_torchvisions_names_and_shapes(golden):
+def test_resnets_use_torchvisions_names_and_shapes(golden):
     assert golden.shapes("resnet50") == Golden("torchvision").shapes("resnet50")
 
 
-def test_the_normalization_comes_from_the_config_beside_the_file(golden, tmp_path):
+def test_normalization_comes_from_the_config_next_to_the_file(golden, tmp_path):
     path = tmp_path / "model.safetensors"
     safetensors.numpy.save_file(zeros(golden, "mobilenetv2_050"), path)
     default = base_config().model
@@ -66,7 +66,7 @@ def test_the_normalization_comes_from_the_config_beside_the_file(golden, tmp_pat
     assert model.input_std == (127.5, 127.5, 127.5)
 
     (tmp_path / "config.json").write_text('{"_model_class": "DeepLabV3Plus"}')
-    with pytest.raises(UserError, match="config.json is not what timm writes .*move model.safetensors to a folder"):
+    with pytest.raises(UserError, match="config.json is not a config of timm .*move model.safetensors to a folder"):
         timm.load(path)
 
 
@@ -74,11 +74,11 @@ def test_the_normalization_comes_from_the_config_beside_the_file(golden, tmp_pat
     ("network", "message"),
     [
         ("mobilenetv2_110d", "conv_head.weight has shape .1280, 352, 1, 1., which does not fit"),
-        ("resnet50d", "the file holds no network of timm .*; it has conv1.0.weight"),
+        ("resnet50d", "the file is not a supported network of timm .*; it has conv1.0.weight"),
         ("resnext50_32x4d", "layer1.0.bn1.running_mean has shape .128,., which does not fit"),
     ],
 )
-def test_other_variants_are_one_clear_line(network, message, golden):
+def test_unsupported_variants_are_refused_in_one_line(network, message, golden):
     with pytest.raises(UserError, match=message) as caught:
         timm.from_state_dict(zeros(golden, network))
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Imported networks of torchvision compute what torchvision computes, block by block."""
+"""Imported networks of torchvision equal the originals, block by block."""
 
 import numpy as np
 import pytest
@@ -15,11 +15,11 @@ def golden():
     return Golden("torchvision")
 
 
-def test_deeplabv3_resnet50_computes_what_torchvision_computes(golden):
+def test_logits_and_every_block_of_deeplabv3_equal_torchvisions(golden):
     network = torchvision.from_state_dict(golden.state_dict("deeplabv3_resnet50"))
     assert network.model.output_stride == 8
     assert network.label_set == VOC
-    assert any("the auxiliary loss: aux_classifier.0.weight" in line for line in network.report)
+    assert any("(auxiliary classifier): aux_classifier.0.weight" in line for line in network.report)
     wanted = golden.samples("deeplabv3_resnet50")
     computed = compute(network, wanted, "deeplabv3_resnet50", (33, 321))
     assert_equal(computed, wanted)
@@ -29,7 +29,7 @@ def test_deeplabv3_resnet50_computes_what_torchvision_computes(golden):
 @pytest.mark.parametrize(
     ("network", "backbone"), [("resnet18", "resnet18_v1"), ("mobilenet_v2_1.0", "mobilenet_v2_full")]
 )
-def test_backbones_compute_what_torchvision_computes(network, backbone, golden):
+def test_every_block_of_backbones_equals_torchvisions(network, backbone, golden):
     imported = torchvision.from_state_dict(golden.state_dict(network))
     assert imported.model.backbone == backbone
     assert imported.label_set is None
@@ -49,15 +49,15 @@ def test_backbones_compute_what_torchvision_computes(network, backbone, golden):
         ("mobilenet_v2_1.4", "mobilenet_v2_full", 1.4),
     ],
 )
-def test_the_others_have_a_place_for_every_array(network, backbone, width, golden):
+def test_every_array_of_other_variants_is_accounted_for(network, backbone, width, golden):
     shapes = golden.shapes(network)
     imported = torchvision.from_state_dict({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
     assert (imported.model.backbone, imported.model.width_multiplier) == (backbone, width)
     assert "0 missing, 0 unused" in imported.report[0]
-    assert sum(int(line.split()[0]) for line in imported.report) == len(shapes)  # taken and left out
+    assert sum(int(line.split()[0]) for line in imported.report) == len(shapes)  # imported and skipped
 
 
-def test_a_file_is_read_and_imported(golden, tmp_path):
+def test_kernels_of_a_file_are_transposed(golden, tmp_path):
     safetensors.numpy.save_file(golden.state_dict("mobilenet_v2_1.0"), tmp_path / "network.safetensors")
     network = torchvision.load(tmp_path / "network.safetensors")
     assert network.model.backbone == "mobilenet_v2_full"
@@ -67,7 +67,7 @@ def test_a_file_is_read_and_imported(golden, tmp_path):
     )
 
 
-def test_another_number_of_classes_is_found(golden):
+def test_the_number_of_classes_comes_from_the_classifier(golden):
     arrays = {name: np.zeros(shape) for name, shape in golden.shapes("deeplabv3_resnet50").items()}
     arrays |= {"classifier.4.weight": np.zeros((3, 256, 1, 1)), "classifier.4.bias": np.zeros(3)}
     assert torchvision.from_state_dict(arrays).label_set.class_names == ("class 0", "class 1", "class 2")
@@ -83,14 +83,19 @@ def test_the_auxiliary_head_may_be_missing(golden):
 @pytest.mark.parametrize(
     ("network", "drop", "replace", "message"),
     [
-        ("resnet18", "layer1.0.conv1.weight", {}, "the file holds no network of torchvision.*; it has conv1.weight"),
-        ("resnet18", "layer2.0.bn1.running_var", {}, "layer2.0.bn1.running_var is missing there"),
+        (
+            "resnet18",
+            "layer1.0.conv1.weight",
+            {},
+            "the file is not a supported network of torchvision.*; it has conv1.weight",
+        ),
+        ("resnet18", "layer2.0.bn1.running_var", {}, "layer2.0.bn1.running_var is missing in the file"),
         ("resnet18", None, {"layer5.weight": np.zeros(3)}, "layer5.weight is unused"),
         ("resnet18", None, {"conv1.weight": np.zeros((64, 4, 7, 7))}, "conv1.weight has shape .64, 4, 7, 7., which"),
         ("mobilenet_v2_1.0", None, {"features.2.conv.2.weight": np.zeros((25, 144, 1, 1))}, "of any width: .*25"),
     ],
 )
-def test_what_does_not_fit_is_one_clear_line(network, drop, replace, message, golden):
+def test_other_networks_are_refused_in_one_line(network, drop, replace, message, golden):
     arrays = {name: np.zeros(shape) for name, shape in golden.shapes(network).items() if name != drop}
     with pytest.raises(UserError, match=message) as caught:
         torchvision.from_state_dict(arrays | replace)

@@ -1,4 +1,4 @@
-"""What the tests of the PyTorch importers share: goldens to state dicts, imports, and comparisons block by block."""
+"""Shared by the tests of the PyTorch importers: state dicts from goldens, and comparisons block by block."""
 
 import pathlib
 
@@ -27,13 +27,13 @@ class Golden:
         return torch_formula.state_dict(self.shapes(network), self.outputs[f"{network}:gain"])
 
     def samples(self, network: str) -> dict[str, np.ndarray]:
-        """Samples of what the network's modules and the whole computed, by our path."""
+        """Samples of the outputs of the network and its modules, by our path."""
         samples = {key.partition(":")[2]: value for key, value in self.outputs.items() if key.startswith(f"{network}:")}
         return {path: value for path, value in samples.items() if path not in ("arrays", "gain")}
 
 
 def compute(network, wanted, name: str, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Samples of what an imported network computes, at the wanted paths of modules, and `logits`."""
+    """Samples of the outputs of an imported network: `logits`, and those of the modules at the wanted paths."""
     num_classes = network.label_set.num_classes if network.label_set else 1
     model = build_model(network.model, num_classes)
     images = formula.images(name, (1, *size, 3))
@@ -46,7 +46,7 @@ def compute(network, wanted, name: str, size: tuple[int, int]) -> dict[str, np.n
         )
         calls = traverse_util.flatten_dict(state["intermediates"], sep="/")
         outputs = {path.removesuffix("/__call__"): values[0] for path, values in calls.items()} | {"logits": logits}
-        # A residual unit returns its branch beside its output.
+        # A residual unit returns its branch after its output.
         return {path: outputs[path][0] if isinstance(outputs[path], tuple) else outputs[path] for path in wanted}
 
     return {
@@ -56,15 +56,15 @@ def compute(network, wanted, name: str, size: tuple[int, int]) -> dict[str, np.n
 
 
 def with_empty_head(network, model):
-    """The variables of an imported backbone in a whole network whose head is zero."""
+    """The variables of an imported backbone, in a network whose head is zero."""
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_variables(model))
     return {group: zeros[group] | network.variables[group] for group in ("params", "batch_stats")}
 
 
 def assert_equal(computed, wanted, tolerance: float = 1e-4):
-    """Compares block by block. Float32 sums in another order: the tolerance is relative to each block's largest."""
+    """Compares block by block. The tolerance is for float32 sums in another order, relative to a block's maximum."""
     assert set(computed) == set(wanted)
     for path, values in wanted.items():
         scale = max(1.0, np.abs(values).max())
-        assert np.abs(values).max() > 1e-2, f"{path} is all but zero, which compares nothing"
+        assert np.abs(values).max() > 1e-2, f"{path} is almost zero; the comparison is meaningless"
         np.testing.assert_allclose(computed[path] / scale, values / scale, rtol=0, atol=tolerance, err_msg=path)

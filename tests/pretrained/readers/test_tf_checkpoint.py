@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoints: every value of TensorFlow's own files, and refusals of what is damaged."""
+"""TensorFlow checkpoints: every value of files that TensorFlow wrote; damaged files are refused."""
 
 import io
 import pathlib
@@ -40,10 +40,10 @@ def refusal(path):
     return str(caught.value)
 
 
-# ---- what TensorFlow wrote ----
+# ---- Files that TensorFlow wrote ----
 
 
-def test_a_checkpoint_of_tensorflow_is_read_from_both_of_its_data_files():
+def test_a_checkpoint_with_two_data_files_is_read():
     variables = tf_checkpoint.read(DATA / "small.ckpt")
     assert len(variables) == 46
     for i in range(40):
@@ -66,19 +66,19 @@ def test_partitioned_variables_are_refused():
 
 
 @pytest.mark.parametrize("content", [b"", b"1", b"123456789", bytes(32), bytes(range(256)) * 21 + b"end"])
-def test_the_checksum_is_castagnoli_s(content):
+def test_the_checksum_equals_a_bitwise_crc32c(content):
     assert tf_checkpoint.crc32c(np.frombuffer(content, np.uint8)) == bitwise_crc32c(content)
 
 
-def test_the_checksum_has_the_values_of_rfc_3720():
+def test_the_checksum_equals_the_examples_of_rfc_3720():
     for content, value in ((bytes(32), 0x8A9136AA), (b"\xff" * 32, 0x62A8AB43), (bytes(range(32)), 0x46DD794E)):
         assert tf_checkpoint.crc32c(np.frombuffer(content, np.uint8)) == value
 
 
-# ---- where it lies ----
+# ---- Paths ----
 
 
-def test_prefix_index_folder_and_archive_name_the_same_checkpoint(prefix, tmp_path):
+def test_a_checkpoint_is_read_by_prefix_index_folder_and_archive(prefix, tmp_path):
     archive = tmp_path / "model.tar.gz"
     with tarfile.open(archive, "w:gz") as file:
         for path in sorted(tmp_path.glob("model.ckpt.*")):
@@ -90,16 +90,16 @@ def test_prefix_index_folder_and_archive_name_the_same_checkpoint(prefix, tmp_pa
         assert all(np.array_equal(variables[name], value) for name, value in VALUES.items())
 
 
-def test_what_names_no_checkpoint_or_several_is_refused(prefix, tmp_path):
+def test_paths_without_a_checkpoint_or_with_several_are_refused(prefix, tmp_path):
     assert refusal(tmp_path / "other.ckpt").endswith(f"there is no file {tmp_path / 'other.ckpt'}.index")
     shutil.copy(tmp_path / "model.ckpt.index", tmp_path / "later.ckpt.index")
-    assert "holds 2 checkpoints" in refusal(tmp_path)
+    assert "contains 2 checkpoints" in refusal(tmp_path)
     assert "later.ckpt.data-00000-of-00001 cannot be read: No such file" in refusal(tmp_path / "later.ckpt")
     (tmp_path / "empty").mkdir()
-    assert "holds none (files named *.index)" in refusal(tmp_path / "empty")
+    assert "has no checkpoint (files named *.index)" in refusal(tmp_path / "empty")
 
 
-def test_archives_are_read_without_writing_what_they_hold(prefix, tmp_path):
+def test_archives_are_not_unpacked(prefix, tmp_path):
     folder = tmp_path / "here"
     folder.mkdir()
     archive = folder / "model.tar"
@@ -130,7 +130,7 @@ def test_damaged_archives_are_refused(prefix, tmp_path):
     assert "has no file model.ckpt.data-00000-of-00001" in refusal(archive)
 
 
-# ---- what is in it ----
+# ---- Contents ----
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 4])
@@ -140,7 +140,7 @@ def test_an_index_may_have_several_blocks(tmp_path, blocks):
     assert all(np.array_equal(variables[name], value) for name, value in VALUES.items())
 
 
-def test_a_changed_byte_is_noticed_by_checksums(prefix, tmp_path):
+def test_checksums_detect_changed_bytes(prefix, tmp_path):
     for name in ("model.ckpt.index", "model.ckpt.data-00000-of-00001"):
         path = tmp_path / name
         content = path.read_bytes()
@@ -169,8 +169,8 @@ def test_blocks_compressed_with_snappy_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "entry",
     [
-        writer.varint(5) + writer.varint(1) + writer.varint(0) + b"x",  # shares more than there is
-        writer.varint(0) + writer.varint(1) + writer.varint(9) + b"x",  # has a value behind the block
+        writer.varint(5) + writer.varint(1) + writer.varint(0) + b"x",  # shares more than the previous key has
+        writer.varint(0) + writer.varint(1) + writer.varint(9) + b"x",  # has a value beyond the block
     ],
 )
 def test_entries_that_reach_beyond_their_block_are_refused(tmp_path, entry):
@@ -187,12 +187,12 @@ def test_entries_that_reach_beyond_their_block_are_refused(tmp_path, entry):
         (writer.field(1, 1), {"size": 8}, "has 8 of 8 bytes"),
         (writer.field(1, 1), {"size": -1}, "bytes"),
         (writer.field(1, 1), {"crc": b"\0\0\0\0"}, "variable x has a wrong checksum"),
-        (writer.field(1, 1), {"kind": 7}, "variable x has type 7 .*, which holds no numbers"),
+        (writer.field(1, 1), {"kind": 7}, "variable x has the non-numeric type 7"),
         (writer.field(1, 1), {"kind": 2}, "has 12 of 12 bytes"),
         (writer.field(1, 0), {}, "0 data files"),
         (writer.field(1, 1) + writer.field(2, 1), {}, "byte order 1"),
         (writer.field(1, 1) + b"\x0b", {}, "wire type 3"),
-        (writer.field(1, 1) + b"\x1a\x05", {}, "a message breaks off"),
+        (writer.field(1, 1) + b"\x1a\x05", {}, "a message is truncated"),
         (writer.field(1, 1) + b"\xff" * 12, {}, "more than ten bytes"),
         (writer.field(1, 3), {}, "model.ckpt.data-00000-of-00003 cannot be read"),
     ],
@@ -206,7 +206,7 @@ def test_entries_that_do_not_fit_are_refused(tmp_path, header, fields, message):
         tf_checkpoint.read(tmp_path / "model.ckpt")
 
 
-def test_nonsense_under_right_checksums_is_refused_and_never_more(tmp_path):
+def test_random_bytes_with_right_checksums_raise_only_user_errors(tmp_path):
     value, rng, refused = np.arange(3, dtype=np.float32), np.random.default_rng(0), 0
     entry = writer.entry(value, offset=0, size=12, crc=writer.checksum(value.tobytes()))
     (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(value.tobytes())

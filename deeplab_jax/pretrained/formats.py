@@ -1,0 +1,84 @@
+"""Registry of the weight formats that `deeplab-jax convert` and presets read."""
+
+import dataclasses
+import importlib
+import pathlib
+from collections.abc import Callable
+
+from deeplab_jax.errors import UserError, suggest
+from deeplab_jax.pretrained import bundle
+from deeplab_jax.pretrained.network import PretrainedNetwork
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A weight format.
+
+    Attributes:
+      name: value of `deeplab-jax convert --from` and of a preset's `format`.
+      description: the files it reads, for people.
+      load: reads a network from a path. Raises `UserError` if the file is damaged or contains something else.
+    """
+
+    name: str
+    description: str
+    load: Callable[[pathlib.Path], PretrainedNetwork]
+
+
+#: Weight formats by name, see `register_format`.
+FORMATS: dict[str, Format] = {}
+
+
+def register_format(name: str, load: Callable[[pathlib.Path], PretrainedNetwork], *, description: str = "") -> None:
+    """Adds a weight format.
+
+    Args:
+      name: new key of `FORMATS`.
+      load: reads a network from a path.
+      description: the files it reads, for people.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    if name in FORMATS:
+        raise ValueError(f"format {name!r} is already registered")
+    FORMATS[name] = Format(name, description, load)
+
+
+def import_file(path: pathlib.Path, file_format: str) -> PretrainedNetwork:
+    """Reads a network from a file of another framework.
+
+    Args:
+      path: the file.
+      file_format: a key of `FORMATS`.
+
+    Raises:
+      UserError: the format or the file does not exist, or the file contains something else.
+    """
+    if file_format not in FORMATS:
+        raise UserError(f"format {file_format!r} does not exist{suggest(file_format, FORMATS)}")
+    try:
+        return FORMATS[file_format].load(path)
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def _importer(module: str) -> Callable[[pathlib.Path], PretrainedNetwork]:
+    """Returns a module's `load`, imported when it is first called: readers depend on h5py and others."""
+
+    def load(path: pathlib.Path) -> PretrainedNetwork:
+        return importlib.import_module(f"deeplab_jax.pretrained.importers.{module}").load(path)
+
+    return load
+
+
+register_format("kerascv", _importer("kerascv"), description="KerasCV DeepLabV3Plus and ResNetV2: .weights.h5, .keras")
+register_format("kerashub", _importer("kerashub"), description="KerasHub DeepLabV3+ and ResNet: .weights.h5, .keras")
+register_format("torchvision", _importer("torchvision"), description="ResNet, MobileNetV2 and DeepLabv3: .pth")
+register_format("smp", _importer("smp"), description="segmentation_models.pytorch DeepLabV3Plus: .pth, .safetensors")
+register_format("timm", _importer("timm"), description="timm ResNet and MobileNetV2: .pth, .safetensors")
+register_format("efficientnet-lite", _importer("efficientnet_lite"), description="efficientnet-lite-pytorch: .pth")
+register_format("tflite", _importer("tflite"), description="Google's MobileNetV2 DeepLabv3: .tflite, float and 8-bit")
+register_format("tf-deeplab", _importer("tf_deeplab"), description="research/deeplab: checkpoint prefix, .tar.gz")
+register_format("workdir", _importer("workdir"), description="the newest checkpoint of a training run")
+register_format("deeplab_jax", bundle.load, description="a folder that deeplab_jax wrote")
