@@ -34,7 +34,7 @@ class Predictor:
     both pad to the same size. Under `whole` without `eval.image_size` they do not: evaluation pads to its largest
     image, prediction to a bucket of sizes, and image pooling sees the padding.
 
-    Programs are compiled for fixed shapes, so image sizes are rounded up to `deeplab_jax.data.bucket`. The network itself,
+    Programs are compiled for fixed shapes, so image sizes are rounded up to `deeplab_jax.data.bucket`. The network,
     which takes long to compile, is compiled once if its input size is fixed (all protocols except `whole` without
     `eval.image_size`, and with `window`), otherwise once per pair of buckets of height and width. The resizing of its
     logits, which compiles in a fraction of a second, is compiled once per pair of buckets and kind of result.

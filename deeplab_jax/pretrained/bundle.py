@@ -1,10 +1,10 @@
 """The format of saved networks: a folder with `config.json` and `model.safetensors`.
 
 `config.json` contains `format` ("deeplab_jax"), `version` (of the config schema), `model` (every field of
-`config.model`), `class_names` and `palette` (null for a backbone), `protocol` and `image_size` (how to feed images), and
-`report` (where the values came from). `model.safetensors` contains every variable under its path, such as
-`params/backbone/stem_conv/kernel`. Values are float32; kernels can be float16, at half the size, and become float32 when
-they are read. Saving the same network again gives the same bytes.
+`config.model`), `class_names` and `palette` (null for a backbone), `protocol` and `image_size` (how to feed images),
+and `report` (where the values came from). `model.safetensors` contains every variable under its path, such as
+`params/backbone/stem_conv/kernel`. Values are float32; kernels can be float16, at half the size, and become float32
+when they are read. Saving the same network again gives the same bytes.
 """
 
 import json
