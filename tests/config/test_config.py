@@ -1,5 +1,6 @@
 """Configs: typed arguments, durations, validation, JSON and back, and every config that the package brings."""
 
+import ast
 import dataclasses
 import json
 import math
@@ -12,11 +13,13 @@ from deeplab_jax import pretrained
 from deeplab_jax.config import (
     base_config,
     config_folders,
+    describe_config,
     differences,
     duration_steps,
     eval_batch_size,
     find_config,
     from_dict,
+    list_configs,
     load_config,
     parse_arg,
     parse_stage,
@@ -221,10 +224,46 @@ def _types(config: ConfigDict, path: str = "") -> dict[str, type]:
 
 
 def test_every_config_says_how_to_run_it(config_file):
-    docstring = compile(config_file.read_text(), str(config_file), "exec").co_consts[0]
-    command = next(line for line in docstring.splitlines() if "deeplab-jax train" in line)
+    described = describe_config(config_file)
+    command = next(command for command in described.commands if "deeplab-jax train" in command)
     assert f" --config {config_file.stem}" in command
     assert " --workdir " in command
+
+
+def test_every_config_has_a_short_header_with_its_score(config_file):
+    described = describe_config(config_file)
+    assert len(ast.get_docstring(ast.parse(config_file.read_text())).splitlines()) <= 15
+    assert described.name == config_file.stem
+    assert described.summary.endswith(".")
+    assert described.arguments.startswith("Arguments")
+    assert described.data
+    assert described.score
+    assert bool(described.hardware) == bool(described.commit)
+    assert described.hardware or described.score.startswith("not run")
+
+
+def test_built_in_configs_are_listed_by_name():
+    assert [described.name for described in list_configs()] == [file.stem for file in CONFIG_FILES]
+
+
+def test_a_header_is_read_without_running_the_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        '"""What it is,\nin two lines.\n\n    pip install x\n    deeplab-jax train \\\n        --config mine\n\n'
+        "A remark.\n\n"
+        'Data: mine\nScore: .5 on val,\n  .6 on test\nHardware: a laptop\nCommit: abc\n"""\n'
+        'raise ValueError\ndef get_config(arg=None):\n    """Arguments: `size`."""\n'
+    )
+    assert dataclasses.asdict(describe_config(file)) == {
+        "name": "mine", "summary": "What it is, in two lines.", "arguments": "Arguments: `size`.",
+        "commands": ("pip install x", "deeplab-jax train --config mine"), "data": "mine",
+        "score": ".5 on val, .6 on test", "hardware": "a laptop", "commit": "abc",
+    }  # fmt: skip
+    file.write_text("x = 1\n")
+    assert describe_config(file).summary == ""
+    file.write_text("x = = 1\n")
+    with pytest.raises(UserError, match=f"^config {file}, line 1: "):
+        describe_config(file)
 
 
 def test_every_config_survives_json(config_file):
