@@ -67,8 +67,8 @@ class Presets(_Table):
     def lines(self) -> list[str]:
         """Returns a row for each preset, in the order of presets.toml."""
         (task,) = self.arguments
-        presets = [preset for preset in presets.load_table().values() if preset.task == task]
-        if not presets:
+        chosen = [preset for preset in presets.load_table().values() if preset.task == task]
+        if not chosen:
             raise self.error(f"no preset has the task {task}")
         rows = [
             (
@@ -76,7 +76,7 @@ class Presets(_Table):
                 f"{preset.score}\n{preset.score_source}" if preset.score else "none published",
                 f"{preset.size_in_words}\n{preset.license}",
             )
-            for preset in presets
+            for preset in chosen
         ]
         return markdown_table(("preset, backbone", "score as published, by", "file"), rows)
 
