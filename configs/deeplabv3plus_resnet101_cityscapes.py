@@ -1,15 +1,15 @@
-"""DeepLabv3+ with ResNet-101 on whole images of 1024x2048, their rows split over four devices.
-
-The papers train on crops of 769x769 (arXiv 1802.02611, section 4.4). This is for devices that do not hold a whole
-image; `docs/pods.md` says what it takes. Cityscapes needs an account, so it is prepared as a folder: images of
-`leftImg8bit` in `images/`, masks of the 19 `trainId`s in `masks/` (255 is void), the 19 names in `classes.txt`, and
-`train.txt` and `val.txt`:
+"""DeepLabv3+ with ResNet-101 on whole Cityscapes images of 1024x2048, their rows split over four devices.
 
     deeplab-jax data prepare folder --source cityscapes --data-dir data
     deeplab-jax train --config deeplabv3plus_resnet101_cityscapes --config.data.data_dir=data --workdir runs/cityscapes
 
-Network, update rule and augmentation are those of `deeplabv3plus_resnet101_voc`; the 90,000 steps are those of
-research/deeplab. Not run here: no score is known. Four devices train on one image each of `batch`, eight on two.
+The papers train on crops of 769x769 (arXiv 1802.02611, section 4.4); this is for devices that cannot hold a whole
+image, see docs/pods.md. The source folder has `images/` (leftImg8bit), `masks/` (the 19 trainIds, 255 is ignored),
+`classes.txt`, `train.txt` and `val.txt`. Network, optimizer and augmentation are those of
+`deeplabv3plus_resnet101_voc`; the 90,000 steps are those of research/deeplab.
+
+Data: Cityscapes train, val
+Score: not run
 """
 
 from deeplab_jax.config import load_config, parse_arg

@@ -1,10 +1,13 @@
-"""DeepLabv3+ with ResNet-50, otherwise as `deeplabv3plus_resnet101_voc`: the papers' protocol on Pascal VOC 2012.
+"""DeepLabv3+ with ResNet-50 on Pascal VOC 2012, otherwise the same as `deeplabv3plus_resnet101_voc`.
 
     deeplab-jax data prepare voc2012_segmentation --sbd-source benchmark.tgz
     deeplab-jax train --config deeplabv3plus_resnet50_voc --workdir runs/deeplabv3plus_resnet50_voc
 
-The papers have no row for this network. Others publish 77.2 (VainF/DeepLabV3Plus-Pytorch, output stride 16,
-center-cropped val) and 76.92 (SegmentationBLWX/sssegmentation) from ImageNet weights. Not run here.
+The papers do not report this network. Published by others, from ImageNet weights: mean IoU .772
+(VainF/DeepLabV3Plus-Pytorch, center-cropped val) and .7692 (SegmentationBLWX/sssegmentation).
+
+Data: Pascal VOC 2012 trainaug, val
+Score: not run
 """
 
 from deeplab_jax.config import load_config, parse_arg

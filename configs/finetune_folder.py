@@ -1,14 +1,14 @@
-"""The network that comes with the package learns the classes of your own photos.
+"""Fine-tunes the network that ships with the package on the classes of your own photos.
 
     deeplab-jax data prepare folder --source photos --data-dir data
     deeplab-jax train --config finetune_folder --config.data.data_dir=data --workdir runs/photos
 
-The folder has images/, masks/ and classes.txt. `:init=` names what to start from instead: a preset (`deeplab-jax
-presets` lists them), a folder or a workdir, whose network is then trained; of a preset that is a backbone alone, such
-as `:init=resnet50_imagenet1k_v2`, the rest of the network is new. If the classes differ, only the classifier begins
-anew.
-What it reaches depends on your photos; it was run here on drawn ones alone, from the smaller network of the package
-(notebooks/02_your_own_photos.ipynb).
+The folder has `images/`, `masks/` and `classes.txt`. `:init=` starts from another preset, folder or workdir, whose
+network is then trained. A new classifier is initialized if the classes differ; if `init` is only a backbone, such as
+`resnet50_imagenet1k_v2`, the rest of the network is new as well.
+
+Data: a folder of yours
+Score: not run on real photos: it depends on yours (notebooks/02_your_own_photos.ipynb runs it on drawn ones)
 """
 
 from deeplab_jax import pretrained

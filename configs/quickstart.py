@@ -1,9 +1,11 @@
-"""A small DeepLabv3+ learns to find drawn shapes: about two minutes on two free cores, no download.
+"""A small DeepLabv3+ learns to segment drawn shapes in about two minutes, without a download.
 
     deeplab-jax train --config quickstart --workdir runs/quickstart
 
-Reached here on val, on two AMD EPYC cores: mean IoU .8515, .8498, .8185 with seeds 0, 1, 2 (about two minutes alone,
-three and a half with two runs side by side, compiling included).
+Data: synthetic scenes, train, val
+Score: mean IoU .8515, .8498 and .8185 on val with seeds 0, 1 and 2
+Hardware: two cores of an AMD EPYC, two minutes including compilation
+Commit: c7a0f26
 """
 
 from deeplab_jax.config import base_config, parse_arg

@@ -1,6 +1,7 @@
 """Experiment configs: the schema, arguments of config files, durations, validation, and JSON."""
 
 from deeplab_jax.config.arguments import parse_arg, parse_stage
+from deeplab_jax.config.describe import ConfigDescription, describe_config, list_configs
 from deeplab_jax.config.durations import Duration, duration_steps, parse_duration
 from deeplab_jax.config.loading import config_folders, find_config, load_config, read_config_file
 from deeplab_jax.config.migration import VERSION, migrate_config, migrate_model
@@ -21,12 +22,14 @@ __all__ = [
     "FIELDS",
     "PROTOCOLS",
     "VERSION",
+    "ConfigDescription",
     "Duration",
     "Field",
     "base_config",
     "check_choices",
     "check_scales",
     "config_folders",
+    "describe_config",
     "differences",
     "duration_steps",
     "eval_batch_size",
@@ -34,6 +37,7 @@ __all__ = [
     "from_dict",
     "from_saved",
     "iterate_fields",
+    "list_configs",
     "load_config",
     "migrate_config",
     "migrate_model",

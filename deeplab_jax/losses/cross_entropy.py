@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 from ml_collections import ConfigDict
 
-from deeplab_jax.errors import UserError, suggest
+from deeplab_jax.config import check_choices
+from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.ops.precision import accumulator
 
@@ -114,7 +115,7 @@ def _keras_target(labels, logits, label_smoothing):
     return _smooth(_one_hot(labels, logits), label_smoothing)
 
 
-#: Values of `loss.name`.
+#: The function of each `loss.name`.
 LOSSES = {"softmax_cross_entropy": softmax_cross_entropy, "keras": keras_categorical_cross_entropy}
 
 
@@ -128,8 +129,7 @@ def make_loss(loss: ConfigDict, *, num_classes: int) -> Loss:
     Raises:
       UserError: a loss that does not exist, or class weights that do not fit the classes.
     """
-    if loss.name not in LOSSES:
-        raise UserError(f"loss.name={loss.name!r} does not exist{suggest(loss.name, LOSSES)}")
+    check_choices("loss", loss)
     weights = tuple(loss.class_weights)
     if weights and len(weights) != num_classes:
         raise UserError(f"loss.class_weights has {len(weights)} values for {num_classes} classes")

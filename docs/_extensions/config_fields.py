@@ -1,11 +1,7 @@
-"""Every config field with its default and its meaning, read from `base_config()` and the comments beside its lines."""
+"""The config fields of the documentation, read from the schema."""
 
-import ast
 import dataclasses
-import inspect
-import io
-import itertools
-import tokenize
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,14 +10,15 @@ from deeplab_jax import config as config_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class Field:
-    """A field of the schema.
+class DocumentedField:
+    """A row of a table of config fields.
 
     Attributes:
       path: such as `train.seed`.
-      type: of its values.
-      default: None for a placeholder, which is unset.
-      meaning: the comment in `base_config`; empty if there is none.
+      type: name of the type of its values.
+      default: None if the field is unset.
+      meaning: Markdown: the help text, and the legal values if the schema lists them, each on a line of its own if the
+        schema explains them.
     """
 
     path: str
@@ -30,31 +27,13 @@ class Field:
     meaning: str
 
 
-def read_fields() -> list[Field]:
-    """The fields in the order of the source; those of a dict that one line sets share its meaning."""
-    config, meanings = config_lib.base_config(), _meanings()
-    fields = []
-    for path, value in _leaves(config.to_dict()):
-        meaning = meanings[path] if path in meanings else meanings[_group(path)]
-        fields.append(Field(path, _type_name(config, path), value, meaning))
-    order = list(meanings)
-    return sorted(fields, key=lambda field: order.index(field.path if field.path in meanings else _group(field.path)))
-
-
-def read_groups() -> dict[str, str]:
-    """The groups of fields, each with the comment on its first line; empty if there is none."""
-    return {path: meaning for path, meaning in _meanings().items() if path in config_lib.base_config()}
-
-
-def _group(path: str) -> str:
-    return path.rpartition(".")[0]
-
-
-def _leaves(values: dict[str, Any], parent: str = "") -> list[tuple[str, Any]]:
-    pairs = []
-    for key, value in values.items():
-        pairs += _leaves(value, f"{parent}{key}.") if isinstance(value, dict) else [(parent + key, value)]
-    return pairs
+def read_fields() -> list[DocumentedField]:
+    """Lists every field in the order of the schema."""
+    config = config_lib.base_config()
+    return [
+        DocumentedField(path, _type_name(config, path), field.default, _meaning(field))
+        for path, field in config_lib.iterate_fields()
+    ]
 
 
 def _type_name(config: ConfigDict, path: str) -> str:
@@ -64,28 +43,9 @@ def _type_name(config: ConfigDict, path: str) -> str:
     return config.get_type(field).__name__
 
 
-def _meanings() -> dict[str, str]:
-    """By path, in the order of the source: the comment behind the line that sets it, and those below it."""
-    source = inspect.getsource(config_lib.base_config)
-    (function,) = ast.parse(source).body
-    comments = {}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            comments[token.start[0]] = token.string.lstrip("# ")
-    meanings, groups = {}, {"config": ""}
-    for statement, following in itertools.pairwise(function.body):
-        attribute = _attribute(statement)
-        if attribute is None:
-            continue
-        path = groups[attribute.value.id] + attribute.attr
-        groups |= {target.id: f"{path}." for target in statement.targets if isinstance(target, ast.Name)}
-        lines = range(statement.lineno, following.lineno)
-        meanings[path] = "\n".join(comments[line] for line in lines if line in comments)
-    return meanings
-
-
-def _attribute(statement: ast.stmt) -> ast.Attribute | None:
-    """`model.padding` of `model.padding = ...`, `config.model` of `config.model = model = ...`."""
-    if not isinstance(statement, ast.Assign):
-        return None
-    return next((target for target in statement.targets if isinstance(target, ast.Attribute)), None)
+def _meaning(field: config_lib.Field) -> str:
+    if isinstance(field.choices, Mapping):
+        return "\n".join([field.help, *(f"`{value}`: {meaning}" for value, meaning in field.choices.items())])
+    if field.choices:
+        return f"{field.help}: {', '.join(f'`{value}`' for value in field.choices)}"
+    return field.help

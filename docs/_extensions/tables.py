@@ -1,7 +1,5 @@
-"""Directives for tables that are read from the package when the site is built: config fields, configs and presets."""
+"""Directives for tables that the site reads from the package: config fields, configs and presets."""
 
-import ast
-import pathlib
 from collections.abc import Iterable
 
 import config_fields
@@ -15,14 +13,14 @@ from deeplab_jax.pretrained import list_presets
 
 
 def markdown_table(headings: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """The lines of a Markdown table."""
+    """Returns the lines of a Markdown table."""
     headings = list(headings)
     cells = [headings, ["---"] * len(headings), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", "<br>") for cell in row) + " |" for row in cells]
 
 
 class _Table(SphinxDirective):
-    """Parses what `lines` returns as Markdown, in the place of the directive."""
+    """Replaces the directive with the Markdown that `lines` returns."""
 
     def lines(self) -> list[str]:
         raise NotImplementedError
@@ -34,12 +32,12 @@ class _Table(SphinxDirective):
 
 
 class ConfigFields(_Table):
-    """The fields of one group of the config: name, default and meaning."""
+    """The fields of one config group: name, default and meaning."""
 
     required_arguments = 1
 
     def lines(self) -> list[str]:
-        """A row for each field."""
+        """Returns a row for each field."""
         (group,) = self.arguments
         fields = [field for field in config_fields.read_fields() if field.path.startswith(f"{group}.")]
         if not fields:
@@ -49,27 +47,25 @@ class ConfigFields(_Table):
 
 
 class Configs(_Table):
-    """The configs of the package: the first sentence of each one's docstring, and its arguments."""
+    """The built-in configs: summary, arguments, data and score, from their headers."""
 
     def lines(self) -> list[str]:
-        """A row for each file, in the order of their names."""
-        rows = []
-        for path in sorted(pathlib.Path(config_lib.__file__).parents[1].glob("configs/*.py")):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            get_config = next(node for node in tree.body if getattr(node, "name", None) == "get_config")
-            what = ast.get_docstring(tree).partition("\n\n")[0]
-            rows.append((f"`{path.stem}`", f"{' '.join(what.split())}\n{_arguments(get_config)}"))
-        return markdown_table(("config", "what, and its arguments"), rows)
+        """Returns a row for each config, sorted by name."""
+        rows = [
+            (f"`{config.name}`", f"{config.summary}\n{config.arguments}", config.data, _score(config))
+            for config in config_lib.list_configs()
+        ]
+        return markdown_table(("config", "summary and arguments", "data", "score"), rows)
 
 
 class Presets(_Table):
-    """The presets of one task: name, network, published score with its source, size and license of the file."""
+    """The presets of one task: name, backbone, published score and its source, size and license of the file."""
 
     required_arguments = 1
     final_argument_whitespace = True
 
     def lines(self) -> list[str]:
-        """A row for each preset, in the order of presets.toml."""
+        """Returns a row for each preset, in the order of presets.toml."""
         (task,) = self.arguments
         chosen = [preset for preset in list_presets() if preset.task == task]
         if not chosen:
@@ -85,16 +81,17 @@ class Presets(_Table):
         return markdown_table(("preset, backbone", "score as published, by", "file"), rows)
 
 
-def _arguments(get_config: ast.FunctionDef) -> str:
-    return " ".join(ast.get_docstring(get_config).split())
+def _score(config: config_lib.ConfigDescription) -> str:
+    run = [text for text in (config.hardware, config.commit and f"commit `{config.commit}`") if text]
+    return "\n".join([config.score, "; ".join(run)]) if run else config.score
 
 
-def _default(field: config_fields.Field) -> str:
+def _default(field: config_fields.DocumentedField) -> str:
     return f"unset ({field.type})" if field.default is None else f"`{field.default!r}`"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Registers the extension."""
+    """Registers the directives."""
     for name, directive in {"config-fields": ConfigFields, "configs": Configs, "presets": Presets}.items():
         app.add_directive(name, directive)
     return {"parallel_read_safe": True}

@@ -56,12 +56,12 @@ def test_a_workdir_of_version_1_has_the_config_of_the_command_that_wrote_it(same
 def test_a_run_of_version_1_continues_in_its_workdir(same_config, tmp_path):
     (tmp_path / "config.json").write_text((DATA / "workdir_version1.json").read_text())
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
-    layout.begin(tmp_path, same_config, SYNTHETIC)
+    layout.write_config(tmp_path, same_config, SYNTHETIC)
     assert json.loads((tmp_path / "config.json").read_text())["version"] == VERSION
-    layout.begin(tmp_path, same_config, SYNTHETIC)
+    layout.write_config(tmp_path, same_config, SYNTHETIC)
     same_config.optimizer.warmup = "6%"
     with pytest.raises(UserError, match=r"\(optimizer.warmup: '6%' / '5%'\)"):
-        layout.begin(tmp_path, same_config, SYNTHETIC)
+        layout.write_config(tmp_path, same_config, SYNTHETIC)
 
 
 @pytest.mark.parametrize("name", ["shipped_lite0_version1.json", "shipped_lite2_version1.json"])

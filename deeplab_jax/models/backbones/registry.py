@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from deeplab_jax.config import FIELDS
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.efficientnet_lite import efficientnet_lite
 from deeplab_jax.models.backbones.mobilenet_v2 import mobilenet_v2
@@ -13,7 +14,7 @@ from deeplab_jax.models.backbones.resnet_v1 import ResNetV1
 from deeplab_jax.models.backbones.resnet_v2 import ResNetV2
 
 #: Fields of `config.model` that only some backbones take, with the values that leave them unused.
-OPTIONS = {"multi_grid": (), "width_multiplier": 1.0}
+OPTIONS = {name: FIELDS["model"][name].default for name in ("multi_grid", "width_multiplier")}
 
 
 @dataclasses.dataclass(frozen=True)
