@@ -1,6 +1,5 @@
 """Prepared data sets are TFDS data sets: TFDS reads ours, and we read those that TFDS wrote."""
 
-import functools
 import io
 import os
 
