@@ -271,7 +271,7 @@ amplifies rounding: [docs/sharding.md](../docs/sharding.md) has both.
 
 ## 4. What they send
 
-The compiled program says which collectives it has. `deeplab_jax.analysis.aot_compile` compiles the step that `train` would run and
+The compiled program says which collectives it has. `deeplab_jax.analysis.aot_compile` compiles the step of `train` and
 reads memory, operations and collectives off it; here for the eight devices of this page and the small network, in
 float32.
 """
