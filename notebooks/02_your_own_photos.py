@@ -30,7 +30,6 @@ section 8 says what changes.
 """
 
 # %%
-import dataclasses
 import os
 import pathlib
 import shlex
@@ -39,7 +38,6 @@ import sys
 import tempfile
 
 import cv2
-import jax
 import matplotlib
 import matplotlib.cbook
 import numpy as np
@@ -47,8 +45,7 @@ from PIL import Image
 from rich.console import Console
 
 import deeplab_jax
-from deeplab_jax import data, pretrained, visualization
-from deeplab_jax.evaluation.evaluator import evaluate_pretrained
+from deeplab_jax import data, visualization
 from deeplab_jax.training.loop import train
 
 WEIGHTS = "deeplab_v3_plus_efficientnet_lite0_pascalvoc"  # where the training starts from: comes with the package
@@ -252,11 +249,9 @@ the training has to leave, not what the weights are worth.
 """
 
 # %%
-_, variables = deeplab_jax.from_preset(WEIGHTS, label_set.num_classes, console=console)
-before = dataclasses.replace(
-    pretrained.load(WEIGHTS), label_set=label_set, variables=jax.tree.map(np.asarray, variables)
-)
-scores_before = evaluate_pretrained(before, config=config)
+model, variables = deeplab_jax.from_pretrained(WEIGHTS, label_set.num_classes)
+deeplab_jax.save_pretrained("before", model, variables, label_set)
+scores_before = deeplab_jax.evaluate("before", config=config)
 print(f"mean IoU {scores_before['mean_iou']:.3f} on {scores_before['num_images']} images")
 
 # %%

@@ -257,7 +257,7 @@ def evaluate(stride, scales=(1.0,), flip=False):
     """Mean IoU and accuracy of the checkpoint, in percent."""
     changed = small.copy_and_resolve_references()
     changed.model.output_stride, changed.eval.scales, changed.eval.flip = stride, scales, flip
-    scores = deeplab_jax.evaluate_workdir(workdir, config=changed)
+    scores = deeplab_jax.evaluate(workdir, config=changed)
     return f"{100 * scores['mean_iou']:.2f}", f"{100 * scores['pixel_accuracy']:.2f}"
 
 

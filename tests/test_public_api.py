@@ -13,7 +13,7 @@ def test_public_names_are_the_things_of_their_modules():
         "DeepLabV3Plus": "models",
         "Prediction": "predict",
         "Predictor": "predict",
-        "evaluate_workdir": "evaluate",
+        "evaluate": "evaluation.evaluator",
         "from_preset": "pretrained",
         "load_config": "config",
         "plot_segmentation_mask_gallery": "visualize",

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deeplab_jax import data
 from deeplab_jax.inference import multi_scale, sliding_window
 from deeplab_jax.models import build_model
 from tests.support import exports
@@ -26,7 +27,7 @@ def test_sizes_of_strides_plus_one_stay_such_at_quarter_scales():
 
 def test_buckets_hold_their_sizes_add_little_and_are_few():
     extents = range(1, 4097)
-    buckets = [multi_scale.bucket(extent) for extent in extents]
+    buckets = [data.bucket(extent) for extent in extents]
     assert all(extent <= size for extent, size in zip(extents, buckets, strict=True))
     assert all(size - extent < max(64, extent / 4) for extent, size in zip(extents, buckets, strict=True))
     assert [len({size for size in buckets if size <= most}) for most in (512, 1024, 2048, 4096)] == [8, 12, 16, 20]

@@ -369,7 +369,7 @@ def test_predicted_masks_score_what_evaluation_says(workdir, photos, protocol, i
     config.eval.update(views)
     config.data.name, config.data.data_dir = "folder", str(photos)
     config.eval.protocol, config.eval.image_size, config.eval.ignored_pixels = protocol, image_size, "exclude"
-    scored = evaluator.evaluate_workdir(workdir, config=config, split="val")
+    scored = evaluator.evaluate(workdir, config=config, split="val")
 
     predictor = Predictor.from_workdir(workdir, config, **views)
     source = data.open_source("folder", "val", data_dir=photos)

@@ -11,7 +11,7 @@ from rich.console import Console
 import deeplab_jax
 from deeplab_jax.cli import arguments as arguments_lib
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation.evaluator import evaluate_pretrained, evaluate_workdir
+from deeplab_jax.evaluation.evaluator import evaluate
 from deeplab_jax.pretrained import FORMATS, bundle, from_preset, import_file, load, preset_config
 
 
@@ -121,22 +121,22 @@ def test_a_pretrained_network_scores_as_its_run_did(folder, trained, workdir):
     config = preset_config(network)
     config.update_from_flattened_dict({"data.name": "synthetic", "data.num_examples": 16, "mesh.data": 1})
     assert (config.eval.protocol, config.data.image_size) == ("guide", (32, 32))
-    expected = evaluate_workdir(workdir)
-    scores = evaluate_pretrained(network, config=config)
+    expected = evaluate(workdir)
+    scores = evaluate(folder, config=config)
     for name in ("mean_iou", "pixel_accuracy", "num_pixels", "num_images", "per_class_iou"):
         assert scores[name] == expected[name]
     # The batches have other sizes, whose sums round differently in float32.
     assert scores["loss"] == pytest.approx(expected["loss"], rel=1e-6)
     config.data.name = "camvid"
     with pytest.raises(UserError, match="camvid is not prepared"):
-        evaluate_pretrained(network, config=config)
+        evaluate(folder, config=config)
 
 
 def test_a_backbone_alone_neither_scores_nor_predicts(backbone_folder):
     network = load(backbone_folder)
     config = preset_config(network)
-    with pytest.raises(UserError, match="a resnet10_v1_slim backbone alone has no classes to score"):
-        evaluate_pretrained(network, config=config)
+    with pytest.raises(UserError, match="is a resnet10_v1_slim backbone without classes; train from it first"):
+        evaluate(backbone_folder, config=config)
     with pytest.raises(UserError, match="a resnet10_v1_slim backbone alone has no classes to predict"):
         deeplab_jax.Predictor.from_preset(backbone_folder)
 
