@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from deeplab_jax import ops
+from deeplab_jax.ops import XLA, Operations
 
 
 class _Backbone(nn.Module):
@@ -26,14 +26,15 @@ class ToyNetwork(nn.Module):
     freeze_norm_statistics: bool = False
     zero_unreached_taps: bool = False
     align_corners: bool = False
-    ops: ops.Operations = ops.XLA
+    ops: Operations = XLA
 
     @nn.compact
     def __call__(self, images, *, train: bool):
         x = _Backbone(self.dtype, name="backbone")(images.astype(self.dtype) / 255)
         use_running_average = not train or self.freeze_norm_statistics
         x = nn.BatchNorm(use_running_average, momentum=0.9, dtype=self.dtype, name="norm")(x)
-        logits = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="classifier")(nn.relu(x))
+        near_zero = nn.initializers.normal(0.01)
+        logits = nn.Conv(self.num_classes, (1, 1), kernel_init=near_zero, dtype=self.dtype, name="classifier")(nn.relu(x))
         return logits, {"logits": logits}
 
 
