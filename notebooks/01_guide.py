@@ -39,7 +39,7 @@ If you know Keras, this is the dictionary:
 | Keras | here |
 |---|---|
 | `DeepLabV3Plus(...)` | `build_model(config.model, num_classes)`; the weights live outside, in `variables` |
-| `model.compile(...)` | `make_optimizer`, `make_loss` and `make_train_step`, which you can also call by hand |
+| `model.compile(...)` | `optimizer.make`, `make_loss` and `make_train_step`, which you can also call by hand |
 | `model.fit(...)` | `train(config, workdir)` |
 | `model.evaluate(...)` | `evaluate(workdir)` |
 | `model.predict(...)` | `Predictor.from_pretrained(workdir)(images)` |
@@ -68,7 +68,8 @@ from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.losses import make_loss
 from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.training.loop import train
-from deeplab_jax.training.optimizer import make_optimizer, make_schedule
+from deeplab_jax.training import optimizer as optimizer_lib
+from deeplab_jax.training.optimizer import make_schedule
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import make_train_step
 
@@ -249,7 +250,7 @@ first twentieth of the training: the *warm-up*.
 sizes = {"batch_size": config.data.batch_size, "num_examples": len(train_source)}
 total_steps = duration_steps(config.train.duration, field="train.duration", **sizes)
 warmup_steps = duration_steps(config.optimizer.warmup, field="optimizer.warmup", total_steps=total_steps, **sizes)
-schedule = make_schedule(config.optimizer, total_steps, warmup_steps)
+optimizer, schedule = optimizer_lib.make(config.optimizer, total_steps, warmup_steps, parts=PARTS)
 visualization.plot_learning_rate(schedule, total_steps)
 
 # %% [markdown]
@@ -297,7 +298,6 @@ nothing is hidden in them:
 """
 
 # %%
-optimizer = make_optimizer(config.optimizer, total_steps, warmup_steps, parts=PARTS)
 loss_fn = make_loss(config.loss, num_classes=label_set.num_classes)
 state = jax.jit(lambda: TrainState.create(model, optimizer, seed=config.train.seed))()
 train_step = jax.jit(make_train_step(model, optimizer, loss_fn, learning_rate=schedule), donate_argnums=0)

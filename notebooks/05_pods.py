@@ -54,9 +54,9 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
-from deeplab_jax.training import program
-from deeplab_jax.training.optimizer import make_optimizer
+from deeplab_jax.training import optimizer
 from deeplab_jax.training.state import TrainState
+from deeplab_jax.training.step import build_program
 
 console = Console(width=112, force_jupyter=False, force_terminal=False, no_color=True)  # plain text
 
@@ -156,8 +156,8 @@ batch statistics, in float32. Nothing is computed for it, so the mesh can be one
 
 # %%
 config = deeplab_jax.load_config("deeplabv3plus_resnet101_voc")
-rule = make_optimizer(config.optimizer, total_steps=1, parts=PARTS)
-state = TrainState.shapes(build_model(config.model, 21), rule)
+transformation, _ = optimizer.make(config.optimizer, total_steps=1, parts=PARTS)
+state = TrainState.shapes(build_model(config.model, 21), transformation)
 whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 rows = []
@@ -226,7 +226,7 @@ def one_step(sizes, first):
     """A step in float64 from a state on the host: the state after it, and its report, on the host again."""
     config = small_config(sizes, "float64")
     mesh = mesh_lib.make_mesh(config.mesh)
-    program = program.build(config, num_classes, mesh, total_steps=10, warmup_steps=0)
+    program = build_program(config, num_classes, mesh, total_steps=10, warmup_steps=0)
     after, report = program.step(jax.device_put(first, program.shardings), sharding.to_global(batch, mesh))
     return jax.device_get((after, report))
 
@@ -241,8 +241,8 @@ batch["label"][0] = 255  # nothing is labeled in the first image
 
 with jax.enable_x64(True):
     alone = small_config({}, "float64")
-    program = program.build(alone, num_classes, mesh_lib.make_mesh(alone.mesh), total_steps=10, warmup_steps=0)
-    first = jax.device_get(TrainState.create_on(program.shardings, program.model, program.update_rule, seed=0))
+    program = build_program(alone, num_classes, mesh_lib.make_mesh(alone.mesh), total_steps=10, warmup_steps=0)
+    first = jax.device_get(TrainState.create_on(program.shardings, program.model, program.optimizer, seed=0))
     first = jax.tree.map(lambda leaf: leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf, first)
     one, one_report = one_step({}, first)
     rows = []

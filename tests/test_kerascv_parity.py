@@ -93,7 +93,7 @@ def test_the_optimizer_on_given_gradients(parts):
     """Cosine rate, clipping of each variable (some gradients are longer than 10), momentum, decay of all variables."""
     config = load_config("kerascv_guide").optimizer
     config.learning_rate, config.weight_decay = 0.1, 0.05
-    rule = optimizer.make_optimizer(config, 8, parts=PARTS)
+    rule, _ = optimizer.make(config, 8, parts=PARTS)
     shapes = json.loads(str(parts["optimizer/shapes"]))
     params = {"classifier": {name: formula.uniform(f"variable/{name}", shape, -1, 1) for name, shape in shapes.items()}}
     state = rule.init(params)

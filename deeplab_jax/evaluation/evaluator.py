@@ -5,6 +5,7 @@ import math
 import pathlib
 from typing import Any
 
+import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
@@ -15,7 +16,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import metrics, report
 from deeplab_jax.evaluation.step import jit_eval_step
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import DeepLabV3Plus, abstract_variables, build_for_mesh
+from deeplab_jax.models import abstract_variables, build_for_mesh
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
 from deeplab_jax.workdir import layout
@@ -36,7 +37,7 @@ class Evaluator:
       mesh: the mesh that variables and batches are split over.
     """
 
-    def __init__(self, config: ConfigDict, model: DeepLabV3Plus, source, mesh: jax.sharding.Mesh):
+    def __init__(self, config: ConfigDict, model: nn.Module, source, mesh: jax.sharding.Mesh):
         self._config, self._source, self._mesh = config, source, mesh
         self._step = jit_eval_step(config, model, mesh)
 
@@ -136,7 +137,7 @@ def _evaluate_network(name_or_path: str | pathlib.Path, config: ConfigDict | Non
 
 def _prepare(
     config: ConfigDict, label_set: LabelSet, split: str | None, *, training: bool, whose: str
-) -> tuple[Any, DeepLabV3Plus, jax.sharding.Mesh]:
+) -> tuple[Any, nn.Module, jax.sharding.Mesh]:
     """Checks the config and opens the split; returns the split, the network and the mesh."""
     config_lib.validate(config, training=training)
     protocol = protocol_for(config)
@@ -157,5 +158,5 @@ def _prepare(
     return source, build_for_mesh(config, label_set.num_classes, mesh, input_sizes=protocol.input_sizes), mesh
 
 
-def _abstract_on(mesh: jax.sharding.Mesh, model: DeepLabV3Plus, config: ConfigDict) -> Any:
+def _abstract_on(mesh: jax.sharding.Mesh, model: nn.Module, config: ConfigDict) -> Any:
     return sharding.with_shardings(abstract_variables(model), mesh, fsdp_min_size=config.mesh.fsdp_min_size)

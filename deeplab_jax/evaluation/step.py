@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -11,7 +12,6 @@ from deeplab_jax import losses
 from deeplab_jax.data.protocol import EvalProtocol, protocol_for
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.inference import multi_scale
-from deeplab_jax.models import DeepLabV3Plus
 from deeplab_jax.parallel import sharding
 
 # Arrays of a batch by name, see `deeplab_jax.data.eval_batches`.
@@ -19,7 +19,7 @@ Batch = dict[str, Array]
 
 
 def make_eval_step(
-    model: DeepLabV3Plus,
+    model: nn.Module,
     loss_fn: Callable,
     *,
     protocol: EvalProtocol,
@@ -73,7 +73,7 @@ def make_eval_step(
     return eval_step
 
 
-def jit_eval_step(config: ConfigDict, model: DeepLabV3Plus, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+def jit_eval_step(config: ConfigDict, model: nn.Module, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """Returns the jitted `step(variables, batch)` of `make_eval_step` that a config evaluates with."""
     step = make_eval_step(
         model,

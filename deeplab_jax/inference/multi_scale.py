@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from deeplab_jax.models import DeepLabV3Plus
 
 
 class View(NamedTuple):
@@ -26,7 +26,7 @@ class View(NamedTuple):
 
 
 def network_views(
-    model: DeepLabV3Plus,
+    model: nn.Module,
     variables: Any,
     images: UInt8[Array | np.ndarray, "batch height width channels"],
     *,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,13 +104,13 @@ def build_for_mesh(
     return model
 
 
-def abstract_variables(model: DeepLabV3Plus, sharding: jax.sharding.Sharding | None = None) -> Any:
+def abstract_variables(model: nn.Module, sharding: jax.sharding.Sharding | None = None) -> Any:
     """Returns shapes, dtypes and shardings of `params` and `batch_stats` without computing anything."""
     shapes = jax.eval_shape(lambda: initial_variables(model, jax.random.PRNGKey(0)))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
 
 
-def initial_variables(model: DeepLabV3Plus, rng: Any, *, image_size: Sequence[int] | None = None) -> dict[str, Any]:
+def initial_variables(model: nn.Module, rng: Any, *, image_size: Sequence[int] | None = None) -> dict[str, Any]:
     """Initializes `params` and `batch_stats`. Traceable; without `jax.jit` it computes logits as well.
 
     Args:
@@ -126,7 +127,7 @@ def initial_variables(model: DeepLabV3Plus, rng: Any, *, image_size: Sequence[in
     return variables
 
 
-def random_variables(model: DeepLabV3Plus, *, seed: int) -> dict[str, Any]:
+def random_variables(model: nn.Module, *, seed: int) -> dict[str, Any]:
     """Initializes `params` and `batch_stats` on the default device."""
     return lower_initializer(lambda: initial_variables(model, jax.random.PRNGKey(seed))).compile()()
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import losses
 from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.models import PARTS, DeepLabV3Plus, build_for_mesh
+from deeplab_jax.models import PARTS, build_for_mesh
 from deeplab_jax.parallel import sharding
 from deeplab_jax.training import optimizer as optimizer_lib
 from deeplab_jax.training.optimizer import Schedule, stop_frozen
@@ -30,7 +31,7 @@ _CPU_OPTIONS = {"xla_cpu_copy_insertion_use_region_analysis": True}
 
 
 def make_train_step(
-    model: DeepLabV3Plus,
+    model: nn.Module,
     optimizer: optax.GradientTransformation,
     loss_fn: Callable,
     *,
@@ -103,7 +104,7 @@ def make_train_step(
 
 
 def _make_gradient_function(
-    model: DeepLabV3Plus, loss_fn: Callable, *, ignored_pixels: str, frozen: Sequence[str], shardings: TrainState | None
+    model: nn.Module, loss_fn: Callable, *, ignored_pixels: str, frozen: Sequence[str], shardings: TrainState | None
 ) -> Callable:
     """Returns a function of (params, batch_stats, examples, rng) that sums over examples: see its return value."""
 
@@ -190,7 +191,7 @@ class TrainProgram:
       step: the jitted `step(state, batch)` of `make_train_step`. It donates the state.
     """
 
-    model: DeepLabV3Plus
+    model: nn.Module
     optimizer: optax.GradientTransformation
     learning_rate: Schedule
     shapes: TrainState

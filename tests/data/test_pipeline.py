@@ -58,7 +58,9 @@ def train(source, count, *, seed=0, fields=None, **options):
 def evaluate(source, *, made=None, batch_size=4, **options):
     made = made or config()
     with contextlib.closing(
-        data.eval_batches(source, made.data, made.eval, batch_size=batch_size, **options)
+        data.eval_batches(
+            source, data.protocol_for(made), batch_size=batch_size, workers=made.data.workers, **options
+        )
     ) as batches:
         return list(batches)
 
@@ -295,8 +297,8 @@ SIZES = ((6, 8), (9, 5), (70, 33))
 def test_whole_images_are_padded_not_resized(given):
     source = NumberedSource(3, SIZES)
     made = config()
-    made.eval.image_size = given
-    (batch,) = evaluate(source, made=made, batch_size=3, pad_color=(1, 2, 3))
+    made.eval.image_size, made.model.input_mean = given, (1.0, 2.0, 3.0)
+    (batch,) = evaluate(source, made=made, batch_size=3)
     canvas = given or (97, 65)  # the next multiples of 32, plus 1
     assert batch["image"].shape == (3, *canvas, 3)
     assert batch["label"].shape == (3, *canvas)

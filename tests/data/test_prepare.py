@@ -490,7 +490,7 @@ def test_neither_tensorflow_nor_tfds_nor_torch_is_imported(own_folder, tmp_path)
         opened = data.open_source("folder", "train", data_dir=data_dir)
         with contextlib.closing(data.train_batches(opened, config.data, seed=0)) as batches:
             assert next(batches)["image"].shape == (2, 32, 32, 3)
-        with contextlib.closing(data.eval_batches(opened, config.data, config.eval, batch_size=2)) as batches:
+        with contextlib.closing(data.eval_batches(opened, data.protocol_for(config), batch_size=2)) as batches:
             assert sum(batch["valid"].sum() for batch in batches) == len(opened)
         assert not {"tensorflow", "tensorflow_datasets", "torch"} & set(sys.modules)
         print("done")

@@ -1,5 +1,7 @@
 """Confusion matrices against a count pixel by pixel, scores against cases worked out by hand."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from deeplab_jax.evaluation.metrics import Totals, confusion_matrix, scores
 
 
 def maps(num_classes=5, batch=8):
-    """uint8 labels with every fifth pixel or so void, and predictions."""
+    """uint8 labels with about every fifth pixel ignored, and predictions."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, num_classes, (batch, 6, 7)).astype(np.uint8)
     labels[rng.random(labels.shape) < 0.2] = 255
@@ -39,20 +41,20 @@ def test_equals_a_count_pixel_by_pixel():
     assert matrix.dtype == jnp.int32
 
 
-def test_void_as_background_counts_it_as_class_zero():
+def test_ignored_pixels_as_background_count_as_class_zero():
     labels, predictions = maps()
-    matrix = fast_confusion(labels, predictions, void="background")
+    matrix = fast_confusion(labels, predictions, ignored_pixels="background")
     as_keras = np.where(labels == 255, 0, labels)  # the arg max of an all-zero one-hot vector
     np.testing.assert_array_equal(matrix, slow_confusion(as_keras, predictions))
     assert int(matrix.sum()) == labels.size
 
 
-@pytest.mark.parametrize("void", ["ignore", "background"])
-def test_pixels_that_do_not_exist_are_not_counted(void):
+@pytest.mark.parametrize("ignored_pixels", ["exclude", "background"])
+def test_pixels_that_do_not_exist_are_not_counted(ignored_pixels):
     labels, predictions = maps()
     where = np.random.default_rng(1).random(labels.shape) < 0.7
-    matrix = fast_confusion(labels, predictions, where=where, void=void)
-    as_scored = labels if void == "ignore" else np.where(labels == 255, 0, labels)
+    matrix = fast_confusion(labels, predictions, where=where, ignored_pixels=ignored_pixels)
+    as_scored = labels if ignored_pixels == "exclude" else np.where(labels == 255, 0, labels)
     np.testing.assert_array_equal(matrix, slow_confusion(as_scored[where], predictions[where]))
 
 
@@ -88,7 +90,7 @@ def test_mean_iou_is_that_of_keras():
     labels, predictions = maps(num_classes=7)
     labels[labels == 3] = 0
     predictions[predictions == 3] = 1  # class 3 is nowhere
-    matrix = np.asarray(fast_confusion(labels, predictions, 7, void="background"), np.int64)
+    matrix = np.asarray(fast_confusion(labels, predictions, 7, ignored_pixels="background"), np.int64)
     union = matrix.sum(0) + matrix.sum(1) - np.diag(matrix)
     keras = np.sum(np.diag(matrix) / (union + 1e-7)) / np.sum(union > 0)
     # Keras' epsilon of 1e-7 pixels moves a class of 50 pixels by 2e-9.
@@ -128,6 +130,16 @@ def test_totals_sum_the_reports_of_steps():
     assert result["per_class_iou"] == {"a": 2 / 3, "b": 0.5}
     assert result["loss"] == 1.5
     assert totals.num_images == 12
-    totals.reset()
-    assert totals.scores(("a", "b"))["loss"] is None
-    assert (totals.num_images, totals.confusion.sum()) == (0, 0)
+    assert Totals(2).scores(("a", "b"))["loss"] is None
+
+
+def test_totals_survive_json_exactly():
+    totals = Totals(2)
+    report = {"confusion": jnp.array([[3, 1], [0, 7]], jnp.int32), "loss_sum": jnp.float32(0.1), "loss_count": 7}
+    totals.add(report | {"num_images": 2})
+    restored = Totals.from_json(json.loads(json.dumps(totals.to_json())))
+    for each in (totals, restored):
+        each.add(report)
+    np.testing.assert_array_equal(restored.confusion, totals.confusion)
+    assert restored.confusion.dtype == np.int64
+    assert restored.to_json() == totals.to_json()

@@ -9,6 +9,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from deeplab_jax import ops
 from deeplab_jax.analysis import collectives
 from deeplab_jax.config import base_config
+from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import build_for_mesh
 from deeplab_jax.models.layers import Conv
@@ -17,6 +18,10 @@ from deeplab_jax.parallel import mesh as mesh_lib
 
 def abstract_mesh(spatial: int) -> AbstractMesh:
     return AbstractMesh((1, 1, spatial), ("data", "fsdp", "spatial"))
+
+
+def sizes(config):
+    return protocol_for(config).input_sizes
 
 
 def network_config(height: int, rates: tuple[int, ...]):
@@ -42,20 +47,23 @@ def test_a_rate_may_reach_several_devices_but_not_all_rows(spatial, rate, fits):
     """64 rows at stride 16. Sixteen rows a device: rate 23 asks for 46 more, rate 24 for all the others."""
     config = network_config(1024, (6, rate))
     if fits:
-        assert build_for_mesh(config, 5, abstract_mesh(spatial)).ops is ops.SPATIAL
+        assert build_for_mesh(config, 5, abstract_mesh(spatial), input_sizes=sizes(config)).ops is ops.SPATIAL
     else:
-        message = rf"^aspp/branch_atrous2/conv: rate {rate} on 64 rows .* {64 // spatial} rows .*mesh.spatial={spatial}"
+        message = (
+            rf"^aspp/branch_atrous2/conv: rate {rate} on 64 rows needs the whole image, but mesh.spatial={spatial} leaves "
+            rf"{64 // spatial} rows per device"
+        )
         with pytest.raises(UserError, match=message):
-            build_for_mesh(config, 5, abstract_mesh(spatial))
+            build_for_mesh(config, 5, abstract_mesh(spatial), input_sizes=sizes(config))
 
 
 def test_evaluations_own_size_is_checked_too():
     config = network_config(1024, (6, 12, 18))
     config.eval.image_size = (512, 64)
-    with pytest.raises(UserError, match="larger heights in eval.image_size"):
-        build_for_mesh(config, 5, abstract_mesh(4))
+    with pytest.raises(UserError, match="a larger height in eval.image_size"):
+        build_for_mesh(config, 5, abstract_mesh(4), input_sizes=sizes(config))
     config.eval.protocol = "guide"  # which scores at data.image_size
-    build_for_mesh(config, 5, abstract_mesh(4))
+    build_for_mesh(config, 5, abstract_mesh(4), input_sizes=sizes(config))
 
 
 def test_whole_rows_are_not_checked():

@@ -39,9 +39,9 @@ def test_the_environment_is_passed_on():
 @pytest.mark.parametrize(
     ("texts", "code", "line", "shown"),
     [
-        ((SLEEP, DIE, SLEEP), 1, "process 1 of 3 was killed by SIGKILL; ended the 2 that waited for it; the same", ""),
-        ((ABORT, SLEEP), 1, "process 0 of 2 was killed by SIGABRT, having lost another process of the run; ended", ""),
-        ((SLEEP, FAIL), 1, "process 1 of 2 stopped with exit code 1; ended the 1 that waited for it", "bad data"),
+        ((SLEEP, DIE, SLEEP), 1, "process 1 of 3 was killed by SIGKILL; terminated the 2 waiting for it; run the same command", ""),
+        ((ABORT, SLEEP), 1, "process 0 of 2 was killed by SIGABRT after it lost another process of the run; terminated", ""),
+        ((SLEEP, FAIL), 1, "process 1 of 2 failed with exit code 1; terminated the 1 waiting for it", "bad data"),
     ],
 )
 def test_one_that_dies_is_named_and_ends_the_others(capfd, texts, code, line, shown):
@@ -68,7 +68,7 @@ def test_a_killed_process_explains_the_failures_of_those_before_it(monkeypatch):
     monkeypatch.setattr(launcher.subprocess, "Popen", Ended)
     code, line = launcher.run([["1"], ["-9"]], {})
     assert code == 1
-    assert line.startswith("process 1 of 2 was killed by SIGKILL; the same command")
+    assert line.startswith("process 1 of 2 was killed by SIGKILL; run the same command again")
 
 
 def test_the_firsts_own_mistake_needs_no_other_line(capfd):
@@ -78,7 +78,7 @@ def test_the_firsts_own_mistake_needs_no_other_line(capfd):
 
 _PARENT = """
     import sys
-    from deeplab_jax import supervise
+    from deeplab_jax.parallel import launcher
     patient = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print(flush=True);"
     patient += "time.sleep(60)"
     code, line = launcher.run([[sys.executable, "-c", patient]] * 2, {})

@@ -10,7 +10,7 @@ import pytest
 
 from deeplab_jax.config import to_dict
 from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation.evaluator import evaluate_workdir
+from deeplab_jax.evaluation.evaluator import evaluate
 from deeplab_jax.parallel import processes
 from tests.support import runs
 
@@ -112,8 +112,8 @@ def test_a_killed_process_is_one_line_and_ends_the_others(single, tmp_path):
     assert time.monotonic() - begin < 30  # the heartbeat is 100
     assert code == 1
     assert err[-1] == (
-        "deeplab-jax: process 1 of 2 was killed by SIGKILL; ended the 1 that waited for it; the same command continues "
-        "from the newest checkpoint"
+        "deeplab-jax: process 1 of 2 was killed by SIGKILL; terminated the 1 waiting for it; run the same command again to "
+        "continue from the newest checkpoint"
     )
     assert not any("Traceback" in line for line in err)
     for pid in pids:
@@ -133,7 +133,7 @@ def test_a_stopped_process_is_noticed_by_its_silence(single, tmp_path, stopped):
     assert 5 < time.monotonic() - begin < 90
     assert code == 1
     assert err[-1].startswith(
-        f"deeplab-jax: process {1 - stopped} of 2 was killed by SIGABRT, having lost another process"
+        f"deeplab-jax: process {1 - stopped} of 2 was killed by SIGABRT after it lost another process"
     )
 
 
@@ -149,7 +149,7 @@ def test_a_fault_of_one_process_is_shown_and_ends_the_others(single, tmp_path):
     # Python's own warnings of the memory that the killed worker shared may stand between and behind these.
     first, second = (line for line in err if line.startswith("deeplab-jax: "))
     assert first.startswith("deeplab-jax: a data worker process died")
-    assert second == "deeplab-jax: process 1 of 2 stopped with exit code 1; ended the 1 that waited for it"
+    assert second == "deeplab-jax: process 1 of 2 failed with exit code 1; terminated the 1 waiting for it"
 
 
 def disagreeing(tmp_path, *others):
@@ -175,8 +175,8 @@ def disagreeing(tmp_path, *others):
 def test_processes_with_different_configs_say_what_differs(compilation_cache, tmp_path, field, value, shown):
     err = disagreeing(tmp_path, [f"--config.{field}={value}"])
     assert err[-1] == (
-        f"deeplab-jax: process 1 has another config than process 0 ({field}: {shown}); start all of them with the same "
-        "command"
+        f"deeplab-jax: process 1 has a different config than process 0 ({field}: {shown}); start all processes with the "
+        "same command"
     )
     assert not (tmp_path / "run").exists()
 
@@ -212,7 +212,7 @@ def test_what_processes_may_not_disagree_on_is_named(monkeypatch, tiny_config):
     other.data.data_dir, other.data.workers = "/elsewhere", 3
     processes.check_same_config(tiny_config)  # a machine's own affair
     other.train.seed, other.optimizer.learning_rate = 11, 0.5
-    with pytest.raises(UserError, match="^process 1 has another config than process 0") as caught:
+    with pytest.raises(UserError, match="^process 1 has a different config than process 0") as caught:
         processes.check_same_config(tiny_config)
     assert "(optimizer.learning_rate: 0.5 / 0.02; train.seed: 11 / 0)" in str(caught.value)
 
@@ -229,7 +229,7 @@ def test_evaluation_by_two_processes_counts_every_example_once(single, tmp_path)
     arguments = ["--local-processes", "2", "--json", str(tmp_path / "scores.json")]
     code, err = runs.evaluate(single, *arguments, devices=2)
     assert code == 0, err
-    scores, expected = json.loads((tmp_path / "scores.json").read_text()), evaluate_workdir(single)
+    scores, expected = json.loads((tmp_path / "scores.json").read_text()), evaluate(single)
     assert scores["num_images"] == expected["num_images"] == 200
     assert scores["num_pixels"] == expected["num_pixels"]
     np.testing.assert_allclose(scores["loss"], expected["loss"], rtol=1e-5)

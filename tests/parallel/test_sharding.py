@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from deeplab_jax import losses, ops
 from deeplab_jax.analysis import collectives
 from deeplab_jax.config import base_config
+from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.evaluation.evaluator import evaluate_workdir
+from deeplab_jax.evaluation.evaluator import evaluate
 from deeplab_jax.evaluation.step import make_eval_step
 from deeplab_jax.models import BACKBONES, PARTS, abstract_variables, build_for_mesh
 from deeplab_jax.parallel import mesh as mesh_lib
@@ -80,7 +81,7 @@ def first_state(backbone: str, decoder: str) -> TrainState:
     """On the host, in float64."""
     config = tiny_network_config(backbone, decoder, SIZES[ONE])
     mesh = mesh_lib.make_mesh(config.mesh)
-    rule = optimizer.make_optimizer(config.optimizer, 10, parts=PARTS)
+    rule, schedule = optimizer.make(config.optimizer, 10, parts=PARTS)
     model = build_for_mesh(config, CLASSES, mesh)
     state = jax.device_get(TrainState.create_on(sharding.replicated(mesh), model, rule, seed=0))
     wide = {np.dtype(np.float32): np.float64}
@@ -93,15 +94,15 @@ def step_on_mesh(backbone: str, decoder: str, mesh_name: str, accumulate: int = 
     config = tiny_network_config(backbone, decoder, SIZES[mesh_name])
     mesh = mesh_lib.make_mesh(config.mesh)
     model = build_for_mesh(config, CLASSES, mesh)
-    rule = optimizer.make_optimizer(config.optimizer, 10, parts=PARTS)
+    rule, schedule = optimizer.make(config.optimizer, 10, parts=PARTS)
     shapes = TrainState.shapes(model, rule)
     shardings = sharding.state_shardings(shapes, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
     step = make_train_step(
         model,
         rule,
         losses.make_loss(config.loss, num_classes=CLASSES),
-        learning_rate=optimizer.make_schedule(config.optimizer, 10),
-        accumulate=accumulate,
+        learning_rate=schedule,
+        accumulate_steps=accumulate,
         shardings=shardings,
     )
     step = jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
@@ -178,7 +179,7 @@ def test_evaluating_is_the_same_on_any_mesh():
         model = build_for_mesh(config, CLASSES, mesh)
         first = first_state(*RESNET)
         places = sharding.state_shardings(first.variables, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
-        step = make_eval_step(model, losses.make_loss(config.loss, num_classes=CLASSES), protocol="whole", mesh=mesh)
+        step = make_eval_step(model, losses.make_loss(config.loss, num_classes=CLASSES), protocol=protocol_for(config), mesh=mesh)
         size = np.tile(np.array([[HEIGHT - 5, WIDTH]], np.int32), (8, 1))
         batch = random_batch() | {"size": size, "valid": np.arange(8) != 7}
         split = sharding.batch_sharding(mesh)
@@ -222,7 +223,7 @@ def test_rules_choose_the_axis(name, shape, spec):
 
 def test_an_array_that_no_rule_names_is_an_error():
     mesh = jax.sharding.AbstractMesh((1, 8, 1), ("data", "fsdp", "spatial"))
-    with pytest.raises(ValueError, match=r"no sharding rule names params/conv/my_kernel of shape \(8, 8\)"):
+    with pytest.raises(ValueError, match=r"no sharding rule matches params/conv/my_kernel of shape \(8, 8\)"):
         sharding.state_shardings({"params": {"conv": {"my_kernel": jnp.zeros((8, 8))}}}, mesh, fsdp_min_size=1)
 
 
@@ -243,7 +244,7 @@ def test_rules_name_every_array_of_every_network(backbone):
 def test_averages_and_momentum_lie_where_their_parameters_do():
     config = tiny_network_config(*RESNET, SIZES["fsdp 8"])
     mesh = mesh_of("fsdp 8")
-    rule = optimizer.make_optimizer(config.optimizer, 10, parts=PARTS)
+    rule, schedule = optimizer.make(config.optimizer, 10, parts=PARTS)
     shapes = TrainState.shapes(build_for_mesh(config, CLASSES, mesh), rule, averages=True)
     places = sharding.state_shardings(shapes, mesh, fsdp_min_size=64)
     assert places.ema_variables == places.variables
@@ -324,7 +325,7 @@ def test_a_run_is_evaluated_on_another_mesh(tiny_config, tmp_path, compilation_c
         tiny_config.mesh.update({"data": 2, "fsdp": 1, "spatial": 2})
         tiny_config.eval.protocol = "guide"
         tiny_config.data.image_size = (64, 32)  # two rows a device at stride 16
-        guide = evaluate_workdir(tmp_path / "run", config=tiny_config)
+        guide = evaluate(tmp_path / "run", config=tiny_config)
         tiny_config.mesh.update({"data": 1, "spatial": 1})
-        assert evaluate_workdir(tmp_path / "run", config=tiny_config)["mean_iou"] == pytest.approx(guide["mean_iou"])
+        assert evaluate(tmp_path / "run", config=tiny_config)["mean_iou"] == pytest.approx(guide["mean_iou"])
     assert scores["step"] == guide["step"] == 2

@@ -50,8 +50,7 @@ def guide_rule():
     config = load_config("kerascv_guide")
     duration = parse_duration(config.train.duration, field="train.duration")
     assert duration.unit == "steps"
-    rule = optimizer.make_optimizer(config.optimizer, int(duration.value), parts=PARTS)
-    return rule, optimizer.make_schedule(config.optimizer, int(duration.value))
+    return optimizer.make(config.optimizer, int(duration.value), parts=PARTS)
 
 
 def recording(rule: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -73,7 +72,7 @@ def guide_step(dtype="float32"):
         recording(rule),
         losses.make_loss(config.loss, num_classes=CLASSES),
         learning_rate=schedule,
-        void=config.eval.ignored_pixels,
+        ignored_pixels=config.eval.ignored_pixels,
     )
 
 

@@ -1,4 +1,4 @@
-"""Learning from a teacher: what it adds to a batch, and which networks can be one."""
+"""Distillation: the logits a teacher adds to a batch, and the networks that can teach."""
 
 import json
 
@@ -18,7 +18,7 @@ from deeplab_jax.training.loop import train
 
 
 @pytest.fixture
-def labels(trained):
+def label_set(trained):
     values = json.loads((trained / "labels.json").read_text())
     return LabelSet(tuple(values["class_names"]), tuple(tuple(color) for color in values["palette"]))
 
@@ -30,26 +30,26 @@ def taught(config, teacher, **fields):
     return config
 
 
-def test_a_teacher_adds_the_logits_of_its_own_evaluation(trained, tiny_config, labels):
+def test_a_teacher_adds_the_logits_of_its_own_evaluation(trained, tiny_config, label_set):
     mesh = mesh_lib.make_mesh(tiny_config.mesh)
     images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
     arrays = sharding.to_global({"image": images, "label": images[..., 0]}, mesh)
-    batch = Teacher(taught(tiny_config, trained), labels, mesh)(arrays)
+    batch = Teacher(taught(tiny_config, trained), label_set, mesh)(arrays)
     assert set(batch) == {"image", "label", "teacher_logits"}
     network = pretrained.load(trained)
-    model = build_model(network.model, labels.num_classes)
+    model = build_model(network.model, label_set.num_classes)
     expected, _ = jax.jit(lambda variables: model.apply(variables, images, train=False))(network.variables)
     np.testing.assert_allclose(batch["teacher_logits"], expected, rtol=1e-5, atol=1e-5)  # compiled apart, float32
 
 
-def test_a_teacher_may_see_the_view_enlarged_and_mirrored(trained, tiny_config, labels):
+def test_a_teacher_may_see_the_view_enlarged_and_mirrored(trained, tiny_config, label_set):
     mesh = mesh_lib.make_mesh(tiny_config.mesh)
     images = np.random.default_rng(0).integers(0, 256, (8, 33, 33, 3)).astype(np.uint8)
     arrays = sharding.to_global({"image": images, "label": images[..., 0]}, mesh)
     config = taught(tiny_config, trained, teacher_scales=(1.0, 1.5), teacher_flip=True)
-    found = jax.nn.softmax(Teacher(config, labels, mesh)(arrays)["teacher_logits"])
+    found = jax.nn.softmax(Teacher(config, label_set, mesh)(arrays)["teacher_logits"])
     network = pretrained.load(trained)
-    model = build_model(network.model, labels.num_classes)
+    model = build_model(network.model, label_set.num_classes)
 
     def probabilities(variables, photos):
         logits, _ = model.apply(variables, photos, train=False)
@@ -64,7 +64,7 @@ def test_a_teacher_may_see_the_view_enlarged_and_mirrored(trained, tiny_config, 
     np.testing.assert_allclose(found, mean_of_four(network.variables), atol=1e-5)  # compiled apart, float32
 
 
-def test_a_training_with_a_teacher_takes_other_steps(trained, tiny_config, tmp_path):
+def test_a_teacher_changes_the_steps(trained, tiny_config, tmp_path):
     train(taught(tiny_config, trained, teacher_weight=1.0), tmp_path / "taught")
     variables = pretrained.load(tmp_path / "taught").variables["params"]
     alone = pretrained.load(trained).variables["params"]
@@ -75,27 +75,30 @@ def test_a_training_with_a_teacher_takes_other_steps(trained, tiny_config, tmp_p
 
 def test_a_teacher_of_other_classes_is_refused(trained, tiny_config):
     mesh = mesh_lib.make_mesh(tiny_config.mesh)
-    with pytest.raises(UserError, match="^loss.teacher=.* knows other classes than synthetic"):
+    with pytest.raises(UserError, match=r"^loss.teacher=.* was trained on different classes than data set synthetic \(6 classes instead of 2\)"):
         Teacher(taught(tiny_config, trained), LabelSet.from_names(("a", "b")), mesh)
+    renamed = LabelSet.from_names(("background", "disk", "hoop", "triangle", "star", "bar"))
+    with pytest.raises(UserError, match=r"\(class 2 is 'ring' instead of 'hoop'\)"):
+        Teacher(taught(tiny_config, trained), renamed, mesh)
 
 
 @pytest.mark.parametrize(
     ("fields", "line"),
     [
-        ({"name": "keras"}, "^loss.teacher needs loss.name='softmax_cross_entropy' .is 'keras'."),
+        ({"name": "keras"}, "^loss.teacher needs loss.name='softmax_cross_entropy' .it is 'keras'."),
         ({"teacher_weight": 0.0}, "^loss.teacher_weight=0.0 must be above 0 and at most 1"),
         ({"teacher_scales": ()}, "^loss.teacher_scales=.. must be factors above 0"),
         ({"teacher_scales": (1.0, 0.0)}, "^loss.teacher_scales=.1.0, 0.0. must be factors above 0"),
     ],
 )
-def test_a_teacher_needs_a_loss_that_has_a_place_for_it(tiny_config, fields, line):
+def test_the_fields_of_a_teacher_are_checked(tiny_config, fields, line):
     with pytest.raises(UserError, match=line):
-        config_lib.validate(taught(tiny_config, "somewhere", **fields), devices=8)
+        config_lib.validate(taught(tiny_config, "somewhere", **fields))
 
 
-def test_the_shares_of_sampling_pasting_and_colors_are_checked(tiny_config):
+def test_fractions_of_the_augmentation_are_checked(tiny_config):
     for field, value in (("color_jitter", 1.0), ("paste_share", 1.5), ("repeat_threshold", -0.1)):
         config = tiny_config.copy_and_resolve_references()
         config.data[field] = value
         with pytest.raises(UserError, match=f"^data.{field}={value} must be"):
-            config_lib.validate(config, devices=8)
+            config_lib.validate(config)

@@ -62,13 +62,13 @@ def test_a_run_of_the_same_classes_starts_from_every_variable(trained, trained_v
     assert np.array_equal(state.rng, fresh.rng)
 
 
-def test_other_atrous_rates_are_told(trained, tiny_config):
+def test_different_atrous_rates_are_reported(trained, tiny_config):
     rates, stride = tuple(tiny_config.model.atrous_rates), tiny_config.model.atrous_rates_stride
     tiny_config.model.atrous_rates = tuple(2 * rate for rate in rates)
     _, report = start_from(trained, tiny_config, 6)
     assert report.endswith(
-        f"; ASPP learned at rates {rates} for stride {stride}, "
-        f"here they are {tiny_config.model.atrous_rates} for {stride}"
+        f"; ASPP was trained at rates {rates} for stride {stride}, "
+        f"this run uses {tiny_config.model.atrous_rates} for stride {stride}"
     )
     tiny_config.model.atrous_rates_stride = stride // 2  # the same distances in pixels
     _, report = start_from(trained, tiny_config, 6)
@@ -143,7 +143,7 @@ def test_the_config_of_efficientnet_lite0_takes_the_weights_that_it_names():
     assert float(np.std(state.params["backbone"]["stem_conv"]["kernel"])) > 0.1
 
 
-def test_what_is_no_run_is_named(tmp_path, tiny_config):
+def test_a_source_that_does_not_exist_is_named(tmp_path, tiny_config):
     model, expected = tiny_config.model, shapes(tiny_config, 6)
 
     def never():

@@ -1,4 +1,4 @@
-"""How a config's step is compiled on processors, and to what."""
+"""The program of a config: how its step is compiled on CPU."""
 
 import time
 
@@ -6,7 +6,7 @@ import jax
 
 from deeplab_jax.config import base_config
 from deeplab_jax.parallel import mesh as mesh_lib
-from deeplab_jax.training import program as program_lib
+from deeplab_jax.training.step import TrainProgram, build_program
 
 
 def test_on_processors_the_step_has_fewer_copies():
@@ -36,7 +36,7 @@ def test_the_state_and_the_step_are_compiled_one_after_the_other():
     assert min(spans)[1] < max(spans)[0], spans
 
 
-def _tiny_program() -> program_lib.TrainProgram:
+def _tiny_program() -> TrainProgram:
     config = base_config()
     config.model.backbone = "resnet10_v1_slim"
     config.model.atrous_rates = (1, 2)
@@ -44,7 +44,7 @@ def _tiny_program() -> program_lib.TrainProgram:
     config.data.batch_size, config.data.image_size = 2, (64, 64)
     config.optimizer.learning_rate = 0.1
     mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
-    return program_lib.build(config, 21, mesh, total_steps=4, warmup_steps=0)
+    return build_program(config, 21, mesh, total_steps=4, warmup_steps=0)
 
 
 def _temporaries(compiled) -> int:

@@ -1,4 +1,4 @@
-"""Training and evaluation steps: accumulation, void pixels, counting."""
+"""The train step and the evaluation step: accumulation, averages, ignored pixels, counting."""
 
 import jax
 import jax.numpy as jnp
@@ -8,25 +8,17 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import losses, ops
 from deeplab_jax.config import base_config
+from deeplab_jax.data.protocol import Squeeze, Whole
 from deeplab_jax.evaluation.step import inside, make_eval_step
 from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.training import optimizer
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import make_train_step
+from tests.support import toy_network
+from tests.support.toy_network import ToyNetwork
 
 CLASSES = 4
 SIZE = 24
-
-
-def small_config() -> ConfigDict:
-    config = base_config()
-    config.model.backbone = "resnet10_v1_slim"
-    config.model.atrous_rates = (1, 2)
-    config.model.aspp_channels = config.model.decoder_channels = config.model.low_level_channels = 8
-    config.model.decoder = "kerascv"
-    config.optimizer.learning_rate = 0.05
-    config.optimizer.weight_decay = 1e-3
-    return config
 
 
 def random_batch(size=8, seed=0):
@@ -36,15 +28,32 @@ def random_batch(size=8, seed=0):
     return {"image": rng.integers(0, 256, (size, SIZE, SIZE, 3), dtype=np.uint8), "label": label}
 
 
-def make_step(config, dtype="float32", accumulate=1):
-    model = build_model(config.model, CLASSES, compute_dtype=dtype, remat=config.train.remat)
-    rule = optimizer.make_optimizer(config.optimizer, 10, parts=PARTS)
-    state = TrainState.create_on(jax.sharding.SingleDeviceSharding(jax.devices()[0]), model, rule, seed=0)
-    loss_fn = losses.make_loss(config.loss, num_classes=CLASSES)
-    schedule = optimizer.make_schedule(config.optimizer, 10)
-    step = make_train_step(
-        model, rule, loss_fn, learning_rate=schedule, accumulate=accumulate, frozen=config.optimizer.frozen
-    )
+def make_deeplab_step(dtype="float32", *, freeze_norm_statistics=False, **options):
+    """A small DeepLab, its first state and the step."""
+    config = base_config()
+    config.model.update(backbone="resnet10_v1_slim", atrous_rates=(1, 2), decoder="kerascv")
+    config.model.update(aspp_channels=8, decoder_channels=8, low_level_channels=8)
+    config.model.freeze_norm_statistics = freeze_norm_statistics
+    config.optimizer.update(learning_rate=0.05, weight_decay=1e-3)
+    return make_step(build_model(config.model, CLASSES, compute_dtype=dtype), config, PARTS, **options)
+
+
+def make_toy_step(dtype="float32", *, weight_decay=1e-3, freeze_norm_statistics=False, frozen=(), **options):
+    """The toy network, its first state and the step."""
+    config = base_config()
+    config.optimizer.update(learning_rate=0.05, weight_decay=weight_decay, frozen=frozen)
+    with config.unlocked():
+        config.optimizer.learning_rate_multipliers = ConfigDict()
+    model = ToyNetwork(CLASSES, dtype=jnp.dtype(dtype), freeze_norm_statistics=freeze_norm_statistics)
+    return make_step(model, config, toy_network.PARTS, **options)
+
+
+def make_step(model, config, parts, **options):
+    rule, schedule = optimizer.make(config.optimizer, 10, parts=parts)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state = TrainState.create_on(device, model, rule, seed=0, averages="ema_decay" in options)
+    options = {"loss_fn": losses.make_loss(config.loss, num_classes=CLASSES)} | options
+    step = make_train_step(model, rule, learning_rate=schedule, frozen=tuple(config.optimizer.frozen), **options)
     return model, state, step
 
 
@@ -65,44 +74,38 @@ def assert_close(one, other):
     np.testing.assert_allclose(one, other, rtol=0, atol=1e-9 * np.abs(one).max() + 1e-15)
 
 
-def test_gradients_of_what_is_frozen_are_not_computed():
+def test_gradients_of_frozen_parameters_are_not_computed():
     batch, compiled, reports = random_batch(), {}, {}
     for name, frozen in (("none", ()), ("backbone", ("backbone",)), ("stem", ("backbone/stem*",))):
-        config = small_config()
-        config.optimizer.frozen = frozen
-        _, state, step = make_step(config)
+        _, state, step = make_toy_step(frozen=frozen)
         compiled[name] = jax.jit(step).lower(state, batch).compile()
         _, reports[name] = compiled[name](state, batch)
     flops = {name: program.cost_analysis()["flops"] for name, program in compiled.items()}
-    # What is kept of the backbone are its values: a third, and the head is small here.
+    # The forward pass remains: a third, and the head is small.
     assert flops["backbone"] < 0.5 * flops["none"]
     assert flops["backbone"] < flops["stem"] < flops["none"]
     loss_sums = {name: float(report["loss_sum"]) for name, report in reports.items()}
     assert loss_sums["backbone"] == pytest.approx(loss_sums["none"], rel=1e-5)  # float32, two programs
-    assert (
-        0 < reports["backbone"]["gradient_norm"] < reports["stem"]["gradient_norm"] < reports["none"]["gradient_norm"]
-    )
+    norms = {name: report["gradient_norm"] for name, report in reports.items()}
+    assert 0 < norms["backbone"] < norms["stem"] < norms["none"]
 
 
-def test_an_accumulated_step_is_the_whole_one_where_statistics_are_frozen():
-    config = small_config()
-    config.model.freeze_norm_statistics = True
+@pytest.mark.parametrize("make", [make_toy_step, pytest.param(make_deeplab_step, marks=pytest.mark.slow)])
+def test_an_accumulated_step_equals_the_unsplit_one_with_frozen_statistics(make):
     with jax.enable_x64(True):
         results = []
-        for accumulate in (1, 4):
-            _, state, step = make_step(config, dtype="float64", accumulate=accumulate)
+        for parts in (1, 4):
+            _, state, step = make("float64", freeze_norm_statistics=True, accumulate_steps=parts)
             results.append(jax.device_get(jax.jit(step)(float64(state), half_labeled_batch())))
         jax.tree.map(assert_close, *results)
 
 
-def test_batch_norm_sees_one_part_of_an_accumulated_batch_after_the_other():
-    """The step is written out as one function: each part has its own statistics, and the loss is the mean over all."""
-    config = small_config()
-    config.optimizer.weight_decay = 0.0
+def test_batch_norm_sees_one_part_of_an_accumulated_batch_at_a_time():
+    """Against one function for the whole step: each part has its own statistics, and the loss is the mean over all."""
     with jax.enable_x64(True):
-        model, state, step = make_step(config, dtype="float64", accumulate=2)
+        model, state, step = make_toy_step("float64", weight_decay=0.0, accumulate_steps=2)
         state, batch = float64(state), half_labeled_batch()
-        loss_fn = losses.make_loss(config.loss, num_classes=CLASSES)
+        loss_fn = losses.make_loss(base_config().loss, num_classes=CLASSES)
 
         def mean_loss(params):
             batch_stats, sums = state.batch_stats, []
@@ -126,9 +129,46 @@ def test_batch_norm_sees_one_part_of_an_accumulated_batch_after_the_other():
         assert (int(after.step), int(after.examples_seen)) == (1, 8)
 
 
+def test_averages_follow_parameters_and_statistics():
+    _, state, step = make_toy_step(ema_decay=0.75)
+    before = state.replace(ema_variables=jax.tree.map(lambda leaf: leaf + 1, state.variables))
+    after, _ = jax.jit(step)(before, random_batch())
+    assert after.evaluated_variables is after.ema_variables
+    expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, before.ema_variables, after.variables)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after.ema_variables, expected)
+
+
+def scaled_loss(logits, labels, teacher_logits=None):
+    """A loss that the batch's teacher scales: NaN and infinity make the step not finite."""
+    return jnp.sum(logits) * jnp.max(teacher_logits), jnp.int32(labels.size)
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+def test_a_skipped_step_changes_only_the_counters(scale):
+    _, state, step = make_toy_step(loss_fn=scaled_loss, ema_decay=0.75, skip_nonfinite=True)
+    batch = random_batch() | {"teacher_logits": np.full((8, SIZE, SIZE, CLASSES), scale, np.float32)}
+    after, report = jax.jit(step)(state, batch)
+    assert not np.isfinite(report["loss_sum"])
+    assert (int(after.step), int(after.examples_seen)) == (1, 8)
+    for before, leaf in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(after.opt_state), strict=True):
+        expected = before if jnp.issubdtype(leaf.dtype, jnp.floating) else before + 1
+        np.testing.assert_array_equal(leaf, expected)
+    jax.tree.map(np.testing.assert_array_equal, after.variables, state.variables)
+    jax.tree.map(np.testing.assert_array_equal, after.ema_variables, state.ema_variables)
+
+
+def test_skipping_does_not_change_a_finite_step():
+    batch = random_batch() | {"teacher_logits": np.full((8, SIZE, SIZE, CLASSES), 0.3, np.float32)}
+    results = []
+    for skip in (False, True):
+        _, state, step = make_toy_step(loss_fn=scaled_loss, ema_decay=0.75, skip_nonfinite=skip)
+        results.append(jax.jit(step)(state, batch)[0])
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
 @pytest.fixture(scope="module")
 def jitted():
-    model, state, step = make_step(small_config())
+    model, state, step = make_toy_step()
     return model, state, jax.jit(step)
 
 
@@ -154,7 +194,7 @@ def test_a_batch_without_labels_is_harmless(jitted):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
 
 
-def test_what_can_be_learned_is_learned(jitted):
+def test_a_separable_task_is_learned(jitted):
     """White is one class, black another: a few steps tell them apart."""
     _, state, step = jitted
     label = np.zeros((8, SIZE, SIZE), np.uint8)
@@ -168,11 +208,11 @@ def test_what_can_be_learned_is_learned(jitted):
     assert means[-1] < 0.8 * means[0]
 
 
-def test_evaluating_pads_counts_and_masks(jitted):
-    """Images beside which there is padding, in a batch that is not full, score as each does alone."""
+def test_padding_and_filled_up_examples_do_not_count(jitted):
+    """Padded images in a batch that is not full score as each of them does alone."""
     model, state, _ = jitted
     loss_fn = losses.make_loss(base_config().loss, num_classes=CLASSES)
-    step = jax.jit(make_eval_step(model, loss_fn, protocol="whole"))
+    step = jax.jit(make_eval_step(model, loss_fn, protocol=Whole((SIZE, SIZE))))
     rng = np.random.default_rng(1)
     batch = random_batch(4) | {
         "size": np.array([[24, 24], [20, 13], [5, 24], [24, 24]], np.int32),
@@ -194,7 +234,7 @@ def test_evaluating_pads_counts_and_masks(jitted):
 def test_squeezed_logits_come_back_at_the_images_size(jitted):
     model, state, _ = jitted
     loss_fn = losses.make_loss(base_config().loss, num_classes=CLASSES)
-    step = jax.jit(make_eval_step(model, loss_fn, protocol="squeeze"))
+    step = jax.jit(make_eval_step(model, loss_fn, protocol=Squeeze((SIZE, SIZE))))
     sizes = np.array([[30, 17], [12, 40]], np.int32)
     label = np.zeros((2, 30, 40), np.uint8)
     batch = random_batch(2) | {"label": label, "size": sizes, "valid": np.array([True, True])}
@@ -208,11 +248,11 @@ def test_squeezed_logits_come_back_at_the_images_size(jitted):
         assert (got == np.asarray(expected)).mean() > 0.99
 
 
-@pytest.mark.parametrize("protocol", ["whole", "squeeze"])
+@pytest.mark.parametrize("protocol", [Whole, Squeeze])
 def test_several_views_are_scored_by_their_mean_probabilities(jitted, protocol):
     model, state, _ = jitted
     loss_fn = losses.make_loss(base_config().loss, num_classes=CLASSES)
-    step = jax.jit(make_eval_step(model, loss_fn, protocol=protocol, scales=(1.5,), flip=True))
+    step = jax.jit(make_eval_step(model, loss_fn, protocol=protocol((SIZE, SIZE)), scales=(1.5,), flip=True))
     sizes = np.array([[24, 24], [20, 13]], np.int32)
     batch = random_batch(2) | {"size": sizes, "valid": np.array([True, True])}
     report = step(state.variables, batch)
@@ -225,7 +265,7 @@ def test_several_views_are_scored_by_their_mean_probabilities(jitted, protocol):
         )
         for mirror in (1, -1):
             logits = apply(state.variables, image[:, :, ::mirror])[:, :, ::mirror]
-            part = (35, 35) if protocol == "squeeze" else (height * 35 / 24, width * 35 / 24)
+            part = (35, 35) if protocol is Squeeze else (height * 35 / 24, width * 35 / 24)
             logits = ops.resize_to_sizes(logits, jnp.array([part]), jnp.array([[height, width]]), (24, 24))
             mean += jax.nn.softmax(logits[0, :height, :width]) / 2
         label = batch["label"][i, :height, :width]

@@ -14,8 +14,8 @@ from deeplab_jax.workdir import layout
 @pytest.fixture
 def begun(tmp_path, tiny_config) -> pathlib.Path:
     workdir = tmp_path / "runs" / "first"
-    with layout.held(workdir):
-        layout.begin(workdir, tiny_config, SYNTHETIC)
+    with layout.lock(workdir):
+        layout.write_config(workdir, tiny_config, SYNTHETIC)
     return workdir
 
 
@@ -40,8 +40,8 @@ def test_a_run_does_not_continue_under_another_config(begun, tiny_config, group,
     (begun / "checkpoints" / "1").mkdir(parents=True)
     before = (begun / "config.json").read_bytes()
     tiny_config[group][field] = value
-    with pytest.raises(UserError, match="holds a run of another config") as caught:
-        layout.begin(begun, tiny_config, SYNTHETIC)
+    with pytest.raises(UserError, match="holds a run with a different config") as caught:
+        layout.write_config(begun, tiny_config, SYNTHETIC)
     assert f"({shown})" in str(caught.value)
     assert (begun / "config.json").read_bytes() == before
 
@@ -51,7 +51,7 @@ def test_a_run_without_a_checkpoint_makes_way_for_another_config(begun, tiny_con
     if left is not None:
         (begun / left).mkdir(parents=True)
     tiny_config.optimizer.learning_rate = 0.5
-    layout.begin(begun, tiny_config, SYNTHETIC)
+    layout.write_config(begun, tiny_config, SYNTHETIC)
     assert layout.read_config(begun).optimizer.learning_rate == 0.5
 
 
@@ -77,21 +77,21 @@ def test_a_run_without_a_checkpoint_makes_way_for_another_config(begun, tiny_con
 def test_what_does_not_change_the_training_may_change_when_it_continues(begun, tiny_config, group, field, value):
     (begun / "checkpoints" / "1").mkdir(parents=True)
     tiny_config[group][field] = value
-    layout.begin(begun, tiny_config, SYNTHETIC)
+    layout.write_config(begun, tiny_config, SYNTHETIC)
     assert layout.read_config(begun)[group][field] == value
 
 
 def test_one_training_at_a_time_runs_in_a_workdir(begun):
-    refused = pytest.raises(UserError, match=f"^another training runs in {begun}; end it, or")
-    with layout.held(begun), refused, layout.held(begun):
+    refused = pytest.raises(UserError, match=f"^another training is running in {begun}; stop it, or")
+    with layout.lock(begun), refused, layout.lock(begun):
         pass
-    with layout.held(begun):
+    with layout.lock(begun):
         pass
 
 
 @pytest.mark.parametrize("reader", [layout.read_config, layout.read_labels])
 def test_a_folder_without_a_run_is_refused(tmp_path, reader):
-    with pytest.raises(UserError, match=f"^{tmp_path} holds no run: there is no (config|labels).json in it"):
+    with pytest.raises(UserError, match=f"^{tmp_path} does not hold a run: it has no (config|labels).json"):
         reader(tmp_path)
 
 

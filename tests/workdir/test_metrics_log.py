@@ -1,4 +1,4 @@
-"""What a run leaves behind: every step once, strict JSON, honest speeds, TensorBoard events, one line a log."""
+"""The metrics log: every step once, strict JSON, speeds without pauses, TensorBoard events, log lines and the bar."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ import rich.console
 from PIL import Image
 from tensorboardX.proto import event_pb2
 
-from deeplab_jax import visualization
+from deeplab_jax import progress, visualization
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import VOC
 from deeplab_jax.workdir import metrics_log
@@ -200,45 +200,49 @@ def test_tensorboard_hides_the_steps_that_are_repeated(tmp_path):
     assert [(event.step, event.session_log.status) for event in starts] == [(21, event_pb2.SessionLog.START)]
 
 
-def test_a_disabled_writer_touches_nothing(tmp_path):
-    console = rich.console.Console(file=io.StringIO())
-    with Writer(tmp_path / "run", total_steps=1, batch_size=1, console=console, enabled=False) as writer:
+def test_a_disabled_writer_touches_nothing(tmp_path, caplog):
+    caplog.set_level("INFO")
+    with Writer(tmp_path / "run", total_steps=1, batch_size=1, enabled=False) as writer:
         writer.write_train(1, {"loss": 1.0})
         with writer.pause():
             pass
         writer.write_evaluation(1, {"mean_iou": 1.0}, VOC)
     assert not (tmp_path / "run").exists()
-    assert console.file.getvalue() == ""
+    assert caplog.messages == []
 
 
-def test_a_log_file_gets_one_plain_line_for_each_report(tmp_path, clock):
-    console = rich.console.Console(file=io.StringIO(), width=20)
-    with quiet(tmp_path, console=console) as writer:
+def test_without_a_bar_each_report_is_logged(tmp_path, clock, caplog):
+    caplog.set_level("INFO")
+    with quiet(tmp_path) as writer:
         writer.write_train(10, {"loss": 2.5, "mean_iou": None})
         clock.now += 5
         writer.write_train(20, {"loss": 1.25, "mean_iou": 0.25, "learning_rate": 0.1})
         writer.write_evaluation(20, {"mean_iou": 0.5, "num_pixels": 9, "num_images": 7, "per_class_iou": {}}, VOC)
-    assert console.file.getvalue().splitlines() == [
+    assert caplog.messages == [
         "step 10/40  loss 2.5",
         "step 20/40  loss 1.25  mean_iou 0.25  8 images/s  0:00:10 left",
         "step 20/40  evaluation: mean_iou 0.5  num_images 7",
     ]
 
 
-def test_a_terminal_gets_a_bar_that_makes_room_for_others(tmp_path, clock):
+def test_with_a_bar_only_evaluations_are_logged(tmp_path, clock, caplog):
+    caplog.set_level("INFO")
     console = rich.console.Console(file=io.StringIO(), force_terminal=True, width=100)
-    with quiet(tmp_path, console=console) as writer:
-        writer.write_train(10, {"loss": 2.5})
-        clock.now += 5
-        writer.write_train(20, {"loss": 1.25})
-        with writer.pause():
-            before = len(console.file.getvalue())
-            console.print("a line")  # plain: around a live bar it would carry cursor movements
-            assert console.file.getvalue()[before:] == "a line\n"
-        writer.write_evaluation(20, {"mean_iou": 0.5}, VOC)
+    progress.show_on(console)
+    try:
+        with quiet(tmp_path) as writer:
+            writer.write_train(10, {"loss": 2.5})
+            clock.now += 5
+            writer.write_train(20, {"loss": 1.25})
+            with writer.pause(), progress.bar("evaluate", 3) as bar:  # bars nest
+                bar.advance()
+            writer.write_evaluation(20, {"mean_iou": 0.5}, VOC)
+    finally:
+        progress.show_on(None)
     shown = console.file.getvalue()
-    assert "step 20/40  loss 1.25  8 images/s  0:00:10 left" in shown
-    assert "step 20/40  evaluation: mean_iou 0.5" in shown
+    assert "loss 1.25  8 images/s  0:00:10 left" in shown
+    assert "20/40" in shown
+    assert caplog.messages == ["step 20/40  evaluation: mean_iou 0.5"]
 
 
 def test_a_workdir_that_cannot_be_written_is_a_users_mistake(tmp_path):
