@@ -9,7 +9,6 @@ import pytest
 from rich.console import Console
 
 import deeplab_jax
-from deeplab_jax.cli import arguments as arguments_lib
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluator import evaluate_pretrained, evaluate_workdir
 from deeplab_jax.pretrained import FORMATS, bundle, from_preset, import_file, load, preset_config
@@ -110,10 +109,6 @@ def test_a_file_that_is_not_there_is_named_in_every_format(tmp_path):
     for file_format in FORMATS:
         with pytest.raises(UserError, match="none.bin"):
             import_file(tmp_path / "none.bin", file_format)
-
-
-def test_the_command_names_the_formats_there_are():
-    assert arguments_lib.FORMATS.replace(" or ", ", ").split(", ") == list(FORMATS)
 
 
 def test_a_pretrained_network_scores_as_its_run_did(folder, trained, workdir):
