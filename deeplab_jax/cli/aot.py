@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compiles, and prints tables."""
-    from deeplab_jax.cli import output, transition
+    from deeplab_jax.cli import output
     from deeplab_jax.cli.config_flags import parse_config
 
     config = parse_config(args.config_arguments)
@@ -37,7 +37,9 @@ def run(args: argparse.Namespace) -> None:
 
     jax.config.update("jax_platforms", "cpu")  # nothing runs, so a TPU of this machine stays free
     jax.config.update("jax_enable_compilation_cache", False)  # the compile time is one of the results
-    tables, values = transition.aot_report(
+    from deeplab_jax.analysis import aot
+
+    result = aot.analyze(
         config,
         args.topology,
         num_classes=args.classes,
@@ -45,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
         inference=args.inference,
         search=args.find_batch,
     )
-    output.show(tables, values, args.json)
+    output.show(result.tables(), result.to_json(), args.json)
 
 
 COMMAND = Command(

@@ -33,11 +33,9 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepare(args: argparse.Namespace) -> None:
     """Prepares a data set."""
-    from deeplab_jax.cli import transition
     from deeplab_jax.data.prepare import prepare
 
-    transition.call(
-        prepare,
+    prepare(
         args.name,
         source=args.source,
         sbd_source=args.sbd_source,
@@ -58,10 +56,10 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Checks a data set, and fails if anything is wrong with it."""
-    from deeplab_jax.cli import output, transition
+    from deeplab_jax.cli import output
     from deeplab_jax.data.check import check, report_tables
 
-    report = transition.call(check, args.name, data_dir=args.data_dir, source=args.source)
+    report = check(args.name, data_dir=args.data_dir, source=args.source)
     output.show(report_tables(report), _report_values(report), args.json)
     if not report.ok:
         problems = sum(len(split.problems) for split in report.splits.values())
@@ -98,14 +96,13 @@ def add_show_arguments(parser: argparse.ArgumentParser) -> None:
 def show(args: argparse.Namespace) -> None:
     """Writes a gallery of images and masks."""
     from deeplab_jax import data, visualization
-    from deeplab_jax.cli import transition
 
     if args.output.exists():
         raise UserError(f"{args.output} exists; choose another --output or remove it")
     source = data.open_source(args.name, args.split, data_dir=args.data_dir)
     count = min(args.count, len(source))
     positions = [i * len(source) // count for i in range(count)]
-    images, labels = zip(*transition.decode_examples(source, positions), strict=True)
+    images, labels = zip(*data.decode_examples(source, positions), strict=True)
     visualization.plot_segmentation_mask_gallery(images, labels, label_set=source.label_set, path=args.output)
     logger.info("Wrote %s: %d of %d examples of %s/%s", args.output, count, len(source), args.name, args.split)
 

@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> None:
     malloc.prepare_jax()
     compilation_cache.enable()
     from deeplab_jax import pretrained
+    from deeplab_jax.evaluation.evaluator import evaluate
     from deeplab_jax.parallel import processes
     from deeplab_jax.workdir import layout
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
         config.data.name = args.data
     if args.data_dir is not None:
         config.data.data_dir = str(args.data_dir)
-    scores = transition.evaluate(args.workdir or args.preset, config=config, split=args.split)
+    scores = evaluate(args.workdir or args.preset, config=config, split=args.split)
     if processes.is_leader():
         output.show([], scores, args.json)
     output.log_scores(scores, args.workdir)

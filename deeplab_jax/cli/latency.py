@@ -36,8 +36,7 @@ def run(args: argparse.Namespace) -> None:
 
     name = args.workdir or args.preset or pretrained.DEFAULT_PRESET
     network = transition.call(pretrained.load, name)
-    results = transition.call(
-        latency.measure_latency,
+    results = latency.measure_latency(
         network,
         args.sizes or [network.image_size or (513, 513)],
         args.batches,

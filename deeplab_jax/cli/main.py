@@ -65,7 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             exits.report(f"{stopped}; run the same command again to resume")
             sys.exit(Preempted.EXIT_CODE)
         except KeyboardInterrupt:
-            resume = "; run the same command again to resume from the newest checkpoint" if argv[:1] == ["train"] else ""
+            resume = (
+                "; run the same command again to resume from the newest checkpoint" if argv[:1] == ["train"] else ""
+            )
             exits.fail(f"interrupted{resume}", 130)
         except Exception:
             if exits.SUPERVISED not in os.environ:

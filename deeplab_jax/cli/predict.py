@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
     if args.smooth is not None and not sources:
         raise UsageError("--smooth applies to videos, but no video or camera is given")
     from deeplab_jax.cli import compilation_cache, transition
+    from deeplab_jax.files import create_folder
     from deeplab_jax.inference import files, video
 
     compilation_cache.enable()
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     if images:
         written = transition.call(files.predict_files, predictor, images, args.output)
         logger.info("Wrote %d masks and overlays to %s", len(written) // 2, args.output)
-    transition.create_folder(args.output, "--output")
+    create_folder(args.output, "--output")
     for source, target in zip(sources, targets, strict=True):
         _predict_video(predictor, source, target, args)
 
@@ -114,7 +115,7 @@ def _predict_video(
     from deeplab_jax.cli import transition
     from deeplab_jax.inference import video
 
-    label = predictor.smoothed(1.0 if args.smooth is None else args.smooth)
+    label = transition.start_video(predictor, 1.0 if args.smooth is None else args.smooth)
     report = transition.call(video.label_video, label, source, target, predictor.label_set, codec=args.codec)
     stages = ", ".join(f"{stage} {value:.1f} ms" for stage, value in report.milliseconds.items())
     logger.info(

@@ -28,10 +28,9 @@ def run(args: argparse.Namespace) -> None:
     launch.join_processes(args, config)
     malloc.prepare_jax()
     compilation_cache.enable()
-    from deeplab_jax.cli import transition
     from deeplab_jax.training import loop
 
-    log_scores(transition.call(loop.train, config, args.workdir), args.workdir)
+    log_scores(loop.train(config, args.workdir), args.workdir)
 
 
 COMMAND = Command(

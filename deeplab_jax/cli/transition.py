@@ -17,20 +17,6 @@ def call(function: Callable, *args: Any, **kwargs: Any) -> Any:
     return function(*args, **kwargs)
 
 
-def evaluate(name, *, config, split):
-    from deeplab_jax.evaluation import evaluator
-
-    if hasattr(evaluator, "evaluate"):
-        return evaluator.evaluate(name, config=config, split=split)
-    import pathlib
-
-    from deeplab_jax import pretrained
-
-    if isinstance(name, pathlib.Path):
-        return call(evaluator.evaluate_workdir, name, config=config, split=split)
-    return call(evaluator.evaluate_pretrained, call(pretrained.load, name), config=config, split=split)
-
-
 def from_network(network, config, **options):
     from deeplab_jax.inference.predictor import Predictor
 
@@ -38,33 +24,10 @@ def from_network(network, config, **options):
     return make(network, config, **options)
 
 
-def create_folder(folder, what):
-    from deeplab_jax import files
-
-    (files.create_folder if hasattr(files, "create_folder") else files.make_folder)(folder, what)
-
-
-def decode_examples(source, positions):
-    from deeplab_jax import data
-
-    return (data.decode_examples if hasattr(data, "decode_examples") else data.decoded)(source, positions)
-
-
-def aot_report(config, topology, **options):
-    from deeplab_jax.analysis import aot
-
-    if "out" not in inspect.signature(aot.report).parameters:
-        return aot.report(config, topology, **options)
-    from rich.console import Console
-
-    tables = []
-
-    class Out:
-        def print(self, item, **_):
-            tables.append(item)
-
-    values = aot.report(config, topology, **options, console=Console(stderr=True, highlight=False), out=Out())
-    return tables, values
+def start_video(predictor, smoothing):
+    if hasattr(predictor, "start_video"):
+        return predictor.start_video(smoothing=smoothing)
+    return predictor.smoothed(smoothing)
 
 
 def list_configs():

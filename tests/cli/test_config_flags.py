@@ -13,10 +13,10 @@ def test_overrides_set_their_fields():
             "--config",
             "quickstart:size=64,batch=16",
             "--config.data.image_size=(48,40)",
-            "--config.train.steps=3",
+            "--config.train.duration=3 steps",
             "--config.data.num_examples=12",  # a placeholder: None until set
             "--config.optimizer.clip_norm=2",
-            "--config.eval.every_percent=12.5",
+            "--config.eval.every=12.5%",
             "--config.model.multi_grid=(1,2,4)",
             "--config.optimizer.frozen=('backbone',)",
             "--config.log.tensorboard=False",
@@ -26,10 +26,10 @@ def test_overrides_set_their_fields():
     )
     expected = to_dict(load_config("quickstart", size=64, batch=16))
     expected["data"] |= {"image_size": [48, 40], "num_examples": 12}
-    expected["train"] |= {"steps": 3, "init_from": "runs/other"}
+    expected["train"] |= {"duration": "3 steps", "init_from": "runs/other"}
     expected["optimizer"] |= {"clip_norm": 2.0, "frozen": ["backbone"]}
     expected["optimizer"]["learning_rate_multipliers"]["backbone"] = 0.5
-    expected["eval"]["every_percent"] = 12.5
+    expected["eval"]["every"] = "12.5%"
     expected["model"]["multi_grid"] = [1, 2, 4]
     expected["log"]["tensorboard"] = False
     assert to_dict(config) == expected

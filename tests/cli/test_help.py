@@ -10,6 +10,7 @@ import pytest
 from deeplab_jax import data, export
 from deeplab_jax.cli import main, names
 from deeplab_jax.config import base_config, find_config
+from deeplab_jax.data.prepare import preparable_names
 from deeplab_jax.inference import video
 from deeplab_jax.pretrained import FORMATS, presets
 
@@ -106,7 +107,8 @@ def test_names_are_those_of_their_owners():
     assert tuple(video.CODECS) == names.CODECS
     assert tuple(FORMATS) == names.IMPORT_FORMATS
     assert tuple(export.FORMATS) == names.EXPORT_FORMATS
-    assert set(data.SOURCES) == set(names.DATA_SETS)
+    assert data.dataset_names() == list(names.DATA_SETS)
+    assert preparable_names() == list(names.PREPARABLE_DATA_SETS)
     table = presets.load_table().values()
     assert [preset.name for preset in table if preset.classes is not None] == names.segmentation_presets()
     assert [preset.name for preset in table if preset.classes is None] == names.backbone_presets()

@@ -99,7 +99,10 @@ def test_an_invalid_command_line_is_reported_in_one_line(run, arguments, message
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "--config", "quikstart"), "quickstart"),
+        (
+            ("train", "--config", "quikstart"),
+            "no config named 'quikstart': not a file and not a built-in config; did you mean quickstart?",
+        ),
         (("train", "--config", "quickstart:stps=3"), "config argument 'stps' does not exist; did you mean steps?"),
         (
             ("train", "--config", "kerascv_guide:batch=8", "--config.data.data_dir=data"),
@@ -108,15 +111,24 @@ def test_an_invalid_command_line_is_reported_in_one_line(run, arguments, message
         (("train", "--config", "quickstart:batch=4"), "data.batch_size=4 does not divide over 8 devices"),
         (("train", "--config", "quickstart", "--config.data.name=synthetc"), "did you mean synthetic?"),
         (("train", "--config", "quickstart", "--config.data.train_split=trian"), "did you mean train?"),
-        (("train", "--config", "quickstart", "--config.model.backbone=resnet14_v1"), "model.backbone"),
-        (("train", "--config", "quickstart", "--config.train.epochs=2.0"), "only one of steps and epochs can be set"),
-        (("train", "--config", "quickstart", "--config.train.steps=0"), "the length of the training is not set"),
+        (
+            ("train", "--config", "quickstart", "--config.model.backbone=resnet14_v1"),
+            "model.backbone='resnet14_v1' does not exist",
+        ),
+        (
+            ("train", "--config", "quickstart", "--config.train.duration=2 epoch"),
+            "train.duration='2 epoch' has an unknown unit; did you mean epochs?",
+        ),
+        (
+            ("train", "--config", "quickstart", "--config.train.duration=0 steps"),
+            "train.duration='0 steps' must be above 0",
+        ),
         (("train", "--config", "quickstart", "--config.loss.name=dice"), "loss.name"),
         (("train", "--config", "quickstart", "--config.optimizer.schedule=cosin"), "optimizer.schedule"),
         (("train", "--config", "quickstart", "--config.loss.class_weights=(1.0,2.0)"), "loss.class_weights"),
-        (("evaluate",), "w holds no run: there is no config.json in it; `deeplab-jax train` writes one"),
+        (("evaluate",), "w does not hold a run: it has no config.json; `deeplab-jax train` writes one"),
         (("predict", "a.jpg", "--output", "out"), "a.jpg does not exist"),
-        (("predict", "--camera", "0", "--output", "out"), "w holds no run"),
+        (("predict", "--camera", "0", "--output", "out"), "w does not hold a run"),
     ],
 )
 def test_a_mistake_with_a_run_is_reported_in_one_line(fails, arguments, message, tmp_path, monkeypatch):
