@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from benchmarks import worker
 from deeplab_jax import data, export, pretrained
 from deeplab_jax.analysis import summary
-from deeplab_jax.cli import host_memory
+from deeplab_jax.cli import malloc
 from deeplab_jax.config import base_config, load_config
 from deeplab_jax.data import prepare
 from deeplab_jax.evaluation import metrics
@@ -35,7 +35,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 def main() -> None:
     """Does the task on the command line."""
     task = worker.read_task()
-    host_memory.prepare_jax()
+    malloc.prepare_jax()
     KINDS[task["kind"]](task)
 
 

@@ -12,7 +12,7 @@ import optax
 
 from benchmarks import operations, worker
 from deeplab_jax import losses, ops
-from deeplab_jax.cli import host_memory
+from deeplab_jax.cli import malloc
 
 
 def build(operation: operations.Operation, kind: str):
@@ -73,7 +73,7 @@ def _gradients(function, wanted: tuple[int, ...]):
 def main() -> None:
     """Measures every operation in every direction."""
     task = worker.read_task()
-    host_memory.prepare_jax()
+    malloc.prepare_jax()
     seconds, multiply_adds = {}, {}
     for operation in operations.selected(task["quick"]):
         function, values = build(operation, task["ops"]), arguments(operation)

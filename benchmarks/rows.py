@@ -59,7 +59,7 @@ class Row:
     in_turns: bool = False
 
 
-# How the command `deeplab-jax` starts itself (`deeplab_jax.cli.host_memory`, which the parent does not import).
+# The environment of `deeplab-jax train`, from `deeplab_jax.cli.malloc`, which the parent does not import.
 OUR_ENVIRONMENT = {
     "GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold={2**40}"
 }

@@ -1,15 +1,17 @@
-"""The command `deeplab-jax`, also as `python -m deeplab_jax`: how its process begins and ends."""
+"""Entry point of `deeplab-jax` and `python -m deeplab_jax`: how the process starts and ends."""
 
 import atexit
+import sys
 
-from deeplab_jax.cli.host_memory import keep_memory
+from deeplab_jax.cli import malloc
 
 
 def main() -> None:
-    """Runs the command in a process that keeps its memory, if that helps."""
-    keep_memory()  # before anything slow is imported: it may start the process over
+    """Runs the command."""
+    if sys.argv[1:2] and sys.argv[1] in malloc.COMMANDS:
+        malloc.restart_tuned()  # before the slow imports
     codes: list[int] = []
-    atexit.register(_leave, codes)
+    atexit.register(_skip_teardown, codes)  # registered first, so it is called last
     from deeplab_jax.cli import main
 
     try:
@@ -19,13 +21,10 @@ def main() -> None:
         raise
 
 
-def _leave(codes: list[int]) -> None:
-    """Leaves to the system what the interpreter would take a second to free: objects, programs, arrays.
-
-    The first to be registered is the last to be called: whatever else ends with the process has ended.
-    """
+def _skip_teardown(codes: list[int]) -> None:
+    """Ends the process at once: the interpreter would take a second to free objects, programs and arrays."""
     if codes:
-        from deeplab_jax.cli.main import exit_at_once
+        from deeplab_jax.cli.exits import exit_at_once
 
         exit_at_once(codes[0])
 

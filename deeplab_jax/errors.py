@@ -1,23 +1,40 @@
-"""The exceptions that the command knows: each ends it with one line and an exit code of its own."""
+"""The exceptions that `deeplab-jax` reports as one line, each with its exit code."""
 
 import difflib
+from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something outside the code is wrong (a file, a folder, a config, a disk): exit code 1.
+    """A mistake outside the code: in a file, a folder, a config or a data set, or a full disk.
 
-    The message is one line, names the thing, and says what to do about it.
+    The message is one line that names what is wrong and says how to fix it.
     """
+
+    EXIT_CODE = 1
+
+
+class UsageError(Exception):
+    """An invalid command line. Like `UserError`, but raised only by the command."""
+
+    EXIT_CODE = 2
 
 
 class Preempted(Exception):
-    """The run was told to end (SIGTERM), has saved everything, and the same command continues it: exit code 75."""
+    """Training received SIGTERM and has saved its state. Running the same command again resumes it."""
 
-    EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again
+    EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h: try again
 
 
-def suggest(name: str, known) -> str:
-    """The end of an error message about a name that does not exist: the nearest one, or all there are."""
-    known = [str(other) for other in known]
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else f"; choose from {', '.join(known)}"
+def suggest(name: str, known: Iterable[object]) -> str:
+    """Ends an error message about an unknown name.
+
+    Args:
+      name: the name that was not found.
+      known: the names that exist.
+
+    Returns:
+      `; did you mean X?` with the closest known name, or `; choose from A, B, C` if none is close.
+    """
+    names = [str(other) for other in known]
+    closest = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {closest[0]}?" if closest else f"; choose from {', '.join(names)}"

@@ -1,13 +1,13 @@
-"""Progress bars for long work. The library draws none; the command line chooses a console for them.
+"""Progress bars. The library draws none until `show_on` names a console, which `deeplab-jax` does.
 
-All bars share one live display, so they nest, and log lines printed on the same console appear above them.
+All bars share one live display: they can be nested, and log lines printed on the same console appear above them.
 """
 
 import contextlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-if TYPE_CHECKING:  # --help must not wait for it
+if TYPE_CHECKING:  # `--help` does not import rich
     from rich.console import Console
     from rich.progress import Progress
 
@@ -18,31 +18,31 @@ _display: "Progress | None" = None
 
 
 def show_on(console: "Console | None") -> None:
-    """Draws the bars of this process on `console` if it is a terminal; None draws none, which is the default."""
+    """Draws the progress bars of this process on `console` if it is a terminal. None, the default, hides them."""
     global _console
     _console = console
 
 
 class Bar:
-    """One line of the display. Does nothing where no display is shown."""
+    """One line of the display. Its methods do nothing if no display is shown."""
 
     def __init__(self, display: "Progress | None", task: Any):
         self._display, self._task = display, task
 
     @property
     def is_shown(self) -> bool:
-        """Whether someone can see the bar; if not, log lines have to tell the progress."""
+        """True if the bar is visible. If it is not, report progress in log messages instead."""
         return self._display is not None
 
     def advance(self, amount: int | float = 1) -> None:
-        """Adds to what is done."""
+        """Adds `amount` to the work done."""
         if self._display is not None:
             self._display.advance(self._task, amount)
 
     def update(
         self, *, completed: int | float | None = None, total: int | float | None = None, status: str = ""
     ) -> None:
-        """Sets what is done, the total, or the text at the end of the line."""
+        """Sets the work done, the total, and the text at the end of the line."""
         if self._display is not None:
             self._display.update(self._task, completed=completed, total=total, status=status)
 
@@ -51,13 +51,13 @@ class Bar:
 def bar(
     description: str, total: int | float | None = None, *, completed: int | float = 0, is_bytes: bool = False
 ) -> Iterator[Bar]:
-    """A bar for the duration of a `with` block.
+    """Shows a bar for the duration of a `with` block.
 
     Args:
-      description: what is being done, in a word or two.
+      description: one or two words, such as "download".
       total: amount of work; None if unknown.
-      completed: amount done already.
-      is_bytes: amounts are bytes and are shown with sizes and a speed.
+      completed: amount of work already done.
+      is_bytes: amounts are bytes, shown as sizes and a speed.
     """
     global _display
     if _console is None or not _console.is_terminal:
@@ -78,7 +78,7 @@ def bar(
 
 
 def track(items: Iterable[_T], description: str, total: int | None = None) -> Iterator[_T]:
-    """The items, with a bar that advances by one for each."""
+    """Yields `items` and advances a bar by one for each. `total` defaults to `len(items)` if there is one."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)
     with bar(description, total) as shown:
@@ -93,7 +93,7 @@ def _new_display(console: "Console") -> "Progress":
     from rich.text import Text
 
     class Amount(ProgressColumn):
-        """Done and total, as sizes for bytes."""
+        """Work done and total, as sizes if they are bytes."""
 
         def render(self, task: Task) -> Text:
             def text(amount: int | float) -> str:

@@ -50,7 +50,7 @@ from rich.table import Table
 import deeplab_jax
 from deeplab_jax import config as config_lib
 from deeplab_jax.analysis.summary import summary_table
-from deeplab_jax.cli.main import parse_config
+from deeplab_jax.cli.config_flags import parse_config
 from deeplab_jax.models import abstract_variables, build_model
 from deeplab_jax.parallel.jaxpr import equations
 from deeplab_jax.training.loop import train

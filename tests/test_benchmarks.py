@@ -10,7 +10,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import results, runner
 from benchmarks.rows import OUR_ENVIRONMENT, SUITES, Row, Side, all_rows
-from deeplab_jax.cli import host_memory
+from deeplab_jax.cli import malloc
 
 # Prints what its task holds for the pair, and notes that it ran.
 FAKE_WORKER = """
@@ -279,7 +279,7 @@ def test_work_that_leaves_nothing_behind_takes_turns():
 
 
 def test_our_processes_start_as_the_command_does():
-    assert {host_memory.VARIABLE: host_memory.TUNABLES} == OUR_ENVIRONMENT
+    assert {malloc.VARIABLE: malloc.TUNABLES} == OUR_ENVIRONMENT
 
 
 def test_the_parent_imports_no_framework():

@@ -13,8 +13,8 @@ from types import ModuleType
 import pytest
 
 import deeplab_jax
-from deeplab_jax.cli import arguments as arguments_lib
 from deeplab_jax.cli import main
+from deeplab_jax.cli.config_flags import parse_config
 from deeplab_jax.config import base_config, config_folders, find_config
 from deeplab_jax.pretrained import FORMATS
 from deeplab_jax.pretrained.presets import load_table
@@ -201,14 +201,14 @@ def parse(monkeypatch, tmp_path, capsys):
     """Gives arguments to the command, which parses them and their config, and then stops: (exit code, what it said)."""
     ran = []
 
-    def stop(args, rest, console):
-        if args.takes_config:
-            ran.append(arguments_lib.parse_config(rest, base=None if args.command in NEED_CONFIG else base_config()))
+    def parse_only(command, args):
+        if command.takes_config:
+            base = None if command.name in NEED_CONFIG else base_config()
+            ran.append(parse_config(args.config_arguments, base=base))
         else:
             ran.append(None)
 
-    monkeypatch.setattr(main, "_HANDLERS", dict.fromkeys(main._HANDLERS, stop))
-    monkeypatch.setattr(main, "_set_up_jax", lambda: None)
+    monkeypatch.setattr(main, "run_command", parse_only)
     (own_config,) = [text for text in blocks(ROOT / "docs/configs.md", "python") if "def get_config" in text]
     (tmp_path / "my_config.py").write_text(own_config)
     monkeypatch.chdir(tmp_path)

@@ -84,7 +84,7 @@ def test_sigterm_saves_at_once_and_the_run_goes_on_to_the_same_end(straight, tmp
     assert code == Preempted.EXIT_CODE == 75, err
     (step,) = [int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name != "5"] or [5]
     assert err[-1].startswith(f"deeplab-jax: stopped by SIGTERM at step {step} of 10, which is saved in ")
-    assert err[-1].endswith("; the same command continues")
+    assert err[-1].endswith("; run the same command again to resume")
     assert step < 10
     code, err = runs.run(tmp_path / "run", config="checkpoint=1000")
     assert code == 0, err

@@ -15,12 +15,11 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
-from deeplab_jax.cli import arguments as arguments_lib
-from deeplab_jax.cli import main
+from deeplab_jax.cli.config_flags import parse_config
 from deeplab_jax.config import base_config, parse_arg, validate
 from deeplab_jax.data import archives, images
 from deeplab_jax.data.sources.sbd import read_class_mask
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UsageError, UserError
 from deeplab_jax.labels import SYNTHETIC, VOC
 from deeplab_jax.pretrained import PretrainedNetwork, bundle
 from deeplab_jax.pretrained.network import variable_shapes
@@ -98,8 +97,8 @@ def test_overrides_on_the_command_line(field, value):
     base.optimizer.learning_rate = 0.1
     base.lock()
     try:
-        validate(arguments_lib.parse_config([f"--config.{field}={value}"], base=base))
-    except (UserError, main.UsageError) as error:
+        validate(parse_config([f"--config.{field}={value}"], base=base))
+    except (UserError, UsageError) as error:
         assert_one_line(error)
 
 

@@ -38,14 +38,6 @@ def test_importing_the_package_imports_nothing_heavy():
     }  # fmt: skip
 
 
-def test_the_help_imports_no_array_library():
-    modules = modules_after(
-        "from deeplab_jax.cli import main as cli\ntry: cli.main(['--help'])\nexcept SystemExit: pass"
-    )
-    assert "deeplab_jax" in modules
-    assert not modules & {"jax", "flax", "orbax", "grain", "matplotlib", "tensorflow_datasets", "tensorboardX"}
-
-
 def test_prediction_imports_no_plots_no_data_pipeline_and_no_checkpoints():
     modules = modules_after("import deeplab_jax.cli.main, deeplab_jax.inference.predictor, deeplab_jax.workdir.layout")
     assert "jax" in modules

@@ -199,7 +199,7 @@ class Guide(EvalProtocol):
     def shape_example(self, image, label, *, image_size, label_size, name):
         """Resizes the image, and the label to the nearest class ids."""
         image = transforms.resize_image(image, image_size, antialias=self.antialias)
-        return image, transforms.resize_label_map(label, label_size), label_size
+        return image, transforms.resize_label(label, label_size), label_size
 
 
 # The values of `config.eval.protocol`.

@@ -1,1 +1,1 @@
-"""The page of `deeplab-jax demo`."""
+"""The web page of `deeplab-jax demo`."""

@@ -1,4 +1,4 @@
-"""What the page of `deeplab-jax demo` does with an image: which networks there are, and what each makes of it."""
+"""The networks of the demo page: which ones it offers, and how they segment an uploaded image."""
 
 import contextlib
 import dataclasses
@@ -22,19 +22,23 @@ Loader = Callable[[], Predictor]
 
 _compilation = threading.local()
 
+# Until deeplab_jax.inference is merged.
+_FROM_PRETRAINED = getattr(Predictor, "from_preset", Predictor.from_pretrained)
+_FROM_WORKDIR = getattr(Predictor, "from_workdir", Predictor.from_pretrained)
+
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-    """A labeled image.
+    """The segmentation of one image.
 
     Attributes:
-      label_map: the class id of every pixel, at the image's own size.
-      overlay: the image in RGB, tinted with its classes.
-      labels: names and colors of the classes.
-      shares: the classes in it, the largest first.
-      load_seconds: reading the network's parameters, 0 if that was done before.
-      compile_seconds: JAX's tracing and compiling, near 0 if an image of about this size was labeled before.
-      predict_seconds: the rest of the time from RGB to labels.
+      label_map: class id of every pixel, at the original size of the image.
+      overlay: the RGB image tinted with the colors of its classes.
+      label_set: names and colors of the classes.
+      shares: the classes in the image with their fraction of the pixels, largest first.
+      load_seconds: time to load the network; 0 if it was loaded before.
+      compile_seconds: time JAX spent tracing and compiling; near 0 if an image of similar size came before.
+      predict_seconds: the remaining time from RGB to labels.
     """
 
     label_map: UInt8[np.ndarray, "height width"]
@@ -47,50 +51,51 @@ class Segmentation:
 
 
 class Networks:
-    """Networks by name. Each is loaded when it is first asked for, and kept.
+    """Networks by name. Each is loaded when it is first used, and kept.
 
-    Threads may share it. A network labels one image at a time: it keeps all cores busy with one, two requests for it
-    do not load it twice, and two images of a new size do not compile the same program twice.
+    Thread-safe. A network segments one image at a time, which already uses all cores. Two simultaneous requests load
+    it once, and compile the program for a new image size once.
 
     Attributes:
-      names: in the order of the page's menu.
+      names: the names, in the order of the menu.
+      max_pixels: largest accepted number of pixels, height times width.
     """
 
     def __init__(self, loaders: Mapping[str, Loader], *, max_pixels: int):
-        """Loads nothing yet.
+        """Creates the collection without loading a network.
 
         Args:
-          loaders: what loads each network; at least one.
-          max_pixels: an image with more, height times width, is refused before its pixels are decoded.
+          loaders: the function that loads each network, by name; at least one.
+          max_pixels: images with more pixels, height times width, are rejected before they are decoded.
         """
         self._slots = {name: _Slot(load) for name, load in loaders.items()}
         self.names, self.max_pixels = tuple(loaders), max_pixels
 
     def label_set(self, name: str) -> LabelSet:
-        """The classes of a network, which is loaded if it is not yet.
+        """Returns the classes of a network, loading it if necessary.
 
         Raises:
-          UserError: it cannot be loaded.
+          UserError: the network cannot be loaded.
         """
         slot = self._slots[name]
         with slot.lock:
             return slot.predictor.label_set
 
     def segment(self, path: pathlib.Path, name: str) -> Segmentation:
-        """Labels an image file.
+        """Segments an image file.
 
         Args:
-          path: any image that `data.read_image` reads.
-          name: of the network.
+          path: an image file that `data.read_image` reads.
+          name: the network to use.
 
         Raises:
-          UserError: the file is damaged, no image or too large, or there is no such network, or it cannot be loaded.
+          UserError: the file is damaged, too large or not an image; or the network does not exist or cannot be loaded.
         """
         if name not in self._slots:
-            raise UserError(f"network {name!r} is not offered here")
+            raise UserError(f"network {name!r} is not on the menu")
         image = data.read_image(path, max_pixels=self.max_pixels)
         slot = self._slots[name]
-        with slot.lock, _compile_time() as compile_seconds:  # time in the queue is nobody's
+        with slot.lock, _compile_time() as compile_seconds:  # waiting for the lock is not counted
             started = time.perf_counter()
             predictor = slot.predictor
             loaded, compiled_while_loading = time.perf_counter(), compile_seconds()
@@ -108,36 +113,40 @@ class Networks:
         )
 
 
-def networks_here(named: Sequence[str | pathlib.Path] = (), workdir: pathlib.Path | None = None) -> dict[str, Loader]:
-    """Loaders of the networks that need no download, by name, after those that the command line names.
+def find_networks(named: Sequence[str | pathlib.Path] = (), workdir: pathlib.Path | None = None) -> dict[str, Loader]:
+    """Returns the networks that the page offers: those the user named, then all that need no download.
 
     Args:
-      named: presets by name, which are fetched if need be, and folders, called by their last part where that is clear.
-      workdir: of a training run.
+      named: names of presets, which may be downloaded, and folders. A folder appears under its last component if that
+        is unambiguous.
+      workdir: a training run, which comes first.
+
+    Returns:
+      The function that loads each network, by name.
 
     Raises:
-      UserError: there is no network at all.
+      UserError: there is no network.
     """
     given: list[tuple[str, Loader]] = []
     if workdir is not None:
-        given.append((str(workdir), functools.partial(Predictor.from_pretrained, workdir)))
-    given += [(str(name), functools.partial(Predictor.from_pretrained, name)) for name in named]
+        given.append((str(workdir), functools.partial(_FROM_WORKDIR, workdir)))
+    given += [(str(name), functools.partial(_FROM_PRETRAINED, name)) for name in named]
     short = [pathlib.Path(name).resolve().name or name for name, _ in given]
     loaders = {
         last if short.count(last) == 1 else whole: loader for last, (whole, loader) in zip(short, given, strict=True)
     }
-    for preset in presets.list_presets():
+    for preset in presets.load_table().values():
         if preset.classes is not None and preset.name not in loaders and presets.find_file(preset) is not None:
-            loaders[preset.name] = functools.partial(Predictor.from_pretrained, preset.name)
+            loaders[preset.name] = functools.partial(_FROM_PRETRAINED, preset.name)
     if not loaders:
         raise UserError(
-            "no network is on this disk; name one with --preset (`deeplab-jax presets` lists them) or --workdir"
+            "no network found on this disk; name one with --preset (`deeplab-jax presets` lists them) or --workdir"
         )
     return loaders
 
 
 class _Slot:
-    """A place for a network; `predictor` is read with the lock held."""
+    """A network that is loaded on first use. Hold `lock` to read `predictor`."""
 
     def __init__(self, load: Loader):
         self._load, self.lock = load, threading.Lock()
@@ -145,40 +154,41 @@ class _Slot:
 
     @property
     def predictor(self) -> Predictor:
-        # Not a cached_property: that of Python 3.11 has one lock for all instances.
+        # Not a cached_property: in Python 3.11 all instances share one lock.
         if self._predictor is None:
             self._predictor = self._load()
         return self._predictor
 
 
 def _label(predictor: Predictor, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width"]:
-    return predictor(image).label_map
+    (result,) = predictor([image])
+    return getattr(result, "label_map", result)
 
 
 @contextlib.contextmanager
 def _compile_time() -> Iterator[Callable[[], float]]:
-    """Gives the seconds that this thread has spent so far on tracing, lowering and compiling."""
-    _listen()
+    """Yields a function that returns the seconds this thread has spent tracing, lowering and compiling."""
+    _register_listener()
     _compilation.spans = []
     try:
-        yield lambda: _covered(_compilation.spans)
+        yield lambda: _union_length(_compilation.spans)
     finally:
         _compilation.spans = None
 
 
 @functools.cache
-def _listen() -> None:
-    jax.monitoring.register_event_time_span_listener(_note)
+def _register_listener() -> None:
+    jax.monitoring.register_event_time_span_listener(_record_span)
 
 
-def _note(event: str, start: float, end: float, **kwargs: str | int) -> None:
+def _record_span(event: str, start: float, end: float, **kwargs: str | int) -> None:
     spans = getattr(_compilation, "spans", None)
     if spans is not None and event.startswith("/jax/core/compile/"):
         spans.append((start, end))
 
 
-def _covered(spans: Sequence[tuple[float, float]]) -> float:
-    """The length of the union: the tracing of a function contains that of the functions it calls."""
+def _union_length(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of time spans. They overlap: tracing a function includes tracing the functions it calls."""
     total, reached = 0.0, -float("inf")
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, reached))

@@ -1,7 +1,8 @@
-"""The page of `deeplab-jax demo`: Gradio's components around `deeplab_jax.demo.networks`, served to this machine."""
+"""The demo page: Gradio components around `deeplab_jax.demo.networks`, and the server."""
 
 import contextlib
 import html
+import logging
 import os
 import pathlib
 import signal
@@ -11,7 +12,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from rich.console import Console
 
 from deeplab_jax.demo import networks as networks_lib
 from deeplab_jax.errors import UserError
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     import fastapi
     import gradio
 
-_CONCURRENT = 4  # requests that are decoded, labeled or drawn at a time; the others wait in a queue
-_WAITING = 64
-_DELETE_AFTER = (600, 3600)  # seconds: how often files of the page are looked through, and how old they get
+logger = logging.getLogger(__name__)
 
-_FONT = ("system-ui", "sans-serif")  # of the visitor's machine: a web font would be fetched
+_CONCURRENT = 4  # requests processed at a time; others wait in a queue
+_WAITING = 64  # length of the queue
+_DELETE_AFTER = (600, 3600)  # seconds: interval of the clean-up, and maximum age of the page's files
+
+_FONT = ("system-ui", "sans-serif")  # a web font would be downloaded
 _CSS = pathlib.Path(__file__).with_suffix(".css")
 
-_HEAD = "<h1>deeplab_jax</h1> <p>What is where in an image. Nothing leaves the machine that serves this page.</p>"
-_HINT = '<p class="time">The first image of a size takes longer: the network is compiled for it.</p>'
+_HEAD = "<h1>deeplab_jax</h1> <p>Semantic segmentation demo. Your images stay on the machine that serves this page.</p>"
+_HINT = '<p class="time">The first image of each size takes longer, because the network is compiled for it.</p>'
 
-# What a browser may fetch, and from where: this server, whatever a release of Gradio asks for.
+# The browser may only contact this server, even if a Gradio release asks for more.
 _POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'"
 
 
@@ -43,40 +45,40 @@ def serve(
     port: int,
     max_bytes: int,
     max_pixels: int,
-    console: Console,
 ) -> None:
-    """Serves the page until Ctrl-C or SIGTERM. What the command line names is loaded first, so that mistakes show.
+    """Serves the page until Ctrl-C or SIGTERM, and logs its address.
+
+    Loads the networks in `named` and `workdir` before it serves, so that mistakes are reported at once.
 
     Args:
-      named: presets and folders, first in the menu.
-      workdir: of a training run.
-      host: the address to bind.
-      port: 0 for any free one.
-      max_bytes: of an uploaded file.
-      max_pixels: of an image, height times width.
-      console: is told the page's address.
+      named: presets and folders that come first in the menu.
+      workdir: a training run whose network is offered too.
+      host: address to bind.
+      port: port to bind; 0 picks a free one.
+      max_bytes: largest accepted upload.
+      max_pixels: largest accepted image, height times width.
 
     Raises:
-      UserError: Gradio is not installed, the address cannot be bound, or a network cannot be loaded.
+      UserError: Gradio is not installed, the address is not available, or a network cannot be loaded.
     """
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
-        # SIGTERM too leaves this block, and no folder; uvicorn raises it again when it has ended.
+        # SIGTERM must leave this block too, which deletes the folder. Uvicorn raises the signal again after shutdown.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         stack.callback(signal.signal, signal.SIGTERM, before)
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deeplab_jax_demo_"))
-        os.environ["GRADIO_TEMP_DIR"] = folder  # read when Gradio is imported, and later
+        os.environ["GRADIO_TEMP_DIR"] = folder  # Gradio reads it on import and later
         _import_gradio()
-        listener = stack.enter_context(_bound(host, port))
-        networks = networks_lib.Networks(networks_lib.networks_here(named, workdir), max_pixels=max_pixels)
-        labels = [networks.label_set(name) for name in networks.names[: max(1, len(named) + (workdir is not None))]]
-        examples = _draw_examples(pathlib.Path(folder)) if SYNTHETIC in labels else []
+        listener = stack.enter_context(_bind(host, port))
+        networks = networks_lib.Networks(networks_lib.find_networks(named, workdir), max_pixels=max_pixels)
+        label_sets = [networks.label_set(name) for name in networks.names[: max(1, len(named) + (workdir is not None))]]
+        examples = _draw_examples(pathlib.Path(folder)) if SYNTHETIC in label_sets else []
         app = build_app(networks, max_bytes=max_bytes, examples=examples)
         import uvicorn
 
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        console.print(f"open http://{shown}:{port} in a browser; Ctrl-C ends it", soft_wrap=True)
-        # Without a limit, the end would wait for browsers to let go of their connections.
+        logger.info("Open http://%s:%d in a browser; press Ctrl-C to stop", shown, port)
+        # Without a limit, shutdown would wait until browsers close their connections.
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listener])
 
@@ -84,12 +86,12 @@ def serve(
 def build_app(
     networks: networks_lib.Networks, *, max_bytes: int, examples: Sequence[pathlib.Path] = ()
 ) -> "fastapi.FastAPI":
-    """The page as an ASGI application.
+    """Builds the page as an ASGI application.
 
     Args:
-      networks: what it offers.
-      max_bytes: of an uploaded file; refused while it comes in.
-      examples: images to try.
+      networks: the networks to offer.
+      max_bytes: largest accepted upload; larger ones are rejected while they arrive.
+      examples: sample images.
 
     Raises:
       UserError: Gradio is not installed.
@@ -117,29 +119,31 @@ def build_app(
 
 
 def respond(networks: networks_lib.Networks, image: str | None, name: str) -> tuple[Any, Any, str]:
-    """What the page shows after a click: the overlay, the mask as a palette image, and the report in HTML.
-
-    A user's mistake comes back as the report, without images.
+    """Handles a click on the button.
 
     Args:
-      networks: what is offered.
-      image: the path of the uploaded file; None if there is none.
-      name: of the network.
+      networks: the networks on offer.
+      image: path of the uploaded file; None without one.
+      name: the chosen network.
+
+    Returns:
+      The overlay, the mask as a palette image, and a report in HTML. After a user's mistake the report says what is
+      wrong, and the images are None.
     """
     if image is None:
-        return None, None, _problem("drop an image first")
+        return None, None, _problem("upload an image first")
     path = pathlib.Path(image)
     try:
         result = networks.segment(path, name)
     except UserError as error:
-        return None, None, _problem(str(error).replace(str(path), path.name))  # the folder is the server's business
+        return None, None, _problem(str(error).replace(str(path), path.name))  # do not reveal the server's folders
     mask = Image.fromarray(result.label_map)
     mask.putpalette(result.label_set.color_table().tobytes())
     return result.overlay, mask, _report(result)
 
 
 class _KeepRequestsHere:
-    """ASGI middleware that tells the browser to ask nobody else."""
+    """ASGI middleware that forbids the browser to contact other servers."""
 
     def __init__(self, app: Any):
         self._app = app
@@ -173,13 +177,13 @@ def _blocks(
                     elem_id="image",
                     placeholder="Drop an image here, or click to choose one",
                 )
-                # Gradio's own opens the file with Pillow; read_image does, and says what is wrong with it.
+                # Gradio would open the file with Pillow. read_image does that later, with clear error messages.
                 image.preprocess = lambda payload: payload and payload.path
                 gradio.HTML(f"<p>{kinds}</p>", elem_id="kinds", padding=False)
                 network = gradio.Dropdown(list(networks.names), label="Network", filterable=False, elem_id="network")
-                button = gradio.Button("Label the image", variant="primary", elem_id="run")
+                button = gradio.Button("Segment", variant="primary", elem_id="run")
                 if examples:
-                    gradio.Examples([[str(path)] for path in examples], [image], label="Drawn by the package")
+                    gradio.Examples([[str(path)] for path in examples], [image], label="Samples")
             with gradio.Column(scale=7, min_width=320):
                 with gradio.Row():
                     overlay, mask = (
@@ -194,8 +198,8 @@ def _blocks(
                             min_width=240,
                         )
                         for label, alt_text in (
-                            ("Overlay", "The image tinted with its classes"),
-                            ("Mask", "The class of every pixel, as a color"),
+                            ("Overlay", "The image tinted with the colors of its classes"),
+                            ("Mask", "The class of every pixel as a color"),
                         )
                     )
                 report = gradio.HTML(_HINT, elem_id="report", padding=False)
@@ -216,12 +220,12 @@ def _report(result: networks_lib.Segmentation) -> str:
     once = [
         f"{_seconds(seconds)} to {what}"
         for seconds, what in (
-            (result.load_seconds, "read the network"),
+            (result.load_seconds, "load the network"),
             (result.compile_seconds, "compile the network for this size"),
         )
         if seconds >= 0.1
     ]
-    before = f"<br>Before that, once: {' and '.join(once)}." if once else ""
+    before = f"<br>One-time setup: {' and '.join(once)}." if once else ""
     colors = result.label_set.color_table()
     rows = "".join(
         f'<li style="--color: rgb({", ".join(str(value) for value in colors[share.class_id])})">'
@@ -231,8 +235,8 @@ def _report(result: networks_lib.Segmentation) -> str:
         for share in result.shares
     )
     return (
-        f'<p class="time">{width} x {height} pixels labeled in {_seconds(result.predict_seconds)}.{before}</p>'
-        f'<ul class="legend" aria-label="classes and their shares of the pixels">{rows}</ul>'
+        f'<p class="time">{width} x {height} pixels segmented in {_seconds(result.predict_seconds)}.{before}</p>'
+        f'<ul class="legend" aria-label="classes and their fraction of the pixels">{rows}</ul>'
     )
 
 
@@ -255,20 +259,20 @@ def _draw_examples(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _import_gradio() -> Any:
-    # Before the import, which reads them: nobody is told that a page runs here.
+    # Gradio reads these on import. No usage data is sent.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     try:
         import gradio
     except ImportError:
-        raise UserError("the demo needs Gradio; run `pip install 'deeplab_jax[demo]'`") from None
+        raise UserError("the demo needs Gradio; install it with `pip install 'deeplab_jax[demo]'`") from None
     return gradio
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         raise UserError(
             f"cannot serve on --host {host} --port {port}: {os.strerror(error.errno) if error.errno else error}; "
-            "choose another --port or --host"
+            "choose another port or host"
         ) from None

@@ -115,7 +115,7 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
     Arrays of three axes or more are images or labels. On accelerators the transfer is asynchronous. On CPU this waits a
     few milliseconds for the copies, because a program whose arguments are still being copied moves to another thread,
-    see `deeplab_jax.cli.host_memory`.
+    see `deeplab_jax.cli.malloc`.
     """
     arrays = {
         name: jax.make_array_from_process_local_data(_of_batch(mesh, value.ndim), value)

@@ -1,4 +1,4 @@
-"""The demo's page in headless Chromium: upload, click, compare; limits; two visitors at once; nobody else is asked."""
+"""The demo page in headless Chromium: upload, segment, compare; limits; two visitors; no other servers."""
 
 import pathlib
 import shutil
@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import data, visualization
+from deeplab_jax.demo import networks as networks_lib
 from deeplab_jax.inference.predictor import Predictor
 from tests.conftest import scene
 
@@ -32,7 +33,7 @@ def address(trained):
 
 @pytest.fixture(scope="module")
 def predictor(trained) -> Predictor:
-    return Predictor.from_pretrained(trained)
+    return networks_lib._FROM_WORKDIR(trained)
 
 
 def make_photo(path: pathlib.Path, height: int, width: int, seed: int = 3) -> pathlib.Path:
@@ -41,9 +42,9 @@ def make_photo(path: pathlib.Path, height: int, width: int, seed: int = 3) -> pa
 
 
 def check(page: Page, path: pathlib.Path, predictor: Predictor) -> None:
-    """Every pixel is compared: the page serves PNG."""
+    """Compares every pixel with the predictor's own result: the page serves PNG."""
     image = data.read_image(path)
-    expected = predictor(image).label_map
+    (expected,) = predictor([image])
     tinted = visualization.overlay(image, expected, predictor.label_set)
     assert np.array_equal(np.asarray(page.pixels("overlay")), tinted)
     mask = page.pixels("mask")
@@ -54,34 +55,34 @@ def check(page: Page, path: pathlib.Path, predictor: Predictor) -> None:
     assert legend == [text for share in shares for text in (share.name, share.percent)]
 
 
-def test_a_image_is_uploaded_labeled_and_shown_and_nobody_else_is_asked(address, predictor, tmp_path):
+def test_an_uploaded_image_is_segmented_and_no_other_server_is_contacted(address, predictor, tmp_path):
     path = make_photo(tmp_path / "photo.png", 150, 201)
     with Page(address) as page:
-        report = page.label(path)
-        assert "201 x 150 pixels labeled in" in report
+        report = page.segment(path)
+        assert "201 x 150 pixels segmented in" in report
         check(page, path, predictor)
-        asked = page.requests()
-        complaints = page.complaints()
+        requested = page.requests()
+        messages = page.console_messages()
     local = urllib.parse.urlsplit(address).netloc
-    assert len([url for url in asked if urllib.parse.urlsplit(url).netloc == local]) > 10
-    elsewhere = [url for url in asked if not url.startswith(("data:", "blob:", "chrome://", "chrome-untrusted://"))]
-    assert {urllib.parse.urlsplit(url).netloc for url in elsewhere} == {local}
-    assert not [line for line in complaints if "Content Security Policy" in line or "Failed to load" in line]
+    assert len([url for url in requested if urllib.parse.urlsplit(url).netloc == local]) > 10
+    remote = [url for url in requested if not url.startswith(("data:", "blob:", "chrome://", "chrome-untrusted://"))]
+    assert {urllib.parse.urlsplit(url).netloc for url in remote} == {local}
+    assert not [line for line in messages if "Content Security Policy" in line or "Failed to load" in line]
 
 
-def test_a_photo_that_lies_on_its_side_is_shown_upright(address, predictor, tmp_path):
+def test_exif_orientation_is_applied(address, predictor, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(scene(3, 90, 120)[0]).save(tmp_path / "portrait.jpg", exif=exif)
     with Page(address) as page:
-        assert "90 x 120 pixels labeled in" in page.label(tmp_path / "portrait.jpg")
+        assert "90 x 120 pixels segmented in" in page.segment(tmp_path / "portrait.jpg")
         check(page, tmp_path / "portrait.jpg", predictor)
 
 
-def test_a_real_photo_is_labeled(address, predictor, shared):
+def test_a_real_photo_is_segmented(address, predictor, shared):
     path = min((shared / "data" / "voc_subset").rglob("*.jpg"))
     with Page(address) as page:
-        page.label(path)
+        page.segment(path)
         check(page, path, predictor)
 
 
@@ -95,19 +96,19 @@ def test_two_visitors_at_once_get_their_own_results(address, predictor, tmp_path
         for page in pages:
             page.click()
         for page, path, size in zip(pages, paths, ("140 x 110", "110 x 140"), strict=True):
-            page.wait("#report .time", f"{size} pixels labeled in")
+            page.wait("#report .time", f"{size} pixels segmented in")
             page.wait("#mask img")
             check(page, path, predictor)
 
 
-def test_what_is_too_large_or_damaged_is_said_on_the_page_and_the_next_image_works(address, predictor, tmp_path):
+def test_large_and_damaged_images_are_reported_and_the_next_image_works(address, predictor, tmp_path):
     wide = tmp_path / "wide.png"
     Image.new("RGB", (2000, 1000)).save(wide)  # two million pixels in a few kilobytes
     damaged = tmp_path / "damaged.jpg"
     damaged.write_bytes(b"\xff\xd8\xff no image")
     with Page(address) as page:
         page.click()
-        page.wait("#report .problem", "Drop an image first.")
+        page.wait("#report .problem", "Upload an image first.")
         page.upload(wide)
         page.wait("#image img")
         page.click()
@@ -119,11 +120,11 @@ def test_what_is_too_large_or_damaged_is_said_on_the_page_and_the_next_image_wor
         page.wait("#report .problem", "Image damaged.jpg cannot be read")
         page.open(address)
         photo = make_photo(tmp_path / "photo.png", 110, 140)
-        page.label(photo)
+        page.segment(photo)
         check(page, photo, predictor)
 
 
-def test_a_file_of_too_many_bytes_is_refused_by_the_page_and_by_the_server(address, tmp_path):
+def test_page_and_server_reject_files_with_too_many_bytes(address, tmp_path):
     heavy = tmp_path / "heavy.png"
     noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8)  # 1.5 MB: noise does not shrink
     Image.fromarray(noise).save(heavy)
@@ -140,15 +141,15 @@ def test_a_file_of_too_many_bytes_is_refused_by_the_page_and_by_the_server(addre
         assert b"maximum allowed size of 1048576 bytes" in error.read()
 
 
-def test_a_phone_shows_it_as_wide_as_the_screen_without_scrolling_sideways(address, tmp_path):
+def test_page_fits_the_width_of_a_phone(address, tmp_path):
     with Page(address, width=390, height=844) as page:
-        page.label(make_photo(tmp_path / "photo.png", 110, 140))
+        page.segment(make_photo(tmp_path / "photo.png", 110, 140))
         width = page.driver.execute_script("return document.documentElement.scrollWidth")
         assert width == 390
         assert page.driver.execute_script("return document.querySelector('#overlay img').clientWidth") > 250
 
 
-def test_uploaded_images_go_when_the_server_is_told_to_end(trained, tmp_path):
+def test_uploaded_images_are_deleted_when_the_server_stops(trained, tmp_path):
     folder = tmp_path / "temporary"
     folder.mkdir()
     photo = make_photo(tmp_path / "photo.png", 110, 140)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import deeplab_jax
-from deeplab_jax.cli import arguments as arguments_lib
 from deeplab_jax.errors import UserError
 from deeplab_jax.pretrained import (
     FORMATS,
@@ -128,10 +127,6 @@ def test_a_file_is_not_a_network(tmp_path):
 def test_networks_describe_themselves(folder, backbone_folder):
     assert repr(load(folder)) == "PretrainedNetwork(resnet10_v1_slim, 6 classes, 0.3M parameters, guide 32x32)"
     assert repr(load(backbone_folder)).startswith("PretrainedNetwork(resnet10_v1_slim, backbone only, ")
-
-
-def test_the_command_lists_all_formats():
-    assert arguments_lib.FORMATS.replace(" or ", ", ").split(", ") == list(FORMATS)
 
 
 def test_a_saved_network_has_the_scores_of_its_run(folder, workdir):

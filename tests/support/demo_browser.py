@@ -1,4 +1,4 @@
-"""The demo's server as a user starts it, and its page in headless Chromium."""
+"""Starts the demo server as a user does, and drives its page in headless Chromium."""
 
 import base64
 import contextlib
@@ -29,11 +29,11 @@ _FLAGS = (
 
 @contextlib.contextmanager
 def serving(*arguments: str, temporary: pathlib.Path | None = None) -> Iterator[str]:
-    """The address of a running `deeplab-jax demo`, which is then told to end as a system does.
+    """Runs `deeplab-jax demo`, yields its address, and stops it with SIGTERM.
 
     Args:
-      *arguments: of the command.
-      temporary: where it makes temporary folders; default: where all programs do.
+      *arguments: arguments of the command.
+      temporary: its folder for temporary files (default: the system's).
     """
     command = [sys.executable, "-m", "deeplab_jax", "demo", "--port", "0", *arguments]
     with tempfile.TemporaryFile("w+") as log:
@@ -52,7 +52,7 @@ def _wait_for_address(server: subprocess.Popen, log: io.TextIOBase) -> str:
     while time.monotonic() < deadline:
         log.seek(0)
         text = log.read()
-        if found := re.search(r"open (http://\S+) in a browser", text):
+        if found := re.search(r"Open (http://\S+) in a browser", text):
             return found[1]
         assert server.poll() is None, f"the server ended: {text}"
         time.sleep(0.2)
@@ -60,7 +60,7 @@ def _wait_for_address(server: subprocess.Popen, log: io.TextIOBase) -> str:
 
 
 class Page:
-    """The page in a browser of its own."""
+    """The page in its own browser."""
 
     def __init__(self, address: str, *, width: int = 1280, height: int = 800, zoom: int | float = 1):
         self._width = width
@@ -77,7 +77,7 @@ class Page:
         service = webdriver.ChromeService("/usr/bin/chromedriver")
         self.driver = webdriver.Chrome(options=options, service=service)
         metrics = {"width": width, "height": height, "deviceScaleFactor": zoom, "mobile": width < 600}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)  # windows have a least width
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)  # windows have a minimum width
         self._requested: list[str] = []
         self.open(address)
 
@@ -89,7 +89,7 @@ class Page:
         self._profile.cleanup()
 
     def wait(self, selector: str, text: str = "") -> str:
-        """The text of the first such element that is shown and has this text in it."""
+        """Waits for a visible element that contains `text`, and returns its text."""
 
         def find(driver: webdriver.Chrome) -> str | None:
             elements = driver.find_elements(By.CSS_SELECTOR, selector)
@@ -98,36 +98,36 @@ class Page:
         return WebDriverWait(self.driver, _PATIENCE, ignored_exceptions=_stale()).until(find)
 
     def open(self, address: str) -> None:
-        """Loads the page anew."""
+        """Loads the page."""
         self.driver.get(address)
         self.wait("#run")
 
     def upload(self, path: pathlib.Path) -> None:
-        """Chooses a file as a visitor does, and returns at once."""
+        """Chooses a file as a visitor does, without waiting."""
         self.driver.find_element(By.CSS_SELECTOR, "#image input[type=file]").send_keys(str(path))
 
     def click(self) -> None:
-        """Asks for the labels."""
+        """Clicks the button."""
         self.driver.find_element(By.CSS_SELECTOR, "#run").click()
 
-    def label(self, path: pathlib.Path) -> str:
-        """Uploads a file, clicks, and returns what the page reports once it shows the result."""
+    def segment(self, path: pathlib.Path) -> str:
+        """Uploads a file, clicks, waits for the result, and returns the report."""
         self.upload(path)
         self.wait("#image img")
         self.click()
-        report = self.wait("#report .time", "labeled in")
+        report = self.wait("#report .time", "segmented in")
         self.wait("#overlay img")
         self.wait("#mask img")
         return report
 
     def pixels(self, kind: str) -> Image.Image:
-        """The image that `overlay` or `mask` shows, as it was served."""
+        """Downloads the image that `overlay` or `mask` shows."""
         source = self.driver.find_element(By.CSS_SELECTOR, f"#{kind} img").get_attribute("src")
         with urllib.request.urlopen(source, timeout=60) as response:
             return Image.open(io.BytesIO(response.read()))
 
     def screenshot(self) -> Image.Image:
-        """The page from its top to just below its content."""
+        """Captures the page from its top to the end of its content."""
         script = (
             "return Math.max(...['#run', '#report'].map(i => document.querySelector(i).getBoundingClientRect().bottom))"
         )
@@ -137,7 +137,7 @@ class Page:
         return Image.open(io.BytesIO(base64.b64decode(shot["data"])))
 
     def requests(self) -> list[str]:
-        """The address of everything the page has asked for."""
+        """Returns the address of every request of the page."""
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
             if message["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated"):
@@ -145,8 +145,8 @@ class Page:
                 self._requested.append(parameters.get("url") or parameters["request"]["url"])
         return self._requested
 
-    def complaints(self) -> list[str]:
-        """What the browser says in its console: failed and blocked requests, errors of scripts."""
+    def console_messages(self) -> list[str]:
+        """Returns the browser's console: failed and blocked requests, script errors."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 

@@ -1,0 +1,31 @@
+"""A command of `deeplab-jax`: its help, its arguments and its handler."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command. Its module imports nothing slow: `run` imports what it needs.
+
+    Attributes:
+      name: one word, or two for a command of a group, such as `data check`.
+      summary: one sentence for the list of commands and the top of its own `--help`.
+      add_arguments: adds the command's arguments to its parser.
+      run: does the work.
+      examples: two command lines, without `deeplab-jax` in front; a test parses them.
+      takes_config: the command accepts `--config` and `--config.group.field`, which `run` finds in
+        `args.config_arguments`.
+      lists: what `--help` lists by name, keys of `names.LISTS`.
+      note: a paragraph at the end of `--help`.
+    """
+
+    name: str
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+    examples: tuple[str, str]
+    takes_config: bool = False
+    lists: tuple[str, ...] = ()
+    note: str = ""

@@ -1,0 +1,86 @@
+"""The config of a command line: `--config NAME` and its overrides, `--config.group.field=value`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from deeplab_jax.errors import UsageError, suggest
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def parse_config(arguments: Sequence[str], *, base: "ConfigDict | None" = None) -> "ConfigDict":
+    """Builds the config that a command line describes.
+
+    Args:
+      arguments: `--config NAME[:key=value,...]` and `--config.group.field=value`. A value can follow its name after
+        a space or an equals sign.
+      base: the config to override if there is no `--config NAME`.
+
+    Raises:
+      UserError: the config does not exist, or it rejects an argument.
+      UsageError: there is no config to start from, a field does not exist, or a value has the wrong type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    from deeplab_jax import config as config_lib
+
+    arguments, name = _take_name(list(arguments))
+    if name is None and base is None:
+        raise UsageError("no --config given; try --config quickstart, or see `deeplab-jax configs`")
+    if name is not None:
+        file, _, argument = name.partition(":")
+        base = config_lib.read_config_file(config_lib.find_config(file), argument)
+    _check_fields(arguments, base)
+    values, argv = flags.FlagValues(), ["deeplab-jax", *arguments]
+    try:
+        config_flags.DEFINE_config_dict("config", base, flag_values=values, sys_argv=argv)
+        values(argv)
+        return values.config
+    except (flags.Error, TypeError, ValueError, SyntaxError) as error:
+        raise UsageError(f"config: {' '.join(str(error).split())}") from None
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates `--config...` arguments, with their values, from all others."""
+    config, others, items = [], [], iter(arguments)
+    for item in items:
+        if not item.startswith("--config"):
+            others.append(item)
+            continue
+        config.append(item)
+        if "=" not in item:
+            config += [value for value in [next(items, None)] if value is not None]
+    return config, others
+
+
+def _take_name(arguments: list[str]) -> tuple[list[str], str | None]:
+    """Separates `--config NAME` or `--config=NAME` from the overrides."""
+    name, rest, items = None, [], iter(arguments)
+    for item in items:
+        if item == "--config":
+            name = next(items, None)
+            if name is None:
+                raise UsageError("--config needs the name of a config or a file")
+        elif item.startswith("--config="):
+            name = item.removeprefix("--config=")
+        else:
+            rest.append(item)
+    return rest, name
+
+
+def _check_fields(arguments: Sequence[str], config: "ConfigDict") -> None:
+    """Raises a UsageError that suggests the closest name if an override names a field that does not exist."""
+    from ml_collections import ConfigDict
+
+    for item in arguments:
+        if not item.startswith("--config."):
+            continue
+        path = item.removeprefix("--config.").split("=")[0]
+        group, parent = config, ""
+        for key in path.split("."):
+            if not isinstance(group, ConfigDict) or key not in group:
+                known = [parent + other for other in group] if isinstance(group, ConfigDict) else [parent[:-1]]
+                raise UsageError(f"config field {path} does not exist{suggest(parent + key, known)}")
+            group, parent = group[key], f"{parent}{key}."

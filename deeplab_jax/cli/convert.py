@@ -1,0 +1,57 @@
+"""`deeplab-jax convert`."""
+
+import argparse
+import dataclasses
+import logging
+import pathlib
+
+from deeplab_jax.cli import arguments
+from deeplab_jax.cli.command import Command
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "files",
+        type=pathlib.Path,
+        nargs="+",
+        metavar="FILE|FOLDER",
+        help="weights to convert; several files are averaged (model soup)",
+    )
+    parser.add_argument("--from", dest="format", required=True, metavar="FORMAT", help="format of the files, see below")
+    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument(
+        "--size", type=arguments.size, metavar="HxW", help="network input size to record (default: as in the file)"
+    )
+    parser.add_argument(
+        "--half", action="store_true", help="store kernels as float16: half the size, loaded as float32"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Converts, and logs what was read."""
+    from deeplab_jax.pretrained import average, bundle, import_file
+
+    network = average([import_file(file, args.format) for file in args.files])
+    if args.size is not None:
+        network = dataclasses.replace(network, image_size=args.size)
+    bundle.save(network, args.output, half=args.half)
+    for line in network.report:
+        logger.info("%s", line)
+    contents = "backbone only" if network.label_set is None else f"{network.label_set.num_classes} classes"
+    logger.info("Wrote %s: %s, %s", args.output, network.model.backbone, contents)
+
+
+COMMAND = Command(
+    name="convert",
+    summary="Convert weights of another framework, or a training run, to a folder that --preset accepts.",
+    add_arguments=add_arguments,
+    run=run,
+    examples=(
+        "convert --from torchvision deeplabv3_resnet50_coco-cd0a2569.pth --output networks/deeplabv3",
+        "convert --from workdir runs/photos --half --output networks/photos",
+    ),
+    lists=("formats",),
+)

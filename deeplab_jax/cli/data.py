@@ -1,0 +1,138 @@
+"""`deeplab-jax data prepare`, `data check` and `data show`."""
+
+import argparse
+import dataclasses
+import logging
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from deeplab_jax.cli import arguments
+from deeplab_jax.cli.command import Command
+from deeplab_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from deeplab_jax.data.check import Report
+
+logger = logging.getLogger(__name__)
+
+
+def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `data prepare`."""
+    parser.add_argument("name", metavar="NAME", help="data set, see below; `folder` is for your own images and masks")
+    parser.add_argument(
+        "--source", type=pathlib.Path, help="folder or archive with the raw data (default: download, if it is public)"
+    )
+    parser.add_argument(
+        "--sbd-source", type=pathlib.Path, help="SBD folder or archive; adds the split trainaug to voc2012_segmentation"
+    )
+    parser.add_argument(
+        "--val-fraction", type=float, help="fraction of val, for a folder without split lists (default: 0.2)"
+    )
+    arguments.add_data_dir(parser)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Prepares a data set."""
+    from deeplab_jax.data.prepare import prepare
+
+    prepare(
+        args.name,
+        source=args.source,
+        sbd_source=args.sbd_source,
+        data_dir=args.data_dir,
+        val_fraction=args.val_fraction,
+    )
+
+
+def add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `data check`."""
+    parser.add_argument("name", metavar="NAME", help="data set, see below")
+    parser.add_argument(
+        "--source", type=pathlib.Path, help="folder with raw data to check instead of the prepared data set"
+    )
+    arguments.add_data_dir(parser)
+    arguments.add_json(parser)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Checks a data set, and fails if anything is wrong with it."""
+    from deeplab_jax.cli import output
+    from deeplab_jax.data.check import check, report_tables
+
+    report = check(args.name, data_dir=args.data_dir, source=args.source)
+    output.show(report_tables(report), _report_values(report), args.json)
+    if not report.ok:
+        problems = sum(len(split.problems) for split in report.splits.values())
+        raise UserError(
+            f"{args.name} has {problems} invalid examples and {len(report.leaks)} leaks; fix those listed above"
+        )
+
+
+def _report_values(report: "Report") -> dict[str, Any]:
+    splits = {}
+    for name, split in report.splits.items():
+        values = dataclasses.asdict(split) | {"num_examples": split.num_examples}
+        del values["ids"]
+        splits[name] = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in values.items()}
+    class_names = list(report.label_set.class_names)
+    return {"name": report.name, "class_names": class_names, "splits": splits, "leaks": report.leaks}
+
+
+def add_show_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `data show`."""
+    parser.add_argument("name", metavar="NAME", help="data set, see below")
+    parser.add_argument("--split", default="train", help="default: %(default)s")
+    parser.add_argument(
+        "--count",
+        type=arguments.count,
+        default=12,
+        metavar="N",
+        help="number of images, spread over the split (default: %(default)s)",
+    )
+    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE.png", help="image to write")
+    arguments.add_data_dir(parser)
+
+
+def show(args: argparse.Namespace) -> None:
+    """Writes a gallery of images and masks."""
+    from deeplab_jax import data, visualization
+
+    if args.output.exists():
+        raise UserError(f"{args.output} exists; choose another --output or remove it")
+    source = data.open_source(args.name, args.split, data_dir=args.data_dir)
+    count = min(args.count, len(source))
+    positions = [i * len(source) // count for i in range(count)]
+    images, labels = zip(*data.decode_examples(source, positions), strict=True)
+    visualization.plot_segmentation_mask_gallery(images, labels, label_set=source.label_set, path=args.output)
+    logger.info("Wrote %s: %d of %d examples of %s/%s", args.output, count, len(source), args.name, args.split)
+
+
+COMMANDS = (
+    Command(
+        name="data prepare",
+        summary="Convert the images and masks of a data set to ArrayRecord files.",
+        add_arguments=add_prepare_arguments,
+        run=prepare,
+        examples=("data prepare folder --source photos --data-dir data", "data prepare sbd"),
+        lists=("data sets to prepare",),
+    ),
+    Command(
+        name="data check",
+        summary="Read every example of a data set: check sizes and labels, count classes, find leaks between splits.",
+        add_arguments=add_check_arguments,
+        run=check,
+        examples=("data check folder --source photos", "data check folder --data-dir data --json"),
+        lists=("data sets",),
+    ),
+    Command(
+        name="data show",
+        summary="Draw a gallery of images and masks of a split.",
+        add_arguments=add_show_arguments,
+        run=show,
+        examples=(
+            "data show synthetic --output synthetic.png",
+            "data show folder --data-dir data --split val --count 20 --output val.png",
+        ),
+        lists=("data sets",),
+    ),
+)

@@ -1,0 +1,60 @@
+"""`deeplab-jax evaluate`."""
+
+import argparse
+
+from deeplab_jax.cli import arguments, launch, malloc
+from deeplab_jax.cli.command import Command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    arguments.add_network(parser)
+    parser.add_argument("--data", metavar="NAME", help="data set (default: the run's own)")
+    arguments.add_data_dir(parser)
+    parser.add_argument("--split", help="split of the data set (default: data.eval_split of the config)")
+    arguments.add_json(parser)
+    launch.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluates, and logs the scores."""
+    from deeplab_jax import config as config_lib
+    from deeplab_jax.cli import compilation_cache, output, transition
+    from deeplab_jax.cli.config_flags import parse_config
+
+    launch.join_processes(args, parse_config(args.config_arguments, base=config_lib.base_config()))
+    malloc.prepare_jax()
+    compilation_cache.enable()
+    from deeplab_jax import pretrained
+    from deeplab_jax.evaluation.evaluator import evaluate
+    from deeplab_jax.parallel import processes
+    from deeplab_jax.workdir import layout
+
+    if args.workdir is not None:
+        base = layout.read_config(args.workdir)
+    else:
+        base = pretrained.preset_config(transition.call(pretrained.load, args.preset))
+    config = parse_config(args.config_arguments, base=base)
+    if args.data is not None:
+        config.data.name = args.data
+    if args.data_dir is not None:
+        config.data.data_dir = str(args.data_dir)
+    scores = evaluate(args.workdir or args.preset, config=config, split=args.split)
+    if processes.is_leader():
+        output.show([], scores, args.json)
+    output.log_scores(scores, args.workdir)
+
+
+COMMAND = Command(
+    name="evaluate",
+    summary="Evaluate a trained network on every image of a split.",
+    add_arguments=add_arguments,
+    run=run,
+    examples=(
+        "evaluate --workdir runs/quickstart",
+        "evaluate --preset deeplabv3_resnet50_coco --data voc2012_segmentation --split val",
+    ),
+    takes_config=True,
+    lists=("presets", "data sets"),
+    note=malloc.NOTE,
+)

@@ -1,0 +1,48 @@
+"""The names that `--help` lists. The modules that own them take seconds to import, so tests compare the two."""
+
+import pathlib
+import tomllib
+from collections.abc import Callable
+
+DATA_SETS = ("sbd", "voc2012_segmentation", "camvid", "folder", "synthetic")
+PREPARABLE_DATA_SETS = tuple(name for name in DATA_SETS if name != "synthetic")
+IMPORT_FORMATS = (
+    "kerascv", "kerashub", "torchvision", "smp", "timm", "efficientnet-lite", "tflite", "tf-deeplab", "workdir",
+    "deeplab_jax",
+)  # fmt: skip
+EXPORT_FORMATS = ("stablehlo", "savedmodel", "tflite", "onnx")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
+CODECS = ("mpeg4", "vp9")
+
+
+def config_names() -> list[str]:
+    """The built-in configs."""
+    from deeplab_jax.config import config_folders
+
+    return sorted({file.stem for folder in config_folders() for file in folder.glob("*.py")})
+
+
+def segmentation_presets() -> list[str]:
+    """The presets that predict classes, in the order of `deeplab-jax presets`."""
+    return [preset["name"] for preset in _presets() if "classes" in preset]
+
+
+def backbone_presets() -> list[str]:
+    """The presets that are backbones without a classifier."""
+    return [preset["name"] for preset in _presets() if "classes" not in preset]
+
+
+def _presets() -> list[dict]:
+    path = pathlib.Path(__file__).parents[1] / "pretrained" / "presets.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))["preset"]
+
+
+#: What `--help` of a command can list.
+LISTS: dict[str, Callable[[], list[str]]] = {
+    "built-in configs": config_names,
+    "presets": segmentation_presets,
+    "backbone presets": backbone_presets,
+    "data sets": lambda: list(DATA_SETS),
+    "data sets to prepare": lambda: list(PREPARABLE_DATA_SETS),
+    "formats": lambda: list(IMPORT_FORMATS),
+}

@@ -1,0 +1,105 @@
+"""The parser of the whole command line, and what `--help` shows."""
+
+import argparse
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
+
+from deeplab_jax import __version__
+from deeplab_jax.cli import arguments, names
+from deeplab_jax.cli.command import Command
+from deeplab_jax.cli.config_flags import split_arguments
+from deeplab_jax.errors import UsageError
+
+_PROGRAM = "deeplab-jax"
+
+_CONFIG_HELP = """configs:
+  --config NAME_OR_FILE[:key=value,...]   a built-in config, or a Python file that defines get_config
+  --config.GROUP.FIELD=VALUE              override a field, for example --config.data.batch_size=8"""
+
+#: Groups of commands: their summary and two examples.
+_GROUPS = {
+    "data": (
+        "Prepare, check and show data sets.",
+        ("data prepare folder --source photos --data-dir data", "data check folder --data-dir data"),
+    )
+}
+_EXAMPLES = ("predict photo.jpg --output masks", "train --config quickstart --workdir runs/quickstart")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises a `UsageError` where argparse would print its usage and exit."""
+
+    def __init__(self, *args, command: Command | None = None, examples: Sequence[str] = (), **kwargs):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(*args, formatter_class=formatter, allow_abbrev=False, **kwargs)
+        self._command, self._examples = command, examples
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+    def format_help(self) -> str:
+        """Formats the help. The lists of names are read now, so other calls do not pay for them."""
+        parts = [] if self._command is None else _help_of(self._command)
+        self.epilog = "\n\n".join([*parts, _examples_help(self._examples)])
+        return super().format_help()
+
+
+def parse(argv: Sequence[str], commands: Iterable[Command]) -> tuple[Command, argparse.Namespace]:
+    """Parses a command line.
+
+    Returns:
+      The command, and its arguments. `argv` is among them, and `config_arguments` for a command that takes a config.
+
+    Raises:
+      UsageError: the command line is invalid.
+    """
+    args, rest = _build_parser(commands).parse_known_args(argv)
+    command = args.handler
+    args.argv = list(argv)
+    if command.takes_config:
+        args.config_arguments, rest = split_arguments(rest)
+    for item in rest:
+        raise UsageError(f"unknown argument {item}; see `{_PROGRAM} {command.name} --help`")
+    return command, args
+
+
+def _build_parser(commands: Iterable[Command]) -> argparse.ArgumentParser:
+    parser = _Parser(prog=_PROGRAM, description="DeepLabv3+ semantic segmentation in JAX.", examples=_EXAMPLES)
+    parser.add_argument("--version", action="version", version=f"deeplab_jax {__version__}")
+    parsers = {"": parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")}
+    for command in commands:
+        group, _, name = command.name.rpartition(" ")
+        if group not in parsers:
+            summary, examples = _GROUPS[group]
+            group_parser = parsers[""].add_parser(group, help=summary, description=summary, examples=examples)
+            parsers[group] = group_parser.add_subparsers(
+                dest="verb", required=True, metavar="COMMAND", title="commands"
+            )
+        summary = command.summary
+        own = parsers[group].add_parser(
+            name, help=summary, description=summary, command=command, examples=command.examples
+        )
+        own.set_defaults(handler=command)
+        command.add_arguments(own)
+        arguments.add_common(own)
+    return parser
+
+
+def _help_of(command: Command) -> list[str]:
+    """The paragraphs between the arguments and the examples."""
+    parts = [_CONFIG_HELP] if command.takes_config else []
+    parts += [f"{title}:\n{_fill(', '.join(names.LISTS[title]()))}" for title in command.lists]
+    if command.note:
+        parts.append(f"note:\n{_fill(command.note)}")
+    return parts
+
+
+def _examples_help(examples: Sequence[str]) -> str:
+    return "\n".join(["examples:", *(f"  {_PROGRAM} {example}" for example in examples)])
+
+
+def _fill(text: str) -> str:
+    return textwrap.fill(
+        text, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False, break_long_words=False
+    )

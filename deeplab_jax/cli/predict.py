@@ -1,0 +1,140 @@
+"""`deeplab-jax predict`."""
+
+import argparse
+import logging
+import pathlib
+from typing import TYPE_CHECKING
+
+from deeplab_jax.cli import arguments, exits
+from deeplab_jax.cli.command import Command
+from deeplab_jax.cli.names import CODECS, VIDEO_SUFFIXES
+from deeplab_jax.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from deeplab_jax.inference.predictor import Predictor
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "inputs", nargs="*", type=pathlib.Path, metavar="IMAGE|FOLDER|VIDEO", help="images, folders of images, videos"
+    )
+    arguments.add_network(parser, required=False)
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder for the results")
+    parser.add_argument(
+        "--size", type=arguments.size, metavar="HxW", help="network input size (default: the network's own)"
+    )
+    parser.add_argument(
+        "--scales",
+        type=arguments.scales,
+        metavar="S,...",
+        help="average the probabilities at these scales, for example 0.75,1,1.25",
+    )
+    parser.add_argument("--flip", action="store_true", help="average with the horizontally flipped image")
+    parser.add_argument(
+        "--window", type=arguments.size, metavar="HxW", help="slide a window of this size over large images"
+    )
+    parser.add_argument(
+        "--classes",
+        type=lambda text: text.split(","),
+        metavar="NAME,...",
+        help="predict only these classes (default: all)",
+    )
+    video = parser.add_argument_group("videos", "each gets a video with its classes in color over the frames")
+    video.add_argument("--camera", type=int, metavar="INDEX", help="read frames from a camera until Ctrl-C")
+    video.add_argument(
+        "--smooth",
+        type=float,
+        metavar="ALPHA",
+        help="weight of the current frame in a moving average of logits (default: 1, no smoothing)",
+    )
+    video.add_argument(
+        "--codec",
+        choices=CODECS,
+        default=CODECS[0],
+        help="mpeg4 is fast and for players, vp9 is slow and for browsers (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Predicts masks and overlays."""
+    videos = [path for path in args.inputs if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()]
+    images = [path for path in args.inputs if path not in videos]
+    sources = videos + ([] if args.camera is None else [args.camera])
+    if not images and not sources:
+        raise UsageError("no input: give images, folders, videos or --camera; see `deeplab-jax predict --help`")
+    if args.smooth is not None and not sources:
+        raise UsageError("--smooth applies to videos, but no video or camera is given")
+    from deeplab_jax.cli import compilation_cache, transition
+    from deeplab_jax.files import create_folder
+    from deeplab_jax.inference import files, video
+
+    compilation_cache.enable()
+    targets = [video.overlay_path(source, args.output) for source in sources]
+    if len(set(targets)) < len(targets):
+        raise UserError("two videos have the same name; predict them into different --output folders")
+    files.result_paths(images, args.output)  # fails before the network is loaded
+    predictor = _load_predictor(args)
+    if images:
+        written = transition.call(files.predict_files, predictor, images, args.output)
+        logger.info("Wrote %d masks and overlays to %s", len(written) // 2, args.output)
+    create_folder(args.output, "--output")
+    for source, target in zip(sources, targets, strict=True):
+        _predict_video(predictor, source, target, args)
+
+
+def _load_predictor(args: argparse.Namespace) -> "Predictor":
+    from deeplab_jax import pretrained
+    from deeplab_jax.cli import transition
+    from deeplab_jax.cli.config_flags import parse_config
+    from deeplab_jax.workdir import layout
+
+    network = None
+    if args.workdir is not None:
+        base = layout.read_config(args.workdir)
+    else:
+        network = transition.call(pretrained.load, args.preset or pretrained.DEFAULT_PRESET)
+        base = pretrained.preset_config(network)
+    config = parse_config(args.config_arguments, base=base)
+    return transition.from_network(
+        network or transition.call(pretrained.load, args.workdir),
+        config,
+        size=args.size,
+        window=args.window,
+        classes=args.classes,
+        flip=args.flip or config.eval.flip,
+        scales=args.scales or tuple(config.eval.scales),
+    )
+
+
+def _predict_video(
+    predictor: "Predictor", source: pathlib.Path | int, target: pathlib.Path, args: argparse.Namespace
+) -> None:
+    from deeplab_jax.cli import transition
+    from deeplab_jax.inference import video
+
+    label = transition.start_video(predictor, 1.0 if args.smooth is None else args.smooth)
+    report = transition.call(video.label_video, label, source, target, predictor.label_set, codec=args.codec)
+    stages = ", ".join(f"{stage} {value:.1f} ms" for stage, value in report.milliseconds.items())
+    logger.info(
+        "Wrote %d frames to %s at %.1f frames per second (%s)",
+        report.frames, report.path, report.frames_per_second, stages,
+    )  # fmt: skip
+    if report.interrupted and source != args.camera:
+        exits.fail(f"interrupted; {report.path} ends there", 130)
+
+
+COMMAND = Command(
+    name="predict",
+    summary="Predict masks for images and videos.",
+    add_arguments=add_arguments,
+    run=run,
+    examples=(
+        "predict photo.jpg holiday/ --output masks",
+        "predict street.mp4 --workdir runs/photos --output videos",
+    ),
+    takes_config=True,
+    lists=("presets",),
+)

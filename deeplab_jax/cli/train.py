@@ -1,0 +1,48 @@
+"""`deeplab-jax train`."""
+
+import argparse
+import pathlib
+
+from deeplab_jax.cli import launch, malloc
+from deeplab_jax.cli.command import Command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument(
+        "--workdir",
+        type=pathlib.Path,
+        required=True,
+        help="folder for checkpoints, metrics and plots; if it holds a run, the run is resumed",
+    )
+    launch.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains, and logs the final scores."""
+    from deeplab_jax.cli import compilation_cache
+    from deeplab_jax.cli.config_flags import parse_config
+    from deeplab_jax.cli.output import log_scores
+
+    config = parse_config(args.config_arguments)
+    launch.join_processes(args, config)
+    malloc.prepare_jax()
+    compilation_cache.enable()
+    from deeplab_jax.training import loop
+
+    log_scores(loop.train(config, args.workdir), args.workdir)
+
+
+COMMAND = Command(
+    name="train",
+    summary="Train a network, or resume the training run in a workdir.",
+    add_arguments=add_arguments,
+    run=run,
+    examples=(
+        "train --config quickstart --workdir runs/quickstart",
+        "train --config finetune_folder:batch=2 --config.data.data_dir=data --workdir runs/photos",
+    ),
+    takes_config=True,
+    lists=("built-in configs", "data sets"),
+    note=malloc.NOTE,
+)

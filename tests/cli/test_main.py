@@ -1,0 +1,185 @@
+"""The command as a whole: exit codes, invalid command lines, and one line for each user's mistake."""
+
+import subprocess
+import sys
+
+import pytest
+
+from deeplab_jax import __version__
+from deeplab_jax.cli import main
+from deeplab_jax.errors import Preempted
+
+
+def test_python_m_runs_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "deeplab_jax", "--version"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"deeplab_jax {__version__}\n", "")
+
+
+@pytest.mark.parametrize("code", [0, 75])
+def test_exit_handlers_run_but_the_interpreter_is_not_torn_down(code):
+    """Handlers registered after the start of the command run; those registered before, like a teardown, do not."""
+    program = (
+        "import atexit, sys\n"
+        "from deeplab_jax import __main__\nfrom deeplab_jax.cli import main\n"
+        "def command():\n"
+        "    atexit.register(print, 'files are closed')\n"
+        f"    sys.exit({code})\n"
+        "main.main = command\n"
+        "atexit.register(print, 'torn down')\n"
+        "__main__.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("files are closed\n", "", code)
+
+
+# ---- Invalid command lines: exit code 2 ----
+
+TRAIN = ("train", "--workdir", "w", "--config", "quickstart")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "required: COMMAND"),
+        (("tran",), "invalid choice: 'tran'"),
+        (("train",), "required: --workdir"),
+        (("data", "prepair"), "invalid choice: 'prepair'"),
+        (TRAIN[:3], "no --config given; try --config quickstart"),
+        (TRAIN[:4], "--config needs the name of a config or a file"),
+        ((*TRAIN, "--stpes=3"), "unknown argument --stpes=3; see `deeplab-jax train --help`"),
+        ((*TRAIN, "stray"), "unknown argument stray"),
+        (("data", "prepare", "sbd", "--sorce", "x"), "unknown argument --sorce; see `deeplab-jax data prepare --help`"),
+        (("presets", "--config", "quickstart"), "unknown argument --config"),
+        (("evaluate", "--data", "sbd"), "one of the arguments --workdir --preset is required"),
+        (("predict", "a.png", "--output", "o", "--workdir", "w", "--preset", "p"), "--preset: not allowed with"),
+        (("predict", "--output", "o"), "no input: give images, folders, videos or --camera"),
+        (("predict", "a.png", "--output", "o", "--smooth", "0.5"), "--smooth applies to videos, but no video"),
+        (("predict", "a.png", "--output", "o", "--size", "257"), "'257' is not HEIGHTxWIDTH, for example 257x257"),
+        (("predict", "a.png", "--output", "o", "--scales", "1,x"), "'1,x' is not a list of scales"),
+        (("predict", "a.mp4", "--output", "o", "--codec", "h264"), "invalid choice: 'h264'"),
+        (("benchmark-latency", "--batches", "1,0"), "'0' is not an integer of at least 1"),
+        (("demo", "--port", "70000"), "'70000' is not a port between 0 and 65535"),
+        (("demo", "--max-megapixels", "0"), "--max-megapixels: '0' is not an integer of at least 1"),
+        (("convert", "x.pth", "--output", "o"), "required: --from"),
+        (("convert", "--from", "workdir", "x", "--size", "48", "--output", "o"), "'48' is not HEIGHTxWIDTH"),
+        (("data", "show", "synthetic", "--count", "0", "--output", "o.png"), "'0' is not an integer of at least 1"),
+        (("aot", "--config", "quickstart", "--topology", "v5e:2x2", "--batch-per-chip", "0"), "'0' is not an integer"),
+        (
+            (*TRAIN, "--config.data.batchsize=8"),
+            "config field data.batchsize does not exist; did you mean data.batch_size?",
+        ),
+        ((*TRAIN, "--config.modl.backbone=x"), "config field modl.backbone does not exist; did you mean model?"),
+        ((*TRAIN, "--config.data.name.first=s"), "config field data.name.first does not exist; did you mean data.name"),
+        ((*TRAIN, "--config.data.batch_size=four"), "four"),
+        ((*TRAIN, "--config.data.image_size=(48,"), "image_size"),
+        ((*TRAIN, "--coordinator", "a:1"), "--coordinator, --num-processes and --process-id must be given together"),
+        (
+            (*TRAIN, "--cluster", "--local-processes", "2"),
+            "--coordinator, --cluster and --local-processes are alternatives; give only one",
+        ),
+        ((*TRAIN, "--local-processes", "0"), "--local-processes 0 must be at least 1"),
+        (("summary", "--config", "quickstart", "--classes", "many"), "--classes: invalid int value: 'many'"),
+    ],
+)
+def test_an_invalid_command_line_is_reported_in_one_line(run, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert len(err) == 1, err
+    assert err[0].startswith("deeplab-jax: ")
+    assert message in err[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- A user's mistake: exit code 1 ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("train", "--config", "quikstart"),
+            "no config named 'quikstart': not a file and not a built-in config; did you mean quickstart?",
+        ),
+        (("train", "--config", "quickstart:stps=3"), "config argument 'stps' does not exist; did you mean steps?"),
+        (
+            ("train", "--config", "kerascv_guide:batch=8", "--config.data.data_dir=data"),
+            "data set sbd is not prepared in data; run `deeplab-jax data prepare sbd --data-dir data`",
+        ),
+        (("train", "--config", "quickstart:batch=4"), "data.batch_size=4 does not divide over 8 devices"),
+        (("train", "--config", "quickstart", "--config.data.name=synthetc"), "did you mean synthetic?"),
+        (("train", "--config", "quickstart", "--config.data.train_split=trian"), "did you mean train?"),
+        (
+            ("train", "--config", "quickstart", "--config.model.backbone=resnet14_v1"),
+            "model.backbone='resnet14_v1' does not exist",
+        ),
+        (
+            ("train", "--config", "quickstart", "--config.train.duration=2 epoch"),
+            "train.duration='2 epoch' has an unknown unit; did you mean epochs?",
+        ),
+        (
+            ("train", "--config", "quickstart", "--config.train.duration=0 steps"),
+            "train.duration='0 steps' must be above 0",
+        ),
+        (("train", "--config", "quickstart", "--config.loss.name=dice"), "loss.name"),
+        (("train", "--config", "quickstart", "--config.optimizer.schedule=cosin"), "optimizer.schedule"),
+        (("train", "--config", "quickstart", "--config.loss.class_weights=(1.0,2.0)"), "loss.class_weights"),
+        (("evaluate",), "w does not hold a run: it has no config.json; `deeplab-jax train` writes one"),
+        (("predict", "a.jpg", "--output", "out"), "a.jpg does not exist"),
+        (("predict", "--camera", "0", "--output", "out"), "w does not hold a run"),
+    ],
+)
+def test_a_mistake_with_a_run_is_reported_in_one_line(fails, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(arguments[0], "--workdir", "w", *arguments[1:], message=message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("convert", "--from", "tflyte", "x", "--output", "o"), "format 'tflyte' does not exist; did you mean tflite?"),
+        (("convert", "--from", "tflite", "x.tflite", "--output", "o"), "x.tflite"),
+        (("evaluate", "--preset", "resnet50_v2_imagnet"), "did you mean resnet50_v2_imagenet?"),
+        (("predict", "--camera", "0", "--output", "o", "--preset", "some/folder"), "some/folder"),
+    ],
+)
+def test_a_mistake_with_a_pretrained_network_is_reported_in_one_line(fails, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(*arguments, message=message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(main, "run_command", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main.main(["presets"])
+
+
+def test_ctrl_c_exits_with_130(run, monkeypatch, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "run_command", interrupted)
+    code, _, err = run(*TRAIN)
+    assert (code, err) == (
+        130, ["deeplab-jax: interrupted; run the same command again to resume from the newest checkpoint"],
+    )  # fmt: skip
+    assert run("presets").err == ["deeplab-jax: interrupted"]
+
+
+def test_preemption_exits_with_75(run, monkeypatch):
+    def preempted(*_, **__):
+        raise Preempted("stopped by SIGTERM at step 3 of 9, which is saved in runs/x")
+
+    monkeypatch.setattr(main, "run_command", preempted)
+    code, _, err = run(*TRAIN)
+    assert code == 75
+    assert err == [
+        "deeplab-jax: stopped by SIGTERM at step 3 of 9, which is saved in runs/x; run the same command again to resume"
+    ]

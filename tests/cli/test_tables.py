@@ -1,0 +1,56 @@
+"""Commands that print tables: `presets`, `configs`, `summary` and `benchmark-latency`."""
+
+import json
+
+import pytest
+
+from deeplab_jax.analysis import latency
+from deeplab_jax.cli import names
+from deeplab_jax.pretrained import bundle, load, presets
+
+
+@pytest.mark.parametrize(("command", "expected"), [("presets", list(presets.load_table())), ("configs", None)])
+def test_lists_name_every_entry_and_can_be_json(run, command, expected, tmp_path):
+    expected = expected or names.config_names()
+    code, table, err = run(command)
+    assert (code, err) == (0, [])
+    for name in expected:
+        assert name in table
+    values = json.loads(run(command, "--json").out)
+    assert [value["name"] for value in values] == expected
+    code, out, _ = run(command, "--json", tmp_path / "list.json")
+    assert (code, out) == (0, table)
+    assert json.loads((tmp_path / "list.json").read_text()) == values
+
+
+def test_configs_show_their_summary(run):
+    values = {value["name"]: value for value in json.loads(run("configs", "--json").out)}
+    assert "KerasCV" in values["kerascv_guide"]["summary"]
+    assert {"name", "summary", "data", "score"} <= values["quickstart"].keys()
+
+
+def test_a_summary_is_a_table(run):
+    code, out, err = run("summary", "--config", "quickstart:size=64", "--classes", "6")
+    assert (code, err) == (0, [])
+    assert "resnet10_v1_slim, output stride 8, 64x64 pixels" in out
+    assert "64x64x6" in out
+
+
+def test_a_summary_shows_a_mesh_of_devices_that_this_machine_does_not_have(run, fails):
+    arguments = ("summary", "--config", "quickstart:size=64,batch=32", "--mesh", "32")
+    code, out, err = run(*arguments, "--config.mesh.fsdp=4")
+    assert (code, err) == (0, [])
+    assert "data 8 x fsdp 4 x spatial 1" in out
+    assert "axis 0 over data x fsdp" in out
+    fails(*arguments, "--config.mesh.fsdp=5", message="mesh.fsdp=5")
+
+
+def test_latencies_are_a_table(run, trained, tmp_path, monkeypatch):
+    bundle.save(load(trained), tmp_path / "net")
+    results = [latency.Latency((32, 32), 1, 1.5, 2.5)]
+    monkeypatch.setattr(latency, "measure_latency", lambda network, sizes, batches, **_: results)
+    code, out, _ = run("benchmark-latency", "--preset", tmp_path / "net", "--sizes", "32x32", "--batches", "1,2")
+    assert code == 0
+    assert "32x32" in out
+    code, out, _ = run("benchmark-latency", "--preset", tmp_path / "net", "--json")
+    assert json.loads(out) == {"results": [{"size": [32, 32], "batch": 1, "p50": 1.5, "p95": 2.5}]}
