@@ -1,6 +1,6 @@
-"""Links to files of the repository: to the site's page where a file is one, or else as a download.
+"""Links to files of the repository become links to pages of the site, or downloads.
 
-Pages and files link to each other by their paths in the repository, so that the links work there too.
+Pages and files link to each other by their paths in the repository, so the links also work on GitHub.
 """
 
 import os
@@ -12,23 +12,26 @@ from sphinx.application import Sphinx
 DOCS = pathlib.Path(__file__).resolve().parents[1]
 REPOSITORY = DOCS.parent
 
-# Files outside `docs/` that are pages of the site, which `docs/<name>.md` includes.
+# Files outside `docs/` that `docs/<name>.md` includes.
 INCLUDED = {
     REPOSITORY / "benchmarks" / "README.md": "benchmarks",
     REPOSITORY / "benchmarks" / "RESULTS.md": "results",
     REPOSITORY / "CHANGELOG.md": "changelog",
 }
+NOTEBOOKS = REPOSITORY / "notebooks"  # `docs/notebooks` links to it
 
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 
 
 def links_from_docs(text: str, folder: pathlib.Path, page: pathlib.Path) -> str:
-    """Markdown of a file in `folder` with its relative links as `page`, which shows it, has to write them."""
+    """Rewrites the relative links of a file in `folder` for `page`, which shows the file."""
 
     def rewrite(match: re.Match) -> str:
         target = (folder / match[1]).resolve()
         if target in INCLUDED:
             target = DOCS / f"{INCLUDED[target]}.md"
+        elif target.parent == NOTEBOOKS:
+            target = DOCS / "notebooks" / target.name
         return os.path.relpath(target, page.parent)
 
     return _LINK.sub(rewrite, text)
@@ -36,7 +39,7 @@ def links_from_docs(text: str, folder: pathlib.Path, page: pathlib.Path) -> str:
 
 def _read_page(app: Sphinx, name: str, content: list[str]) -> None:
     page = pathlib.Path(app.env.doc2path(name))
-    content[0] = links_from_docs(content[0], page.parent, page)
+    content[0] = links_from_docs(content[0], page.parent.resolve(), page)
 
 
 def _read_included(app: Sphinx, path: pathlib.Path, name: str, content: list[str]) -> None:
