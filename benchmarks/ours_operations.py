@@ -16,7 +16,7 @@ from deeplab_jax.cli import host_memory
 
 
 def build(operation: operations.Operation, formulation: str):
-    """The function of x and, if there are any, weights or labels."""
+    """Returns the function of x and, if there are any, weights or labels."""
     window = {"stride": operation.stride, "formulation": formulation}
     if operation.kind == "conv":
         return functools.partial(ops.conv2d, rate=operation.rate, **window)
@@ -33,7 +33,7 @@ def build(operation: operations.Operation, formulation: str):
 
 
 def arguments(operation: operations.Operation) -> list[jax.Array]:
-    """x, and the weights of a convolution or the labels of a cross-entropy."""
+    """Returns x, and the weights of a convolution or the labels of a cross-entropy."""
     rng = np.random.default_rng(0)
     shapes = [(1, operation.size, operation.size, operation.channels)]
     if operation.kind == "conv":
@@ -47,7 +47,7 @@ def arguments(operation: operations.Operation) -> list[jax.Array]:
 
 
 def _gradients(function, wanted: tuple[int, ...]):
-    """The function of the output's cotangent and the arguments that returns the cotangents of the wanted ones."""
+    """Returns a function from the output's cotangent and the arguments to the cotangents of the wanted arguments."""
 
     def gradients(cotangent, *values):
         def of_wanted(*chosen):
