@@ -3,9 +3,9 @@
     python -m benchmarks.kerascv_parity --python PYTHON_WITH_KERAS_CV
 
 Runs five steps of the guide on 64x64 images, two per step, from the same variables, three times: KerasCV on JAX,
-KerasCV on TensorFlow, ours. Prints a table of the loss before each update and the distance of the parameters from those of
-KerasCV on JAX after it, relative to the distance that KerasCV's five steps moved them. Needs 6 GB of disk space in the
-temporary folder.
+KerasCV on TensorFlow, ours. Prints a table of the loss before each update and the distance of the parameters from
+those of KerasCV on JAX after it, relative to the distance that KerasCV's five steps moved them. Needs 6 GB of disk
+space in the temporary folder.
 """
 
 import argparse
