@@ -25,7 +25,7 @@ extensions = [
     "signatures",
     "tables",
 ]
-source_suffix = {".md": "markdown", ".ipynb": "myst-nb"}
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
 exclude_patterns = ["_build"]
 templates_path = []
 
