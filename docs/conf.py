@@ -33,7 +33,7 @@ templates_path = []
 myst_heading_anchors = 3  # `page.md#a-heading` is a link that is checked
 highlight_language = "text"  # for blocks that name none
 
-# ---- Notebooks: `docs/notebooks` is a link to `notebooks`, whose outputs are committed ----
+# ---- Notebooks: shown with their committed outputs ----
 nb_execution_mode = "off"
 nb_output_stderr = "show"  # `.ci/notebooks` checks that there is none
 suppress_warnings = ["mystnb.unknown_mime_type"]

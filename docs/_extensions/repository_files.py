@@ -1,11 +1,13 @@
-"""Links to files of the repository become links to pages of the site, or downloads.
+"""Shows notebooks and other files of the repository as pages, and adapts the links between them.
 
-Pages and files link to each other by their paths in the repository, so the links also work on GitHub.
+Pages and files link to each other by their paths in the repository, so the links also work on GitHub. On the site they
+lead to pages, or to downloads.
 """
 
 import os
 import pathlib
 import re
+import shutil
 
 from sphinx.application import Sphinx
 
@@ -17,8 +19,11 @@ INCLUDED = {
     REPOSITORY / "benchmarks" / "README.md": "benchmarks",
     REPOSITORY / "benchmarks" / "RESULTS.md": "results",
     REPOSITORY / "CHANGELOG.md": "changelog",
+    REPOSITORY / "CONTRIBUTING.md": "contributing",
+    REPOSITORY / "deeplab_jax" / "ops" / "cpu" / "README.md": "cpu_operations",
 }
-NOTEBOOKS = REPOSITORY / "notebooks"  # `docs/notebooks` links to it
+# Sphinx reads only files below `docs/`, so notebooks are copied there. Git ignores the copies.
+NOTEBOOKS, COPIES = REPOSITORY / "notebooks", DOCS / "notebooks"
 
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 
@@ -31,15 +36,27 @@ def links_from_docs(text: str, folder: pathlib.Path, page: pathlib.Path) -> str:
         if target in INCLUDED:
             target = DOCS / f"{INCLUDED[target]}.md"
         elif target.parent == NOTEBOOKS:
-            target = DOCS / "notebooks" / target.name
+            target = COPIES / target.name
         return os.path.relpath(target, page.parent)
 
     return _LINK.sub(rewrite, text)
 
 
+def _copy_notebooks(app: Sphinx) -> None:
+    COPIES.mkdir(exist_ok=True)
+    for copy in COPIES.iterdir():
+        if not (NOTEBOOKS / copy.name).is_file():
+            copy.unlink()
+    for notebook in NOTEBOOKS.glob("*.ipynb"):
+        copy = COPIES / notebook.name
+        if not copy.is_file() or copy.read_bytes() != notebook.read_bytes():  # else Sphinx would read it again
+            shutil.copyfile(notebook, copy)
+
+
 def _read_page(app: Sphinx, name: str, content: list[str]) -> None:
     page = pathlib.Path(app.env.doc2path(name))
-    content[0] = links_from_docs(content[0], page.parent.resolve(), page)
+    folder = NOTEBOOKS if page.parent == COPIES else page.parent
+    content[0] = links_from_docs(content[0], folder, page)
 
 
 def _read_included(app: Sphinx, path: pathlib.Path, name: str, content: list[str]) -> None:
@@ -49,6 +66,7 @@ def _read_included(app: Sphinx, path: pathlib.Path, name: str, content: list[str
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the extension."""
+    app.connect("builder-inited", _copy_notebooks)
     app.connect("source-read", _read_page)
     app.connect("include-read", _read_included)
     return {"parallel_read_safe": True}
