@@ -1,4 +1,4 @@
-"""The command: chooses rows, runs them, prints and stores them."""
+"""The command: selects rows, runs them, prints and stores the results."""
 
 import argparse
 import fnmatch
@@ -29,12 +29,12 @@ environments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the chosen rows; 1 if one of them failed, 2 for a wrong command line."""
+    """Runs the selected rows. Returns 1 if a row failed, 2 for a wrong command line."""
     args = _parser().parse_args(argv)
     rows = [row for row in all_rows() if _chosen(row.key, args.names)]
     for name in args.names:
         if not any(_chosen(row.key, [name]) for row in all_rows()):
-            return _say(f"{name} is no row; `python -m benchmarks --list` lists them", 2)
+            return _say(f"{name} does not match a row; `python -m benchmarks --list` lists them", 2)
     if args.list:
         for row in rows:
             print(f"{row.key:36} {row.work}; {row.peer.name if row.peer else 'no peer'}")
@@ -79,19 +79,27 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="suites and rows; see below")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="suites and rows, see below")
     parser.add_argument("--list", action="store_true", help="list the rows and stop")
-    parser.add_argument("--pairs", type=_positive, help="how often both sides run; default: 3, with --quick 1")
-    parser.add_argument("--repetitions", type=_positive, help="of each process, after its warm-up; default: the row's")
-    parser.add_argument("--quick", action="store_true", help="small images and few repetitions: that it works")
+    parser.add_argument("--pairs", type=_positive, help="how often both sides run (default: 3; 1 with --quick)")
     parser.add_argument(
-        "--peer-python", nargs="+", default=[], metavar="PEER=PYTHON", help=f"of {', '.join(_PEERS)}; see below"
+        "--repetitions", type=_positive, help="repetitions per process after the warm-up (default: the row's)"
     )
-    parser.add_argument("--tflite", type=pathlib.Path, help="deeplabv3_257_mv_gpu.tflite, for the row of LiteRT")
+    parser.add_argument(
+        "--quick", action="store_true", help="small images and few repetitions, to check that everything works"
+    )
+    parser.add_argument(
+        "--peer-python",
+        nargs="+",
+        default=[],
+        metavar="PEER=PYTHON",
+        help=f"interpreters of the peers {', '.join(_PEERS)}, see below",
+    )
+    parser.add_argument("--tflite", type=pathlib.Path, help="deeplabv3_257_mv_gpu.tflite, for the LiteRT row")
     parser.add_argument(
         "--output",
         type=pathlib.Path,
-        help=f"folder of {results.JSON_FILE} and {results.TABLE_FILE}; default: benchmarks, with --quick none",
+        help=f"folder for {results.JSON_FILE} and {results.TABLE_FILE} (default: benchmarks; none with --quick)",
     )
     return parser
 

@@ -1,7 +1,7 @@
 """Writes images and masks of SBD's size and detail in SBD's layout, for the input pipelines of both sides.
 
-The images are noise of two scales, so that a JPEG of one is about as large, and so takes about as long to decode, as
-one of VOC's (110 kB at 500x375).
+The images are noise at two scales, so that a JPEG is about as large, and takes about as long to decode, as one of VOC
+(110 kB at 500x375).
 """
 
 import pathlib
@@ -16,7 +16,7 @@ HEIGHT, WIDTH, CLASSES = 375, 500, 21
 
 
 def scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """An image (H, W, 3) and its mask (H, W) of a few ellipses."""
+    """Returns an image (H, W, 3) and its label (H, W) with a few ellipses."""
     coarse = cv2.resize(
         rng.integers(0, 256, (24, 32, 3), dtype=np.uint8), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
     )
@@ -31,7 +31,7 @@ def scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write(root: pathlib.Path, count: int) -> int:
-    """Writes `benchmark_RELEASE/dataset` below `root`, and the masks as PNG too; the mean size of a JPEG in bytes."""
+    """Writes `benchmark_RELEASE/dataset` in `root`, with masks as PNG too. Returns the mean size of a JPEG in bytes."""
     folder = root / "benchmark_RELEASE" / "dataset"
     for name in ("img", "cls", "inst", "png"):
         (folder / name).mkdir(parents=True)
@@ -51,7 +51,7 @@ def write(root: pathlib.Path, count: int) -> int:
 
 
 def main() -> None:
-    """Writes the task's images into the row's folder."""
+    """Writes the task's images to the row's folder."""
     task = worker.read_task()
     size = write(pathlib.Path(task["folder"]), 16 if task["quick"] else task["count"])
     worker.report({}, packages=(), facts={"jpeg_bytes": size})

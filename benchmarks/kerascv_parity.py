@@ -1,10 +1,11 @@
-"""How far free-running float32 training of ours drifts from KerasCV's, beside how far KerasCV drifts from itself.
+"""Compares how far our float32 training drifts from KerasCV's with how far KerasCV drifts from itself.
 
     python -m benchmarks.kerascv_parity --python PYTHON_WITH_KERAS_CV
 
-Five steps of the guide on images of 64x64, two a step, from the same variables, three times: KerasCV on JAX, KerasCV
-on TensorFlow, ours. Prints a table: the loss before each update and the parameters' distance from those of KerasCV on
-JAX after it, in parts of what KerasCV's five steps moved them. Needs 6 GB of disk in the temporary folder.
+Runs five steps of the guide on 64x64 images, two per step, from the same variables, three times: KerasCV on JAX,
+KerasCV on TensorFlow, ours. Prints a table of the loss before each update and the distance of the parameters from
+those of KerasCV on JAX after it, relative to the distance that KerasCV's five steps moved them. Needs 6 GB of disk
+space in the temporary folder.
 """
 
 import argparse
@@ -24,7 +25,7 @@ STEPS = 5
 
 
 def run_kerascv(python: str, backend: str, folder: pathlib.Path) -> pathlib.Path:
-    """The folder of a trajectory of `make_kerascv.py`."""
+    """Runs `make_kerascv.py` and returns the folder of its trajectory."""
     output = folder / backend
     output.mkdir()
     environment = os.environ | {"KERAS_BACKEND": backend}
@@ -33,19 +34,19 @@ def run_kerascv(python: str, backend: str, folder: pathlib.Path) -> pathlib.Path
 
 
 def read(folder: pathlib.Path, step: int, prefix: str) -> dict[str, np.ndarray]:
-    """The arrays of a step by the variable's path."""
+    """Reads the arrays of a step, by the variable's path."""
     with np.load(folder / f"step{step}.npz") as arrays:
         return {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
 
 
 def read_step(folder: pathlib.Path, step: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The step's (loss, mean IoU, accuracy), and its batch."""
+    """Reads the (loss, mean IoU, accuracy) of a step, and its batch."""
     with np.load(folder / f"step{step}.npz") as arrays:
         return arrays["scores"], {"image": arrays["images"], "label": arrays["labels"]}
 
 
 def distance(ours, theirs) -> float:
-    """The Euclidean distance of two sets of parameters."""
+    """Returns the Euclidean distance of two sets of parameters."""
     differences = jax.tree.map(lambda a, b: float(np.sum(np.square(a - b, dtype=np.float64))), ours, theirs)
     return float(np.sqrt(sum(jax.tree.leaves(differences))))
 
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def print_table(bridge: kerascv_bridge.Bridge, on_jax: pathlib.Path, on_tensorflow: pathlib.Path) -> None:
-    """The table, of two trajectories; trains ours beside them."""
+    """Prints the table of two trajectories, and trains ours next to them."""
 
     def params(folder, step):
         return bridge.tree(read(folder, step, "variable/"))["params"]

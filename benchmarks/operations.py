@@ -1,7 +1,7 @@
-"""The single operations that `ops` measures, as data for all its workers.
+"""The single operations that the suite `ops` measures, as data for all its workers.
 
-Shapes are where the networks spend their time: the guide's at 512x512, batch 1, and ASPP's and the decoder's of
-output stride 16.
+Shapes are where the networks spend their time: the KerasCV guide's at 512x512, batch 1, and those of ASPP and the
+decoder at output stride 16.
 """
 
 import dataclasses
@@ -14,11 +14,11 @@ class Operation:
     Attributes:
       kind: conv, depthwise, max-pool, resize or cross-entropy.
       size: height and width of the input.
-      channels: of the input.
-      features: of the output of a conv.
+      channels: channels of the input.
+      features: output channels of a convolution.
       kernel: height and width of the window.
-      stride: of the window.
-      rate: of the taps.
+      stride: stride of the window.
+      rate: distance between the taps.
       out_size: height and width of the result of a resize.
     """
 
@@ -32,7 +32,7 @@ class Operation:
     out_size: int = 0
 
     def name(self) -> str:
-        """What the table calls it."""
+        """The name in the table."""
         window = f" {self.kernel}x{self.kernel}" if self.kernel > 1 or self.kind == "conv" else ""
         stride = f" stride {self.stride}" if self.stride > 1 else ""
         rate = f" rate {self.rate}" if self.rate > 1 else ""
@@ -42,25 +42,25 @@ class Operation:
 
     @property
     def has_weights(self) -> bool:
-        """Whether it is a convolution."""
+        """True for convolutions."""
         return self.kind in ("conv", "depthwise")
 
     def multiply_adds(self) -> int:
-        """Of the forward pass or one gradient, padding counted as data; 0 where multiply-adds say little."""
+        """Multiply-adds of the forward pass or of one gradient, padding included; 0 where they say little."""
         outputs = -(-self.size // self.stride)
         return outputs**2 * self.kernel**2 * self.channels * max(self.features, 1) if self.has_weights else 0
 
     def directions(self) -> dict[str, tuple[int, ...]]:
-        """What is measured: the name, and the arguments whose gradients it is, none for the forward pass.
+        """The measured directions: a name, and the arguments to differentiate by (empty for the forward pass).
 
-        A train step takes both gradients of a convolution, or of its first trained one the weights' alone.
+        A train step computes both gradients of a convolution, or only the weight gradient of its first trained one.
         """
         if self.has_weights:
             return {"forward": (), "both gradients": (0, 1), "weight gradient": (1,)}
         return {"forward": (), "input gradient": (0,)}
 
     def shrunk(self) -> "Operation":
-        """An eighth of the size in each direction."""
+        """Returns the operation at an eighth of the size in each direction."""
         return dataclasses.replace(self, size=max(2, self.size // 8), out_size=self.out_size // 8)
 
 
@@ -86,5 +86,5 @@ OPERATIONS = (
 
 
 def selected(quick: bool) -> list[Operation]:
-    """The operations, shrunk for `--quick`."""
+    """Returns the operations, smaller with `quick`."""
     return [operation.shrunk() if quick else operation for operation in OPERATIONS]

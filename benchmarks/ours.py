@@ -1,4 +1,4 @@
-"""The worker of deeplab_jax, one function for each kind of task."""
+"""The worker of deeplab_jax, with one function per kind of task."""
 
 import concurrent.futures
 import functools
@@ -33,14 +33,14 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def main() -> None:
-    """Does the task on the command line."""
+    """Runs the task on the command line."""
     task = worker.read_task()
     malloc.prepare_jax()
     KINDS[task["kind"]](task)
 
 
 def network_config(task: dict) -> ConfigDict:
-    """The config of a task's network, at its size and batch."""
+    """Returns the config of a task's network at its size and batch size."""
     size, batch = (64, min(2, task["batch"])) if task["quick"] else (task["size"], task["batch"])
     if task["network"] == "guide":
         config = load_config("kerascv_guide", size=size, batch=batch)
@@ -53,7 +53,7 @@ def network_config(task: dict) -> ConfigDict:
 
 
 def _smp_config(encoder: str) -> ConfigDict:
-    """DeepLabV3Plus of segmentation_models.pytorch to the letter, as `deeplab_jax.pretrained.importers.smp` imports it."""
+    """Returns the config of segmentation_models.pytorch's DeepLabV3Plus, as our importer `smp` creates it."""
     config = base_config()
     config.model.update(
         backbone={"resnet50": "resnet50_v1", "mobilenet_v2": "mobilenet_v2_full"}[encoder],
@@ -73,7 +73,7 @@ def _smp_config(encoder: str) -> ConfigDict:
 
 
 def random_batch(config: ConfigDict) -> dict[str, np.ndarray]:
-    """Images of noise and random labels, uint8 as the pipeline hands them on."""
+    """Returns noise images and random labels, uint8 as the pipeline delivers them."""
     rng = np.random.default_rng(0)
     shape = (config.data.batch_size, *config.data.image_size)
     return {
@@ -83,7 +83,7 @@ def random_batch(config: ConfigDict) -> dict[str, np.ndarray]:
 
 
 def _multiply_adds(model, shape: Sequence[int]) -> int:
-    """Of the forward pass of a batch of this shape: what the convolutions execute, without resizing."""
+    """Counts the multiply-adds that the convolutions execute in the forward pass of a batch, without resizing."""
     batch, height, width, _ = shape
     rows = summary.summarize(model, height, width)
     return batch * sum(row.executed for row in rows if row.name != "resizing")
@@ -94,14 +94,14 @@ def _count(params) -> int:
 
 
 def prepare_step(config: ConfigDict) -> tuple:
-    """The compiled step as `deeplab_jax.training.loop` builds it, the first state, and the mesh."""
+    """Returns the compiled step of `deeplab_jax.training.loop`, the first state, and the mesh."""
     mesh = mesh_lib.make_mesh(config.mesh)
     program = build_program(config, CLASSES, mesh, total_steps=2124, warmup_steps=0)
     return program.model, program.step, program.random_state(seed=0), mesh
 
 
 def train_step(task: dict) -> None:
-    """Steps from uint8 arrays of the host to the next state, confusion matrix included."""
+    """Measures steps from uint8 arrays on the host to the next state, confusion matrix included."""
     config = network_config(task)
     model, step, state, mesh = prepare_step(config)
     batch, parameters = random_batch(config), _count(state.params)
@@ -121,7 +121,7 @@ def train_step(task: dict) -> None:
 
 
 def first_step(task: dict) -> None:
-    """From the start of the process to the end of the first step; compiled programs are kept in the pair's folder."""
+    """Measures from the start of the process to the end of the first step, with a cache in the pair's folder."""
     jax.config.update("jax_compilation_cache_dir", task["pair_folder"])
     config = network_config(task)
     _, step, state, mesh = prepare_step(config)
@@ -145,7 +145,7 @@ def _infer(task: dict, model, variables, images: np.ndarray, *, facts: dict) -> 
 
 
 def infer(task: dict) -> None:
-    """Logits of uint8 images, with random parameters."""
+    """Measures logits of uint8 images, with random parameters."""
     config = network_config(task)
     model = build_model(config.model, CLASSES, platform=jax.default_backend())
     images = random_batch(config)["image"]
@@ -153,7 +153,7 @@ def infer(task: dict) -> None:
 
 
 def infer_tflite(task: dict) -> None:
-    """Logits of the network in a .tflite file, from uint8 images."""
+    """Measures logits of the network in a .tflite file, from uint8 images."""
     network = pretrained.import_file(pathlib.Path(task["tflite"]), "tflite")
     model = build_model(network.model, network.label_set.num_classes, platform=jax.default_backend())
     output = [1, *network.image_size, network.label_set.num_classes]
@@ -162,7 +162,7 @@ def infer_tflite(task: dict) -> None:
 
 
 def _exportable(task: dict) -> PretrainedNetwork:
-    """The network of a task's config, with random parameters."""
+    """Returns the network of a task's config, with random parameters."""
     model = load_config(task["config"]).model
     variables = jax.tree.map(np.asarray, random_variables(build_model(model, CLASSES), seed=0))
     size = 64 if task["quick"] else task["size"]
@@ -170,7 +170,7 @@ def _exportable(task: dict) -> PretrainedNetwork:
 
 
 def write_export(task: dict) -> None:
-    """Exports a network: one uint8 image of a fixed size to labels."""
+    """Exports a network that turns one uint8 image of a fixed size into labels."""
     network = _exportable(task)
     options = export.ExportOptions(size=network.image_size, batch=1, argmax=True, uint8=True)
     export.export_network(network, task["format"], pathlib.Path(task["folder"]) / "exported", options)
@@ -178,7 +178,7 @@ def write_export(task: dict) -> None:
 
 
 def labels(task: dict) -> None:
-    """Labels of one uint8 image, as in an exported network."""
+    """Measures labels of one uint8 image, as an exported network computes them."""
     network = _exportable(task)
     model = build_model(network.model, CLASSES, platform=jax.default_backend())
     variables = jax.device_put(network.variables)
@@ -193,7 +193,7 @@ def labels(task: dict) -> None:
 
 
 def confusion(task: dict) -> None:
-    """Arg max and confusion matrix of full-size logits."""
+    """Measures argmax and confusion matrix of full-size logits."""
     config = network_config(task)
     batch = random_batch(config)
     logits = jax.random.normal(jax.random.key(0), (*batch["label"].shape, CLASSES))
@@ -213,7 +213,7 @@ def confusion(task: dict) -> None:
 
 
 def input_pipeline(task: dict) -> None:
-    """The guide's training batches from the prepared data set; a repetition is 20 batches, stated for one."""
+    """Measures the guide's training batches from prepared data: 20 batches per repetition, reported per batch."""
     config = load_config("kerascv_guide", size=task["size"], batch=task["batch"])
     config.data.workers = task["workers"]
     source_folder, data_dir = pathlib.Path(task["folder"]), pathlib.Path(task["folder"]) / "prepared"
@@ -228,12 +228,12 @@ def input_pipeline(task: dict) -> None:
             next(batches)
 
     seconds = worker.repeat(work, warm_up=1, repetitions=task["repetitions"])
-    # The images are read by other processes: this one's memory says nothing.
+    # Other processes read the images, so the memory of this one says nothing.
     worker.report({"batch": [value / count for value in seconds]}, packages=("grain", "numpy"), memory=0)
 
 
 def write_network(task: dict) -> None:
-    """Writes the guide's network with random parameters, and an image, for `predict`."""
+    """Writes the guide's network with random parameters, and an image for `predict`."""
     import cv2
 
     config = load_config("kerascv_guide")
@@ -248,7 +248,7 @@ def write_network(task: dict) -> None:
 
 
 def predict_command(task: dict) -> None:
-    """The command `deeplab-jax predict` from start to end, with the programs compiled in an earlier run."""
+    """Measures the whole command `deeplab-jax predict`, with programs compiled by an earlier run."""
     folder = pathlib.Path(task["pair_folder"])
     source = pathlib.Path(task["folder"])
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
@@ -267,9 +267,9 @@ def predict_command(task: dict) -> None:
 
 
 def ceiling(task: dict) -> None:
-    """What the processor can do: float32 matrix products (JAX's and numpy's, whichever is faster), and copying.
+    """Measures the limits of the processor: float32 matrix products (JAX or NumPy, the faster one), and copying.
 
-    Copied bytes are counted twice, read and written; as many threads copy as there are cores.
+    Copied bytes count twice, as read and as written. One thread per core copies.
     """
     size = 512 if task["quick"] else 4096
     rng = np.random.default_rng(0)

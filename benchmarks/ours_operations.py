@@ -44,7 +44,7 @@ def build(operation: operations.Operation, kind: str):
 
 
 def arguments(operation: operations.Operation) -> list[jax.Array]:
-    """x, and the weights of a convolution or the labels of a cross-entropy."""
+    """Returns x, and the weights of a convolution or the labels of a cross-entropy."""
     rng = np.random.default_rng(0)
     shapes = [(1, operation.size, operation.size, operation.channels)]
     if operation.kind == "conv":
@@ -58,7 +58,7 @@ def arguments(operation: operations.Operation) -> list[jax.Array]:
 
 
 def _gradients(function, wanted: tuple[int, ...]):
-    """The function of the output's cotangent and the arguments that returns the cotangents of the wanted ones."""
+    """Returns a function from the output's cotangent and the arguments to the cotangents of the wanted arguments."""
 
     def gradients(cotangent, *values):
         def of_wanted(*chosen):

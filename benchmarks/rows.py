@@ -1,4 +1,4 @@
-"""What is compared: the rows of the table, each with the same work on both sides."""
+"""The rows of the tables. Both sides of a row do the same work."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ class Side:
     """One of the two processes of a pair.
 
     Attributes:
-      name: what the table calls it.
+      name: the name in the table.
       module: the worker, run with `python -m`.
-      python: whose Python runs it: `ours`, or a peer of `--peer-python`.
-      task: what the worker is to do.
-      environment: variables that it gets.
+      task: the task of the worker.
+      python: the environment that runs it: `ours`, or a peer of `--peer-python`.
+      environment: extra environment variables.
     """
 
     name: str
@@ -33,17 +33,17 @@ class Row:
 
     Attributes:
       key: `suite/work/peer`.
-      work: what both sides do, for the table.
+      work: description of the work, for the table.
       ours: our side.
       peer: the other side; None if there is none.
-      repetitions: of a process, after its warm-up.
-      quick_work: what both sides do with `--quick`.
-      goal: what the ratio ours / peer is meant to be at most; of a row without a peer, seconds.
-      prepare: run once before the first pair.
-      peer_first: in each pair the peer runs before ours, which needs what it leaves behind.
-      ceiling: the processor's limits are measured in each pair, and our useful work is stated as a share of them.
-      in_turns: both processes of a pair are there at once, and take a repetition each in turn. For work that leaves
-        nothing to do behind its end: a pipeline would fill its buffers in the other's turn.
+      repetitions: repetitions per process after the warm-up.
+      quick_work: description of the work with `--quick`.
+      goal: the largest ratio ours / peer that we aim at; seconds in a row without a peer.
+      prepare: runs once before the first pair.
+      peer_first: the peer runs before ours in each pair, which needs the files that it writes.
+      ceiling: measure the limits of the processor in each pair, and report our rate as a share of them.
+      in_turns: both processes of a pair are alive at the same time and take turns. Only for work that leaves nothing
+        running between repetitions: a pipeline would fill its buffers during the other's turn.
     """
 
     key: str
@@ -256,6 +256,6 @@ def _ops() -> list[Row]:
 
 
 def all_rows() -> list[Row]:
-    """Every row, suite by suite."""
+    """Returns every row, suite by suite."""
     in_turns = [dataclasses.replace(row, in_turns=True) for row in (*_steps(), *_inference(), *_exports())]
     return [*in_turns, *_input(), *_metric(), *_startup(), *_ops()]

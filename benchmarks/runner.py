@@ -1,8 +1,8 @@
-"""Runs the two sides of a row in turn, ours, peer, ours, peer, each in a process of its own, and compares them.
+"""Runs the two sides of a row alternately, each in its own process, and compares them.
 
-Machines are noisy, and noise comes in stretches: a ratio is of times that were taken one after the other. Where a row
-allows it both processes are there at once and take a repetition each in turn; else the processes themselves run one
-after the other, and their medians are compared. Nothing here imports a framework.
+Machines are noisy, and the noise comes in stretches, so a ratio compares times that were taken right after each other.
+Where a row allows it, both processes are alive at the same time and take turns. Otherwise one process runs after the
+other, and their medians are compared. This module imports no framework.
 """
 
 import contextlib
@@ -24,28 +24,28 @@ from benchmarks.worker import ASK, STARTED, TURNS
 
 CHECKOUT = pathlib.Path(__file__).parents[1]
 
-# Floating-point operations of a multiply-add.
+# Floating-point operations per multiply-add.
 _FLOP = 2
 
 
 class WorkerError(Exception):
-    """A worker could not do its task; the message is one line."""
+    """A worker failed; the message is one line."""
 
 
 class Worker:
-    """The process of a side, from its start to its result; a context that ends it.
+    """The process of one side, from its start to its result; a context manager that ends it.
 
     Args:
-      side: the process.
+      side: the side to run.
       pythons: the interpreter of each environment.
-      repetitions: of the work, after its warm-up.
-      quick: small images.
-      folder: of the row.
-      pair_folder: of the pair.
-      options: more for the worker, from the command line.
-      in_turns: it asks before each repetition.
+      repetitions: repetitions after the warm-up.
+      quick: use small images.
+      folder: folder of the row.
+      pair_folder: folder of the pair.
+      options: more options for the worker, from the command line.
+      in_turns: the worker asks before each repetition.
       timeout: seconds after which the process is ended.
-      checkout: where the module is found.
+      checkout: folder that contains the module.
 
     Raises:
       WorkerError: the interpreter is missing.
@@ -68,7 +68,7 @@ class Worker:
         self._side, self._timeout, self._last = side, timeout, ""
         task = dict(side.task) | dict(options or {})
         task |= {"repetitions": repetitions, "quick": quick, "folder": str(folder), "pair_folder": str(pair_folder)}
-        # Unfiltered, a traceback of JAX ends with the error, not with a remark about itself.
+        # Without traceback filtering, the last line of a JAX traceback is the error.
         environment = os.environ | {"JAX_TRACEBACK_FILTERING": "off"} | dict(side.environment)
         environment |= {STARTED: repr(time.time())} | ({TURNS: "1"} if in_turns else {})
         self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed with the context)
@@ -99,23 +99,23 @@ class Worker:
         self._errors.close()
 
     def asks(self) -> bool:
-        """Waits until the process asks for a turn; False when it has ended instead."""
+        """Waits until the process asks for a turn. Returns False if it ended instead."""
         for line in self._process.stdout:
             if line.strip() == ASK:
                 return True
             self._last = line if line.strip() else self._last
-        self._process.wait()  # to the end: it must not give its memory back in another's turn
+        self._process.wait()  # to the end, so that it does not free its memory during another's turn
         return False
 
     def take_turn(self) -> bool:
-        """One repetition; returns as `asks`."""
-        with contextlib.suppress(BrokenPipeError):  # it has died since; `result` says of what
+        """Lets the process run one repetition. Returns the same as `asks`."""
+        with contextlib.suppress(BrokenPipeError):  # it died meanwhile; `result` raises the error
             self._process.stdin.write("\n")
             self._process.stdin.flush()
         return self.asks()
 
     def result(self) -> dict[str, Any]:
-        """What the process, which has ended, printed.
+        """Returns the result of the process, which has ended.
 
         Raises:
           WorkerError: it failed, took too long or printed no result.
@@ -124,7 +124,7 @@ class Worker:
         if self._late.is_set():
             raise WorkerError(f"{module} took longer than {self._timeout:.0f} s")
         if code < 0:
-            raise WorkerError(f"{module} was ended by signal {-code}; 9 may be want of memory")
+            raise WorkerError(f"{module} was ended by signal {-code}; 9 may mean out of memory")
         if code:
             self._errors.seek(0)
             last = (self._errors.read().strip().splitlines() or [f"ended with code {code}"])[-1]
@@ -140,20 +140,20 @@ class Worker:
 
 
 def run_worker(side: Side, pythons: Mapping[str, str], **options: Any) -> dict[str, Any]:
-    """What the process of a side prints when it runs alone; arguments and errors are those of `Worker`."""
+    """Runs one side alone and returns its result. Arguments and errors are those of `Worker`."""
     with Worker(side, pythons, **options) as worker:
         worker.asks()
         return worker.result()
 
 
 def run_in_turns(sides: Mapping[str, Side], pythons: Mapping[str, str], **options: Any) -> dict[str, dict[str, Any]]:
-    """What the processes of several sides print that take a repetition each in turn, after their warm-ups."""
+    """Runs several sides that take turns after their warm-ups, and returns their results."""
     with contextlib.ExitStack() as stack:
         workers, waiting = {}, []
         for name, side in sides.items():
             workers[name] = stack.enter_context(Worker(side, pythons, in_turns=True, **options))
             if not workers[name].asks():
-                workers[name].result()  # it failed: the others need not begin
+                workers[name].result()  # it failed, so the others do not start
             waiting.append(workers[name])
         while waiting:
             waiting = [worker for worker in waiting if worker.take_turn()]
@@ -174,14 +174,14 @@ def measure_row(
     """Runs a row's pairs and returns its entry in the results.
 
     Args:
-      row: what is compared.
+      row: the row to measure.
       pythons: the interpreter of each environment.
       pairs: how often both sides run.
-      repetitions: of a process; default: the row's.
-      quick: small images.
-      options: more for the workers, from the command line.
-      say: is told what each process took.
-      checkout: where the workers' modules are found.
+      repetitions: repetitions per process (default: the row's).
+      quick: use small images.
+      options: more options for the workers, from the command line.
+      say: called with a line of text per process.
+      checkout: folder that contains the workers' modules.
 
     Raises:
       WorkerError: a worker fails, or the two sides do not do the same work.
@@ -213,15 +213,15 @@ def measure_row(
 
 
 def compare(row: Row, runs: Mapping[str, Sequence[Mapping[str, Any]]], *, quick: bool = False) -> dict[str, Any]:
-    """A row's entry in the results, from what its processes printed.
+    """Returns a row's entry in the results.
 
     Args:
-      row: what is compared.
-      runs: the results of `ours`, of `peer` and `ceiling` if there are any, pair by pair.
-      quick: small images.
+      row: the row.
+      runs: the results of `ours`, and of `peer` and `ceiling` if there are any, pair by pair.
+      quick: small images were used.
 
     Raises:
-      WorkerError: the two sides state different facts, or measure different things.
+      WorkerError: the two sides report different facts, or measure different things.
     """
     ours, peers = runs["ours"], runs.get("peer", ())
     for one, other in zip(ours, peers, strict=False):
@@ -263,7 +263,7 @@ def _compare_one(name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]], *, 
         result["gflop"] = work
         result["gflop_per_second"] = {side: work / statistics.median(values) for side, values in medians.items()}
         if "ceiling" in runs:
-            # The limit of the same pair: a busy machine lowers both.
+            # The limit measured in the same pair, since a busy machine lowers both.
             limits = [result["facts"]["gflop_per_second"] for result in runs["ceiling"]]
             result["share"] = _spread(
                 [work / seconds / limit for seconds, limit in zip(medians["ours"], limits, strict=True)]
@@ -292,7 +292,7 @@ def _time(times: Sequence[float]) -> str:
 
 
 def machine() -> str:
-    """The processor, its cores, the memory and the system; no name of a host."""
+    """Describes the processor, its cores, the memory and the system, without the host name."""
     model, cpuinfo = platform.machine(), pathlib.Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
@@ -302,7 +302,7 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with a + if the package differs from it."""
+    """Returns the checkout's commit, with a + if the package differs from it."""
 
     def git(*arguments):
         return subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout

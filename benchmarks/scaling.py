@@ -1,6 +1,6 @@
-"""What a train step should take by counting, and what it takes: `python -m benchmarks.scaling` prints both as tables.
+"""Counts and measures the cost of train steps: `python -m benchmarks.scaling` prints both as tables.
 
-Multiply-adds are those of `deeplab-jax summary`, column `executed`, three times: forward, gradient of the images,
+Multiply-adds are those of `deeplab-jax summary`, column `executed`, times three: forward pass, gradient of the images,
 gradient of the kernels. Bytes are the values that the forward pass hands to the backward pass, each array once, plus
 parameters, their gradients and the optimizer's buffer.
 """
@@ -35,12 +35,12 @@ BATCH = 2
 
 
 def step_multiply_adds(model: DeepLabV3Plus, size: int, batch: int) -> int:
-    """Of a train step on square images, without resizing."""
+    """Counts the multiply-adds of a train step on square images, without resizing."""
     return 3 * batch * sum(row.executed for row in summary.summarize(model, size, size) if row.name != "resizing")
 
 
 def step_bytes(model: DeepLabV3Plus, size: int, batch: int) -> tuple[int, int]:
-    """Of parameters with gradients and momentum, and of what the forward pass keeps for the backward pass."""
+    """Counts the bytes of parameters with gradients and momentum, and of the values stored for the backward pass."""
     variables = abstract_variables(model)
     images = jax.ShapeDtypeStruct((batch, size, size, model.in_channels), np.uint8)
 
@@ -61,7 +61,7 @@ def step_bytes(model: DeepLabV3Plus, size: int, batch: int) -> tuple[int, int]:
 
 
 def measure(config: ConfigDict, repetitions: int) -> tuple[float, int]:
-    """The fastest of some steps in seconds, and the bytes of temporaries of the compiled step."""
+    """Returns the seconds of the fastest of some steps, and the bytes of temporaries of the compiled step."""
     model, step, state, mesh = prepare_step(config)
     batch = sharding.to_global(random_batch(config), mesh)
     compiled = step.lower(state, batch).compile()
@@ -82,7 +82,7 @@ def _config(name: str, size: int) -> ConfigDict:
 
 
 def print_counts(names: Sequence[str]) -> None:
-    """A row for each config and output stride it can have: of one image of 512x512, and so of any batch and size."""
+    """Prints a row per config and possible output stride, for one 512x512 image."""
     print(
         "| config | output stride | step, G multiply-adds | parameters x 3, MB | kept, MB | `activations` | `units` |"
     )
@@ -96,7 +96,7 @@ def print_counts(names: Sequence[str]) -> None:
                     build_model(config.model, CLASSES, output_stride=stride, remat=remat)
                     for remat in ("none", "activations", "units")
                 ]
-            except UserError:  # its atrous rates are not whole at this stride
+            except UserError:  # its atrous rates are not integers at this stride
                 continue
             parameters, *kept = step_bytes(models[0], 512, 1)
             kept += [step_bytes(model, 512, 1)[1] for model in models[1:]]
@@ -106,7 +106,7 @@ def print_counts(names: Sequence[str]) -> None:
 
 
 def print_measurements(names: Sequence[str], repetitions: int) -> None:
-    """A row for each config and size: counted work, measured time and memory, each over that of the smallest size."""
+    """Prints a row per config and size: counted work, measured time and memory, each relative to the smallest size."""
     print(
         f"| config | size, batch {BATCH} | G multiply-adds | step, s | GFLOP/s | kept by count, MB | temporaries, MB |"
     )

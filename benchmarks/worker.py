@@ -1,7 +1,7 @@
-"""What every worker process shares: it reads a task, repeats work to completion, and prints one line of JSON.
+"""The code that all workers share: reads a task, repeats work to completion, and prints one line of JSON.
 
-A worker is a module that is run as `python -m MODULE TASK` from the checkout, by the Python of its own environment, so
-nothing here may import more than the standard library.
+A worker is a module that runs as `python -m MODULE TASK` in the checkout, with the Python of its own environment, so
+this module imports only the standard library.
 """
 
 import importlib.metadata
@@ -14,25 +14,25 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# When the parent started this process: seconds since the epoch.
+# When the parent started this process, in seconds since the epoch.
 STARTED = "BENCHMARK_STARTED"
 
-# Set where two processes take turns, and the line by which one asks for its turn; a line on its input gives it.
+# Set if two processes take turns, and the line that asks for a turn. A line on the input grants it.
 TURNS, ASK = "BENCHMARK_TURNS", "benchmark: my turn?"
 
 
 def read_task() -> dict[str, Any]:
-    """The task on the command line. Its fields are those of `rows.Side.task`, plus what the parent adds:
+    """Reads the task on the command line. Its fields are those of `rows.Side.task` and those that the parent adds:
 
-    `repetitions`, `quick` (small images), `folder` (of the row, for what is prepared once) and `pair_folder`.
+    `repetitions`, `quick` (use small images), `folder` (of the row, for files prepared once) and `pair_folder`.
     """
     return json.loads(sys.argv[1])
 
 
 def repeat(work: Callable[[], Any], *, warm_up: int, repetitions: int) -> list[float]:
-    """Seconds of each repetition after the warm-up; `work` returns when everything it started is done.
+    """Returns the seconds of each repetition after the warm-up. `work` returns when everything it started is done.
 
-    Where processes take turns each repetition waits for its own.
+    If processes take turns, each repetition waits for its turn.
     """
     for _ in range(warm_up):
         work()
@@ -48,12 +48,12 @@ def repeat(work: Callable[[], Any], *, warm_up: int, repetitions: int) -> list[f
 
 
 def seconds_since_start() -> float:
-    """Since the parent started this process."""
+    """Returns the seconds since the parent started this process."""
     return time.time() - float(os.environ[STARTED])
 
 
 def peak_memory() -> int:
-    """The largest resident set of this process so far, in bytes."""
+    """Returns the peak resident set of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -68,11 +68,11 @@ def report(
     """Prints the result as the last line of the output.
 
     Args:
-      seconds: of each repetition, by the name of what was measured.
-      packages: whose versions count.
-      memory: peak in bytes; default: of this process. 0 if it means nothing, as where work is in other processes.
-      multiply_adds: of one repetition, by the name of what was measured.
-      facts: what both sides of a row must agree on, such as the number of parameters.
+      seconds: seconds per repetition, by the name of the measurement.
+      packages: packages whose versions are recorded.
+      memory: peak in bytes (default: the peak of this process); 0 if it means nothing, for work in other processes.
+      multiply_adds: multiply-adds per repetition, by the name of the measurement.
+      facts: values that both sides of a row must agree on, such as the number of parameters.
     """
     versions = {name: importlib.metadata.version(name) for name in packages}
     result = {

@@ -1,1 +1,1 @@
-"""One worker for each peer; a worker imports its own framework and `benchmarks.worker`, nothing of deeplab_jax."""
+"""One worker per peer. A worker imports its own framework and `benchmarks.worker`, nothing of deeplab_jax."""

@@ -1,4 +1,4 @@
-"""The worker of an exported network in its own runtime: a uint8 image to labels, at the size it was exported for."""
+"""The worker of an exported network in its own runtime: from a uint8 image to labels, at the exported size."""
 
 import importlib
 import pathlib
@@ -11,7 +11,7 @@ THREADS = 2
 
 
 def stablehlo(path: str):
-    """With JAX; `jax.jit` keeps what is compiled."""
+    """Runs it with JAX; `jax.jit` caches the compiled program."""
     jax = importlib.import_module("jax")
     exported = importlib.import_module("jax.export").deserialize(bytearray(pathlib.Path(path).read_bytes()))
     run = jax.jit(exported.call)
@@ -19,23 +19,23 @@ def stablehlo(path: str):
 
 
 def savedmodel(path: str):
-    """With TensorFlow."""
+    """Runs it with TensorFlow."""
     tf = importlib.import_module("tensorflow")
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     signature = tf.saved_model.load(path).signatures["serving_default"]
-    signature.loaded_from = path  # keeps what it needs alive
+    signature.loaded_from = path  # keeps its resources alive
     return lambda images: signature(images=tf.constant(images))["labels"].numpy(), ("tensorflow-cpu",)
 
 
 def tflite(path: str):
-    """With LiteRT, which runs float32 operations by XNNPACK."""
+    """Runs it with LiteRT, which computes float32 operations with XNNPACK."""
     interpreter = importlib.import_module("ai_edge_litert.interpreter").Interpreter(path, num_threads=THREADS)
     runner = interpreter.get_signature_runner("serving_default")
     return lambda images: runner(images=images)["labels"], ("ai-edge-litert",)
 
 
 def onnx(path: str):
-    """With onnxruntime."""
+    """Runs it with onnxruntime."""
     runtime = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = THREADS

@@ -1,7 +1,7 @@
 """The worker of KerasCV: the guide's model with its optimizer, loss and metrics, and its input pipeline.
 
-A step is `train_on_batch` on what the guide's pipeline delivers, float images and one-hot labels; KERAS_BACKEND says
-on which backend.
+A step is `train_on_batch` on the batches of the guide's pipeline, float images and one-hot labels. KERAS_BACKEND
+selects the backend.
 """
 
 import pathlib
@@ -17,7 +17,7 @@ PACKAGES = ("keras", "keras-cv", "jax", "tensorflow-cpu", "numpy")
 
 
 def build_model() -> keras.Model:
-    """The guide's `from_preset("resnet50_v2_imagenet")`, without the preset's weights, and its `compile`."""
+    """Builds the guide's `from_preset("resnet50_v2_imagenet")` without the preset's weights, and compiles it."""
     backbone = keras_cv.models.ResNetV2Backbone(
         stackwise_filters=[64, 128, 256, 512],
         stackwise_blocks=[3, 4, 6, 3],
@@ -39,7 +39,7 @@ def build_model() -> keras.Model:
 
 
 def step(task: dict) -> None:
-    """Train steps."""
+    """Measures train steps."""
     model = build_model()
     size, batch = (64, min(2, task["batch"])) if task["quick"] else (task["size"], task["batch"])
     rng = np.random.default_rng(0)
@@ -47,14 +47,14 @@ def step(task: dict) -> None:
     labels = np.eye(CLASSES, dtype=np.float32)[rng.integers(0, CLASSES, (batch, size, size))]
     # `train_on_batch` returns the metrics as numbers, which waits for the step.
     seconds = worker.repeat(lambda: model.train_on_batch(images, labels), warm_up=1, repetitions=task["repetitions"])
-    # Of the layers that compute something: the backbone also tracks a last BatchNorm that is not in the graph.
+    # Only layers that compute something: the backbone also tracks a last BatchNorm that is not in the graph.
     variables = {id(variable): variable for layer in model.layers for variable in layer.trainable_variables}
     parameters = sum(int(np.prod(variable.shape)) for variable in variables.values())
     worker.report({"step": seconds}, packages=PACKAGES, facts={"parameters": parameters, "batch": list(images.shape)})
 
 
 def input_pipeline(task: dict) -> None:
-    """The guide's data set as it writes it, started anew when it ends; a repetition is 20 batches, stated for one."""
+    """Measures the guide's data set, restarted when it ends: 20 batches per repetition, reported per batch."""
     import tensorflow as tf
     from keras_cv.datasets.pascal_voc.segmentation import load
 

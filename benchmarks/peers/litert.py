@@ -1,4 +1,4 @@
-"""The worker of LiteRT: the network in a .tflite file, from a float image that is normalized already."""
+"""The worker of LiteRT: the network in a .tflite file, from a float image that is already normalized."""
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter

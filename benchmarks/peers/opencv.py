@@ -1,4 +1,4 @@
-"""The worker of the least that any input pipeline has to do: cv2 decodes and resizes, in threads, and nothing else."""
+"""The worker of a minimal input pipeline: cv2 decodes and resizes, in threads."""
 
 import concurrent.futures
 import itertools

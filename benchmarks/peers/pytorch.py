@@ -1,8 +1,8 @@
 """The worker of PyTorch: the guide's network (`torch_deeplab`) and segmentation_models.pytorch, eager, channels_last.
 
-From uint8 images as ours: normalized inside what is measured. A step is forward, mean cross-entropy, backward and SGD
-with momentum; for the guide's network also Keras' clipping of each variable and its decoupled decay. It counts no
-confusion matrix, which our step does.
+It starts from uint8 images, as ours does; normalization is part of the measured work. A step is forward pass, mean
+cross-entropy, backward pass and SGD with momentum, and for the guide's network also Keras's clipping per variable and
+its decoupled decay. It counts no confusion matrix, which our step does.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ CLASSES, VOID = 21, 255
 
 
 def build(network: str) -> tuple[torch.nn.Module, tuple, tuple]:
-    """The network, and the mean and deviation of its images."""
+    """Returns the network, and the mean and deviation of its images."""
     if network.startswith("guide"):
         return DeepLab(CLASSES, logits_first=network == "guide_logits_first"), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     import segmentation_models_pytorch as smp

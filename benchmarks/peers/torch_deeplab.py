@@ -1,7 +1,7 @@
 """The KerasCV guide's network in PyTorch: keras_cv 0.9's DeepLabV3Plus with ResNet50V2, layer by layer.
 
-Strides stand in each stage's last block, padding is TensorFlow's, and the order of operations is KerasCV's, with the
-classifier behind the last enlargement; `logits_first` puts it before, which is the same function.
+Strides are in the last block of each stage, padding is TensorFlow's, and the order of operations is KerasCV's, with the
+classifier after the last upsampling. `logits_first` puts it before, which computes the same function.
 """
 
 import torch
@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 
 class SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow's SAME: the least that is needed, the odd pixel after."""
+    """A convolution padded as TensorFlow's SAME: as little as needed, the odd pixel after."""
 
     def forward(self, x):
-        """Pads on both sides alike inside the convolution, or before it where the sides differ."""
+        """Pads inside the convolution if both sides are equal, before it otherwise."""
         (kernel, stride, rate), pads = (self.kernel_size[0], self.stride[0], self.dilation[0]), []
         for size in (x.shape[3], x.shape[2]):
             total = max((-(-size // stride) - 1) * stride + rate * (kernel - 1) + 1 - size, 0)
@@ -24,7 +24,7 @@ class SameConv(nn.Conv2d):
 
 
 def conv_norm_relu(inputs: int, features: int, kernel: int = 1, rate: int = 1) -> nn.Sequential:
-    """Convolution without bias, BatchNorm with Keras' defaults, ReLU."""
+    """Convolution without bias, BatchNorm with Keras's defaults, ReLU."""
     return nn.Sequential(
         SameConv(inputs, features, kernel, dilation=rate, bias=False),
         nn.BatchNorm2d(features, eps=1e-3, momentum=0.01),
@@ -55,7 +55,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x):
-        """The sum of shortcut and residual."""
+        """Returns the sum of shortcut and residual."""
         preactivation = self.preactivation(x)
         if self.shortcut is not None:
             shortcut = self.shortcut(preactivation)
@@ -65,7 +65,7 @@ class Block(nn.Module):
 
 
 class DeepLab(nn.Module):
-    """The whole network; images (N, 3, H, W) of range 0-255, logits (N, classes, H, W)."""
+    """The whole network, from images (N, 3, H, W) of range 0-255 to logits (N, classes, H, W)."""
 
     def __init__(self, classes: int = 21, *, logits_first: bool = False):
         super().__init__()
@@ -90,7 +90,7 @@ class DeepLab(nn.Module):
         self.classifier = nn.Conv2d(256, classes, 1, bias=False)
 
     def forward(self, images):
-        """Logits at the images' size."""
+        """Returns logits at the images' size."""
         x = self.stem(images / 255)
         x = F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=float("-inf")), 3, 2)
         low_level = x = self.stages[0](x)
@@ -104,5 +104,5 @@ class DeepLab(nn.Module):
 
 
 def enlarge(x, factor: int):
-    """Half-pixel bilinear."""
+    """Upsamples bilinearly with half-pixel centers."""
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)

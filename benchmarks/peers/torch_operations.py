@@ -8,7 +8,7 @@ from benchmarks import operations, worker
 
 
 def build(operation: operations.Operation):
-    """The function of (x, weights), without weights of (x,)."""
+    """Returns the function of (x, weights), or of (x,) without weights."""
     padding = operation.rate * (operation.kernel - 1) // 2
     if operation.kind in ("conv", "depthwise"):
         groups = operation.channels if operation.kind == "depthwise" else 1
@@ -24,7 +24,7 @@ def build(operation: operations.Operation):
 
 
 def arguments(operation: operations.Operation) -> list[torch.Tensor]:
-    """x, and the weights of a convolution."""
+    """Returns x, and the weights of a convolution."""
     shapes = [(1, operation.channels, operation.size, operation.size)]
     if operation.kind == "conv":
         shapes.append((operation.features, operation.channels, operation.kernel, operation.kernel))
@@ -34,7 +34,7 @@ def arguments(operation: operations.Operation) -> list[torch.Tensor]:
 
 
 def main() -> None:
-    """Measures every operation in every direction; gradients without the forward pass they need."""
+    """Measures every operation in every direction, gradients without the forward pass that they need."""
     task = worker.read_task()
     torch.manual_seed(0)
     seconds = {}

@@ -1,6 +1,6 @@
-"""Docstrings and signatures as the source has them.
+"""Shows signatures as the source writes them.
 
-Names in signatures go without other packages' modules, and Flax modules without the fields that each of them has.
+Types of other packages lose their module, and Flax modules lose the fields that every Flax module has.
 """
 
 import re
@@ -8,7 +8,7 @@ import re
 from sphinx.application import Sphinx
 
 _FLAX_FIELDS = re.compile(r", parent: [^=]*= <flax\.linen\.module\._Sentinel object>, name: str \| None = None\)")
-# Names of this package stay whole, so that they become links; the page shows their last part.
+# Names of this package stay fully qualified so that they become links; the page shows their last part.
 _FOREIGN_MODULES = re.compile(r"(?<![\w.'])(?!deeplab_jax\.)(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])")
 _AS_WRITTEN = {
     "str | type[Any] | dtype | SupportsDType": "DTypeLike",
@@ -17,7 +17,7 @@ _AS_WRITTEN = {
 
 
 def as_written(signature: str) -> str:
-    """An annotation or a list of parameters, from what `inspect` makes of it."""
+    """Shortens an annotation or a list of parameters that `inspect` formatted."""
     signature = _FOREIGN_MODULES.sub("", _FLAX_FIELDS.sub(")", signature))
     for resolved, written in _AS_WRITTEN.items():
         signature = signature.replace(resolved, written)
@@ -25,9 +25,9 @@ def as_written(signature: str) -> str:
 
 
 def keep_colons(lines: list[str]) -> list[str]:
-    """A docstring whose `Returns:` and `Yields:` begin with an empty piece of text.
+    """Starts the text of `Returns:` and `Yields:` with an empty piece of text.
 
-    Napoleon takes what stands before the first line's colon for a type, which signatures say here.
+    Otherwise Napoleon takes the text before the first colon for a type. Types are in the signatures.
     """
     kept = []
     for line in lines:

@@ -28,6 +28,8 @@ class _Table(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         parent = nodes.Element()
         self.state.nested_parse(StringList(self.lines(), source=self.get_source_info()[0]), 0, parent)
+        for table in parent.findall(nodes.table):
+            table["classes"].append(self.name)  # for site.css
         return parent.children
 
 
