@@ -1,4 +1,4 @@
-"""Resizing, and what is found at each pixel of resized logits, equal references of their own."""
+"""Resizing against independent references, and the prediction at each pixel of resized logits."""
 
 import cv2
 import jax
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deeplab_jax import ops
 from deeplab_jax.inference import streaming_resize
-from tests.support.formulations import TOLERANCE, assert_formulations_equal, few, random, sizes
+from tests.support.operations import TOLERANCE, few, random, sizes
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -41,16 +41,6 @@ def test_resize_bilinear_with_aligned_corners_equals_interpolation_by_hand(size,
             expected[:, row, column] = upper * (1 - (y - top)) + lower * (y - top)
     output = ops.resize_bilinear(jnp.asarray(x), out_size, align_corners=True)
     np.testing.assert_allclose(output, expected, **TOLERANCE)
-
-
-@few
-@given(size=sizes, factors=st.tuples(st.integers(1, 6), st.integers(1, 6)), align_corners=st.booleans())
-def test_resize_bilinear_formulations_are_equal(size, factors, align_corners):
-    grown = [(extent - align_corners) * factor + align_corners for extent, factor in zip(size, factors, strict=True)]
-    assert_formulations_equal(
-        lambda x, formulation: ops.resize_bilinear(x, grown, align_corners=align_corners, formulation=formulation),
-        random((2, *size, 3)),
-    )
 
 
 def ragged_logits():

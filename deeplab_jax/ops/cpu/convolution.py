@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from deeplab_jax.ops.cpu import dense, depthwise
 from deeplab_jax.ops.cpu.window import Window
@@ -13,8 +14,8 @@ _NHWC, _HWIO = (0, 3, 1, 2), (3, 2, 0, 1)
 
 
 def conv_general_dilated(
-    lhs: Float[Array, "batch height width channels"],
-    rhs: Float[Array, "kernel_height kernel_width channels_per_group features"],
+    lhs: ArrayLike,
+    rhs: ArrayLike,
     window_strides: Any,
     padding: Any,
     lhs_dilation: Any = None,
@@ -22,14 +23,14 @@ def conv_general_dilated(
     dimension_numbers: Any = None,
     feature_group_count: int = 1,
     **options: Any,
-) -> Float[Array, "batch out_height out_width features"]:
+) -> Array:
     """Computes `jax.lax.conv_general_dilated`.
 
     Dense and depthwise convolutions of NHWC images with equal strides and rates along both axes, whose output has
     ceil(size / stride) pixels, run on code of our own. Everything else, such as groups of several channels and symbolic
     sizes, goes to `jax.lax`.
     """
-    groups = feature_group_count
+    lhs, rhs, groups = jnp.asarray(lhs), jnp.asarray(rhs), feature_group_count
     window = None
     if not options and _is_plain(lhs, rhs, dimension_numbers, lhs_dilation):
         window = Window.of(lhs.shape[1:3], rhs.shape[:2], window_strides, padding, rhs_dilation)
@@ -42,7 +43,7 @@ def conv_general_dilated(
     )
 
 
-def _is_plain(lhs: ArrayLike, rhs: ArrayLike, dimension_numbers: Any, lhs_dilation: Any) -> bool:
+def _is_plain(lhs: Array, rhs: Array, dimension_numbers: Any, lhs_dilation: Any) -> bool:
     if not all(isinstance(size, int) for size in lhs.shape) or tuple(lhs_dilation or (1, 1)) != (1, 1):
         return False
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
