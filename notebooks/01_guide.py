@@ -67,8 +67,8 @@ from deeplab_jax.evaluation.metrics import confusion_matrix, scores
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.losses import make_loss
 from deeplab_jax.models import PARTS, build_model
-from deeplab_jax.training.loop import train
 from deeplab_jax.training import optimizer as optimizer_lib
+from deeplab_jax.training.loop import train
 from deeplab_jax.training.optimizer import make_schedule
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import make_train_step

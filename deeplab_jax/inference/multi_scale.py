@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 
-
 class View(NamedTuple):
     """Logits of one scaled and possibly mirrored version of a batch, mirrored back.
 

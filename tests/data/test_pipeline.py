@@ -58,9 +58,7 @@ def train(source, count, *, seed=0, fields=None, **options):
 def evaluate(source, *, made=None, batch_size=4, **options):
     made = made or config()
     with contextlib.closing(
-        data.eval_batches(
-            source, data.protocol_for(made), batch_size=batch_size, workers=made.data.workers, **options
-        )
+        data.eval_batches(source, data.protocol_for(made), batch_size=batch_size, workers=made.data.workers, **options)
     ) as batches:
         return list(batches)
 

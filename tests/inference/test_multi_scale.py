@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax import data
 from deeplab_jax.inference import multi_scale, sliding_window
 from deeplab_jax.models import build_model
 from tests.support import exports

@@ -39,8 +39,18 @@ def test_the_environment_is_passed_on():
 @pytest.mark.parametrize(
     ("texts", "code", "line", "shown"),
     [
-        ((SLEEP, DIE, SLEEP), 1, "process 1 of 3 was killed by SIGKILL; terminated the 2 waiting for it; run the same command", ""),
-        ((ABORT, SLEEP), 1, "process 0 of 2 was killed by SIGABRT after it lost another process of the run; terminated", ""),
+        (
+            (SLEEP, DIE, SLEEP),
+            1,
+            "process 1 of 3 was killed by SIGKILL; terminated the 2 waiting for it; run the same command",
+            "",
+        ),
+        (
+            (ABORT, SLEEP),
+            1,
+            "process 0 of 2 was killed by SIGABRT after it lost another process of the run; terminated",
+            "",
+        ),
         ((SLEEP, FAIL), 1, "process 1 of 2 failed with exit code 1; terminated the 1 waiting for it", "bad data"),
     ],
 )

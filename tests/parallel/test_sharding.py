@@ -179,7 +179,9 @@ def test_evaluating_is_the_same_on_any_mesh():
         model = build_for_mesh(config, CLASSES, mesh)
         first = first_state(*RESNET)
         places = sharding.state_shardings(first.variables, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
-        step = make_eval_step(model, losses.make_loss(config.loss, num_classes=CLASSES), protocol=protocol_for(config), mesh=mesh)
+        step = make_eval_step(
+            model, losses.make_loss(config.loss, num_classes=CLASSES), protocol=protocol_for(config), mesh=mesh
+        )
         size = np.tile(np.array([[HEIGHT - 5, WIDTH]], np.int32), (8, 1))
         batch = random_batch() | {"size": size, "valid": np.arange(8) != 7}
         split = sharding.batch_sharding(mesh)

@@ -34,7 +34,9 @@ class ToyNetwork(nn.Module):
         use_running_average = not train or self.freeze_norm_statistics
         x = nn.BatchNorm(use_running_average, momentum=0.9, dtype=self.dtype, name="norm")(x)
         near_zero = nn.initializers.normal(0.01)
-        logits = nn.Conv(self.num_classes, (1, 1), kernel_init=near_zero, dtype=self.dtype, name="classifier")(nn.relu(x))
+        logits = nn.Conv(self.num_classes, (1, 1), kernel_init=near_zero, dtype=self.dtype, name="classifier")(
+            nn.relu(x)
+        )
         return logits, {"logits": logits}
 
 

@@ -75,7 +75,10 @@ def test_a_teacher_changes_the_steps(trained, tiny_config, tmp_path):
 
 def test_a_teacher_of_other_classes_is_refused(trained, tiny_config):
     mesh = mesh_lib.make_mesh(tiny_config.mesh)
-    with pytest.raises(UserError, match=r"^loss.teacher=.* was trained on different classes than data set synthetic \(6 classes instead of 2\)"):
+    with pytest.raises(
+        UserError,
+        match=r"^loss.teacher=.* was trained on different classes than data set synthetic \(6 classes instead of 2\)",
+    ):
         Teacher(taught(tiny_config, trained), LabelSet.from_names(("a", "b")), mesh)
     renamed = LabelSet.from_names(("background", "disk", "hoop", "triangle", "star", "bar"))
     with pytest.raises(UserError, match=r"\(class 2 is 'ring' instead of 'hoop'\)"):

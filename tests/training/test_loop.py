@@ -221,9 +221,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(tmp_pat
     config = tiny_config(steps=12)
     config.optimizer.learning_rate = 1e30
     config.checkpoint.every = "1 step"
-    with pytest.raises(
-        UserError, match=r"^step \d+ is not finite: loss .* learning rate .*; examples: train_000\d\d"
-    ):
+    with pytest.raises(UserError, match=r"^step \d+ is not finite: loss .* learning rate .*; examples: train_000\d\d"):
         train(config, tmp_path)
     (saved,) = (tmp_path / "nonfinite").iterdir()
     step = int(saved.stem.removeprefix("step_"))

@@ -306,8 +306,14 @@ def test_every_step_has_the_rate_of_its_count():
         ({"clip": "per_variable", "clip_norm": -1.0}, r"needs optimizer\.clip_norm above 0"),
         ({"weight_decay_rule": "coupled"}, r"optimizer\.weight_decay_rule='coupled' does not exist"),
         ({"frozen": ("backbon",)}, r"optimizer\.frozen names 'backbon', which is not a part of the network.*backbone"),
-        ({"learning_rate_multipliers": {"as*": 1.0}}, r"learning_rate_multipliers names 'as\*', which is not a part of the network"),
-        ({"learning_rate_multipliers": {"asp": 1.0}}, r"learning_rate_multipliers names 'asp', which is not a part of the network.*aspp"),
+        (
+            {"learning_rate_multipliers": {"as*": 1.0}},
+            r"learning_rate_multipliers names 'as\*', which is not a part of the network",
+        ),
+        (
+            {"learning_rate_multipliers": {"asp": 1.0}},
+            r"learning_rate_multipliers names 'asp', which is not a part of the network.*aspp",
+        ),
     ],
 )
 def test_a_wrong_option_is_named_in_one_line(fields, message):
