@@ -52,12 +52,14 @@ class Configs(_Table):
     """The built-in configs: summary, arguments, data and score, from their headers."""
 
     def lines(self) -> list[str]:
-        """Returns a row for each config, sorted by name."""
-        rows = [
-            (f"`{config.name}`", f"{config.summary}\n{config.arguments}", config.data, _score(config))
-            for config in config_lib.list_configs()
-        ]
-        return markdown_table(("config", "summary and arguments", "data", "score"), rows)
+        """Returns a list item for each config, sorted by name. Their names are too long for a table."""
+        lines = []
+        for config in config_lib.list_configs():
+            facts = [config.summary, config.arguments, f"Data: {config.data}.", f"Score: {config.score}."]
+            if config.hardware:
+                facts.append(f"Hardware: {config.hardware}; commit `{config.commit}`.")
+            lines += [f"- **`{config.name}`**", *(f"  <br>{fact}" for fact in facts)]
+        return lines
 
 
 class Presets(_Table):
@@ -81,11 +83,6 @@ class Presets(_Table):
             for preset in chosen
         ]
         return markdown_table(("preset, backbone", "score as published, by", "file"), rows)
-
-
-def _score(config: config_lib.ConfigDescription) -> str:
-    run = [text for text in (config.hardware, config.commit and f"commit `{config.commit}`") if text]
-    return "\n".join([config.score, "; ".join(run)]) if run else config.score
 
 
 def _default(field: config_fields.DocumentedField) -> str:
