@@ -125,7 +125,7 @@ _DATA = {
     "workers": Field(0, "worker processes that read and transform; 0 uses threads of the main process"),
     "unreadable": Field(
         "raise",
-        "what to do with an example that cannot be read",
+        "how to treat an example that cannot be read",
         {"raise": "stop with an error", "skip": "count it and take the next one"},
     ),
     "num_examples": Field(None, "number of training examples of a generated data set", value_type=int),
@@ -146,7 +146,7 @@ _TRAIN = {
     ),
     "remat": Field(
         "none",
-        "what accelerators recompute in the backward pass to save memory",
+        "activations that accelerators recompute in the backward pass to save memory",
         {
             "none": "nothing",
             "activations": "BatchNorm and ReLU after stored convolutions",
@@ -158,7 +158,7 @@ _TRAIN = {
     ),
     "nonfinite": Field(
         "stop",
-        "what to do about a loss or gradient that is NaN or infinite",
+        "how to treat a loss or gradient that is NaN or infinite",
         {"stop": "end the training", "skip": "do not update the parameters in this step"},
     ),
     "init_from": Field(None, "preset, folder of a pretrained network, or workdir to start from", value_type=str),
@@ -226,7 +226,7 @@ _LOSS = {
 _EVAL = {
     "protocol": Field(
         "whole",
-        "what the network sees and where its prediction is scored",
+        "input of the network and the size at which its prediction is scored",
         {
             "whole": "the image at its own size, padded to `eval.image_size`; scored at its own size (the papers)",
             "squeeze": "the image resized to `data.image_size`; logits are resized back and scored at its own size",
