@@ -146,11 +146,11 @@ _TRAIN = {
     ),
     "remat": Field(
         "none",
-        "activations that accelerators recompute in the backward pass to save memory",
+        "recomputation in the backward pass to save memory on accelerators",
         {
-            "none": "nothing",
-            "activations": "BatchNorm and ReLU after stored convolutions",
-            "units": "everything inside residual units and convolution blocks",
+            "none": "keep all activations",
+            "activations": "recompute BatchNorm and ReLU after stored convolutions",
+            "units": "recompute everything inside residual units and convolution blocks",
         },
     ),
     "ema_decay": Field(
