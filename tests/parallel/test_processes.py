@@ -2,7 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 from deeplab_jax.config import to_dict
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluator import evaluate
-from deeplab_jax.parallel import processes
+from deeplab_jax.parallel import launcher, processes
 from tests.support import runs
 
 
@@ -204,6 +207,28 @@ def test_slurm_tells_the_processes_who_they_are(single, tmp_path):
     assert [code for code, _ in results] == [0, 0], results
     assert_close(tmp_path / "run", single)
     assert not any(line.startswith("step") for line in results[1][1])
+
+
+_GATHER = """
+import sys
+from deeplab_jax.parallel import launcher, processes
+index = int(sys.argv[3].partition("=")[2])
+processes.start(sys.argv[1].partition("=")[2], 2, index, heartbeat_seconds=100)
+print(processes.gather(index), flush=True)
+"""
+
+
+def can_rename_this_machine() -> bool:
+    return subprocess.run(["unshare", "--uts", "true"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or not can_rename_this_machine(), reason="needs unshare --uts")
+@pytest.mark.filterwarnings("ignore:os.fork")
+def test_local_processes_connect_where_the_machines_own_name_does_not_resolve(capfd):
+    renamed = ["unshare", "--uts", "sh", "-c", 'hostname nowhere.invalid && exec "$0" "$@"']
+    commands = [[*renamed, sys.executable, "-c", _GATHER, *launch] for launch in launcher.local_launches(2)]
+    assert launcher.run(commands, runs.environment(1)) == (0, None)
+    assert capfd.readouterr().out.splitlines()[-1] == "[0, 1]"
 
 
 def test_what_processes_may_not_disagree_on_is_named(monkeypatch, tiny_config):

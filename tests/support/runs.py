@@ -1,4 +1,4 @@
-"""Trainings of `tiny_experiment.py` in processes of their own, and what they leave, for tests that kill them."""
+"""Runs of `tiny_experiment.py` in separate processes, and the results they write, for tests that kill them."""
 
 import json
 import os
@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from deeplab_jax.ops.operations import SWITCH
+
 CONFIG = pathlib.Path(__file__).with_name("tiny_experiment.py")
 
 
@@ -22,9 +24,9 @@ def command(workdir: pathlib.Path, *arguments: str, config: str = "") -> list[st
 
 
 def environment(devices: int) -> dict[str, str]:
-    """Of a process with so many devices; the compilation cache is the test session's."""
+    """The environment of a process with this many devices and plain operations. It shares the compilation cache."""
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return os.environ | {"XLA_FLAGS": flags}
+    return os.environ | {"XLA_FLAGS": flags, SWITCH: "xla"}
 
 
 def start(
@@ -74,12 +76,12 @@ def is_saving(workdir: pathlib.Path) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The ids of a process' children that its main thread started, in the order of their start."""
+    """The ids of the children that a process started from its main thread, in order."""
     return sorted(int(id) for id in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
 def data_workers(pid: int) -> list[int]:
-    """The ids of a training process' data workers."""
+    """The ids of the data workers of a training process."""
     started = [
         int(id) for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children") for id in path.read_text().split()
     ]

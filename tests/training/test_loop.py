@@ -7,30 +7,21 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax.config import base_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluator import evaluate
 from deeplab_jax.training import loop as train_module
 from deeplab_jax.training.loop import train
 from deeplab_jax.workdir import checkpoint
+from tests.support import tiny_experiment
 
 
-def tiny_config(steps=6, **train_fields):
-    config = base_config()
-    config.model.backbone = "resnet10_v1_slim"
-    config.model.atrous_rates = (1, 2)
-    config.model.aspp_channels = config.model.decoder_channels = config.model.low_level_channels = 8
-    config.data.name = "synthetic"
-    config.data.num_examples = 20
-    config.data.image_size = (32, 32)
-    config.data.batch_size = 4
-    config.eval.batch_size = 16  # does not divide the 200 scenes of val
-    config.mesh.data = 1
-    config.optimizer.learning_rate = 0.02
+def experiment(steps=6, **train_fields):
+    """The config of `tiny_experiment.py` on one device."""
+    config = tiny_experiment.get_config(f"steps={steps}")
+    config.eval.every = None
     config.log.every_steps = 2
-    config.train.duration = f"{steps} steps"
-    for name, value in train_fields.items():
-        config.train[name] = value
+    config.mesh.data = 1
+    config.train.update(train_fields)
     return config
 
 
@@ -53,14 +44,12 @@ def final_state(workdir):
 def straight(tmp_path_factory):
     """Six steps without an interruption, two of them traced."""
     workdir = tmp_path_factory.mktemp("straight")
-    config = tiny_config(steps=6)
-    config.checkpoint.every = "2 steps"
-    config.model.zero_unreached_taps = True
+    config = experiment(steps=6)
     config.log.profile_steps = 2
     return workdir, config, train(config, workdir)
 
 
-def test_a_run_leaves_its_results(straight):
+def test_a_run_writes_its_results(straight):
     workdir, config, scores = straight
     written = json.loads((workdir / "metrics.json").read_text())
     assert written == json.loads(json.dumps(scores))
@@ -80,7 +69,7 @@ def test_a_run_leaves_its_results(straight):
 
 
 def executions(trace):
-    """How often the train step was called in a Perfetto trace, whose events of one call may be nested."""
+    """Number of calls of the train step in a Perfetto trace, in which events of one call may be nested."""
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     calls = [(event["ts"], event["dur"]) for event in events if event.get("name") == "PjitFunction(train_step)"]
     count, end = 0, 0.0
@@ -90,7 +79,7 @@ def executions(trace):
     return count
 
 
-def test_the_steps_asked_for_are_traced(straight):
+def test_the_requested_steps_are_traced(straight):
     workdir, _, _ = straight
     (trace,) = workdir.glob("profile/**/perfetto_trace.json.gz")
     assert executions(trace) == 2
@@ -134,7 +123,6 @@ def test_a_run_continues_on_another_mesh(straight, tmp_path, monkeypatch):
     """Sums are rounded in another order there, which six steps amplify: the losses are close."""
     workdir, config, _ = straight
     config = config.copy_and_resolve_references()
-    config.train.ema_decay = 0.9  # which no loss depends on
     config.mesh.update({"data": 2, "fsdp": 2, "fsdp_min_size": 64})
     train_three_steps(config, tmp_path, monkeypatch)
     config.mesh.update({"data": 4, "fsdp": 1})
@@ -157,13 +145,13 @@ def test_evaluating_a_workdir_gives_the_trainings_scores(straight):
     assert evaluate(workdir) == scores
 
 
-def test_the_batch_of_an_evaluation_does_not_matter(straight):
+def test_scores_do_not_depend_on_the_evaluation_batch(straight):
     workdir, config, scores = straight
     one_by_one = config.copy_and_resolve_references()
     one_by_one.eval.batch_size = 7
     again = evaluate(workdir, config=one_by_one)
     assert again["num_pixels"] == scores["num_pixels"]
-    # Other shapes, other rounding: a pixel on the fence may change sides.
+    # Other shapes round differently: a pixel between two classes may change sides.
     np.testing.assert_allclose(again["pixel_accuracy"], scores["pixel_accuracy"], atol=1e-4)
 
 
@@ -185,23 +173,23 @@ def test_another_config_is_refused_in_the_same_workdir(straight):
     ],
 )
 def test_a_wrong_config_stops_before_anything_is_written(change, message, tmp_path):
-    config = tiny_config(steps=6)
+    config = experiment(steps=6)
     change(config)
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_taps_outside_of_the_trainings_images_are_zero(straight):
-    """Rate 2 on the 2x2 features of 32x32 images; drawn at random, they would wait for larger images."""
+def test_unreached_taps_start_and_stay_at_zero(straight):
+    """Rate 2 on the 2x2 features of 32x32 images: all taps but the center fall outside."""
     workdir, *_ = straight
     taps = np.asarray(final_state(workdir)["params"]["aspp"]["branch_atrous2"]["conv"]["kernel"])
     assert np.count_nonzero(taps[1, 1])
     assert np.count_nonzero(taps) == np.count_nonzero(taps[1, 1])
 
 
-def test_frozen_parts_and_statistics_stay(tmp_path):
-    config = tiny_config(steps=2)
+def test_frozen_parts_and_statistics_do_not_change(tmp_path):
+    config = experiment(steps=2)
     config.optimizer.frozen = ("backbone",)
     config.optimizer.weight_decay = 0.1
     config.model.freeze_norm_statistics = True
@@ -218,7 +206,7 @@ def test_frozen_parts_and_statistics_stay(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(tmp_path):
-    config = tiny_config(steps=12)
+    config = experiment(steps=12)
     config.optimizer.learning_rate = 1e30
     config.checkpoint.every = "1 step"
     with pytest.raises(UserError, match=r"^step \d+ is not finite: loss .* learning rate .*; examples: train_000\d\d"):
@@ -226,15 +214,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(tmp_pat
     (saved,) = (tmp_path / "nonfinite").iterdir()
     step = int(saved.stem.removeprefix("step_"))
     with np.load(saved) as batch:
-        assert batch["image"].shape == (4, 32, 32, 3)
+        assert batch["image"].shape == (8, 32, 32, 3)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == step - 1
 
 
 @pytest.mark.parametrize("start", ["random", "init_from", "teacher"])
 def test_the_step_is_compiled_once(straight, tmp_path, start):
-    """It is compiled before the first call, for shapes and shardings that have to be those of the call."""
-    config = tiny_config(steps=2, ema_decay=0.9)
+    """It is compiled before the first call, for shapes and shardings that must be those of the call."""
+    config = experiment(steps=2)
     config.mesh.data = 2
     if start == "init_from":
         config.train.init_from = str(straight[0])
