@@ -107,13 +107,13 @@ def test_paths_pil_images_and_arrays_can_be_mixed(predictor, tmp_path):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([np.zeros((20, 20), np.uint8)], "^image 0 is an array of uint8 and shape .20, 20.; give uint8 RGB"),
-        ([np.zeros((20, 20, 4), np.uint8)], "^image 0 is an array of uint8 and shape"),
-        ([np.zeros((20, 20, 3))], "^image 0 is an array of float64"),
-        ([np.zeros((0, 20, 3), np.uint8)], "^image 0 is an array of uint8 and shape"),
+        ([np.zeros((20, 20), np.uint8)], "^image 0 is an array of dtype uint8 and shape .20, 20.; pass uint8 RGB"),
+        ([np.zeros((20, 20, 4), np.uint8)], "^image 0 is an array of dtype uint8 and shape"),
+        ([np.zeros((20, 20, 3))], "^image 0 is an array of dtype float64"),
+        ([np.zeros((0, 20, 3), np.uint8)], "^image 0 is an array of dtype uint8 and shape"),
         (["nowhere/none.jpg"], "none.jpg does not exist"),
         ("photo.jpg", "photo.jpg does not exist"),
-        (np.zeros((20, 20), np.uint8), "^the image is an array of uint8 and shape .20, 20.; give uint8 RGB"),
+        (np.zeros((20, 20), np.uint8), "^the image is an array of dtype uint8 and shape .20, 20.; pass uint8 RGB"),
     ],
 )
 def test_an_argument_that_is_not_an_image_is_named(predictor, images, message):
@@ -345,7 +345,7 @@ def test_a_damaged_image_is_named(predictor, tmp_path):
 def test_an_output_folder_that_is_a_file_is_refused(predictor, tmp_path):
     Image.fromarray(photo(20, 20)).save(tmp_path / "a.png")
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(UserError, match=f"^--output {tmp_path / 'out'} cannot be made"):
+    with pytest.raises(UserError, match=f"^cannot create --output {tmp_path / 'out'}: File exists"):
         predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out")
 
 

@@ -125,7 +125,7 @@ def test_a_file_is_not_a_network(tmp_path):
 
 
 def test_networks_describe_themselves(folder, backbone_folder):
-    assert repr(load(folder)) == "PretrainedNetwork(resnet10_v1_slim, 6 classes, 0.3M parameters, guide 32x32)"
+    assert repr(load(folder)) == "PretrainedNetwork(resnet10_v1_slim, 6 classes, 0.7M parameters, guide 32x32)"
     assert repr(load(backbone_folder)).startswith("PretrainedNetwork(resnet10_v1_slim, backbone only, ")
 
 
