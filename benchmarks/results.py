@@ -14,8 +14,8 @@ _HEAD = """# Benchmark results
 `python -m benchmarks` writes this page from `results.json`. [Benchmarks](README.md) explains what is measured and how
 to repeat it.
 
-- **Times** are median (least - most) of all repetitions after the warm-up.
-- **Ratio** is our time / the peer's time; below 1 we are faster. It is the median (least - most) over repetitions that
+- **Times** are median (least–most) of all repetitions after the warm-up.
+- **Ratio** is our time / the peer's time; below 1 we are faster. It is the median (least–most) over repetitions that
   two processes took in turn, or over pairs of processes that ran one after the other.
 - **Goal** is the largest ratio that we aim at.
 - **Memory** is the peak resident set of our process / the peer's process.
@@ -128,7 +128,7 @@ def _note(entry: Mapping[str, Any]) -> str:
     )
     ceiling = "; ".join(
         f"{name.replace('_per_second', '/s').replace('_', ' ')} {spread['median']:.1f} "
-        f"({spread['min']:.1f} - {spread['max']:.1f})"
+        f"({spread['min']:.1f}–{spread['max']:.1f})"
         for name, spread in entry["ceiling"].items()
     )
     limits = f". Limits: {ceiling}" if ceiling else ""
@@ -140,20 +140,20 @@ def _times(spread: Mapping[str, float] | None) -> str:
         return ""
     factor, unit = (1, "s") if spread["median"] >= 1 else (1000, "ms")
     median, least, most = (f"{factor * spread[name]:.3g}" for name in ("median", "min", "max"))
-    return f"{median} {unit} ({least} - {most})"
+    return f"{median} {unit} ({least}–{most})"
 
 
 def _ratio(spread: Mapping[str, float] | None) -> str:
     if not spread:
         return ""
     least, most = f"{spread['min']:.3g}", f"{spread['max']:.3g}"
-    return f"**{spread['median']:.3g}**" + (f" ({least} - {most})" if least != most else "")
+    return f"**{spread['median']:.3g}**" + (f" ({least}–{most})" if least != most else "")
 
 
 def _goal(entry: Mapping[str, Any]) -> str:
     if entry["goal"] is None:
         return ""
-    return f"at most {entry['goal']:g}" + ("" if entry["peer"] else " s")
+    return f"{entry['goal']:g}" + ("" if entry["peer"] else " s")
 
 
 def _memory(memory: Mapping[str, float]) -> str:

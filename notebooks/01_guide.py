@@ -16,32 +16,31 @@
 
 # %% [markdown]
 """
-# Semantic segmentation with deeplab_jax
+# Guide: semantic segmentation in Python
 
-At the end of this page you will have a DeepLabv3+ that you trained yourself, its score on images it has never
-seen, class by class, and the masks it draws. You will also have seen every piece that took part: the data, the
-augmentation, the network, the training step and the score.
+In this notebook you train a DeepLabv3+ model, score it class by class on images it has never seen, and look at the
+masks it predicts. You also see every piece involved: data, augmentation, model, train step and metrics.
 
-Running the whole page takes about three minutes on two processor cores. It needs no GPU and downloads nothing: the
-data are scenes that the package draws itself. Section 2 says what to change for real photographs.
+The notebook runs in about three minutes on two CPU cores. It needs no GPU and no download, because the package
+generates its data: synthetic scenes. Section 2 shows how to switch to real photos.
 
-Semantic segmentation gives every pixel a class. DeepLabv3+ does it in three moves. A classification network without
-its last layers, the *backbone*, turns the image into a coarse grid of features. *Atrous spatial pyramid pooling*
-(ASPP) looks at that grid through convolutions with holes of several widths, so that each cell sees its near and its
-far surroundings. A small *decoder* adds an early, fine-grained layer of the backbone to bring the outlines back. The
-papers are [Rethinking Atrous Convolution](https://arxiv.org/abs/1706.05587) (DeepLabv3) and
-[Encoder-Decoder with Atrous Separable Convolution](https://arxiv.org/abs/1802.02611) (DeepLabv3+).
+Semantic segmentation assigns a class to every pixel. DeepLabv3+ has three parts. The *backbone*, a classification
+network without its last layers, turns the image into a coarse grid of features. *Atrous spatial pyramid pooling*
+(ASPP) applies dilated convolutions with several rates to that grid, so that each cell sees its near and its far
+surroundings. A small *decoder* adds an early, high-resolution layer of the backbone to recover object boundaries. The
+papers are [Rethinking Atrous Convolution](https://arxiv.org/abs/1706.05587) (DeepLabv3) and [Encoder-Decoder with
+Atrous Separable Convolution](https://arxiv.org/abs/1802.02611) (DeepLabv3+).
 
 The sections follow the Keras guide
 [Semantic Segmentation with KerasCV](https://keras.io/guides/keras_cv/semantic_segmentation_deeplab_v3_plus/).
-If you know Keras, this is the dictionary:
+If you know Keras, this table translates:
 
-| Keras | here |
+| Keras | deeplab_jax |
 |---|---|
-| `DeepLabV3Plus(...)` | `build_model(config.model, num_classes)`; the weights live outside, in `variables` |
-| `model.compile(...)` | `optimizer.make`, `make_loss` and `make_train_step`, which you can also call by hand |
-| `model.fit(...)` | `train(config, workdir)` |
-| `model.evaluate(...)` | `evaluate(workdir)` |
+| `DeepLabV3Plus(...)` | `build_model(config.model, num_classes)`; the weights are separate, in `variables` |
+| `model.compile(...)` | `optimizer.make`, `make_loss` and `make_train_step` |
+| `model.fit(...)` | `deeplab_jax.train(config, workdir)` |
+| `model.evaluate(...)` | `deeplab_jax.evaluate(workdir)` |
 | `model.predict(...)` | `Predictor.from_pretrained(workdir)(images)` |
 | `model.summary()` | `summary_table(config, num_classes)` |
 
@@ -50,7 +49,9 @@ If you know Keras, this is the dictionary:
 
 # %%
 import json
+import logging
 import pathlib
+import sys
 import tempfile
 
 import jax
@@ -68,23 +69,25 @@ from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.losses import make_loss
 from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.training import optimizer as optimizer_lib
-from deeplab_jax.training.loop import train
-from deeplab_jax.training.optimizer import make_schedule
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import make_train_step
 
 matplotlib.rcParams["savefig.dpi"] = 70  # small images for a small notebook
-console = Console(width=112, force_jupyter=False, force_terminal=False, no_color=True)  # plain text
+console = Console(width=96, force_jupyter=False, force_terminal=False, no_color=True)  # prints tables as text
+
+# The library reports with `logging`. Show its messages here.
+logging.getLogger("deeplab_jax").setLevel(logging.INFO)
+logging.getLogger("deeplab_jax").addHandler(logging.StreamHandler(sys.stdout))
 
 # %% [markdown]
 """
-## 1. Perform segmentation with a trained model
+## 1. Train and predict
 
-Three calls are the whole job: read a config, train, predict. A *config* is a tree of plain values that describes an
-experiment completely; `quickstart` comes with the package. To keep this page short, it trains for fewer steps here.
+Three calls do the whole job: load a config, train, predict. A *config* is a tree of values that describes an
+experiment completely. `quickstart` is built in; this notebook trains it for fewer steps.
 
-A *workdir* is the folder of one training run. Everything the run leaves is in it: checkpoints, scores, curves.
-This page uses a temporary one; yours would be something like `runs/my_first`.
+A *workdir* is the folder of one training run, with its checkpoints, scores and curves. This notebook uses a temporary
+folder. Yours could be `runs/my_first`.
 """
 
 # %%
@@ -94,16 +97,15 @@ config = deeplab_jax.load_config("quickstart", steps=350)
 config.eval.every = "25%"
 config.log.tensorboard = False
 
-results = train(config, workdir, console=console)
+results = deeplab_jax.train(config, workdir)
 
 # %% [markdown]
 """
-The first line has no speed because most of that time went into compiling: JAX turns the training step into one
-program for the processor, once. The loss falls and the mean IoU, the score explained in section 6, rises.
+The first line shows no speed, because most of its time went into compilation: JAX compiles the train step into one
+program. The loss falls and the mean IoU, which section 6 explains, rises.
 
-Now the network labels an image of the validation split, which the training never touched. An image is a `uint8`
-array (height, width, 3) of red, green and blue from 0 to 255. There is nothing to normalize: that happens inside the
-network.
+Now the trained model labels an image of the validation split. An image is a uint8 array (height, width, 3) of RGB
+values from 0 to 255. The model normalizes it.
 """
 
 # %%
@@ -111,44 +113,48 @@ predictor = deeplab_jax.Predictor.from_pretrained(workdir)
 
 val_source = data.open_source("synthetic", "val", image_size=config.data.image_size)
 example = val_source[3]
-mask = predictor(example["image"]).label_map
-print(f"image {example['image'].shape} {example['image'].dtype}, mask {mask.shape} {mask.dtype}")
+result = predictor(example["image"])
+print(f"image {example['image'].shape} {example['image'].dtype}")
+print(f"label_map {result.label_map.shape} {result.label_map.dtype}")
+print(result)
 
-deeplab_jax.plot_segmentation_mask_gallery([example["image"]], y_pred=[mask], label_set=predictor.label_set, scale=2)
+deeplab_jax.plot_segmentation_mask_gallery(
+    [example["image"]], y_pred=[result.label_map], label_set=predictor.label_set, scale=2
+)
 
 # %% [markdown]
 """
-That was the short way. The rest of this page takes it apart.
+The rest of this notebook takes these three calls apart.
 
-## 2. The data
+## 2. Data
 
-A source is one split of a data set. You read it by position, and an example has an `image`, a `label` and an `id`.
-The `label` is a map of class ids, one for each pixel. The embedded scenes have five shapes on cloudy ground; the
-outline and the kind of texture tell the class, while color, size and angle tell nothing.
+A source is one split of a data set. Index it to get an example, a dict with `image`, `label` and `id`. The `label` is
+an array of class ids, one per pixel. The synthetic scenes show five kinds of shapes on a cloudy background. The
+outline and the kind of texture determine the class; color, size and angle do not.
 """
 
 # %%
 train_source = data.open_source("synthetic", "train", image_size=config.data.image_size)
 label_set = train_source.label_set
-print(f"{len(train_source)} scenes to train on, {len(val_source)} to validate on")
+print(f"{len(train_source)} training scenes, {len(val_source)} validation scenes")
 print("classes:", ", ".join(f"{i} {name}" for i, name in enumerate(label_set.class_names)))
-print("ids in the first label map:", np.unique(train_source[0]["label"]))
+print("ids in the first label:", np.unique(train_source[0]["label"]))
 
 # %% [markdown]
 """
-The last id is 255. It is no class but *void*: pixels that nobody annotated. In these scenes it is a thin line around
-every shape, as in Pascal VOC, where annotators left out the outlines that they could not place to the pixel. Void
-keeps this one id from the file to the score; the network neither learns from it nor is judged on it.
+The last id, 255, is the *ignore label*: it marks pixels that are not annotated. In these scenes they form a thin
+line around every shape, as in Pascal VOC, where annotators left out uncertain outlines. Ignored pixels count neither
+in the loss nor in the scores.
 
-`train_batches` is the input pipeline: an endless stream of shuffled batches, here still without augmentation. Which
-example comes when depends on the seed and the position in the stream alone, so that a run that was interrupted goes
-on exactly where it stopped.
+`train_batches` is the input pipeline: an endless stream of shuffled batches, here without augmentation. The order of
+the examples depends only on the seed and the position in the stream, so an interrupted run resumes exactly where it
+stopped.
 """
 
 
 # %%
 def first_batch(random_flip):
-    """The first batch of the training stream, with the given flips."""
+    """Returns the first batch of the training stream with the given flips."""
     settings = config.data.copy_and_resolve_references()
     settings.random_flip = random_flip
     return next(data.train_batches(train_source, settings, seed=config.train.seed))
@@ -163,8 +169,8 @@ deeplab_jax.plot_segmentation_mask_gallery(
 
 # %% [markdown]
 """
-**Real photographs.** The Keras guide trains on the Semantic Boundaries Dataset (SBD): 8,498 photographs to train on,
-in the 21 classes of Pascal VOC. Two lines switch to it, one for the shell and one for Python:
+**Real photos.** The Keras guide trains on the Semantic Boundaries Dataset (SBD), which has 8,498 training photos
+with the 21 classes of Pascal VOC. Two lines switch to it, one in the shell and one in Python:
 
 ```
 deeplab-jax data prepare sbd
@@ -174,20 +180,20 @@ deeplab-jax data prepare sbd
 config = deeplab_jax.load_config("kerascv_guide")
 ```
 
-The first downloads the archive (1.4 GB) and writes the images in a form that can be read by position. The second
-loads the Keras guide's experiment; it wants a GPU. `load_config("kerascv_guide", size=256, batch=4, steps=300)` is
-the same with smaller images and fewer steps.
+The first downloads the archive (1.4 GB) and writes the images to files that support random access. The second loads
+the experiment of the Keras guide, which needs a GPU. `load_config("kerascv_guide", size=256, batch=4, steps=300)` is
+a smaller version with smaller images and fewer steps.
 """
 
 # %% [markdown]
 """
 ## 3. Augmentation
 
-A mirrored photograph is a new photograph with a known answer, as long as the label map is mirrored with it. The
-pipeline does both with one throw of the dice. `data.random_flip` is `none`, `horizontal` (the Keras guide's choice,
-for photographs have an up and a down) or `horizontal_and_vertical`, which suits shapes at any angle.
+A flipped photo is a new training example, if its label is flipped too. The pipeline transforms both with the same
+random numbers. `data.random_flip` is `none`, `horizontal` (as in the Keras guide, since photos have an up and a
+down), or `horizontal_and_vertical`, which suits these shapes.
 
-The same seed brings the same scenes as above; each direction is drawn for each scene, with even chances.
+The same seed gives the same scenes as above. Each direction is flipped with a probability of one half.
 """
 
 # %%
@@ -199,17 +205,17 @@ deeplab_jax.plot_segmentation_mask_gallery(
 
 # %% [markdown]
 """
-`config.data.resize = "scale_crop"` is the papers' augmentation: scale by a random factor between 0.5 and 2, then cut
-out a window. What padding adds is void.
+`config.data.resize = "scale_crop"` is the augmentation of the papers: scale the image by a random factor between 0.5
+and 2, then crop it at random. Padding gets the ignore label.
 """
 
 # %% [markdown]
 """
-## 4. The model and its configuration
+## 4. Model and config
 
-The Keras guide's network first: a ResNet50 of the second version as the backbone, images of 512x512 pixels, 21
-classes. The table counts each part without computing anything, so it takes a second even for a large network. The
-sum is the 39,191,488 parameters that Keras prints for the guide's model.
+First the model of the Keras guide: a ResNet50V2 backbone, 512x512 images and 21 classes. `summary_table` counts
+parameters and multiply-adds without running the model. The total of 39,191,488 parameters is the number that Keras
+prints.
 """
 
 # %%
@@ -218,11 +224,11 @@ console.print(summary_table(guide, num_classes=21))
 
 # %% [markdown]
 """
-*Multiply-adds* are the work for one image. The *nominal* column counts the layers in the order in which the papers
-draw them. The *executed* column is smaller: a 1x1 convolution and a bilinear enlargement can trade places without
-changing the result, so the network classifies small maps and enlarges the result, instead of the other way round.
+*Multiply-adds* measure the work for one image. *Nominal* counts the layers in the order of the papers. *Executed* is
+smaller: a 1x1 convolution and bilinear upsampling can be swapped without changing the result, so the model classifies
+small feature maps and upsamples the logits.
 
-The network of this page has the same parts on a smaller scale.
+The model of this notebook has the same parts at a smaller scale.
 """
 
 # %%
@@ -230,20 +236,22 @@ console.print(summary_table(config, num_classes=label_set.num_classes))
 
 # %% [markdown]
 """
-### The learning rate
+### Learning rate
 
-Both experiments use a cosine: the rate starts high and falls smoothly to zero at the last step. The Keras guide
-starts at 0.007 x 4 / 16 = 0.00175 for its batches of four, and ends after 2,124 steps, one pass over SBD.
+`optimizer.make` builds the optimizer and its learning rate schedule. Both experiments use a cosine schedule: the rate
+starts high and falls smoothly to zero. The Keras guide starts at 0.007 x 4 / 16 = 0.00175 for its batch size of four,
+and ends after 2,124 steps, one pass over SBD.
 """
 
 # %%
 guide_steps = duration_steps(guide.train.duration, field="train.duration", batch_size=4, num_examples=8498)
-visualization.plot_learning_rate(make_schedule(guide.optimizer, guide_steps), guide_steps)
+_, guide_schedule = optimizer_lib.make(guide.optimizer, guide_steps, parts=PARTS)
+visualization.plot_learning_rate(guide_schedule, guide_steps)
 
 # %% [markdown]
 """
-This page's network starts from random weights and takes much larger steps, so its rate rises from zero during the
-first twentieth of the training: the *warm-up*.
+The model of this notebook starts from random weights and takes much larger steps. Its learning rate rises from zero
+during the first 5 % of the training, the *warm-up*.
 """
 
 # %%
@@ -255,14 +263,14 @@ visualization.plot_learning_rate(schedule, total_steps)
 
 # %% [markdown]
 """
-### The network as a function
+### The model as a function
 
-A Flax module holds no weights. `init` makes them from a random key, `apply` computes with them, and both are pure
-functions that `jax.jit` can compile. There are two kinds of `variables`: `params`, which learn, and `batch_stats`,
-the running means and variances of batch normalization.
+A Flax module holds no weights. `init` creates them from a random key, and `apply` computes with them. Both are pure
+functions that `jax.jit` can compile. `variables` has two collections: `params`, which are trained, and `batch_stats`,
+the running means and variances of BatchNorm.
 
-`apply` returns two things. The *logits* are one score for each class at each pixel, at the image's own size; the
-largest one is the prediction. The *endpoints* are the layers along the way, by name.
+`apply` returns logits and endpoints. The *logits* are one score per class and pixel, at the size of the image. The
+*endpoints* are intermediate layers by name.
 """
 
 # %%
@@ -273,28 +281,27 @@ logits, endpoints = jax.jit(model.apply, static_argnames="train")(variables, bat
 print(f"{'images':20}{batch['image'].shape}")
 for name in ("stage1", "stage2", "stage3", "stage4", "aspp", "low_level_features", "decoder", "logits"):
     print(f"{name:20}{endpoints[name].shape}")
-print(f"{'logits, enlarged':20}{logits.shape}")
+print(f"{'upsampled logits':20}{logits.shape}")
 
 # %% [markdown]
 """
-The *output stride* is how much coarser the features are than the image: 64 / 8 = 8 here. A stride of 8 or 16
-instead of 32 is where the convolutions with holes come in: the backbone stops shrinking the image and widens its
-filters instead, with the very same weights. `config.model.output_stride` sets it.
+The *output stride* is the ratio of image size to feature size. Here it is 8, and 64 / 8 = 8. For an output stride of
+8 or 16 instead of 32, the backbone stops shrinking the features and dilates its convolutions instead, with the same
+weights. Set `config.model.output_stride` to change it.
 """
 
 # %% [markdown]
 """
 ## 5. Training
 
-What `model.compile` and `model.fit` do in Keras is four pieces here. Put together by hand they are ten lines, and
-nothing is hidden in them:
+Training consists of four pieces, which take ten lines to put together:
 
-- an **optimizer**, a function from gradients to updates: stochastic gradient descent with momentum, clipping and
-  weight decay, as `config.optimizer` says;
-- a **loss**, which returns a sum and a count instead of a mean, so that void pixels count for nothing and means
-  are exact over any number of devices;
-- a **state**: parameters, statistics, momentum and step, everything that a step reads and writes;
-- a **step**, a pure function from a state and a batch to the next state and a report.
+- an **optimizer** that turns gradients into updates: stochastic gradient descent with momentum, clipping and weight
+  decay, as configured by `config.optimizer`;
+- a **loss** that returns a sum and a valid count instead of a mean, so that ignored pixels do not count and means
+  over many devices are exact;
+- a **state** with everything a train step reads and updates: parameters, statistics, momentum and step;
+- a **train step**, a pure function from a state and a batch to the next state and a report.
 """
 
 # %%
@@ -310,13 +317,13 @@ for _ in range(config.log.every_steps):
     loss_sum, loss_count = loss_sum + float(report["loss_sum"]), loss_count + int(report["loss_count"])
 batches.close()
 
-print(f"{int(state.step)} steps by hand: mean loss {loss_sum / loss_count:.4f}")
+print(f"{int(state.step)} steps: mean loss {loss_sum / loss_count:.4f}")
 
 # %% [markdown]
 """
-This is what `train` ran in section 1, with logs, checkpoints and evaluations around it. Both started from the same
-seed, so the first line of the run's log tells the same loss, but for rounding: two compiled programs round differently,
-and every step magnifies the difference. `metrics.jsonl` has one line of JSON for each report.
+`train` ran the same steps in section 1, with logging, checkpoints and evaluation. Both runs started from the same
+seed, so the first line of the log shows the same loss except for rounding errors. `metrics.jsonl` has one line of
+JSON per report.
 """
 
 # %%
@@ -327,27 +334,27 @@ visualization.plot_curves(workdir / "metrics.jsonl")
 
 # %% [markdown]
 """
-This training is short on purpose: it finds where shapes are before it can tell them all apart. The config as it comes
-trains for 900 steps, and the README shows what it draws:
+This training is short on purpose: the model finds shapes before it can tell them all apart. The built-in config
+trains for 900 steps, and the README shows its predictions:
 
 ```
 deeplab-jax train --config quickstart --workdir runs/quickstart
 ```
 
-Any field of a config can be changed there too, for instance `--config.data.batch_size=16`. The same command continues a
-run that was stopped.
+The command line overrides any field, for example `--config.data.batch_size=16`. Run the same command again to resume
+an interrupted run.
 """
 
 # %% [markdown]
 """
 ## 6. Evaluation
 
-The *intersection over union* (IoU) of a class compares the pixels that have the class with the pixels that were
-given it: how many are in both, divided by how many are in either. Unlike plain accuracy it cannot be won by
-calling everything background. The mean over the classes is the *mean IoU*, the number that papers compare.
+The *intersection over union* (IoU) of a class compares its labeled pixels with its predicted pixels: the number of
+pixels in both, divided by the number of pixels in either. Unlike accuracy, IoU does not reward predicting background
+everywhere. Papers compare the *mean IoU* over all classes.
 
-`evaluate` scores the newest checkpoint on every image of the split exactly once. It counts pixels in
-integers, and a score that rests on another number of images than the split has is an error.
+`evaluate` scores the newest checkpoint on every image of the split, exactly once, with integer counts. If the number
+of images differs from the size of the split, it raises an error.
 """
 
 # %%
@@ -361,14 +368,14 @@ print(f"{'accuracy':14}{results['pixel_accuracy']:6.3f}   on {results['num_image
 
 # %% [markdown]
 """
-### Why void matters
+### Why the ignore label matters
 
-The score can also be taken by hand: label each image, count pairs of true and predicted class into a *confusion
-matrix*, and divide. That shows what happens to void.
+You can also compute the scores yourself: label each image, count pairs of true and predicted class in a *confusion
+matrix*, and divide.
 
-The mean above leaves void pixels out. Keras' `MeanIoU` on one-hot labels cannot: the label of a void pixel is a row
-of zeros, whose largest entry is at position 0, so it counts as background. On the outline of a shape the network has
-every right to say "disk", and is marked down for it.
+The mean IoU above excludes ignored pixels. Keras's `MeanIoU` on one-hot labels cannot exclude them: the one-hot
+vector of an ignored pixel is all zeros, its argmax is 0, and so it counts as background. On the outline of a disk,
+the prediction "disk" then counts as an error.
 """
 
 # %%
@@ -376,25 +383,25 @@ examples = [val_source[i] for i in range(len(val_source))]
 truths = np.stack([example["label"] for example in examples])
 predictions = np.stack([result.label_map for result in predictor([example["image"] for example in examples])])
 
-print(f"{100 * np.mean(truths == IGNORE_LABEL):.1f} % of the pixels are void")
-for void in ("ignore", "background"):
-    confusion = confusion_matrix(truths, predictions, num_classes=label_set.num_classes, void=void)
+print(f"{100 * np.mean(truths == IGNORE_LABEL):.1f} % of the pixels are ignored")
+for ignored_pixels in ("exclude", "background"):
+    confusion = confusion_matrix(truths, predictions, num_classes=label_set.num_classes, ignored_pixels=ignored_pixels)
     counted = scores(np.asarray(confusion, np.int64), label_set.class_names)
-    print(f"void={void!r:14}mean IoU {counted['mean_iou']:.3f}, accuracy {counted['pixel_accuracy']:.3f}")
+    print(f"{ignored_pixels:12}mean IoU {counted['mean_iou']:.3f}, accuracy {counted['pixel_accuracy']:.3f}")
 
 # %% [markdown]
 """
-The predictions are the same; only the count differs. Two scores can be compared only if both treat void alike, so
-`config.eval.ignored_pixels` is a setting: `exclude`, or `background` to repeat the Keras guide's number.
+The predictions are the same; only the counts differ. Two scores are comparable only if both treat ignored pixels in
+the same way. Set `config.eval.ignored_pixels` to `exclude`, or to `background` to reproduce the scores of the Keras
+guide.
 """
 
 # %% [markdown]
 """
 ## 7. Prediction
 
-Image, truth and prediction side by side say more than a score. Look for masks that are right about the place and
-wrong about the name. Color and texture are no help here, and a shape that the edge or another shape cuts off has
-little outline left to tell it by.
+Compare image, label and prediction. Look for shapes that the model finds but assigns to the wrong class: a shape that
+is cut off by the border or by another shape has little outline left.
 """
 
 # %%
@@ -410,21 +417,21 @@ deeplab_jax.plot_segmentation_mask_gallery(
 
 # %% [markdown]
 """
-The predictor takes images of any size, and each mask comes back at the size of its image. `overlay` tints an image
-with its mask, and `add_legend` writes the names and shares of the classes under it.
+The predictor accepts images of any size, and each prediction has the size of its image. `overlay` draws a prediction
+on the image, and `add_legend` adds the names and shares of the classes.
 """
 
 # %%
 large = data.open_source("synthetic", "val", image_size=(192, 192))[5]["image"]
-mask = predictor(large).label_map
-print(f"image {large.shape[:2]}, mask {mask.shape}")
+result = predictor(large)
+print(f"image {large.shape[:2]}, label_map {result.label_map.shape}")
 
-tinted = visualization.overlay(large, mask, predictor.label_set)
-Image.fromarray(visualization.add_legend(tinted, mask, predictor.label_set))
+overlay = visualization.overlay(large, result.label_map, predictor.label_set)
+Image.fromarray(visualization.add_legend(overlay, result.label_map, predictor.label_set))
 
 # %% [markdown]
 """
-For files there is a command, which writes a mask and an overlay with its legend for each image of a folder:
+For files, use the command line. It writes a mask and an overlay with a legend for every image of a folder:
 
 ```
 deeplab-jax predict my_images --workdir runs/quickstart --output my_masks
@@ -433,18 +440,16 @@ deeplab-jax predict my_images --workdir runs/quickstart --output my_masks
 
 # %% [markdown]
 """
-## 8. Where to go next
+## 8. Next steps
 
-- **The real thing.** `kerascv_guide` trains on SBD at 512x512, with the Keras guide's optimizer, loss and metric to
-  the letter. It starts from random weights unless `train.init_from` names a preset (`resnet50_v2_imagenet` is what the
-  guide starts from) or the workdir of an earlier run.
-- **Your own photographs.** Put images into `my_photos/images`, masks of the same names into `my_photos/masks` and the
-  class names, one a line, into `my_photos/classes.txt`. Then run `deeplab-jax data prepare folder --source my_photos`
-  and train with the config `finetune_folder`.
-- **Finer masks.** `--config.model.output_stride=8` computes features on a grid twice as fine as 16 does, with the
-  same weights; it costs time and memory.
-- **Another network.** `config.model.backbone` takes ResNets of 50, 101 and 152 layers, and the other fields of
-  `config.model` span DeepLabv3 and the variants of DeepLabv3+ that the papers, Keras and PyTorch use.
+- **The Keras guide at full size.** `kerascv_guide` trains on SBD at 512x512 with the optimizer, loss and metric of
+  the Keras guide. Set `train.init_from=resnet50_v2_imagenet` to start from the guide's ImageNet weights.
+- **Your own photos.** The notebook [Your own photos](02_your_own_photos.ipynb) trains on a folder of images and
+  masks.
+- **Finer masks.** `--config.model.output_stride=8` computes features at twice the resolution of 16, with the same
+  weights. It takes more time and memory.
+- **Other models.** `config.model.backbone` selects ResNets, MobileNetV2 or EfficientNet-Lite. The other fields of
+  `config.model` cover DeepLabv3 and the variants of DeepLabv3+ of the papers, Keras and PyTorch.
 
-The Keras guide closes with SegFormer, a newer family built from transformers. It is not part of this project.
+The Keras guide ends with SegFormer, a transformer architecture. deeplab_jax does not include it.
 """

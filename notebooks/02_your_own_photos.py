@@ -18,18 +18,18 @@
 """
 # Your own photos
 
-At the end of this page you will have a network that labels images of your own subject, trained from a few dozen
-labeled images and the weights that come with the package: the data set checked and prepared, the score on images
-that the training never saw, before and after, and masks for new images.
+In this notebook you train a model on images of your own subject, from a few dozen labeled images and the weights that
+ship with the package. You check and prepare the data set, compare scores before and after training, and predict masks
+for new images.
 
-Running the whole page takes two to three minutes on two processor cores. It needs no GPU and downloads nothing. The
-images are drawn by the page itself, so that it runs anywhere; every step is the one you take with real photos, and
-section 8 says what changes.
+The notebook runs in two to three minutes on two CPU cores. It needs no GPU and no download. It draws its own images
+so that it runs anywhere, but every step is the same for real photos, and section 8 lists what to change.
 
 ## Setup
 """
 
 # %%
+import logging
 import os
 import pathlib
 import shlex
@@ -42,39 +42,41 @@ import matplotlib
 import matplotlib.cbook
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 import deeplab_jax
 from deeplab_jax import data, visualization
-from deeplab_jax.training.loop import train
 
-WEIGHTS = "deeplab_v3_plus_efficientnet_lite0_pascalvoc"  # where the training starts from: comes with the package
+WEIGHTS = "deeplab_v3_plus_efficientnet_lite0_pascalvoc"  # the starting point; ships with the package
 
-os.chdir(tempfile.mkdtemp())  # without this line, everything below stays in the folder that you started in
+os.chdir(tempfile.mkdtemp())  # remove this line to keep the files in the current folder
 
 matplotlib.rcParams["savefig.dpi"] = 60  # small images for a small notebook
-console = Console(width=112, force_jupyter=False, force_terminal=False, no_color=True)  # plain text
+
+# The library reports with `logging`. Show its messages here.
+logging.getLogger("deeplab_jax").setLevel(logging.INFO)
+logging.getLogger("deeplab_jax").addHandler(logging.StreamHandler(sys.stdout))
 
 
 def run(command):
-    """Runs a command as a terminal would, and prints what it says."""
+    """Runs a command as a terminal would, and prints its output."""
     print(f"$ {command}")
     words = [sys.executable, "-m", "deeplab_jax", *shlex.split(command)[1:]]
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     print(done.stdout.rstrip() + (f"\n(exit code {done.returncode})" if done.returncode else ""))
 
 
-# Jupyter asks its children for colors and moving bars, which a page does not show.
-environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"} | {"COLUMNS": "112"}
+# Without Jupyter's request for colors and progress bars.
+environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"} | {"COLUMNS": "96"}
 
 # %% [markdown]
 """
-## 1. What the weights know already
+## 1. Try the pretrained model first
 
-Before you label anything, see what the shipped network makes of a photo of yours. It knows the 20 classes of Pascal
-VOC: people, cats, cars, bottles and so on. If your subject is among them, you may need no training at all.
+Before you label anything, look at what the pretrained model predicts for one of your photos. It knows the 20 classes
+of Pascal VOC, such as people, cats, cars and bottles. If your subject is among them, you may not need to train at
+all.
 
-The photo here is the portrait of Grace Hopper that matplotlib brings (United States Navy, public domain).
+The photo here is matplotlib's portrait of Grace Hopper (United States Navy, public domain).
 """
 
 # %%
@@ -82,31 +84,32 @@ portrait = np.asarray(Image.open(matplotlib.cbook.get_sample_data("grace_hopper.
 portrait = cv2.resize(portrait, (256, 300), interpolation=cv2.INTER_AREA)
 
 predictor = deeplab_jax.Predictor.from_pretrained(WEIGHTS)
-mask = predictor(portrait).label_map
-Image.fromarray(
-    visualization.add_legend(visualization.overlay(portrait, mask, predictor.label_set), mask, predictor.label_set)
-)
+result = predictor(portrait)
+print(result)
+
+overlay = visualization.overlay(portrait, result.label_map, predictor.label_set)
+Image.fromarray(visualization.add_legend(overlay, result.label_map, predictor.label_set))
 
 # %% [markdown]
 """
 ## 2. Images and masks
 
-The task of this page: where on a table are tomatoes, lemons and cucumbers? A *mask* says so for one image: a PNG of
-the same size in which each class has its color. Pixels that are hard to tell, here the outlines, get the color of
-*void* and count neither in the loss nor in the score.
+The task of this notebook: where on a table are tomatoes, lemons and cucumbers? A *mask* answers this for one image.
+It is a PNG of the same size in which each class has its own color. Pixels that are hard to label, here the outlines,
+get the color of the ignore label. They count neither in the loss nor in the scores.
 
-The next cell stands in for your camera and your labeling program. It draws 36 small images of differing sizes with
-their masks; there is nothing to learn from it about segmentation.
+The next cell replaces your camera and your labeling tool. It draws small images of several sizes with their masks.
+You can skip its code.
 """
 
 # %%
 COLORS = {"background": (0, 0, 0), "tomato": (224, 60, 40), "lemon": (245, 205, 50), "cucumber": (60, 150, 60)}
 AXES = {"tomato": (1.0, 0.92), "lemon": (1.0, 0.72), "cucumber": (2.6, 0.52)}  # half the length and width
-VOID = (224, 224, 192)
+IGNORED = (224, 224, 192)  # the color of the ignore label
 
 
 def draw(seed):
-    """An image of fruit and vegetables on a table, lit from above, and the RGB mask of it."""
+    """Draws fruit and vegetables on a table, and the RGB mask of the image."""
     rng = np.random.default_rng(seed)
     height, width = ((144, 192), (192, 144), (160, 160))[seed % 3]
     y, x = np.mgrid[:height, :width].astype(np.float32)
@@ -119,7 +122,7 @@ def draw(seed):
         center = rng.uniform(0.1, 0.9, 2) * (width, height)
 
         def place(shift, name=name, size=size, angle=angle, center=center):
-            """Coordinates along and across the body, and how far out a pixel is: 1 on the outline."""
+            """Returns coordinates along and across the body, and the distance from its center: 1 on the outline."""
             dx, dy = x - center[0] - shift, y - center[1] - shift
             along = (dx * np.cos(angle) + dy * np.sin(angle)) / (size * AXES[name][0])
             across = (dy * np.cos(angle) - dx * np.sin(angle)) / (size * AXES[name][1])
@@ -133,7 +136,7 @@ def draw(seed):
         gloss = 200 * np.exp(-((along + 0.3) ** 2 + (across + 0.35) ** 2) / 0.02)
         body = skin * shade[..., None] + gloss[..., None]
         image[out < 1] = body[out < 1]
-        mask[out < 1.08] = VOID
+        mask[out < 1.08] = IGNORED
         mask[out < 0.92] = COLORS[name]
     image = cv2.GaussianBlur(image, (0, 0), 0.7) + rng.normal(0, 4, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8), mask
@@ -141,10 +144,10 @@ def draw(seed):
 
 # %% [markdown]
 """
-This is the folder that the package reads: `images/`, `masks/` with the same names, and `classes.txt` with one class a
-line. The first class is id 0. With a color behind each name, masks are RGB images, as painting programs save them;
-without colors, masks are gray or palette PNGs of ids (0, 1, 2, and 255 for void), as most labeling programs export
-them. Masks must not be JPEGs, whose compression changes colors.
+The package reads a folder with `images/`, `masks/` with the same file names, and `classes.txt` with one class per
+line. The first class has id 0. If each name is followed by a color, masks are RGB images, as painting programs save
+them. Without colors, masks are gray or palette PNGs of ids (0, 1, 2, and 255 for the ignore label), as most labeling
+tools export them. Do not save masks as JPEG, because compression changes their colors.
 """
 
 # %%
@@ -163,46 +166,46 @@ print((photos / "classes.txt").read_text())
 """
 ## 3. Check
 
-Two mistakes are easily made, so two are planted here: a mask that was scaled down, and one that a program scaled
-smoothly, which mixes colors at the outlines.
+Here are two common mistakes: a mask that was scaled down, and a mask that was scaled with interpolation, which mixes
+colors along the outlines.
 """
 
 # %%
 scaled, smooth = photos / "masks" / "table_07.png", photos / "masks" / "table_12.png"
-right = {path: Image.open(path).convert("RGB") for path in (scaled, smooth)}
-width, height = right[scaled].size
-right[scaled].resize((width // 2, height // 2), Image.Resampling.NEAREST).save(scaled)
-width, height = right[smooth].size
-right[smooth].resize((width // 2, height // 2)).resize((width, height), Image.Resampling.BILINEAR).save(smooth)
+correct = {path: Image.open(path).convert("RGB") for path in (scaled, smooth)}
+width, height = correct[scaled].size
+correct[scaled].resize((width // 2, height // 2), Image.Resampling.NEAREST).save(scaled)
+width, height = correct[smooth].size
+correct[smooth].resize((width // 2, height // 2)).resize((width, height), Image.Resampling.BILINEAR).save(smooth)
 
 run("deeplab-jax data check folder --source photos")
 
 # %% [markdown]
 """
-Every image and mask was read, and each mistake is named with its file. `data prepare` makes the same checks and
-stops at the first mistake, so that a wrong mask never gets into a training.
+`data check` reads every image and mask, and reports each problem with its file. `data prepare` runs the same checks
+and stops at the first problem, so a wrong mask never gets into a training run.
 
-The fix is the same for both: export the mask again at the image's size, or scale it with nearest neighbors.
+Both mistakes have the same fix: export the mask at the size of the image, or scale it with nearest neighbors.
 """
 
 # %%
-for path, mask in right.items():
+for path, mask in correct.items():
     mask.save(path)
 
 run("deeplab-jax data check folder --source photos")
 
 # %% [markdown]
 """
-The table shows more than mistakes. A class that is in a handful of images, or of few pixels, will be learned badly:
-label more of it. And each class should be in `val` too, or its score says nothing.
+The table shows more than mistakes. A class that appears in few images, or covers few pixels, is hard to learn: label
+more of it. Each class should also appear in `val`, or its score means nothing.
 
-The images were divided by a hash of their names: about a fifth goes to `val`, to be judged on, and adding images
-later moves hardly any other. If several of your images show the same thing, do not leave that to chance: list the
-names in `train.txt` and `val.txt`, with all images of one thing on one side.
+A hash of the file names splits the images: about one in five goes to `val`. If you add images later, hardly any image
+changes sides. If several of your images show the same thing, list the names in `train.txt` and `val.txt` yourself,
+and keep all images of one thing in one list.
 
 ## 4. Prepare
 
-Preparing writes images and masks into files that are read by position, quickly and in any order.
+`data prepare` writes images and masks to files that support fast random access.
 """
 
 # %%
@@ -211,13 +214,13 @@ run("deeplab-jax data prepare folder --source photos --data-dir data")
 train_source = data.open_source("folder", "train", data_dir="data")
 val_source = data.open_source("folder", "val", data_dir="data")
 label_set = val_source.label_set
-examples = list(data.decode_examples(val_source, range(len(val_source))))
-print(f"{len(train_source)} images to train on, {len(val_source)} to validate on")
+examples = data.decode_examples(val_source, range(len(val_source)))
+print(f"{len(train_source)} training images, {len(val_source)} validation images")
 
 # %% [markdown]
 """
-Look at some before training: the mask must lie on the image. `deeplab-jax data show folder --data-dir data --output
-look.png` draws the same for any prepared data set.
+Look at some examples before you train: do the masks match the images? `deeplab-jax data show folder --data-dir data
+--output look.png` draws the same gallery for any prepared data set.
 """
 
 # %%
@@ -228,24 +231,26 @@ deeplab_jax.plot_segmentation_mask_gallery(images[:6], y_true=truths[:6], label_
 """
 ## 5. Fine-tune
 
-`finetune_folder` is the config for this: it starts from the weights that come with the package, with random scales and
-crops, left and right mirrored at random, and a learning rate that is lower for the backbone than for the rest. Only the
-classifier begins anew: it had 21 other classes. `init="NAME"` takes another network instead.
+The config `finetune_folder` starts from the weights that ship with the package. It scales, crops and flips images at
+random, and uses a lower learning rate for the backbone. The classifier starts from random weights, because your
+classes are new. `init="NAME"` starts from another model.
 
-36 images and 109 steps are what fits into this page. `epochs` counts passes over the training images.
+36 images and about a hundred steps keep this notebook short. `epochs` is the number of passes over the training
+images.
 """
 
 # %%
 config = deeplab_jax.load_config("finetune_folder", size=129, batch=8, epochs=30, rate=0.15, init=WEIGHTS)
 config.data.data_dir = "data"
-config.data.scale_range = (0.75, 1.5)  # the images are small already; for photos leave it at (0.5, 2)
+config.data.scale_range = (0.75, 1.5)  # these images are small already; keep (0.5, 2) for photos
 config.checkpoint.every = config.eval.every = "100%"
 config.log.tensorboard = False
 
 # %% [markdown]
 """
-First the score before: the same weights with the untrained classifier, on the images of `val`. It is the floor that
-the training has to leave, not what the weights are worth.
+First compute the score before training, with the same weights and an untrained classifier. It is a lower bound, not
+the quality of the pretrained weights. `from_pretrained` with `num_classes` creates such a model, `save_pretrained`
+stores it in a folder, and `evaluate` scores the folder.
 """
 
 # %%
@@ -256,24 +261,24 @@ print(f"mean IoU {scores_before['mean_iou']:.3f} on {scores_before['num_images']
 
 # %%
 workdir = pathlib.Path("runs/photos")
-scores_after = train(config, workdir, console=console)
+scores_after = deeplab_jax.train(config, workdir)
 
 # %% [markdown]
 """
-The learning rate of 0.15 suits this network and the short training. If the loss rises or turns to NaN, which stops the
-run with a message, divide the rate by three; if it hardly falls, multiply it by three.
+The learning rate of 0.15 suits this model and this short training. If the loss rises or becomes NaN, which stops the
+run with a message, divide the rate by three. If the loss hardly falls, multiply it by three.
 
-From a shell such a training is one command, in which any field can be overridden:
+In a shell, this training is one command, which can override any field:
 
 ```bash
 deeplab-jax train --config finetune_folder:size=321,epochs=30 --config.data.data_dir=data --workdir runs/photos
 ```
 
-## 6. The score
+## 6. Score
 
-*Intersection over union* (IoU) compares the pixels that have a class with those that were given it; the
-[guide](01_guide.ipynb), section 6, takes it apart. The workdir has it too, in `metrics.json` with a gallery and the
-curves next to it.
+The *intersection over union* (IoU) compares the labeled pixels of a class with its predicted pixels. The
+[guide](01_guide.ipynb) explains it in section 6. The workdir contains the scores in `metrics.json`, a gallery and the
+training curves.
 """
 
 # %%
@@ -284,11 +289,11 @@ print(f"{'mean':12}{scores_before['mean_iou']:8.3f}{scores_after['mean_iou']:8.3
 
 # %% [markdown]
 """
-A run can be handed on as a folder, which every command takes as `--preset`: `deeplab-jax convert --from workdir
-runs/photos --half --output networks/photos`.
+To share a trained model, convert the run to a folder that every command accepts as `--preset`: `deeplab-jax convert
+--from workdir runs/photos --half --output networks/photos`.
 
-A score on so few images moves by points if the images are others: read it as good or bad, not as one network
-against another. Look at the images too, and at those of the lowest score first.
+A score on few images varies by several points with the choice of images. It tells good from bad, but does not rank
+two similar models. Look at the predictions too, and start with the images that have the lowest scores.
 """
 
 # %%
@@ -304,8 +309,8 @@ deeplab_jax.plot_segmentation_mask_gallery(
 """
 ## 7. New images
 
-The predictor takes images of any size; each mask has the size of its image. The command does the same for a
-folder, and writes a mask and an overlay with a legend for each image.
+The predictor accepts images of any size, and each prediction has the size of its image. The command does the same for
+a folder, and writes a mask and an overlay with a legend for each image.
 """
 
 # %%
@@ -324,20 +329,21 @@ sheet
 
 # %% [markdown]
 """
-## 8. With real photos
+## 8. Real photos
 
-- **Images**: JPG or PNG, of any size. Scale very large ones down to about 1,000 pixels first: details that you
-  cannot see at the network's crop are not learned. Orientation stored by a phone is respected.
-- **Labels**: [labelme](https://github.com/wkentaro/labelme), [CVAT](https://github.com/cvat-ai/cvat) and others export
-  masks as PNG. Leave hard outlines void rather than guess. Label everything of a class in an image: what is left out
-  teaches the network that it is background.
-- **How many**: some dozens are a start. Train, predict the images that are not labeled yet, correct the worst of
-  the masks, add them, train again.
-- **Size**: `size=321` or `size=513` for the crop. A small object needs some 20 pixels of it.
-- **Length**: `epochs=30` to `100`; with few images, steps count more than epochs.
-- **Layers**: `--config.optimizer.frozen='("backbone",)'` trains the rest alone, which is quicker and forgets less.
-  `--config.model.freeze_norm_statistics=True` helps with batches below 8.
+- **Images**: JPEG or PNG, of any size. Scale very large ones down to about 1,000 pixels first: the model cannot learn
+  details that you cannot see at the size of its crop. The orientation that a phone stores is respected.
+- **Labels**: [labelme](https://github.com/wkentaro/labelme), [CVAT](https://github.com/cvat-ai/cvat) and other tools
+  export masks as PNG. Use the ignore label for uncertain outlines. Label every object of a class in an image:
+  unlabeled objects teach the model that they are background.
+- **How many**: a few dozen are a start. Train, predict images that are not labeled yet, correct the worst masks, add
+  them, and train again.
+- **Size**: `size=321` or `size=513` for the crop. A small object should cover about 20 pixels of it.
+- **Length**: `epochs=30` to `100`. With few images, the number of steps matters more than the number of epochs.
+- **Frozen layers**: `--config.optimizer.frozen='("backbone",)'` trains only the other parts. It is faster and forgets
+  less. `--config.model.freeze_norm_statistics=True` helps with batch sizes below 8.
 - **Memory**: `--config.train.accumulate_steps=2` computes a batch in two parts, one after the other.
-- **Rare classes**: `--config.data.repeat_threshold=0.15` brings images of rare classes more often.
-- **Another start**: `deeplab-jax presets` lists others; [04_foreign_weights](04_foreign_weights.ipynb) converts files.
+- **Rare classes**: `--config.data.repeat_threshold=0.15` oversamples images with rare classes.
+- **Other weights**: `deeplab-jax presets` lists pretrained models, and the notebook [Weights from other
+  frameworks](04_foreign_weights.ipynb) converts files.
 """

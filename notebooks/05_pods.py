@@ -16,19 +16,19 @@
 
 # %% [markdown]
 """
-# One network on many devices
+# One model on many devices
 
-At the end of this page you will know how a batch, the parameters and the rows of an image are laid over the devices of
-a pod, you will have seen that a training step computes the same on eight devices as on one, counted what they send
-each other, and know how to ask what a config needs on a TPU slice that you do not have, and how to start it there.
+In this notebook you see how a batch, the parameters and the rows of an image are split over the devices of a pod. You
+check that a train step on eight devices equals the step on one, count what the devices send each other, and learn how
+to estimate what a config needs on a TPU slice that you do not have, and how to start it there.
 
-Running the whole page takes about a minute on two processor cores. It needs no GPU and no TPU: XLA makes eight devices
-out of one processor. They are as slow as one, but the programs have all the exchanges that eight chips need.
+The notebook runs in about a minute on two CPU cores. It needs no GPU and no TPU: XLA splits one CPU into eight
+devices. They are no faster than one, but their programs contain all the communication that eight chips need.
 
 ## Setup
 
-The number of devices has to be said before JAX is imported, and so has a lower level of optimization, for this page
-compiles more than it computes. On a GPU or TPU machine both lines fall away.
+The number of devices must be set before JAX is imported. The notebook also lowers XLA's optimization level, because
+it compiles more than it computes. Remove both lines on a GPU or TPU machine.
 """
 
 # %%
@@ -41,7 +41,6 @@ import jax
 import matplotlib
 import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from rich.console import Console
 from rich.table import Table
@@ -50,19 +49,19 @@ import deeplab_jax
 from deeplab_jax import config as config_lib
 from deeplab_jax import data
 from deeplab_jax.analysis import aot_compile
-from deeplab_jax.errors import UserError
 from deeplab_jax.models import PARTS, build_model
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
-from deeplab_jax.training import optimizer
+from deeplab_jax.training import optimizer as optimizer_lib
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import build_program
+from deeplab_jax.visualization.figures import new_figure
 
-console = Console(width=112, force_jupyter=False, force_terminal=False, no_color=True)  # plain text
+console = Console(width=96, force_jupyter=False, force_terminal=False, no_color=True)  # prints tables as text
 
 
 def show(title, columns, rows):
-    """Prints a table; everything but the first column is set to the right."""
+    """Prints a table. All columns except the first are aligned to the right."""
     table = Table(title=title)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
@@ -77,18 +76,17 @@ print(jax.devices())
 """
 ## 1. The mesh
 
-Devices stand in a grid of three axes, whose sizes are `config.mesh`; -1, for one of them, takes the rest of the
-devices.
+Devices form a grid with three axes. `config.mesh` sets their sizes; -1, for one of them, takes the remaining devices.
 
-| axis | splits | and devices tell each other |
+| axis | splits | devices exchange |
 |---|---|---|
-| `data` | the batch | sums: BatchNorm's statistics, gradients, the loss, the counts |
-| `fsdp` | the batch; parameters, momentum, statistics | the same, and each parameter where it is used |
-| `spatial` | the rows of images, features and label maps | the same as `data`, and the rows at each one's edges |
+| `data` | the batch | sums: BatchNorm statistics, gradients, loss, counts |
+| `fsdp` | the batch; parameters, momentum, batch statistics | the same sums, and each parameter where it is used |
+| `spatial` | the rows of images, features and labels | the same sums as `data`, and the rows at the edges |
 
-The next cell asks JAX where everything lies and draws it: a batch of eight images, and the kernel of a convolution,
-its input features from top to bottom and its output features from left to right. The numbers are those of the devices
-that hold a part.
+The next cell asks JAX where each array is and draws it: a batch of eight images, and the kernel of a convolution with
+its input features from top to bottom and its output features from left to right. The numbers are the devices that
+hold each part.
 """
 
 # %%
@@ -102,14 +100,14 @@ COLORS = matplotlib.colormaps["tab10"].colors
 
 
 def mesh_of(sizes, devices=None):
-    """The mesh of `config.mesh` with these sizes."""
+    """Creates a mesh with these values of `config.mesh`."""
     config = config_lib.base_config().mesh
     config.update(sizes)
     return mesh_lib.make_mesh(config, devices)
 
 
 def parts_of(placed, shape):
-    """The parts of an array on a mesh: bounds along each axis, and the numbers of the devices that hold it."""
+    """Returns the parts of an array on a mesh: bounds along each axis, and the numbers of the devices that hold it."""
     parts = {}
     for device, index in placed.devices_indices_map(shape).items():
         bounds = tuple(axis.indices(size)[:2] for axis, size in zip(index, shape, strict=True))
@@ -118,7 +116,7 @@ def parts_of(placed, shape):
 
 
 def draw_part(axes, left, top, width, height, holders):
-    """A frame in the color of its device, gray where all have it, with the numbers of its devices."""
+    """Draws a frame in the color of its device, gray if all devices hold it, with the numbers of the devices."""
     color = "gray" if len(holders) == 8 else COLORS[holders[0]]
     axes.add_patch(Rectangle((left, top), width, height, facecolor=(*matplotlib.colors.to_rgb(color), 0.45), ec=color))
     text = "all" if len(holders) == 8 else " ".join(map(str, sorted(holders)))
@@ -128,7 +126,8 @@ def draw_part(axes, left, top, width, height, holders):
 
 size, kernel = 64, (3, 3, 128, 128)
 source = data.open_source("synthetic", "val", image_size=(size, size))
-figure = Figure(figsize=(11, 5.2), layout="constrained", dpi=80)
+figure = new_figure(11, 5.2)
+figure.set_layout_engine("constrained")
 grid = figure.subplots(len(MESHES), 2, width_ratios=(8, 1))
 for (images, weights), (name, sizes) in zip(grid, MESHES.items(), strict=True):
     mesh = mesh_of(sizes)
@@ -148,16 +147,17 @@ figure
 
 # %% [markdown]
 """
-Rules in `deeplab_jax.parallel.sharding.RULES` say by an array's name which axis is split over `fsdp`: a kernel's output
-features or else its input features. Small arrays (`mesh.fsdp_min_size`) stay whole, for gathering them takes longer
-than they save. This is what a device then holds of the train state of the papers' ResNet-101: parameters, momentum and
-batch statistics, in float32. Nothing is computed for it, so the mesh can be one that is not here.
+The rules in `deeplab_jax.parallel.sharding.RULES` select the axis to split over `fsdp` by the name of an array. A
+kernel is split along its output features, or else its input features. Small arrays (`mesh.fsdp_min_size`) are not
+split, because gathering them would take longer than it is worth. The next table shows how much of the train state one
+device holds, for the ResNet-101 config of the papers: parameters, momentum and batch statistics in float32. This
+computes nothing, so the mesh can be larger than this machine.
 """
 
 # %%
 config = deeplab_jax.load_config("deeplabv3plus_resnet101_voc")
-transformation, _ = optimizer.make(config.optimizer, total_steps=1, parts=PARTS)
-state = TrainState.shapes(build_model(config.model, 21), transformation)
+optimizer, _ = optimizer_lib.make(config.optimizer, total_steps=1, parts=PARTS)
+state = TrainState.shapes(build_model(config.model, 21), optimizer)
 whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 rows = []
@@ -168,17 +168,17 @@ for fsdp in (1, 4, 16, 64):
         for leaf, place in zip(jax.tree.leaves(state), jax.tree.leaves(places), strict=True)
     )
     rows.append((fsdp, f"{own / 1e6:.1f}", f"{own / whole:.3f}"))
-show("train state of ResNet-101", ("fsdp", "MB a device", "of the whole"), rows)
+show("Train state of ResNet-101", ("fsdp", "MB per device", "fraction of the whole"), rows)
 
 # %% [markdown]
 """
-`deeplab-jax summary --config deeplabv3plus_resnet101_voc --mesh 8 --config.mesh.fsdp=4` lists every array with its
-place.
+`deeplab-jax summary --config deeplabv3plus_resnet101_voc --mesh 8 --config.mesh.fsdp=4` lists the placement of every
+array.
 
-## 2. What does not fit is said before any work
+## 2. Errors come first
 
-A mesh that does not divide the devices, a batch that does not divide over the mesh, rows that do not divide: each is an
-error of one line, before any data is read.
+A mesh that does not divide the devices, a batch that does not divide over the mesh, and rows that do not divide are
+errors of one line, raised before any data is read.
 """
 
 # %%
@@ -190,27 +190,28 @@ for fields in (
 ):
     wrong = deeplab_jax.load_config("deeplabv3plus_resnet101_voc")
     wrong.update_from_flattened_dict(fields)
+    protocol = data.protocol_for(wrong)
     try:
-        config_lib.validate(wrong, devices=8)
-    except UserError as error:
+        mesh_lib.validate_mesh(wrong, 8, 1, input_sizes=protocol.input_sizes, can_split_rows=protocol.can_split_rows)
+    except deeplab_jax.UserError as error:
         print(f"UserError: {error}")
 
 # %% [markdown]
 """
-The config `deeplabv3plus_resnet101_cityscapes` has sizes that divide: images of 1024x2048 over four devices.
+The config `deeplabv3plus_resnet101_cityscapes` has sizes that divide: 1024x2048 images over four devices.
 
 ## 3. The same step on one device and on eight
 
-A step on a mesh is the step of the global batch: BatchNorm's statistics are those of all images, and the loss is the
-mean over all labeled pixels, however they are spread. In float64 this can be seen to the last digits. The network is a
-small one, with narrow layers and every array of 64 elements and more split, and a device of its own has fewer labeled
-pixels than another.
+A step on a mesh is a step on the global batch: BatchNorm sees the statistics of all images, and the loss is the mean
+over all labeled pixels, wherever they are. In float64 the results agree to the last digits. The model here is small
+and has narrow layers, every array of at least 64 elements is split, and one device has fewer labeled pixels than the
+others.
 """
 
 
 # %%
 def small_config(sizes, compute_dtype):
-    """A config of a small network on a mesh."""
+    """Returns a config of a small model on a mesh."""
     config = deeplab_jax.load_config("quickstart")
     config.model.aspp_channels = config.model.decoder_channels = config.model.low_level_channels = 8
     config.model.output_stride, config.model.atrous_rates = 16, (1, 2)
@@ -222,11 +223,16 @@ def small_config(sizes, compute_dtype):
     return config
 
 
-def one_step(sizes, first):
-    """A step in float64 from a state on the host: the state after it, and its report, on the host again."""
-    config = small_config(sizes, "float64")
+def build(sizes, compute_dtype):
+    """Returns the train program of the small config, and its mesh."""
+    config = small_config(sizes, compute_dtype)
     mesh = mesh_lib.make_mesh(config.mesh)
-    program = build_program(config, num_classes, mesh, total_steps=10, warmup_steps=0)
+    return build_program(config, num_classes, mesh, total_steps=10), mesh
+
+
+def one_step(sizes, first):
+    """Takes a step in float64 from a state on the host. Returns the next state and the report, on the host."""
+    program, mesh = build(sizes, "float64")
     after, report = program.step(jax.device_put(first, program.shardings), sharding.to_global(batch, mesh))
     return jax.device_get((after, report))
 
@@ -237,12 +243,11 @@ batch = {
     "image": rng.integers(0, 256, (8, 128, 48, 3), dtype=np.uint8),
     "label": rng.integers(0, num_classes, (8, 128, 48), dtype=np.uint8),
 }
-batch["label"][0] = 255  # nothing is labeled in the first image
+batch["label"][0] = 255  # the first image has no labels
 
 with jax.enable_x64(True):
-    alone = small_config({}, "float64")
-    program = build_program(alone, num_classes, mesh_lib.make_mesh(alone.mesh), total_steps=10, warmup_steps=0)
-    first = jax.device_get(TrainState.create_on(program.shardings, program.model, program.optimizer, seed=0))
+    program, _ = build({}, "float64")
+    first = jax.device_get(program.random_state(seed=0))
     first = jax.tree.map(lambda leaf: leaf.astype(np.float64) if leaf.dtype == np.float32 else leaf, first)
     one, one_report = one_step({}, first)
     rows = []
@@ -255,78 +260,78 @@ with jax.enable_x64(True):
         loss = abs(report["loss_sum"] / one_report["loss_sum"] - 1)
         same = np.array_equal(report["confusion"], one_report["confusion"])
         rows.append((name, *(f"{value:.1e}" for value in (*differences, loss)), same))
-gradients = [leaf for leaf in jax.tree.leaves(one.opt_state) if leaf.ndim]  # without the count of steps
+gradients = [leaf for leaf in jax.tree.leaves(one.opt_state) if leaf.ndim]  # without the step count
 print(f"largest gradient {max(np.abs(leaf).max() for leaf in gradients):.1e}, loss {one_report['loss_sum']:.1f}")
 show(
-    "one step, float64, largest differences from one device",
-    ("mesh", "gradients", "statistics", "loss, relative", "confusion matrix equal"),
+    "One step in float64: largest differences from one device",
+    ("mesh", "gradients", "statistics", "loss, relative", "same confusion matrix"),
     rows,
 )
 
 # %% [markdown]
 """
-After the first step the momentum is the gradient with its weight decay, so the first column compares gradients. What is
-left is the order of summation. In float32 the same comparison shows larger differences, for a network of this depth
-amplifies rounding: [docs/sharding.md](../docs/sharding.md) has both.
+After the first step, the momentum is the gradient plus its weight decay, so the first column compares gradients. The
+remaining differences come from the order of summation. In float32 the differences are larger, because a deep network
+amplifies rounding errors: [Sharding](../docs/sharding.md) has both.
 
-## 4. What they send
+## 4. Communication
 
-The compiled program says which collectives it has. `deeplab_jax.analysis.aot_compile` compiles the step of `train` and
-reads memory, operations and collectives off it; here for the eight devices of this page and the small network, in
-float32.
+The compiled program lists its collectives. `deeplab_jax.analysis.aot_compile` compiles the step that `train` would
+run, and reads memory, operations and collectives from it. Here it does so for the eight devices of this notebook and
+the small model, in float32.
 """
 
 # %%
-rows = []
-for name in ("data 8", "fsdp 8", "data 2 x spatial 4"):
-    program = aot_compile.compile_program(small_config(MESHES[name], "float32"), jax.devices(), num_classes=num_classes)
-    exchanged = ", ".join(
-        f"{entry['count']} {kind}s of {entry['bytes'] / 1e6:.2f} MB"
-        for kind, entry in sorted(program.collectives.items())
-    )
-    rows.append((name, f"{program.arguments / 1e6:.2f}", f"{program.temporaries / 1e6:.2f}", exchanged))
-table = Table(title="one training step, a device")
+table = Table(title="One train step, per device")
 for column in ("mesh", "arguments, MB", "temporaries, MB", "collectives"):
     table.add_column(column)
-for row in rows:
-    table.add_row(*row)
+for name in ("data 8", "fsdp 8", "data 2 x spatial 4"):
+    compiled = aot_compile.compile_program(
+        small_config(MESHES[name], "float32"), jax.devices(), num_classes=num_classes
+    )
+    exchanged = "\n".join(
+        f"{entry['count']} {kind}s, {entry['bytes'] / 1e6:.2f} MB"
+        for kind, entry in sorted(compiled.collectives.items())
+    )
+    table.add_row(name, f"{compiled.arguments / 1e6:.2f}", f"{compiled.temporaries / 1e6:.2f}", exchanged)
 console.print(table)
 
 # %% [markdown]
 """
-- `data` has sums alone. BatchNorm accounts for most of the number, gradients for most of the bytes.
-- `fsdp` gathers each parameter where it is used. A device holds an eighth of the state, and of small networks on
-  CPUs sends more for it.
-- `spatial` passes rows on: a collective-permute sends the rows at the edge of a device's own to its neighbor, who
-  needs them for a convolution.
+- `data` only sums. Most of the sums are for BatchNorm, most of the bytes for gradients.
+- `fsdp` gathers each parameter where it is used. A device holds an eighth of the state. On CPUs and with small models
+  it sends more.
+- `spatial` passes rows on: a collective-permute sends the rows at the edge of a device's part to its neighbor, whose
+  convolutions need them.
 
-## 5. A TPU slice that is not here
+## 5. A TPU slice that you do not have
 
-With `pip install 'deeplab_jax[tpu]'`, which brings the TPU's compiler and needs no TPU, the same is asked of a slice:
+`pip install 'deeplab_jax[tpu]'` installs the TPU compiler, which needs no TPU. Then you can ask the same for a slice:
 
 ```
 deeplab-jax aot --config deeplabv3plus_resnet101_voc --config.train.compute_dtype=bfloat16 \
     --topology v5e:4x4 --batch-per-chip 4
 ```
 
-These are recorded answers of that command, with the topologies of the rows (jax 0.10.2, libtpu 0.0.42.1): ResNet-101
-of the papers' config, 513x513 pixels, bfloat16.
+These are recorded results of that command with the topologies of the rows (jax 0.10.2, libtpu 0.0.42.1): ResNet-101
+of the papers' config, 513x513 pixels, bfloat16. Memory is in GiB per chip.
 
-| slice | batch | arguments | temporaries | code | GiB in all | GFLOP | all-reduces | MB sent | roofline ms | image/s |
+| slice | batch | arguments | temporaries | code | total | GFLOP | all-reduces | MB sent | roofline, ms | images/s |
 |---|---|---|---|---|---|---|---|---|---|---|
 | `v5e:2x2` | 16 | 0.45 | 3.43 | 0.24 | 4.12 of 15.75 | 2,445 | 214 | 179.7 | 88.8 | 180 |
 | `v5e:4x4` | 64 | 0.45 | 3.43 | 0.24 | 4.12 | 2,445 | 214 | 224.6 | 88.8 | 720 |
 | `v5e:8x8` | 256 | 0.45 | 3.43 | 0.24 | 4.12 | 2,445 | 214 | 235.9 | 88.8 | 2,882 |
 | `v5e:16x16` | 1,024 | 0.45 | 3.43 | 0.24 | 4.12 | 2,445 | 214 | 238.7 | 88.8 | 11,527 |
 
-From 4 to 256 chips a chip holds and computes the same; what it sends rises towards twice the gradients. The *roofline*
-divides operations, bytes and what is sent by the published peaks of the chip and takes the longest. **It is a bound,
-not a measurement: no step was run on a TPU.** `--find-batch` finds the largest batch that fits, `--inference` asks the
-same of the evaluation. [docs/pods.md](../docs/pods.md) has more rows, and what the columns mean.
+From 4 to 256 chips, a chip holds and computes the same, and the bytes it sends approach twice the size of the
+gradients. The *roofline* divides operations, bytes of memory and bytes sent by the published peaks of the chip, and
+takes the longest time. **It is a bound, not a measurement: no step was run on a TPU.** `--find-batch` finds the
+largest batch that fits, and `--inference` analyzes the evaluation step. [Pods](../docs/pods.md) has more rows and
+explains the columns.
 
-## 6. Start it there
+## 6. Start it on a pod
 
-The same command on every host of a TPU slice; `--cluster` learns from the slice who is who:
+Run the same command on every host of a TPU slice. With `--cluster`, the processes find each other:
 
 ```
 deeplab-jax train --cluster --config deeplabv3plus_resnet101_voc --config.train.compute_dtype=bfloat16 \
@@ -334,16 +339,15 @@ deeplab-jax train --cluster --config deeplabv3plus_resnet101_voc --config.train.
     --config.checkpoint.every=500steps
 ```
 
-- `data.batch_size` is global: 64 is four images on each of 16 chips. With a batch other than the config's the
-  learning rate is yours to choose.
-- Data and workdir lie on a disk that all hosts share. Process 0 writes and reports.
-- Whatever ends the run, the same command continues it. After SIGTERM, which a host that is taken away sends, all
-  processes save one agreed step and exit with code 75.
-- Under SLURM, `srun` starts the same command, one task for each GPU.
+- `data.batch_size` is the global batch size: 64 means four images on each of 16 chips. If you change the batch size,
+  choose a learning rate for it.
+- Put data and workdir on a disk that all hosts share. Process 0 writes and logs.
+- If the run is interrupted, run the same command again. On SIGTERM, which preempted hosts receive, all processes save
+  the same step and exit with code 75.
+- Under SLURM, `srun` starts the same command, with one task per GPU.
 - `deeplab-jax train --local-processes 2 ...` starts two processes on one machine, to try it.
-- A checkpoint of one mesh restores on another, so a run can go on with more devices or fewer, and is evaluated or used
-  on one.
+- A checkpoint of one mesh can be restored on another, so a run can continue on more or fewer devices.
 
-[docs/pods.md](../docs/pods.md) has both run-books step by step, [docs/reliability.md](../docs/reliability.md) what
-happens at which fault, and [docs/sharding.md](../docs/sharding.md) the rules and the measurements.
+[Pods](../docs/pods.md) has both run-books step by step, [Reliability](../docs/reliability.md) describes what happens
+at each failure, and [Sharding](../docs/sharding.md) has the rules and the measurements.
 """
