@@ -6,7 +6,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import base_config
-from deeplab_jax.models import abstract_variables
+from deeplab_jax.models import BackboneSpec, abstract_variables
+from deeplab_jax.models.backbones.efficientnet_lite import scaled_stages
+from deeplab_jax.models.backbones.inverted_residual import InvertedResidualNetwork
+from deeplab_jax.models.backbones.mobilenet_v2 import STAGES as MOBILENET_STAGES
+from deeplab_jax.models.backbones.resnet_v1 import ResNetV1
+from deeplab_jax.models.backbones.resnet_v2 import ResNetV2
 
 CLASSES = 5
 
@@ -22,7 +27,12 @@ def small_model_config(backbone="resnet10_v1_slim", **fields) -> ConfigDict:
 
 
 def random_variables(model, seed=0):
-    """Variables made by numpy, which compiles nothing. Batch statistics are random too: a skipped norm shows."""
+    """Random variables of a network, batch statistics included, so that a skipped normalization shows."""
+    return random_values(abstract_variables(model), seed)
+
+
+def random_values(shapes, seed=0):
+    """Random values of variables, made by numpy, which compiles nothing."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -35,7 +45,7 @@ def random_variables(model, seed=0):
             value = np.sqrt(2 / np.prod(leaf.shape[:3])) * rng.standard_normal(leaf.shape)
         return jnp.asarray(value, leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, abstract_variables(model))
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def random_images(*shape, seed=0):
@@ -56,3 +66,27 @@ def train(model, variables, images, **rngs):
 
 def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def narrow(stages):
+    """The stages with at most two units of eight channels each."""
+    return tuple(
+        stage._replace(features=8, units=min(2, stage.units), expansion=min(2, stage.expansion)) for stage in stages
+    )
+
+
+# Backbones of few narrow units, by the shipped ones that they stand for.
+SMALL = {
+    "resnet10_v1_slim": BackboneSpec(ResNetV1, {"blocks": (1, 1, 1, 1), "block": "basic", "stem": "deep", "width": 8}),
+    "resnet50_v1_beta": BackboneSpec(
+        ResNetV1, {"blocks": (2, 2, 2, 2), "stem": "deep", "strided_unit": "last", "width": 4}
+    ),
+    "resnet50_v2": BackboneSpec(ResNetV2, {"blocks": (2, 2, 2, 2), "width": 4}),
+    "resnet50_v2_kerascv": BackboneSpec(
+        ResNetV2, {"blocks": (2, 2, 2, 2), "width": 4, "strided_unit": "last", "final_norm": False}
+    ),
+    "mobilenet_v2": BackboneSpec(InvertedResidualNetwork, {"stem_features": 8, "stages": narrow(MOBILENET_STAGES)}),
+    "efficientnet_lite0": BackboneSpec(
+        InvertedResidualNetwork, {"stem_features": 8, "stages": narrow(scaled_stages(1.0, 1.0))}
+    ),
+}
