@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 def run(args: argparse.Namespace) -> None:
     """Prints a table."""
-    from deeplab_jax.cli import output, transition
+    from deeplab_jax import config as config_lib
+    from deeplab_jax.cli import output
 
-    descriptions = transition.list_configs()
+    descriptions = config_lib.list_configs()
     output.show([_table(descriptions)], [dataclasses.asdict(each) for each in descriptions], args.json)
 
 

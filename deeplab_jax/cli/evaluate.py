@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluates, and logs the scores."""
     from deeplab_jax import config as config_lib
-    from deeplab_jax.cli import compilation_cache, output, transition
+    from deeplab_jax.cli import compilation_cache, output
     from deeplab_jax.cli.config_flags import parse_config
 
     launch.join_processes(args, parse_config(args.config_arguments, base=config_lib.base_config()))
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     if args.workdir is not None:
         base = layout.read_config(args.workdir)
     else:
-        base = pretrained.preset_config(transition.call(pretrained.load, args.preset))
+        base = pretrained.preset_config(pretrained.load(args.preset))
     config = parse_config(args.config_arguments, base=base)
     if args.data is not None:
         config.data.name = args.data

@@ -37,9 +37,8 @@ def run(args: argparse.Namespace) -> None:
 
     jax.config.update("jax_platforms", "cpu")  # the program is only written, for all platforms
     from deeplab_jax import export, pretrained
-    from deeplab_jax.cli import transition
 
-    network = transition.call(pretrained.load, args.workdir or args.preset or pretrained.DEFAULT_PRESET)
+    network = pretrained.load(args.workdir or args.preset or pretrained.DEFAULT_PRESET)
     size, batch = args.size, args.batch
     if size is None:
         size = network.image_size

@@ -32,10 +32,10 @@ def run(args: argparse.Namespace) -> None:
     """Measures, and prints a table."""
     from deeplab_jax import pretrained
     from deeplab_jax.analysis import latency
-    from deeplab_jax.cli import output, transition
+    from deeplab_jax.cli import output
 
     name = args.workdir or args.preset or pretrained.DEFAULT_PRESET
-    network = transition.call(pretrained.load, name)
+    network = pretrained.load(name)
     results = latency.measure_latency(
         network,
         args.sizes or [network.image_size or (513, 513)],

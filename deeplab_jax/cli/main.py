@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         except Preempted as stopped:
             exits.report(f"{stopped}; run the same command again to resume")
             sys.exit(Preempted.EXIT_CODE)
+        except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except KeyboardInterrupt:
             resume = (
                 "; run the same command again to resume from the newest checkpoint" if argv[:1] == ["train"] else ""

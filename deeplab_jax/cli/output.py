@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_WIDTH = 140  # columns of a table that does not go to a terminal
+_WIDTH = 160  # columns of a table that does not go to a terminal
 
 
 def show(tables: Iterable["Table"], values: Any, json_file: pathlib.Path | None) -> None:

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("no input: give images, folders, videos or --camera; see `deeplab-jax predict --help`")
     if args.smooth is not None and not sources:
         raise UsageError("--smooth applies to videos, but no video or camera is given")
-    from deeplab_jax.cli import compilation_cache, transition
+    from deeplab_jax.cli import compilation_cache
     from deeplab_jax.files import create_folder
     from deeplab_jax.inference import files, video
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     files.result_paths(images, args.output)  # fails before the network is loaded
     predictor = _load_predictor(args)
     if images:
-        written = transition.call(files.predict_files, predictor, images, args.output)
+        written = files.predict_files(predictor, images, args.output)
         logger.info("Wrote %d masks and overlays to %s", len(written) // 2, args.output)
     create_folder(args.output, "--output")
     for source, target in zip(sources, targets, strict=True):
@@ -87,19 +87,19 @@ def run(args: argparse.Namespace) -> None:
 
 def _load_predictor(args: argparse.Namespace) -> "Predictor":
     from deeplab_jax import pretrained
-    from deeplab_jax.cli import transition
     from deeplab_jax.cli.config_flags import parse_config
+    from deeplab_jax.inference.predictor import Predictor
     from deeplab_jax.workdir import layout
 
     network = None
     if args.workdir is not None:
         base = layout.read_config(args.workdir)
     else:
-        network = transition.call(pretrained.load, args.preset or pretrained.DEFAULT_PRESET)
+        network = pretrained.load(args.preset or pretrained.DEFAULT_PRESET)
         base = pretrained.preset_config(network)
     config = parse_config(args.config_arguments, base=base)
-    return transition.from_network(
-        network or transition.call(pretrained.load, args.workdir),
+    return Predictor.from_network(
+        network or pretrained.load(args.workdir),
         config,
         size=args.size,
         window=args.window,
@@ -112,11 +112,10 @@ def _load_predictor(args: argparse.Namespace) -> "Predictor":
 def _predict_video(
     predictor: "Predictor", source: pathlib.Path | int, target: pathlib.Path, args: argparse.Namespace
 ) -> None:
-    from deeplab_jax.cli import transition
     from deeplab_jax.inference import video
 
-    label = transition.start_video(predictor, 1.0 if args.smooth is None else args.smooth)
-    report = transition.call(video.label_video, label, source, target, predictor.label_set, codec=args.codec)
+    label = predictor.start_video(smoothing=1.0 if args.smooth is None else args.smooth)
+    report = video.label_video(label, source, target, predictor.label_set, codec=args.codec)
     stages = ", ".join(f"{stage} {value:.1f} ms" for stage, value in report.milliseconds.items())
     logger.info(
         "Wrote %d frames to %s at %.1f frames per second (%s)",

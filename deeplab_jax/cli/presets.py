@@ -12,7 +12,7 @@ def run(args: argparse.Namespace) -> None:
     from deeplab_jax.cli import output
     from deeplab_jax.pretrained import presets
 
-    values = [dataclasses.asdict(preset) for preset in presets.load_table().values()]
+    values = [dataclasses.asdict(preset) for preset in presets.list_presets()]
     output.show([presets.presets_table()], values, args.json)
 
 

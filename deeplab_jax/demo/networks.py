@@ -22,10 +22,6 @@ Loader = Callable[[], Predictor]
 
 _compilation = threading.local()
 
-# Until deeplab_jax.inference is merged.
-_FROM_PRETRAINED = getattr(Predictor, "from_preset", Predictor.from_pretrained)
-_FROM_WORKDIR = getattr(Predictor, "from_workdir", Predictor.from_pretrained)
-
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
@@ -129,15 +125,15 @@ def find_networks(named: Sequence[str | pathlib.Path] = (), workdir: pathlib.Pat
     """
     given: list[tuple[str, Loader]] = []
     if workdir is not None:
-        given.append((str(workdir), functools.partial(_FROM_WORKDIR, workdir)))
-    given += [(str(name), functools.partial(_FROM_PRETRAINED, name)) for name in named]
+        given.append((str(workdir), functools.partial(Predictor.from_pretrained, workdir)))
+    given += [(str(name), functools.partial(Predictor.from_pretrained, name)) for name in named]
     short = [pathlib.Path(name).resolve().name or name for name, _ in given]
     loaders = {
         last if short.count(last) == 1 else whole: loader for last, (whole, loader) in zip(short, given, strict=True)
     }
-    for preset in presets.load_table().values():
+    for preset in presets.list_presets():
         if preset.classes is not None and preset.name not in loaders and presets.find_file(preset) is not None:
-            loaders[preset.name] = functools.partial(_FROM_PRETRAINED, preset.name)
+            loaders[preset.name] = functools.partial(Predictor.from_pretrained, preset.name)
     if not loaders:
         raise UserError(
             "no network found on this disk; name one with --preset (`deeplab-jax presets` lists them) or --workdir"
@@ -161,8 +157,7 @@ class _Slot:
 
 
 def _label(predictor: Predictor, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width"]:
-    (result,) = predictor([image])
-    return getattr(result, "label_map", result)
+    return predictor(image).label_map
 
 
 @contextlib.contextmanager

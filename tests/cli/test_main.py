@@ -34,6 +34,12 @@ def test_exit_handlers_run_but_the_interpreter_is_not_torn_down(code):
     assert (done.stdout, done.stderr, done.returncode) == ("files are closed\n", "", code)
 
 
+def test_a_closed_pipe_is_not_an_error_message():
+    command = f"{sys.executable} -m deeplab_jax presets --json | head -n 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("[\n", "")
+
+
 # ---- Invalid command lines: exit code 2 ----
 
 TRAIN = ("train", "--workdir", "w", "--config", "quickstart")

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from deeplab_jax.cli import main
 from deeplab_jax.demo import networks as networks_lib
 from deeplab_jax.demo import page
 from deeplab_jax.errors import UserError
-from deeplab_jax.inference.predictor import Predictor
+from deeplab_jax.inference.predictor import Prediction, Predictor
 from deeplab_jax.labels import SYNTHETIC, LabelSet
 from deeplab_jax.pretrained import presets
 from tests.conftest import scene
@@ -32,8 +31,10 @@ class ByBrightness(Predictor):
     def __init__(self, label_set: LabelSet = SYNTHETIC):
         self.label_set = label_set
 
-    def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [(image.astype(int).sum(-1) * self.label_set.num_classes // 766).astype(np.uint8) for image in images]
+    def __call__(self, image: np.ndarray) -> Prediction:
+        return Prediction(
+            (image.astype(int).sum(-1) * self.label_set.num_classes // 766).astype(np.uint8), self.label_set
+        )
 
 
 @pytest.fixture
@@ -56,15 +57,14 @@ def photo(tmp_path) -> pathlib.Path:
 
 
 def own_labels(predictor: Predictor, path: pathlib.Path) -> np.ndarray:
-    (label_map,) = predictor([data.read_image(path)])
-    return label_map
+    return predictor(data.read_image(path)).label_map
 
 
 # ---- Results ----
 
 
 def test_labels_and_overlay_are_those_of_the_predictor(trained, photo):
-    predictor = networks_lib._FROM_PRETRAINED(trained)
+    predictor = Predictor.from_pretrained(trained)
     networks = networks_lib.Networks({"tiny": lambda: predictor}, max_pixels=PLENTY)
     result = networks.segment(photo, "tiny")
     expected = own_labels(predictor, photo)
@@ -78,10 +78,10 @@ def test_labels_and_overlay_are_those_of_the_predictor(trained, photo):
 def test_shares_are_fractions_of_the_pixels_largest_first(networks, predictor, photo):
     shares = networks.segment(photo, "tiny").shares
     expected = own_labels(predictor, photo)
-    assert {share.label: share.fraction for share in shares} == {
+    assert {share.class_id: share.fraction for share in shares} == {
         label: np.mean(expected == label) for label in np.unique(expected)
     }
-    assert [share.name for share in shares] == [predictor.label_set.class_names[share.label] for share in shares]
+    assert [share.name for share in shares] == [predictor.label_set.class_names[share.class_id] for share in shares]
     fractions = [share.fraction for share in shares]
     assert fractions == sorted(fractions, reverse=True)
 
@@ -106,7 +106,7 @@ def test_every_kind_of_image_is_read_as_in_prediction(networks, predictor, tmp_p
 
 
 def test_loading_and_compiling_are_timed_separately_and_happen_once(trained, photo):
-    networks = networks_lib.Networks({"tiny": lambda: networks_lib._FROM_PRETRAINED(trained)}, max_pixels=PLENTY)
+    networks = networks_lib.Networks({"tiny": lambda: Predictor.from_pretrained(trained)}, max_pixels=PLENTY)
     started = time.perf_counter()
     first = networks.segment(photo, "tiny")
     total = time.perf_counter() - started
@@ -136,7 +136,7 @@ class SlowLoader:
 
 
 def test_two_requests_load_once_and_compile_once(trained, photo):
-    load = SlowLoader(networks_lib._FROM_PRETRAINED(trained))
+    load = SlowLoader(Predictor.from_pretrained(trained))
     networks = networks_lib.Networks({"tiny": load}, max_pixels=PLENTY)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         both = [pool.submit(networks.segment, photo, "tiny") for _ in range(2)]
@@ -218,7 +218,7 @@ def test_mask_is_a_palette_image_and_legend_is_text(networks, predictor, photo):
     assert overlay.shape == (46, 65, 3)
     assert "65 x 46 pixels segmented in " in report
     for share in visualization.class_shares(expected, predictor.label_set):
-        red, green, blue = predictor.label_set.palette[share.label]
+        red, green, blue = predictor.label_set.palette[share.class_id]
         assert f'rgb({red}, {green}, {blue})"><span class="name">{share.name}</span>' in report
         assert f'<span class="percent">{share.percent}</span>' in report
 

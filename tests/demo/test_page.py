@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import data, visualization
-from deeplab_jax.demo import networks as networks_lib
 from deeplab_jax.inference.predictor import Predictor
 from tests.conftest import scene
 
@@ -33,7 +32,7 @@ def address(trained):
 
 @pytest.fixture(scope="module")
 def predictor(trained) -> Predictor:
-    return networks_lib._FROM_WORKDIR(trained)
+    return Predictor.from_pretrained(trained)
 
 
 def make_photo(path: pathlib.Path, height: int, width: int, seed: int = 3) -> pathlib.Path:
@@ -44,7 +43,7 @@ def make_photo(path: pathlib.Path, height: int, width: int, seed: int = 3) -> pa
 def check(page: Page, path: pathlib.Path, predictor: Predictor) -> None:
     """Compares every pixel with the predictor's own result: the page serves PNG."""
     image = data.read_image(path)
-    (expected,) = predictor([image])
+    expected = predictor(image).label_map
     tinted = visualization.overlay(image, expected, predictor.label_set)
     assert np.array_equal(np.asarray(page.pixels("overlay")), tinted)
     mask = page.pixels("mask")
