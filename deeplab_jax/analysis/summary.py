@@ -106,11 +106,16 @@ def count_multiply_adds(model: DeepLabV3Plus, variables: Any, images: Any) -> Co
     return counts
 
 
+def summarize_config(config: ConfigDict, num_classes: int) -> list[PartSummary]:
+    """The parts of a config's network, for images of `data.image_size`. Computes nothing."""
+    model = build_model(config.model, num_classes, compute_dtype=config.train.compute_dtype)
+    return summarize(model, *config.data.image_size)
+
+
 def summary_table(config: ConfigDict, num_classes: int) -> Table:
     """The table of `deeplab-jax summary`: the parts of a config's network."""
     height, width = config.data.image_size
-    model = build_model(config.model, num_classes, compute_dtype=config.train.compute_dtype)
-    rows = summarize(model, height, width)
+    rows = summarize_config(config, num_classes)
     table = Table(
         title=f"DeepLab, {config.model.backbone}, output stride {config.model.output_stride}, {height}x{width} pixels"
     )
@@ -139,8 +144,27 @@ def summary_table(config: ConfigDict, num_classes: int) -> Table:
     return table
 
 
-def mesh_table(config: ConfigDict, num_classes: int, devices: int) -> Table:
-    """The table of `deeplab-jax summary --mesh`: how each array of the train state and a batch is split over a mesh.
+@dataclasses.dataclass(frozen=True)
+class ArrayPlacement:
+    """How an array of the train state or a batch is split over a mesh.
+
+    Attributes:
+      name: path of the array.
+      shape: its global shape.
+      split: the axes that are split and over which axes of the mesh, or "whole".
+      total_bytes: size of the whole array.
+      device_bytes: size of the part on one device.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    split: str
+    total_bytes: int
+    device_bytes: int
+
+
+def place_arrays(config: ConfigDict, num_classes: int, devices: int) -> tuple[dict[str, int], list[ArrayPlacement]]:
+    """Returns the sizes of the mesh axes, and the placement of each array of the train state and of a batch.
 
     Computes nothing, so the devices need not exist.
 
@@ -170,20 +194,33 @@ def mesh_table(config: ConfigDict, num_classes: int, devices: int) -> Table:
     placed["batch/label"] = jax.ShapeDtypeStruct(size, np.uint8)
     places["batch/image"] = places["batch/label"] = sharding.image_sharding(mesh)
 
+    placements = []
+    for name, leaf in placed.items():
+        whole, own = (
+            math.prod(shape) * leaf.dtype.itemsize for shape in (leaf.shape, places[name].shard_shape(leaf.shape))
+        )
+        placements.append(ArrayPlacement(name, leaf.shape, _split(places[name]), whole, own))
+    return sizes, placements
+
+
+def mesh_table(config: ConfigDict, num_classes: int, devices: int) -> Table:
+    """The table of `deeplab-jax summary --mesh`: the result of `place_arrays`.
+
+    Raises:
+      UserError: the config cannot be trained on this number of devices.
+    """
+    sizes, placements = place_arrays(config, num_classes, devices)
     table = Table(title=" x ".join(f"{axis} {size}" for axis, size in sizes.items()))
     table.add_column("array")
     table.add_column("shape", justify="right")
     table.add_column("split")
     table.add_column("bytes", justify="right")
     table.add_column("bytes per device", justify="right")
-    totals = np.zeros(2, np.int64)
-    for name, leaf in placed.items():
-        shapes = (leaf.shape, places[name].shard_shape(leaf.shape))
-        whole, own = (math.prod(shape) * leaf.dtype.itemsize for shape in shapes)
-        totals += (whole, own)
-        shape = "x".join(map(str, leaf.shape))
-        table.add_row(name, shape, _split(places[name]), f"{whole:,}", f"{own:,}")
+    for array in placements:
+        shape = "x".join(map(str, array.shape))
+        table.add_row(array.name, shape, array.split, f"{array.total_bytes:,}", f"{array.device_bytes:,}")
     table.add_section()
+    totals = (sum(array.total_bytes for array in placements), sum(array.device_bytes for array in placements))
     table.add_row("sum", "", "", *(f"{total:,}" for total in totals))
     return table
 

@@ -1,6 +1,7 @@
 """`deeplab-jax summary`."""
 
 import argparse
+import dataclasses
 
 from deeplab_jax.cli import arguments
 from deeplab_jax.cli.command import Command
@@ -30,10 +31,20 @@ def run(args: argparse.Namespace) -> None:
 
     from deeplab_jax.analysis import summary
 
-    tables = [summary.summary_table(config, args.classes)]
-    if args.mesh is not None:
-        tables.append(summary.mesh_table(config, args.classes, args.mesh or jax.device_count()))
-    output.print_tables(tables)
+    devices = args.mesh
+    if devices == 0:
+        devices = jax.device_count()
+    tables, values = [], {}
+    if args.json != arguments.STDOUT:  # counting takes seconds
+        tables.append(summary.summary_table(config, args.classes))
+        if devices is not None:
+            tables.append(summary.mesh_table(config, args.classes, devices))
+    if args.json is not None:
+        values["parts"] = [dataclasses.asdict(part) for part in summary.summarize_config(config, args.classes)]
+        if devices is not None:
+            values["mesh"], placements = summary.place_arrays(config, args.classes, devices)
+            values["arrays"] = [dataclasses.asdict(array) for array in placements]
+    output.show(tables, values, args.json)
 
 
 COMMAND = Command(

@@ -11,7 +11,7 @@ from PIL import Image
     ("arguments", "message"),
     [
         (("prepare", "sbdd"), "data set 'sbdd' does not exist; did you mean sbd?"),
-        (("prepare", "synthetic"), "synthetic"),
+        (("prepare", "synthetic"), "synthetic has no raw files, so there is nothing to prepare"),
         (("prepare", "folder", "--source", "nowhere"), "nowhere does not exist"),
         (("prepare", "camvid"), "--source"),
     ],

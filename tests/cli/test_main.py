@@ -149,7 +149,10 @@ def test_a_mistake_with_a_run_is_reported_in_one_line(fails, arguments, message,
         (("convert", "--from", "tflyte", "x", "--output", "o"), "format 'tflyte' does not exist; did you mean tflite?"),
         (("convert", "--from", "tflite", "x.tflite", "--output", "o"), "x.tflite"),
         (("evaluate", "--preset", "resnet50_v2_imagnet"), "did you mean resnet50_v2_imagenet?"),
-        (("predict", "--camera", "0", "--output", "o", "--preset", "some/folder"), "some/folder"),
+        (
+            ("predict", "--camera", "0", "--output", "o", "--preset", "some/folder"),
+            "some/folder does not exist; expected",
+        ),
     ],
 )
 def test_a_mistake_with_a_pretrained_network_is_reported_in_one_line(fails, arguments, message, tmp_path, monkeypatch):

@@ -45,6 +45,25 @@ def test_a_summary_shows_a_mesh_of_devices_that_this_machine_does_not_have(run, 
     fails(*arguments, "--config.mesh.fsdp=5", message="mesh.fsdp=5")
 
 
+def test_a_summary_can_be_json(run, tmp_path):
+    arguments = ("summary", "--config", "quickstart:size=64,batch=32", "--classes", "6", "--mesh", "8")
+    code, out, err = run(*arguments, "--json")
+    assert (code, err) == (0, [])
+    values = json.loads(out)
+    parts = {part["name"]: part for part in values["parts"]}
+    assert parts["classifier"]["output_shape"] == [1, 64, 64, 6]
+    assert sum(part["trainable"] for part in values["parts"]) > 10_000
+    assert values["mesh"] == {"data": 8, "fsdp": 1, "spatial": 1}
+    arrays = {array["name"]: array for array in values["arrays"]}
+    assert arrays["batch/image"] == {
+        "name": "batch/image", "shape": [32, 64, 64, 3], "split": "axis 0 over data",
+        "total_bytes": 32 * 64 * 64 * 3, "device_bytes": 4 * 64 * 64 * 3,
+    }  # fmt: skip
+    code, table, _ = run(*arguments, "--json", tmp_path / "summary.json")
+    assert "data 8 x fsdp 1 x spatial 1" in table
+    assert json.loads((tmp_path / "summary.json").read_text()) == values
+
+
 def test_latencies_are_a_table(run, trained, tmp_path, monkeypatch):
     bundle.save(load(trained), tmp_path / "net")
     results = [latency.Latency((32, 32), 1, 1.5, 2.5)]

@@ -32,9 +32,8 @@ class ByBrightness(Predictor):
         self.label_set = label_set
 
     def __call__(self, image: np.ndarray) -> Prediction:
-        return Prediction(
-            (image.astype(int).sum(-1) * self.label_set.num_classes // 766).astype(np.uint8), self.label_set
-        )
+        label = image.astype(int).sum(-1) * self.label_set.num_classes // 766
+        return Prediction(label.astype(np.uint8), self.label_set)
 
 
 @pytest.fixture
