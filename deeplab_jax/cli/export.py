@@ -67,7 +67,7 @@ COMMAND = Command(
     run=run,
     examples=(
         "export --to tflite --output network.tflite",
-        "export --to onnx --workdir runs/photos --size any --output photos.onnx",
+        "export --to onnx --workdir runs/photos --size 512x512 --output photos.onnx",
     ),
     lists=("presets",),
 )
