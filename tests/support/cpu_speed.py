@@ -19,7 +19,7 @@ CASES = {
     "1x1": (conv, None, (1, 64, 64, 256), (1, 1, 256, 64)),
     "1x1 gradients": (conv, (0, 1), (1, 64, 64, 256), (1, 1, 256, 64)),
     "taps": (functools.partial(conv, rate=12), None, (1, 32, 32, 512), (3, 3, 512, 64)),
-    "winograd": (conv, None, (1, 64, 64, 128), (3, 3, 128, 128)),
+    "winograd gradients": (conv, (0, 1), (2, 64, 64, 128), (3, 3, 128, 128)),
     "banded kernel gradient": (functools.partial(conv, stride=2), (1,), (1, 512, 512, 3), (7, 7, 3, 64)),
     "depthwise": (depthwise_conv, None, (1, 64, 64, 96), (3, 3, 1, 96)),
     "depthwise gradients": (depthwise_conv, (0, 1), (1, 64, 64, 96), (3, 3, 1, 96)),

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite (github.com/tensorflow/tpu, efficientnet/lite): no squeeze-and-excitation, ReLU6 instead of swish."""
+"""EfficientNet-Lite (github.com/tensorflow/tpu, efficientnet/lite), with ReLU6 and no squeeze-and-excitation."""
 
 import math
 

@@ -59,7 +59,7 @@ def _whole_factor(size, out_size, align_corners):
 
 
 def _phases(factor, align_corners):
-    """Yields, per phase of output pixels `factor * i + phase`, the first neighbor's offset and the second one's weight."""
+    """Yields, per phase of output pixels `factor * i + phase`, the first neighbor's offset and the second's weight."""
     for phase in range(factor):
         position = phase / factor if align_corners else (phase + 0.5) / factor - 0.5
         yield math.floor(position), position - math.floor(position)

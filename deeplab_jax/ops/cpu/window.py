@@ -152,7 +152,7 @@ class Window:
         return axes
 
     def _met(self, shift: int, extent: int, out_extent: int) -> tuple[slice, slice]:
-        """Returns the pixels under a tap, output `o` at pixel `o * stride + shift`, and the outputs where it is inside."""
+        """Returns pixels under a tap, `o * stride + shift` for output `o`, and the outputs for which it is inside."""
         stride = self.stride
         first = max(-(shift // stride), 0)
         end = max(min((extent - 1 - shift) // stride + 1, out_extent), first)
