@@ -1,8 +1,8 @@
-"""Atrous spatial pyramid pooling: parallel convolutions that see the features at several rates.
+"""Atrous spatial pyramid pooling: parallel convolutions over the same features at several rates.
 
-DeepLabv3 (arXiv 1706.05587), section 3.3: one 1x1 convolution, one 3x3 for each rate, and image-level features, all
-with BatchNorm, concatenated and projected. A 3x3 convolution at rate r spans 2r + 1 pixels of the feature map, that is
-(2r + 1) * output_stride pixels of the image.
+DeepLabv3 (arXiv 1706.05587), section 3.3: one 1x1 convolution, one 3x3 convolution per rate, and image-level features,
+all with BatchNorm, concatenated and projected. A 3x3 convolution at rate r spans 2r + 1 pixels of the feature map, that
+is (2r + 1) * output_stride pixels of the image.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from deeplab_jax.ops.precision import accumulator
 
 
 class ASPP(nn.Module):
-    """The pyramid. Branch order in the projection: 1x1, the rates as given, image pooling.
+    """Atrous spatial pyramid pooling. Branches are concatenated in this order: 1x1, the rates as given, image pooling.
 
     Attributes:
       layers: the layer constructors.
-      channels: features of each branch and of the result.
-      rates: of the 3x3 branches, in pixels of the feature map.
-      separable: depthwise separable 3x3 branches (DeepLabv3+, section 3.1).
-      image_pooling: whether there is a branch of the features' mean.
-      dropout: share of the result's values that training drops.
+      channels: number of output channels of each branch and of the projection.
+      rates: rates of the 3x3 branches, in pixels of the feature map.
+      separable: whether the 3x3 branches are depthwise separable (DeepLabv3+, section 3.1).
+      image_pooling: whether there is a branch for the mean of the features.
+      dropout: the dropout rate of the output in training.
       deterministic: True switches dropout off.
-      published_order: concatenate at full size, then project, as the paper draws it. The default projects the
-        pooled branch as one pixel before it is broadcast: the same function.
+      published_order: concatenate at full size, then project, as in the paper. The default projects the pooled
+        branch as one pixel before it is broadcast, which is the same function.
     """
 
     layers: Layers
@@ -42,7 +42,7 @@ class ASPP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width features"]) -> Float[Array, "batch height width channels"]:
-        """Features that have seen their surroundings at every rate, at the size of `x`."""
+        """Returns features at the size of `x`."""
         size = x.shape[1:3]
         branch = self.layers.unit(ConvNormAct)
         branches = [branch(self.layers, self.channels, name="branch_1x1")(x)]

@@ -1,8 +1,8 @@
 """Atrous conversion: which units of a backbone keep their stride and which trade it for a rate.
 
-DeepLabv3 (arXiv 1706.05587), section 3.1: the network subsamples until the wanted output stride is reached; from
-there on strides become 1 and the kernels behind them are spread by what was not subsampled, so that the same
-parameters compute the same features on a denser grid.
+DeepLabv3 (arXiv 1706.05587), section 3.1: the network subsamples until it reaches the output stride. From there on,
+strides become 1 and later kernels are dilated by the subsampling that was left out, so that the same parameters compute
+the same features on a denser grid.
 """
 
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ class Unit(NamedTuple):
     """How one unit of a backbone runs.
 
     Attributes:
-      stride: of its strided convolution.
-      rate: of this convolution.
-      rate_behind: of convolutions behind it in the same unit.
+      stride: the stride of its strided convolution.
+      rate: the rate of this convolution.
+      rate_behind: the rate of later convolutions in the same unit.
     """
 
     stride: int
@@ -23,24 +23,24 @@ class Unit(NamedTuple):
     rate_behind: int
 
     def spread(self, factor: int) -> "Unit":
-        """The unit with its rates multiplied: multi-grid (DeepLabv3, section 3.2.1)."""
+        """Returns the unit with its rates multiplied: multi-grid (DeepLabv3, section 3.2.1)."""
         return self._replace(rate=factor * self.rate, rate_behind=factor * self.rate_behind)
 
 
 def plan_units(
     strides: Sequence[int], output_stride: int, *, stem_stride: int, spread_converted: bool = False
 ) -> list[Unit]:
-    """Converts the units' published strides for an output stride.
+    """Converts the published strides of units for an output stride.
 
-    A converted unit samples its input densely, so its own taps keep the rate reached before it; the units behind it
-    are spread by its stride as well.
+    A converted unit samples its input densely, so its own taps keep the rate reached before it. Later units are dilated
+    by its stride as well.
 
     Args:
       strides: the published stride of each unit, in order.
-      output_stride: input pixels a pixel of the last unit's output.
-      stem_stride: input pixels a pixel of the first unit's input.
-      spread_converted: whether a converted unit runs at the rate behind it already, as segmentation_models.pytorch has
-        it; the features are then not those of the strided network any more.
+      output_stride: image pixels per output pixel of the last unit.
+      stem_stride: image pixels per input pixel of the first unit.
+      spread_converted: whether a converted unit already runs at the rate of later units, as in
+        segmentation_models.pytorch. Its features then differ from those of the strided network.
 
     Raises:
       ValueError: the strides do not pass through `output_stride`.
@@ -59,10 +59,10 @@ def plan_units(
 
 
 def scale_rates(rates: Sequence[int], stated_stride: int, output_stride: int) -> tuple[int, ...]:
-    """ASPP rates for an output stride, from those stated for another (DeepLabv3, section 3.3: doubled at stride 8).
+    """Scales ASPP rates stated for one output stride to another (DeepLabv3, section 3.3: doubled at stride 8).
 
     Raises:
-      ValueError: a rate would not be a whole number of at least 1.
+      ValueError: a scaled rate is not a whole number of at least 1.
     """
     scaled = [rate * stated_stride / output_stride for rate in rates]
     if any(rate < 1 or rate != int(rate) for rate in scaled):

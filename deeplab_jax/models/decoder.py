@@ -1,4 +1,4 @@
-"""The decoder of DeepLabv3+ (arXiv 1802.02611, section 3.1): sharpens the encoder's output with low-level features."""
+"""The decoder of DeepLabv3+ (arXiv 1802.02611, section 3.1), which refines encoder output with low-level features."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,20 +11,20 @@ from deeplab_jax.models.layers import ConvNormAct, Layers
 
 
 class Decoder(nn.Module):
-    """Low-level features, projected to few channels, joined with the enlarged encoder output and refined.
+    """Joins the enlarged encoder output with low-level features, projected to few channels, and refines both.
 
     Attributes:
       layers: the layer constructors.
       style: `paper`: two 3x3 convolutions (table 2's best row); `separable`: the same, depthwise separable;
-        `kerascv`: one 1x1 convolution (keras_cv 0.9, `segmentation_head`); `smp`: a separable 3x3 convolution of the
-        encoder output before it is enlarged and one behind the join (segmentation_models.pytorch 0.6,
+        `kerascv`: one 1x1 convolution (keras_cv 0.9, `segmentation_head`); `smp`: one separable 3x3 convolution of
+        the encoder output before it is enlarged and one after the join (segmentation_models.pytorch 0.6,
         `DeepLabV3PlusDecoder`); `torchvision`: one 3x3 convolution of the encoder output and no low-level features
         (torchvision, `DeepLabHead`).
-      channels: features of the refinement.
-      low_level_channels: features of the low-level projection (table 1's best: 48).
+      channels: number of output channels of the refinement.
+      low_level_channels: number of channels of the low-level projection (best in table 1: 48).
       resize: `resize(x, (height, width))`, bilinear.
-      published_order: enlarge the encoder's output before the `kerascv` 1x1 convolution, as KerasCV does. The
-        default enlarges its projection: the same function.
+      published_order: enlarge the encoder output before the `kerascv` 1x1 convolution, as KerasCV does. The default
+        enlarges its projection, which is the same function.
     """
 
     layers: Layers
@@ -40,7 +40,7 @@ class Decoder(nn.Module):
         encoder_output: Float[Array, "batch _ _ features"],
         low_level_features: Float[Array, "batch height width low"],
     ) -> Float[Array, "batch _ _ channels"]:
-        """Refined features at the size of `low_level_features`; of the style `torchvision`, of `encoder_output`."""
+        """Returns features at the size of `low_level_features`, or of `encoder_output` for the style `torchvision`."""
         if self.style == "torchvision":
             x = self._refine(encoder_output, "refine1")
         elif self.style == "smp":
@@ -52,7 +52,7 @@ class Decoder(nn.Module):
             x = self._refine(self._refine(x, "refine1"), "refine2")
         return x
 
-    # `nowrap`: these are steps of the call, no scopes of their own in the paths that `summary` counts by.
+    # `nowrap`: these methods add no scope to the paths that `summary` counts by.
     @nn.nowrap
     def _low_level(self, x: Array) -> Array:
         return self.layers.unit(ConvNormAct)(self.layers, self.low_level_channels, name="low_level")(x)
@@ -64,7 +64,7 @@ class Decoder(nn.Module):
 
     @nn.nowrap
     def _project_and_join(self, encoder_output: Array, low_level_features: Array) -> Array:
-        """The 1x1 convolution of the join, computed before the encoder's output is enlarged."""
+        """Computes the 1x1 convolution of the join before the encoder output is enlarged."""
         size: Sequence[Any] = low_level_features.shape[1:3]
         branches = [encoder_output, self._low_level(low_level_features)]  # KerasCV's order
         if self.published_order:

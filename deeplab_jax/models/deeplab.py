@@ -90,7 +90,8 @@ class DeepLabV3Plus(nn.Module):
 
         Returns:
           float32 logits at the size of the images, and a dict of endpoints: the backbone's stages, `features`,
-          `low_level_features`, `aspp`, `decoder` (unless it is "none") and `logits` at the resolution of the classifier.
+          `low_level_features`, `aspp`, `decoder` (unless it is "none") and `logits` at the resolution of the
+          classifier.
         """
         resize = functools.partial(self.ops.resize_bilinear, align_corners=self.align_corners)
         size = images.shape[1:3]

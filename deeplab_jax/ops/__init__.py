@@ -1,8 +1,8 @@
 """The operations a network is made of: plain XLA, and a CPU backend with the same signatures.
 
-A model calls the functions of its `ops` attribute, an `Operations`. `XLA` is the default on every platform. `SPATIAL` is
-for meshes that split the rows of images. `select` picks by platform: on CPUs it returns the backend in `ops/cpu`, whose
-README says what XLA:CPU does without it.
+A model calls the functions of its `ops` attribute, an `Operations`. `XLA` is the default on every platform. `SPATIAL`
+is for meshes that split the rows of images. `select` picks by platform: on CPUs it returns the backend in `ops/cpu`,
+whose README says what XLA:CPU does without it.
 """
 
 from deeplab_jax.ops.norm import batch_norm

@@ -100,7 +100,7 @@ def test_frozen_norm_statistics_stay_and_are_used_in_training():
     jax.tree.map(np.testing.assert_array_equal, updates, variables["batch_stats"])
 
 
-@pytest.mark.parametrize(("backbone", "sums"), [("resnet18_v1", 8), ("resnet50_v2", 16), ("mobilenet_v2", 10)])
+@pytest.mark.parametrize(("backbone", "sums"), [("resnet18_v1", 8), ("mobilenet_v2", 10)])
 def test_residual_sums_are_an_operation(backbone, sums):
     added = []
     adding = dataclasses.replace(ops.XLA, add=lambda x, y: added.append(x.shape) or x + y)

@@ -38,6 +38,7 @@ def few_values(monkeypatch):
     """Moves thresholds so that images of a few pixels are on either side of them."""
     monkeypatch.setattr(dense, "_SMALL_VALUES", 300)
     monkeypatch.setattr(winograd, "_LEAST_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(winograd, "_LEAST_CHANNELS", 32)
     monkeypatch.setattr(winograd, "_WHOLE_VALUES", 8000)
     monkeypatch.setattr(winograd, "_BAND_VALUES", 4000)
 

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite (github.com/tensorflow/tpu, efficientnet/lite): no squeeze-and-excitation, ReLU6 for swish."""
+"""EfficientNet-Lite (github.com/tensorflow/tpu, efficientnet/lite), with ReLU6 and no squeeze-and-excitation."""
 
 import math
 
@@ -18,9 +18,9 @@ _STAGES = (
 
 
 def scaled_stages(width: int | float, depth: int | float) -> tuple[Stage, ...]:
-    """The stages with their features times `width` and their units times `depth`.
+    """Scales the width of the stages by `width` and their number of units by `depth`.
 
-    Unlike in EfficientNet the first and the last stage keep their single unit, whatever the scaling.
+    Unlike in EfficientNet, the first and the last stage keep a single unit.
     """
     first, *middle, last = (stage._replace(features=scaled_features(stage.features, width)) for stage in _STAGES)
     middle = [stage._replace(units=math.ceil(stage.units * depth)) for stage in middle]
@@ -30,13 +30,13 @@ def scaled_stages(width: int | float, depth: int | float) -> tuple[Stage, ...]:
 def efficientnet_lite(
     layers: Layers, *, width: int | float, depth: int | float, final_conv: bool = False, **options
 ) -> InvertedResidualNetwork:
-    """EfficientNet-Lite with atrous conversion. The stem and the final convolution have one width for all variants.
+    """Builds EfficientNet-Lite with atrous conversion. The stem and the final convolution are not scaled.
 
     Args:
       layers: the layer constructors.
-      width: factor of the stages' features.
-      depth: factor of the stages' units.
-      final_conv: whether the 1x1 convolution to 1280 features of the classification network is kept.
+      width: factor of the width of the stages.
+      depth: factor of the number of units of the stages.
+      final_conv: whether to keep the 1x1 convolution of the classification network to 1280 channels.
       **options: `output_stride`, `spread_converted`, `name`.
     """
     stages, final_features = scaled_stages(width, depth), 1280 if final_conv else 0

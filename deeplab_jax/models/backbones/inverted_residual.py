@@ -1,4 +1,4 @@
-"""The unit of MobileNetV2 (arXiv 1801.04381, section 3.3) and EfficientNet-Lite, and networks that are rows of it."""
+"""The unit of MobileNetV2 (arXiv 1801.04381, section 3.3) and EfficientNet-Lite, and networks made of it."""
 
 import math
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from deeplab_jax.models.layers import Layers
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to more features, depthwise strided or atrous, 1x1 to few features without activation; a sum if shapes agree.
+    """A 1x1 expansion, a depthwise convolution, a 1x1 projection without activation, and a shortcut if shapes agree.
 
-    The activations are ReLU6. An expansion of 1 has no first convolution.
+    The activations are ReLU6. With an expansion of 1 there is no first convolution.
     """
 
     layers: Layers
@@ -40,7 +40,7 @@ class InvertedResidual(nn.Module):
 
 
 class Stage(NamedTuple):
-    """Units of one size: the first has the stride."""
+    """A stage of equal units; only the first one is strided."""
 
     features: int
     units: int
@@ -54,9 +54,10 @@ class InvertedResidualNetwork(nn.Module):
 
     Attributes:
       layers: the layer constructors.
-      stem_features: of the first convolution.
-      stages: in order; the last one of stride 4 gives the low-level features.
-      final_features: of a 1x1 convolution with BatchNorm and ReLU6 behind the stages; 0 for none.
+      stem_features: number of output channels of the first convolution.
+      stages: the stages in order; the last one at stride 4 provides the low-level features.
+      final_features: number of output channels of a 1x1 convolution with BatchNorm and ReLU6 after the stages, or 0
+        for none.
       output_stride: 4, 8, 16 or 32.
       spread_converted: see `plan_units`.
     """
@@ -86,7 +87,7 @@ class InvertedResidualNetwork(nn.Module):
                     next(plan),
                     stage.expansion,
                     stage.kernel_size,
-                    # By the published stride: an atrous conversion must not add a sum that the original has not.
+                    # By the published stride: atrous conversion must not add a shortcut that the original lacks.
                     add_input=(i > 0 or stage.stride == 1) and x.shape[-1] == stage.features,
                     name=f"stage{number}_block{i + 1}",
                 )(x)
@@ -101,6 +102,6 @@ class InvertedResidualNetwork(nn.Module):
 
 
 def scaled_features(features: int, multiplier: int | float, divisor: int = 8) -> int:
-    """A width times a multiplier, as a multiple of `divisor` at most a tenth below it (slim's `_make_divisible`)."""
+    """Scales a width to a multiple of `divisor`, at most a tenth below the product (slim's `_make_divisible`)."""
     scaled = max(divisor, math.floor(features * multiplier + divisor / 2) // divisor * divisor)
     return scaled + divisor if scaled < 0.9 * features * multiplier else scaled

@@ -17,17 +17,18 @@ STAGES = (
 def mobilenet_v2(
     layers: Layers, *, width_multiplier: int | float = 1.0, final_conv: bool = False, **options
 ) -> InvertedResidualNetwork:
-    """MobileNetV2 with atrous conversion.
+    """Builds MobileNetV2 with atrous conversion.
 
     Args:
       layers: the layer constructors.
-      width_multiplier: of every stage's features.
-      final_conv: whether the 1x1 convolution to 1280 features (times a multiplier above 1) of the classification
-        network is kept: torchvision's and segmentation_models.pytorch's encoders have it, research/deeplab's has not.
+      width_multiplier: factor of the width of every stage.
+      final_conv: whether to keep the 1x1 convolution of the classification network to 1280 channels (times a
+        multiplier above 1). The encoders of torchvision and segmentation_models.pytorch have it; research/deeplab
+        does not.
       **options: `output_stride`, `spread_converted`, `name`.
     """
-    # research/deeplab rounds a scaled width to a whole number (`feature_extractor.py`, `divisible_by`: 12 features from
-    # 24 at 0.5), the classification networks to a multiple of 8.
+    # research/deeplab rounds a scaled width to a whole number (`feature_extractor.py`, `divisible_by`: 24 channels
+    # times 0.5 are 12); the classification networks round to a multiple of 8.
     divisor = 8 if final_conv else 1
     stages = (stage._replace(features=scaled_features(stage.features, width_multiplier, divisor)) for stage in STAGES)
     return InvertedResidualNetwork(

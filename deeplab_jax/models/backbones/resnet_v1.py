@@ -1,4 +1,4 @@
-"""ResNet v1 (arXiv 1512.03385), BatchNorm after each convolution, in torchvision's and in research/deeplab's layout."""
+"""ResNet v1 (arXiv 1512.03385), with BatchNorm after each convolution, as in torchvision and research/deeplab."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from deeplab_jax.models.layers import Layers
 
 
 class BasicBlockV1(nn.Module):
-    """Two 3x3 convolutions, the first strided. Returns what `BottleneckV1` returns."""
+    """Two 3x3 convolutions, the first one strided. Returns the same as `BottleneckV1`."""
 
     layers: Layers
     features: int
@@ -30,9 +30,9 @@ class BasicBlockV1(nn.Module):
 
 
 class BottleneckV1(nn.Module):
-    """1x1, strided or atrous 3x3, 1x1 to four times the features; ReLU after the sum with the shortcut.
+    """1x1, strided or atrous 3x3, 1x1 to four times the width; ReLU after the sum with the shortcut.
 
-    Returns the unit's output and its residual branch before the sum.
+    Returns the output of the unit and its residual branch before the sum.
     """
 
     layers: Layers
@@ -55,7 +55,7 @@ class BottleneckV1(nn.Module):
 
 
 def _shortcut(block: nn.Module, x: Array, features: int) -> Array:
-    """The input at the block's stride, projected (inside the block's scope) if its channels are others."""
+    """Returns the input at the stride of the block, projected if the number of channels differs."""
     if x.shape[-1] == features:
         return x[:, :: block.unit.stride, :: block.unit.stride]
     x = block.layers.conv(features, stride=block.unit.stride, name="shortcut_conv")(x)
@@ -67,15 +67,15 @@ class ResNetV1(nn.Module):
 
     Attributes:
       layers: the layer constructors.
-      blocks: units in each of the four stages.
+      blocks: number of units in each stage.
       block: `bottleneck` (ResNet-50 and deeper) or `basic` (ResNet-18, ResNet-34).
-      stem: `conv7`, one 7x7 convolution, or `deep`, three of 3x3 (`resnet_v1_beta.py` of research/deeplab).
-      strided_unit: which unit of a stage has the stride: the `first`, of stages 2 to 4 (torchvision), or the `last`, of
-        stages 1 to 3 (research/deeplab). With the latter, low-level features are the residual branch of the last unit
-        that runs at stride 4, the last but one of stage 1.
-      width: features of the first stage; doubles with each.
+      stem: `conv7`, one 7x7 convolution, or `deep`, three 3x3 convolutions (research/deeplab, `resnet_v1_beta.py`).
+      strided_unit: the strided unit of a stage: the `first` in stages 2 to 4 (torchvision), or the `last` in stages 1
+        to 3 (research/deeplab). With `last`, the low-level features are the residual branch of the last unit at
+        stride 4, the second to last of stage 1.
+      width: width of the first stage; it doubles with each stage.
       output_stride: 4, 8, 16 or 32.
-      multi_grid: factors of the last stage's rates, one a unit; () for ones (DeepLabv3, section 3.2.1).
+      multi_grid: factors of the rates of the last stage, one per unit, or () for ones (DeepLabv3, section 3.2.1).
       spread_converted: see `plan_units`.
     """
 

@@ -1,4 +1,4 @@
-"""ResNet v2 (arXiv 1603.05027): BatchNorm and ReLU before each convolution, in the usual and in KerasCV's layout."""
+"""ResNet v2 (arXiv 1603.05027), with BatchNorm and ReLU before each convolution, as published and as in KerasCV."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ _EXPANSION = 4
 
 
 class BottleneckV2(nn.Module):
-    """Pre-activation, then 1x1, strided or atrous 3x3, 1x1 to four times the features, added to the shortcut."""
+    """Pre-activation, then 1x1, strided or atrous 3x3, and 1x1 to four times the width, added to the shortcut."""
 
     layers: Layers
     features: int
@@ -34,7 +34,8 @@ class BottleneckV2(nn.Module):
         )
         residual = nn.relu(norm(name="norm2")(residual))
         residual = conv(expanded, use_bias=True, name="conv3")(residual)
-        return self.layers.add(shortcut, residual)
+        # Not `layers.add`: BatchNorm reads this sum first, and keeps it for its gradient.
+        return shortcut + residual
 
 
 class ResNetV2(nn.Module):
@@ -42,13 +43,13 @@ class ResNetV2(nn.Module):
 
     Attributes:
       layers: the layer constructors.
-      blocks: units in each of the four stages.
-      strided_unit: which unit of stages 2 to 4 has the stride: the `first`, or the `last` (keras_cv 0.9,
+      blocks: number of units in each stage.
+      strided_unit: the strided unit of stages 2 to 4: the `first`, or the `last` (keras_cv 0.9,
         `resnet_v2_backbone.py`), which costs 2.8 times the multiply-adds. The parameters are the same.
-      final_norm: whether the last sum is normalized and rectified; KerasCV hands on the raw sum.
-      width: features of the first stage; doubles with each.
+      final_norm: whether BatchNorm and ReLU follow the last sum; KerasCV returns the raw sum.
+      width: width of the first stage; it doubles with each stage.
       output_stride: 4, 8, 16 or 32.
-      multi_grid: factors of the last stage's rates, one a unit; () for ones (DeepLabv3, section 3.2.1).
+      multi_grid: factors of the rates of the last stage, one per unit, or () for ones (DeepLabv3, section 3.2.1).
       spread_converted: see `plan_units`.
     """
 

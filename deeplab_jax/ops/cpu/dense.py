@@ -14,13 +14,14 @@ from deeplab_jax.ops.cpu.scheduling import after, stored, transpose_in_order, wi
 from deeplab_jax.ops.cpu.window import Window, place, stack_taps
 from deeplab_jax.ops.precision import accumulator, widened
 
-# Up to this share of taps inside the image, a matrix product per tap beats the convolution, which multiplies the padding
-# too. At .56 (rate 6 on 16x16) it takes half the time forward and four fifths for the kernel gradient; at .92 (rate 2 on
-# 32x32) copying the parts costs more than the products save.
+# Up to this share of taps inside the image, a matrix product per tap beats the convolution, which multiplies the
+# padding too. At .56 (rate 6 on 16x16) it takes half the time forward and four fifths for the kernel gradient; at .92
+# (rate 2 on 32x32) copying the parts costs more than the products save.
 _SPARSE_SHARE = 0.6
-# Above this number of input values, the kernel gradient is a sum of matrix products over bands of rows. XLA:CPU computes
-# it as a convolution with a window as large as the image, at a third to a half of the speed (7x7 stem on 512x512: 13
-# GFLOP/s, as products 40; 3x3 of 64 channels on 128x128: 27 and 59). Below it the loop costs more than it saves.
+# Above this number of input values, the kernel gradient is a sum of matrix products over bands of rows. XLA:CPU
+# computes it as a convolution with a window as large as the image, at a third to a half of the speed (7x7 stem on
+# 512x512: 13 GFLOP/s, as products 40; 3x3 of 64 channels on 128x128: 27 and 59). Below it the loop costs more than it
+# saves.
 _SMALL_VALUES = 2e5
 _BAND = 8  # rows; bands of 4 to 16 are equally fast, a whole image does not fit the cache
 
@@ -32,9 +33,10 @@ def convolve(
 ) -> Float[Array, "batch out_height out_width features"]:
     """Convolves with a dense kernel.
 
-    A 1x1 convolution is a matrix product. An atrous convolution with most taps outside the image is a matrix product per
-    tap, of the part of the image under that tap. Other large 3x3 convolutions of stride 1 make fewer multiplications
-    (`winograd.py`). The rest is XLA's convolution, with the gradient of large kernels as matrix products.
+    A 1x1 convolution is a matrix product. An atrous convolution with most taps outside the image is a matrix product
+    per tap, of the part of the image under that tap. Other large 3x3 convolutions of stride 1 make fewer
+    multiplications (`winograd.py`). The rest is XLA's convolution, with the gradient of large kernels as matrix
+    products.
     """
     forward, backward = (functools.partial(function, window) for function in _choose(window, x, kernel))
     return with_backward(forward, backward)(x, kernel)
@@ -74,7 +76,7 @@ def _subsample(window, x):
     return x[:, :: window.stride, :: window.stride]
 
 
-# ---- Most taps outside the image: a product for each tap's part of it ----
+# ---- Most taps outside the image: one product per tap ----
 
 
 def _taps(window, x, kernel):
@@ -104,7 +106,7 @@ def _taps_backward(window, x, kernel, cotangent):
 
 
 def _few_products(window, x, kernel):
-    # Otherwise XLA:CPU keeps, for the gradient, what the outputs are put together from and the outputs too.
+    # Otherwise XLA:CPU keeps both the outputs and the products they are computed from for the gradient.
     return stored(winograd.convolve(*widened(x, kernel), rate=window.rate).astype(x.dtype))
 
 
@@ -115,7 +117,7 @@ def _few_products_backward(window, x, kernel, cotangent):
     return of_pixels.astype(x.dtype), of_kernel
 
 
-# ---- Other large kernels: their gradient as products, of a band of rows at a time ----
+# ---- Other large inputs: the kernel gradient as products, one band of rows at a time ----
 
 
 def _banded_backward(window, x, kernel, cotangent):
@@ -133,7 +135,7 @@ def _banded_kernel_gradient(window, x, kernel, cotangent):
     out_height, out_width = cotangent.shape[1:3]
     band = min(_BAND, out_height)
     bands = -(-out_height // band)
-    tall, wide = (stride * (extent - 1) + 1 for extent in (band, out_width))  # first to last pixel that a tap meets
+    tall, wide = (stride * (extent - 1) + 1 for extent in (band, out_width))  # first to last pixel under a tap
     below = stride * band * (bands - 1) + tall + rows[-1] - above - height
     behind = wide + columns[-1] - before - width
     padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), (above, below, 0), (before, behind, 0), (0, 0, 0)))
@@ -145,7 +147,7 @@ def _banded_kernel_gradient(window, x, kernel, cotangent):
         windows = (
             [of_x[:, top : top + tall : stride, left : left + wide : stride] for left in columns] for top in rows
         )
-        # The taps of a row together, so that few channels make no thin product.
+        # The taps of a row in one product: with few channels, a product per tap would be thin.
         return total + jnp.stack([weight_gradient(jnp.concatenate(row, -1), of_cotangent) for row in windows])
 
     zero = jnp.zeros((len(rows), len(columns) * x.shape[-1], kernel.shape[-1]), accumulator(x.dtype))

@@ -24,9 +24,9 @@ def convolve(
     """Convolves each channel with its own kernel.
 
     The result is a sum of shifted images, one per tap. The kernel gradient is summed row by row, over the parts of rows
-    under each tap: XLA:CPU reduces over a whole batch channel by channel, jumping from pixel to pixel, at a third of the
-    speed, and a padded copy of the batch would take a third of the time of the sums. If most taps are outside the image,
-    only the parts under taps are read.
+    under each tap: XLA:CPU reduces over a whole batch channel by channel, jumping from pixel to pixel, at a third of
+    the speed, and a padded copy of the batch would take a third of the time of the sums. If most taps are outside the
+    image, only the parts under taps are read.
     """
     sparse = window.stride == 1 and window.share() <= _SPARSE_SHARE
     forward, backward = (_sparse, _sparse_backward) if sparse else (_shifted, _shifted_backward)

@@ -51,7 +51,7 @@ def _transposed(steps, align_corners, x, cotangent):
 
 
 def _whole_factor(size, out_size, align_corners):
-    """By what whole number an axis grows, None if by none (or one so large that a sum for each phase is too many)."""
+    """Returns the whole factor by which an axis grows, or None if there is none or it needs too many phases."""
     grown, whole = (out_size - 1, size - 1) if align_corners else (out_size, size)
     if whole == 0 or grown % whole or grown // whole > _MOST_PHASES:
         return None
@@ -59,14 +59,14 @@ def _whole_factor(size, out_size, align_corners):
 
 
 def _phases(factor, align_corners):
-    """For output pixel `factor * i + phase`: the first of its two neighbors, from i, and the second one's weight."""
+    """Yields, per phase of output pixels `factor * i + phase`, the first neighbor's offset and the second's weight."""
     for phase in range(factor):
         position = phase / factor if align_corners else (phase + 0.5) / factor - 0.5
         yield math.floor(position), position - math.floor(position)
 
 
 def _enlarge(x, axis, factor, out_size, align_corners):
-    """Interpolates one axis; beyond the ends the border repeats."""
+    """Interpolates one axis. Beyond the ends the border repeats."""
     size = x.shape[axis]
     padded = jnp.concatenate(
         [lax.slice_in_dim(x, 0, 1, axis=axis), x, lax.slice_in_dim(x, size - 1, size, axis=axis)], axis=axis
@@ -80,7 +80,7 @@ def _enlarge(x, axis, factor, out_size, align_corners):
 
 
 def _enlarge_transposed(cotangent, axis, factor, size, align_corners):
-    """The transpose of `_enlarge`: every output pixel's cotangent goes to its two neighbors."""
+    """Transposes `_enlarge`: the cotangent of each output pixel goes to its two neighbors."""
     missing = size * factor - cotangent.shape[axis]
     cotangent = _pad_axis(cotangent, axis, 0, missing)
     shape = (*cotangent.shape[:axis], size, factor, *cotangent.shape[axis + 1 :])
@@ -96,7 +96,7 @@ def _enlarge_transposed(cotangent, axis, factor, size, align_corners):
         if distance == 0:
             total += part
             continue
-        # Moved one on; what would leave the image belongs to the border.
+        # Shifted by one pixel; what would leave the image belongs to the border.
         start, stop = (1, size) if distance < 0 else (0, size - 1)
         end = (0, 1) if distance < 0 else (size - 1, size)
         moved = lax.slice_in_dim(part, start, stop, axis=axis)

@@ -1,4 +1,4 @@
-"""How the window of a convolution lies on images: which pixels its taps meet."""
+"""The window of a convolution: which pixels its taps cover."""
 
 import functools
 import math
@@ -70,13 +70,13 @@ class Window:
 
     @property
     def offsets(self) -> tuple[range, range]:
-        """Pixels of the rows and of the columns of taps behind the first."""
+        """Offsets of the rows and the columns of taps from the first one, in pixels."""
         rows, columns = (range(0, taps * self.rate, self.rate) for taps in self.taps)
         return rows, columns
 
     def meetings(self) -> Iterator[tuple[int, int, tuple[slice, slice], tuple[slice, slice]]]:
-        """Every tap that meets the image at all: its row and column, the (rows, columns) of the input that it meets,
-        and the (rows, columns) of the output where it does.
+        """Yields every tap that reaches the image: its row and column, the (rows, columns) of the input under it, and
+        the (rows, columns) of the output for which it is inside.
         """
         for row, source_rows, target_rows in self._axes[0]:
             for column, source_columns, target_columns in self._axes[1]:
@@ -85,7 +85,7 @@ class Window:
     def views(
         self, padded: Float[Array, "batch padded_height padded_width channels"]
     ) -> Iterator[tuple[int, int, Float[Array, "batch out_height out_width channels"]]]:
-        """Every tap's row and column and, of images padded already, the pixels under it, one for each output."""
+        """Yields every tap's row and column and the pixels of padded images under it, one per output."""
         stride, (rows, columns) = self.stride, self.offsets
         tall, wide = (stride * (extent - 1) + 1 for extent in self._out_size)
         for row, top in enumerate(rows):
@@ -93,20 +93,20 @@ class Window:
                 yield row, column, padded[:, top : top + tall : stride, left : left + wide : stride]
 
     def columns_met(self) -> list[tuple[slice, slice]]:
-        """For every column of taps, the columns of the input that it meets and those of the output where it does."""
+        """Returns, per column of taps, the columns of the input under it and the columns of the output."""
         (_, width), (_, out_width), (_, (before, _)) = self.size, self._out_size, self.pads
         return [self._met(offset - before, width, out_width) for offset in self.offsets[1]]
 
     def scatter(
         self, of_tap: Callable[[int, int], Float[Array, "batch out_height out_width channels"]]
     ) -> Float[Array, "batch height width channels"]:
-        """What outputs give to the pixels under their taps, summed: the transpose of a look through the window.
+        """Sums what outputs give to the pixels under their taps: the transpose of `views`.
 
-        Put together from one part for each phase of the stride, of few shifted terms each: a sum of one image for
-        each tap, with the outputs `stride` pixels apart in it, takes twice as long on CPUs.
+        The result is interleaved from one part per phase of the stride, each a sum of few shifted terms. A sum of one
+        image per tap, in which the outputs are `stride` pixels apart, takes twice as long.
 
         Args:
-          of_tap: of a tap's row and column, what every output gives to the pixel under that tap.
+          of_tap: takes a tap's row and column, and returns what every output gives to the pixel under that tap.
         """
         none = jnp.zeros_like(of_tap(0, 0))
         rows = []
@@ -125,7 +125,7 @@ class Window:
         return phases.reshape(len(none), height, width, -1)[:, : self.size[0], : self.size[1]]
 
     def _taps_of_phases(self, *, axis: int) -> list[list[tuple[int, int]]]:
-        """For each phase, the taps that meet pixels `stride * u + phase`, being of outputs `u + shift`: tap, shift."""
+        """Returns, per phase, the taps over pixels `stride * u + phase`, with the shift s of their outputs u + s."""
         stride, offsets, (before, _) = self.stride, self.offsets[axis], self.pads[axis]
         return [
             [(tap, (at - offset) // stride) for tap, offset in enumerate(offsets) if (at - offset) % stride == 0]
@@ -133,7 +133,7 @@ class Window:
         ]
 
     def share(self) -> float:
-        """Of all taps at all pixels of the output, the share that falls inside the image."""
+        """Returns the share of taps, over all output pixels, that fall inside the image."""
         rows, columns = (sum(target.stop - target.start for _, _, target in axis) for axis in self._axes)
         return rows * columns / math.prod((*self._out_size, *self.taps))
 
@@ -142,7 +142,7 @@ class Window:
         return tuple(-(-extent // self.stride) for extent in self.size)
 
     @functools.cached_property
-    def _axes(self):  # where something is asked for: the plain formulation asks nothing, and its sizes may be symbols
+    def _axes(self):
         axes = []
         for extent, out_extent, offsets, (before, _) in zip(
             self.size, self._out_size, self.offsets, self.pads, strict=True
@@ -152,7 +152,7 @@ class Window:
         return axes
 
     def _met(self, shift: int, extent: int, out_extent: int) -> tuple[slice, slice]:
-        """The pixels that a tap meets, output `o` at pixel `o * stride + shift`, and the outputs that do."""
+        """Returns pixels under a tap, `o * stride + shift` for output `o`, and the outputs for which it is inside."""
         stride = self.stride
         first = max(-(shift // stride), 0)
         end = max(min((extent - 1 - shift) // stride + 1, out_extent), first)
@@ -160,13 +160,13 @@ class Window:
 
 
 def place(x: Array, part: tuple[slice, slice], size: Sequence[int]) -> Array:
-    """x at the (rows, columns) `part` of an image of zeros."""
+    """Returns an image of zeros with `x` at the (rows, columns) `part`."""
     margins = [(rows.start, extent - rows.stop) for rows, extent in zip(part, size, strict=True)]
     return jnp.pad(x, ((0, 0), *margins, (0, 0)))
 
 
 def stack_taps(of_taps: dict[tuple[int, int], Array], kernel: Array | jax.ShapeDtypeStruct) -> Array:
-    """A kernel of what belongs to each (row, column), zero where there is nothing."""
+    """Stacks the arrays of (row, column) into a kernel, with zeros for missing ones."""
     height, width, *shape = kernel.shape
     zero = jnp.zeros(shape, kernel.dtype)
     taps = [of_taps.get((row, column), zero) for row in range(height) for column in range(width)]
@@ -174,7 +174,7 @@ def stack_taps(of_taps: dict[tuple[int, int], Array], kernel: Array | jax.ShapeD
 
 
 def _shift(x, axis, distance):
-    """x[i + distance] at i, zero beyond the ends."""
+    """Returns x[i + distance] at i, zero beyond the ends."""
     config = [(0, 0, 0)] * x.ndim
     config[axis] = (-distance, distance, 0)
     return lax.pad(x, jnp.zeros((), x.dtype), config)

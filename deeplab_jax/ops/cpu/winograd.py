@@ -1,9 +1,9 @@
-"""Dense 3x3 convolutions of stride 1 with 16 multiplications for every 2x2 outputs, where taps alone make 36.
+"""Dense 3x3 convolutions of stride 1 with 16 multiplications per 2x2 outputs instead of 36.
 
-Winograd's F(2x2, 3x3) as in arXiv 1509.09308, section 4.1: a tile of 4x4 pixels and the 3x3 kernel are each combined
+Winograd's F(2x2, 3x3) as in arXiv 1509.09308, section 4.1: a tile of 4x4 pixels and the 3x3 kernel are each transformed
 to 16 values, these are multiplied, and sums of the 16 products are the 2x2 outputs. Over channels and tiles that is 16
-matrix products. An atrous convolution is the same on every `rate`-th pixel. With factors of 1 and 1/2 alone, rounding
-grows little.
+matrix products. An atrous convolution is the same on every `rate`-th pixel. All factors are 1 or 1/2, so rounding grows
+little.
 """
 
 import math
@@ -17,30 +17,30 @@ from jaxtyping import Array, Float
 from deeplab_jax.ops.cpu.products import flat, weight_gradient
 from deeplab_jax.ops.cpu.scheduling import after
 
-# From this many multiplications on: below it, what 16 products and their sums cost beside the work itself counts.
+# Below this number of multiplications, the overhead of 16 products and their sums dominates.
 _LEAST_MULTIPLICATIONS = 5e7
-# Thin products run at a fraction of the speed.
-_LEAST_CHANNELS = 32
-# Tiles reach beyond images that are no multiple of 2 * rate. Of the multiplications that taps alone would make, this
-# share at most: the sums before and behind them take time too.
+# Thin products run at a fraction of the speed. No convolution of the benchmarked networks has fewer.
+_LEAST_CHANNELS = 64
+# Tiles reach beyond images whose size is not a multiple of 2 * rate. At most this share of the multiplications of a
+# direct convolution is worthwhile: the transforms before and after the products take time too.
 _WORTHWHILE = 0.75
-# Images with more channels and features at all their tiles than this are convolved a band of rows at a time, so that
-# the 16 values of each stay near the cache and take little memory: for 304 to 256 channels on four images of 128x128,
-# 9e6 values, 370 MiB as a whole and 120 MiB in bands. In smaller ones what a loop and its copies cost counts more: both
-# gradients of 64 channels on four images of 128x128, 2e6 values, take 38 ms as a whole and 60 in two bands, those of
-# 128 channels there, 4e6, 105 and 132.
+# Images with more values (channels and features of all tiles) than this are convolved one band of rows at a time, so
+# that the 16 values of each stay close to the cache and take little memory: 304 to 256 channels on four images of
+# 128x128, 9e6 values, take 370 MiB as a whole and 120 MiB in bands. For smaller ones the loop and its copies cost more:
+# both gradients of 64 channels on four images of 128x128, 2e6 values, take 38 ms as a whole and 60 ms in two bands,
+# those of 128 channels, 4e6 values, 105 and 132 ms.
 _WHOLE_VALUES = 4.5e6
 _BAND_VALUES = 1.2e6
 
 
 def is_worthwhile(size: Sequence[int], kernel: Sequence[int], *, batch: int, stride: int, rate: int) -> bool:
-    """Whether `convolve` computes a convolution that keeps the images' size, and is the faster way to.
+    """Returns True if `convolve` computes this convolution and is faster than XLA's.
 
     Args:
       size: height and width of the images.
       kernel: height, width, channels and features.
       batch: number of images.
-      stride: of the window.
+      stride: the stride along both axes.
       rate: the atrous rate.
     """
     *window, channels, features = kernel
@@ -61,22 +61,22 @@ def convolve(
       kernel: the taps, for each input channel and each output feature.
       rate: the atrous rate: pixels from tap to tap.
     """
-    # After the images, or XLA:CPU computes the matrices of all kernels of a program at its start, and keeps them.
+    # Otherwise XLA:CPU computes the matrices of all kernels of a program at its start, and keeps them.
     return _convolve(x, _kernel_matrices(after(kernel, x), range(3)), rate)
 
 
 def pixel_gradient(
     kernel: Float[Array, "3 3 channels features"], cotangent: Float[Array, "batch height width features"], *, rate: int
 ) -> Float[Array, "batch height width channels"]:
-    """The gradient of `convolve` with respect to the images.
+    """Returns the gradient of `convolve` with respect to the images.
 
     Args:
       kernel: the taps.
-      cotangent: of the convolution's output.
+      cotangent: the cotangent of the output.
       rate: the atrous rate.
     """
-    # A convolution with the taps mirrored. Products take transposed matrices as they are; transposing the kernel before
-    # they are computed took longer than the products.
+    # A convolution with mirrored taps. Products take transposed matrices as they are; transposing the kernel first took
+    # longer than the products.
     matrices = _kernel_matrices(kernel, range(2, -1, -1))
     return _convolve(cotangent, [[matrix.T for matrix in row] for row in matrices], rate)
 
@@ -84,11 +84,11 @@ def pixel_gradient(
 def kernel_gradient(
     x: Float[Array, "batch height width channels"], cotangent: Float[Array, "batch height width features"], *, rate: int
 ) -> Float[Array, "3 3 channels features"]:
-    """The gradient of `convolve` with respect to the kernel.
+    """Returns the gradient of `convolve` with respect to the kernel.
 
     Args:
       x: the images or features.
-      cotangent: of the convolution's output.
+      cotangent: the cotangent of the output.
       rate: the atrous rate.
     """
     channels, features = x.shape[-1], cotangent.shape[-1]
@@ -118,22 +118,22 @@ def _convolve(x, weights, rate):
         outputs = jnp.stack(rows, axis=2).reshape(len(x), bands.rows, bands.columns, features)
         return lax.dynamic_update_slice_in_dim(output, outputs, index * bands.rows, axis=1)
 
-    # Without a reason to wait XLA:CPU makes the outputs of all loops of a program at its start.
+    # Otherwise XLA:CPU allocates the outputs of all loops of a program at its start.
     empty = after(jnp.zeros((len(x), bands.count * bands.rows, bands.columns, features), x.dtype), x)
     return lax.fori_loop(0, bands.count, put_band, empty)[:, : x.shape[1], : x.shape[2]]
 
 
 class _Bands(NamedTuple):
-    """Tiles that cover images, with those of all phases of an atrous rate side by side, in bands of rows."""
+    """Bands of rows of tiles that cover images. Tiles of all phases of an atrous rate are next to each other."""
 
     count: int
-    tiles_high: int  # of a band
+    tiles_high: int  # in one band
     tiles_wide: int
     rate: int
 
     @classmethod
     def of(cls, x: Array, features: int, rate: int) -> "_Bands":
-        """Of images and the number of features that they are convolved to."""
+        """Divides images that are convolved to a number of features."""
         batch, height, width, channels = x.shape
         tiles_high, tiles_wide = (_tiles_along(extent, rate) for extent in (height, width))
         in_a_row = batch * tiles_wide * rate**2 * (channels + features)
@@ -144,28 +144,28 @@ class _Bands(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Pixels of a band."""
+        """Height of a band in pixels."""
         return 2 * self.rate * self.tiles_high
 
     @property
     def columns(self) -> int:
-        """Pixels of a band."""
+        """Width of a band in pixels."""
         return 2 * self.rate * self.tiles_wide
 
     def without_border(self, x: Array) -> Array:
-        """With zeros behind the images that fill their last tiles."""
+        """Pads images with zeros after their last pixels, to whole tiles."""
         _, height, width, _ = x.shape
         behind = self.count * self.rows - height, self.columns - width
         return jnp.pad(x, ((0, 0), (0, behind[0]), (0, behind[1]), (0, 0)))
 
     def with_border(self, x: Array) -> Array:
-        """The same with `rate` zeros before, and behind."""
+        """Pads images to whole tiles and `rate` zeros on each side."""
         _, height, width, _ = x.shape
         behind = self.count * self.rows + self.rate - height, self.columns + self.rate - width
         return jnp.pad(x, ((0, 0), (self.rate, behind[0]), (self.rate, behind[1]), (0, 0)))
 
     def take(self, padded: Array, index: Any, *, border: int = 0) -> Array:
-        """The rows of a band, and of a border."""
+        """Returns the rows of a band and of its border."""
         return lax.dynamic_slice_in_dim(padded, index * self.rows, self.rows + border, axis=1)
 
 
@@ -174,15 +174,15 @@ def _tiles_along(extent, rate):
 
 
 def _halves(x, rate):
-    """Each axis of pixels as tiles, halves of a tile, and what lies between pixels that are `rate` apart."""
+    """Splits each axis of pixels into tiles, halves of a tile, and phases of the rate."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // (2 * rate), 2, rate, width // (2 * rate), 2, rate, channels)
 
 
 def _pixel_matrices(padded, rate):
-    """16 matrices (tiles, channels)."""
+    """Returns 16 matrices (tiles, channels)."""
     halves = _halves(padded, rate)
-    rows, columns = halves.shape[1] - 1, halves.shape[4] - 1  # the border makes a tile more
+    rows, columns = halves.shape[1] - 1, halves.shape[4] - 1  # the border adds one tile
 
     def pixel(row, column):
         top, left = row // 2, column // 2
@@ -192,30 +192,30 @@ def _pixel_matrices(padded, rate):
 
 
 def _kernel_matrices(kernel, taps):
-    """16 matrices (channels, features) of a kernel whose rows and columns are in this order."""
+    """Returns 16 matrices (channels, features) of a kernel with its rows and columns in the order of `taps`."""
     return _on_both_axes(_kernel_values, [[kernel[row, column] for column in taps] for row in taps])
 
 
 def _cotangent_matrices(cotangent, rate):
-    """16 matrices (tiles, features)."""
+    """Returns 16 matrices (tiles, features)."""
     halves = _halves(cotangent, rate)
     pixels = [[halves[:, :, row, :, :, column] for column in range(2)] for row in range(2)]
     return _each(flat, _on_both_axes(_output_cotangents, pixels))
 
 
 def _each(function: Callable, *grids: list[list[Array]]) -> list[list[Array]]:
-    """A function of the arrays at each place of grids."""
+    """Applies a function to the arrays at each place of the grids."""
     return [[function(*arrays) for arrays in zip(*rows, strict=True)] for rows in zip(*grids, strict=True)]
 
 
 def _on_both_axes(transform: Callable, grid: list[list[Array]]) -> list[list[Array]]:
-    """A transform of one axis, of every row of a grid and then of every column."""
+    """Applies a transform of one axis to every row of a grid, then to every column."""
     rows = [transform(*row) for row in grid]
     columns = [transform(*column) for column in zip(*rows, strict=True)]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-# What the matrices of section 4.1 do to an axis, and their transposes.
+# The matrices of section 4.1 applied to one axis, and their transposes.
 
 
 def _pixel_values(a, b, c, d):  # B^T
