@@ -32,7 +32,7 @@ MODULES = (
     "losses", "models", "models.aspp", "models.decoder", "ops", "parallel.mesh",
     "parallel.processes", "parallel.sharding", "pretrained", "training.distillation", "training.initialization",
     "training.loop", "training.optimizer", "training.state", "training.step", "visualization", "workdir.checkpoint",
-    "workdir.layout", "workdir.metrics_log",
+    "workdir.layout",
 )  # fmt: skip
 
 # `data.py` and `model.safetensors` are files, `data.workers` is a field.
