@@ -25,10 +25,14 @@ PAGES = sorted([README, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.
 
 # What a user imports: everything public in them is in the API.
 MODULES = (
-    "aot", "checkpoint", "config", "data", "data.check", "data.prepare", "errors", "evaluate", "export", "inference",
-    "labels", "latency", "losses", "metrics", "models", "models.aspp", "models.atrous", "models.decoder", "ops",
-    "optimizer", "predict", "pretrained", "pretrained.native", "sharding", "steps", "summary", "train", "train_state",
-    "video", "visualize", "windows",
+    "analysis.aot", "analysis.aot_compile", "analysis.aot_search", "analysis.collectives", "analysis.latency",
+    "analysis.summary", "analysis.tpu_specs", "config", "data", "data.check", "data.download", "data.prepare",
+    "data.prepared", "errors", "evaluation.evaluator", "evaluation.metrics", "export", "inference", "inference.files",
+    "inference.multi_scale", "inference.sliding_window", "inference.streaming_resize", "inference.video", "labels",
+    "losses", "models", "models.aspp", "models.decoder", "ops", "parallel.mesh",
+    "parallel.processes", "parallel.sharding", "pretrained", "training.distillation", "training.initialization",
+    "training.loop", "training.optimizer", "training.state", "training.step", "visualization", "workdir.checkpoint",
+    "workdir.layout",
 )  # fmt: skip
 
 # `data.py` and `model.safetensors` are files, `data.workers` is a field.
@@ -58,7 +62,7 @@ def public_names(module: ModuleType) -> set[str]:
                 target.elts if isinstance(target, ast.Tuple) else [target] for target in node.targets
             )
             names |= {target.id for target in targets}
-    return {name for name in names if not name.startswith("_")}
+    return {name for name in names if not name.startswith("_") and name != "logger"}
 
 
 def api_names() -> set[str]:
