@@ -1,4 +1,4 @@
-"""The parent of a run's processes, with small programs in the place of trainings."""
+"""The launcher of local processes, with small programs in the place of trainings."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ import pytest
 from deeplab_jax.parallel import launcher
 from tests.support import runs
 
-# Other tests may have started JAX in this process, which warns of forks; the parent of a run has not started it.
+# Other tests may have started JAX in this process, which warns about forks; a launcher has not started it.
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork")
 
 SLEEP = "import time; time.sleep(60)"
@@ -26,7 +26,7 @@ def programs(*texts):
     return [[sys.executable, "-c", text] for text in texts]
 
 
-def test_all_that_end_well_end_well(capfd):
+def test_processes_that_succeed_give_exit_code_zero(capfd):
     assert launcher.run(programs("print('first')", "print('second')"), {}) == (0, None)
     assert capfd.readouterr().out == "first\n"
 
@@ -54,7 +54,7 @@ def test_the_environment_is_passed_on():
         ((SLEEP, FAIL), 1, "process 1 of 2 failed with exit code 1; terminated the 1 waiting for it", "bad data"),
     ],
 )
-def test_one_that_dies_is_named_and_ends_the_others(capfd, texts, code, line, shown):
+def test_a_process_that_dies_is_named_and_the_others_are_terminated(capfd, texts, code, line, shown):
     begin = time.monotonic()
     found, said = launcher.run(programs(*texts), {})
     assert time.monotonic() - begin < 10
@@ -81,7 +81,7 @@ def test_a_killed_process_explains_the_failures_of_those_before_it(monkeypatch):
     assert line.startswith("process 1 of 2 was killed by SIGKILL; run the same command again")
 
 
-def test_the_firsts_own_mistake_needs_no_other_line(capfd):
+def test_an_error_of_the_first_process_adds_no_line(capfd):
     assert launcher.run(programs(FAIL, SLEEP), {}) == (1, None)
     assert capfd.readouterr().err == "deeplab-jax: bad data\n"
 

@@ -1,4 +1,4 @@
-"""Runs of several real processes on this machine: the same numbers, one agreed stop, and one line when one dies."""
+"""Runs of several real processes on this machine: equal numbers, one agreed stop, and one line if a process dies."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def single(tmp_path_factory, compilation_cache):
 
 
 def assert_close(workdir, other):
-    """Counts are equal; what is summed in another order differs by float32's rounding, amplified over ten steps."""
+    """Counts are equal. Sums in another order differ by float32 rounding, amplified over ten steps."""
     for mine, theirs in zip(runs.lines(workdir), runs.lines(other), strict=True):
         assert mine["step"] == theirs["step"]
         scores, expected = mine.get("eval", mine), theirs.get("eval", theirs)
@@ -58,13 +58,13 @@ def check_processes(count, single, workdir):
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(single, tmp_path):
+def test_two_processes_match_one(single, tmp_path):
     check_processes(2, single, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["num_images"] == 200
 
 
 @pytest.mark.slow
-def test_four_processes_do_what_one_does(single, tmp_path):
+def test_four_processes_match_one(single, tmp_path):
     check_processes(4, single, tmp_path / "run")
 
 
@@ -92,7 +92,7 @@ def test_sigterm_to_one_of_two_saves_one_step_that_one_process_continues(single,
 
 
 @pytest.mark.slow
-def test_what_four_processes_saved_one_continues_and_the_other_way_round(single, tmp_path):
+def test_one_process_continues_a_run_of_four_and_vice_versa(single, tmp_path):
     stop_when_logging(tmp_path / "four", "--local-processes", "4", devices=1)
     code, err = runs.run(tmp_path / "four", devices=4)
     assert code == 0, err
@@ -104,7 +104,7 @@ def test_what_four_processes_saved_one_continues_and_the_other_way_round(single,
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_one_line_and_ends_the_others(single, tmp_path):
+def test_a_killed_process_is_reported_in_one_line_and_the_others_are_terminated(single, tmp_path):
     process = runs.start(tmp_path / "run", "--local-processes", "2", devices=2)
     runs.wait_for(lambda: runs.has_logged(tmp_path / "run"))
     pids = runs.children(process.pid)
@@ -115,8 +115,8 @@ def test_a_killed_process_is_one_line_and_ends_the_others(single, tmp_path):
     assert time.monotonic() - begin < 30  # the heartbeat is 100
     assert code == 1
     assert err[-1] == (
-        "deeplab-jax: process 1 of 2 was killed by SIGKILL; terminated the 1 waiting for it; run the same command again to "
-        "continue from the newest checkpoint"
+        "deeplab-jax: process 1 of 2 was killed by SIGKILL; terminated the 1 waiting for it; run the same command "
+        "again to continue from the newest checkpoint"
     )
     assert not any("Traceback" in line for line in err)
     for pid in pids:
@@ -141,7 +141,7 @@ def test_a_stopped_process_is_noticed_by_its_silence(single, tmp_path, stopped):
 
 
 @pytest.mark.slow
-def test_a_fault_of_one_process_is_shown_and_ends_the_others(single, tmp_path):
+def test_an_error_of_one_process_is_shown_and_the_others_are_terminated(single, tmp_path):
     arguments = ["--local-processes", "2", "--config.data.workers=1"]
     process = runs.start(tmp_path / "run", *arguments, devices=2)
     runs.wait_for(lambda: runs.has_logged(tmp_path / "run"))
@@ -149,7 +149,7 @@ def test_a_fault_of_one_process_is_shown_and_ends_the_others(single, tmp_path):
     os.kill(worker, signal.SIGKILL)
     code, err = runs.finish(process)
     assert code == 1
-    # Python's own warnings of the memory that the killed worker shared may stand between and behind these.
+    # Python's own warnings about the memory that the killed worker shared may be in between.
     first, second = (line for line in err if line.startswith("deeplab-jax: "))
     assert first.startswith("deeplab-jax: a data worker process died")
     assert second == "deeplab-jax: process 1 of 2 failed with exit code 1; terminated the 1 waiting for it"
@@ -178,8 +178,8 @@ def disagreeing(tmp_path, *others):
 def test_processes_with_different_configs_say_what_differs(compilation_cache, tmp_path, field, value, shown):
     err = disagreeing(tmp_path, [f"--config.{field}={value}"])
     assert err[-1] == (
-        f"deeplab-jax: process 1 has a different config than process 0 ({field}: {shown}); start all processes with the "
-        "same command"
+        f"deeplab-jax: process 1 has a different config than process 0 ({field}: {shown}); start all processes with "
+        "the same command"
     )
     assert not (tmp_path / "run").exists()
 
@@ -191,7 +191,7 @@ def test_processes_with_different_checkpoints_say_so(single, tmp_path):
 
 
 @pytest.mark.slow
-def test_slurm_tells_the_processes_who_they_are(single, tmp_path):
+def test_slurm_variables_identify_the_processes(single, tmp_path):
     """Two tasks on one node, in the variables that srun sets."""
     job = {"SLURM_JOB_ID": "4321", "SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "127.0.0.1"}
     processes = [
@@ -231,11 +231,11 @@ def test_local_processes_connect_where_the_machines_own_name_does_not_resolve(ca
     assert capfd.readouterr().out.splitlines()[-1] == "[0, 1]"
 
 
-def test_what_processes_may_not_disagree_on_is_named(monkeypatch, tiny_config):
+def test_fields_that_processes_must_agree_on_are_named(monkeypatch, tiny_config):
     other = tiny_config.copy_and_resolve_references()
     monkeypatch.setattr(processes, "gather", lambda values: [values, to_dict(other)])
     other.data.data_dir, other.data.workers = "/elsewhere", 3
-    processes.check_same_config(tiny_config)  # a machine's own affair
+    processes.check_same_config(tiny_config)  # settings of a single machine
     other.train.seed, other.optimizer.learning_rate = 11, 0.5
     with pytest.raises(UserError, match="^process 1 has a different config than process 0") as caught:
         processes.check_same_config(tiny_config)

@@ -1,4 +1,4 @@
-"""Meshes: which array is split where, that a step computes the same on all of them, and what devices exchange."""
+"""Meshes: how arrays are split, that a step computes the same on all meshes, and which collectives it uses."""
 
 import functools
 
@@ -23,6 +23,8 @@ from deeplab_jax.training import optimizer
 from deeplab_jax.training.loop import train
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import make_train_step
+from tests.support import toy_network
+from tests.support.toy_network import ToyNetwork
 
 CLASSES = 4
 HEIGHT, WIDTH = 128, 16  # eight rows at stride 16: two for each of four devices
@@ -90,7 +92,7 @@ def first_state(backbone: str, decoder: str) -> TrainState:
 
 @functools.cache
 def step_on_mesh(backbone: str, decoder: str, mesh_name: str, accumulate: int = 1):
-    """The compiled step, its state and report of one step on the host, and the state as it lies on the devices."""
+    """The compiled step, the state and report of one step on the host, and the state on the devices."""
     config = tiny_network_config(backbone, decoder, SIZES[mesh_name])
     mesh = mesh_lib.make_mesh(config.mesh)
     model = build_for_mesh(config, CLASSES, mesh)
@@ -131,14 +133,33 @@ def test_a_step_is_the_same_on_any_mesh(backbone, decoder, mesh_name):
 
 
 def assert_close(one, many):
-    """By the array's largest value: gradients are small. Those that cancel to zero are rounding, of terms below 1."""
+    """Relative to the largest value of the array. Gradients that cancel to zero are rounding of terms below 1."""
     np.testing.assert_allclose(one, many, rtol=0, atol=1e-9 * np.abs(one).max() + 1e-15)
 
 
-def test_splitting_the_batch_exchanges_sums_alone():
-    for accumulate in (1, 2):
-        compiled = step_on_mesh(*RESNET, "data 8" if accumulate == 1 else "data 4", accumulate)[0]
-        assert set(collectives.count_collectives(compiled.as_text())) == {"all-reduce"}
+def test_splitting_the_batch_exchanges_only_sums():
+    compiled, _, _ = step_on_mesh(*RESNET, "data 8")
+    assert set(collectives.count_collectives(compiled.as_text())) == {"all-reduce"}
+
+
+@pytest.mark.parametrize("network", ["toy", slow("resnet")])
+def test_splitting_an_accumulated_batch_exchanges_only_sums(network):
+    if network == "resnet":
+        compiled, _, _ = step_on_mesh(*RESNET, "data 4", 2)
+    else:
+        mesh, config = mesh_of("data 4"), base_config()
+        config.optimizer.learning_rate = 0.05
+        with config.unlocked():
+            config.optimizer.learning_rate_multipliers = ConfigDict()
+        model = ToyNetwork(CLASSES, dtype=jnp.float64)
+        rule, schedule = optimizer.make(config.optimizer, 10, parts=toy_network.PARTS)
+        shapes = sharding.with_shardings(TrainState.shapes(model, rule), mesh, fsdp_min_size=64)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+        loss = losses.make_loss(config.loss, num_classes=CLASSES)
+        step = make_train_step(model, rule, loss, learning_rate=schedule, accumulate_steps=2, shardings=shardings)
+        step = jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)))
+        compiled = step.lower(shapes, sharding.to_global(random_batch(), mesh)).compile()
+    assert set(collectives.count_collectives(compiled.as_text())) == {"all-reduce"}
 
 
 def test_fsdp_gathers_parameters_and_no_activations():
@@ -156,7 +177,7 @@ def test_a_state_on_a_mesh_takes_its_share_of_a_device():
     after = step_on_mesh(*RESNET, "fsdp 8")[2]
     own = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(after))
     assert own < 0.15 * sum(leaf.nbytes for leaf in jax.tree.leaves(after))
-    # Momentum lies where its parameter does.
+    # Momentum is sharded like its parameter.
     for name in ("params", "opt_state/0/1/trace"):
         leaves = {
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf
@@ -223,14 +244,14 @@ def test_rules_choose_the_axis(name, shape, spec):
     assert sharding.partition_spec(name, shape, 1, fsdp_min_size=64) == PartitionSpec()
 
 
-def test_an_array_that_no_rule_names_is_an_error():
+def test_an_array_that_no_rule_matches_is_an_error():
     mesh = jax.sharding.AbstractMesh((1, 8, 1), ("data", "fsdp", "spatial"))
     with pytest.raises(ValueError, match=r"no sharding rule matches params/conv/my_kernel of shape \(8, 8\)"):
         sharding.state_shardings({"params": {"conv": {"my_kernel": jnp.zeros((8, 8))}}}, mesh, fsdp_min_size=1)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_rules_name_every_array_of_every_network(backbone):
+def test_rules_match_every_array_of_every_network(backbone):
     config = base_config()
     config.update_from_flattened_dict({"model.backbone": backbone, "optimizer.learning_rate": 0.1})
     mesh = jax.sharding.AbstractMesh((2, 4, 1), ("data", "fsdp", "spatial"))
@@ -243,7 +264,7 @@ def test_rules_name_every_array_of_every_network(backbone):
     assert sum(own for _, own in sizes) < 0.3 * sum(size for size, _ in sizes)  # a quarter, and what is small
 
 
-def test_averages_and_momentum_lie_where_their_parameters_do():
+def test_averages_and_momentum_are_sharded_like_their_parameters():
     config = tiny_network_config(*RESNET, SIZES["fsdp 8"])
     mesh = mesh_of("fsdp 8")
     rule, schedule = optimizer.make(config.optimizer, 10, parts=PARTS)
@@ -274,7 +295,7 @@ def with_gradient(operation):
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4, 8, 16])
-def test_enlarging_split_rows_asks_each_neighbor_for_a_row(factor):
+def test_enlarging_split_rows_exchanges_one_row_per_neighbor(factor):
     """The gradient's rows come back to the pixel that they were made of, from half an enlarged row on each side."""
     mesh = mesh_of("data 2 x spatial 4")
     rng = np.random.default_rng(0)
@@ -296,7 +317,7 @@ def test_enlarging_split_rows_asks_each_neighbor_for_a_row(factor):
 @pytest.mark.parametrize(
     ("size", "align_corners"), [((12, 9), False), ((4, 3), False), ((29, 21), True), ((16, 12), True), ((8, 24), False)]
 )
-def test_resizing_split_rows_by_other_ratios_is_right_too(size, align_corners):
+def test_resizing_split_rows_by_other_factors_is_correct(size, align_corners):
     mesh = mesh_of("data 2 x spatial 4")
     x = np.random.default_rng(0).standard_normal((2, 8, 6, 3))
     resized = [
