@@ -1,6 +1,91 @@
-"""Evaluation protocols: padded sizes."""
+"""Evaluation protocols: sizes, what an image becomes for prediction, and which config field sets the input size."""
 
+import numpy as np
+import pytest
+
+from deeplab_jax import config as config_lib
 from deeplab_jax import data
+from deeplab_jax.data.protocol import Guide, Squeeze, Whole
+from deeplab_jax.errors import UserError
+
+
+def config_of(name, *, eval_size=None):
+    config = config_lib.base_config()
+    config.data.image_size, config.eval.image_size, config.eval.protocol = (32, 48), eval_size, name
+    return config
+
+
+def protocol_of(name, **options):
+    return data.protocol_for(config_of(name, **options))
+
+
+def test_every_legal_name_has_a_protocol():
+    classes = [type(protocol_of(name)) for name in config_lib.PROTOCOLS]
+    assert classes == [Whole, Squeeze, Guide]
+    with pytest.raises(UserError, match="eval.protocol='hole' does not exist; did you mean whole"):
+        protocol_of("hole")
+
+
+@pytest.mark.parametrize(
+    ("name", "eval_size", "sizes"),
+    [
+        ("whole", (64, 96), {"data.image_size": (32, 48), "eval.image_size": (64, 96)}),
+        ("whole", None, {"data.image_size": (32, 48), "eval.image_size": None}),
+        ("squeeze", (64, 96), {"data.image_size": (32, 48)}),
+        ("guide", None, {"data.image_size": (32, 48)}),
+    ],
+)
+def test_input_sizes_name_the_fields_that_set_them(name, eval_size, sizes):
+    assert protocol_of(name, eval_size=eval_size).input_sizes == sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "eval_size", "sizes"),
+    [
+        ("whole", (64, 96), ((64, 96), (64, 96))),
+        ("whole", None, ((65, 33), (65, 33))),
+        ("squeeze", (64, 96), ((32, 48), (50, 20))),
+        ("guide", None, ((32, 48), (32, 48))),
+    ],
+)
+def test_batches_have_the_sizes_of_the_protocol(name, eval_size, sizes):
+    assert protocol_of(name, eval_size=eval_size).batch_sizes((50, 20)) == sizes
+
+
+def test_only_squeeze_cannot_split_rows():
+    assert [protocol_of(name).can_split_rows for name in config_lib.PROTOCOLS] == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["squeeze", "guide"])
+def test_resizing_protocols_fit_an_image_to_the_training_size(name):
+    fitted, size = protocol_of(name).fit(np.zeros((10, 20, 3), np.uint8))
+    assert fitted.shape == (32, 48, 3)
+    assert size == (32, 48)
+
+
+@pytest.mark.parametrize(
+    ("eval_size", "image", "fitted", "inside"),
+    [
+        ((64, 96), (40, 50), (64, 96), (40, 50)),  # padded
+        ((64, 96), (128, 96), (64, 96), (64, 48)),  # shrunk to fit, then padded
+        (None, (40, 130), (65, 193), (40, 130)),  # padded to the next buckets, plus 1
+    ],
+)
+def test_whole_images_are_padded_and_shrunk_only_if_needed(eval_size, image, fitted, inside):
+    pixels, size = protocol_of("whole", eval_size=eval_size).fit(np.full((*image, 3), 7, np.uint8))
+    assert pixels.shape == (*fitted, 3)
+    assert size == inside
+    assert (pixels[: inside[0], : inside[1]] == 7).all()
+    assert (pixels[inside[0] :] == (124, 116, 104)).all()
+
+
+@pytest.mark.parametrize(("name", "group"), [("whole", "eval"), ("squeeze", "data"), ("guide", "data")])
+def test_the_input_size_can_be_set_in_the_config_and_in_the_protocol(name, group):
+    config = config_of(name)
+    data.set_input_size(config, [96, 64])
+    assert config[group].image_size == (96, 64)
+    assert data.protocol_for(config).input_size == (96, 64)
+    assert protocol_of(name).with_input_size([96, 64]) == data.protocol_for(config)
 
 
 def test_buckets_contain_their_sizes_add_little_and_are_few():
