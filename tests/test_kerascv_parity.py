@@ -56,7 +56,9 @@ def training_batch(step):
 
 def confusion(labels, predictions):
     labels, predictions = jnp.asarray(labels), jnp.asarray(predictions)
-    return np.asarray(metrics.confusion_matrix(labels, predictions, num_classes=CLASSES, void="background"), np.int64)
+    return np.asarray(
+        metrics.confusion_matrix(labels, predictions, num_classes=CLASSES, ignored_pixels="background"), np.int64
+    )
 
 
 def test_the_pyramid_where_every_tap_is_live(parts):
@@ -113,7 +115,7 @@ def test_the_optimizer_on_given_gradients(parts):
 
 @pytest.mark.parametrize("case", range(4))
 def test_mean_iou_and_accuracy_are_keras(parts, case):
-    """With absent classes and void, over two updates."""
+    """With absent classes and ignored pixels, over two updates."""
     present = 2 + 5 * case
     labels = np.floor(formula.uniform(f"labels{case}", (4, 24, 24), 0, present + 1)).astype(np.uint8)
     labels[labels == present] = 255

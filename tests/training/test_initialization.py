@@ -100,7 +100,10 @@ def test_a_run_of_another_network_is_refused_in_one_line(trained, tiny_config):
     def never():
         pytest.fail("created a state, which is slow, before comparing the networks")
 
-    with pytest.raises(UserError, match=r"^the networks differ: .*aspp.* has shape \(8,\) in the loaded network and \(16,\) in the model"):
+    with pytest.raises(
+        UserError,
+        match=r"^the networks differ: .*aspp.* has shape \(8,\) in the loaded network and \(16,\) in the model",
+    ):
         init_from(never, shapes(tiny_config, 6), tiny_config.model, trained)
     tiny_config.model.aspp_channels = 8
     tiny_config.model.backbone = "resnet50_v2"
