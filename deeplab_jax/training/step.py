@@ -106,7 +106,7 @@ def make_train_step(
 def _make_gradient_function(
     model: nn.Module, loss_fn: Callable, *, ignored_pixels: str, frozen: Sequence[str], shardings: TrainState | None
 ) -> Callable:
-    """Returns a function of (params, batch_stats, examples, rng) that sums over examples: see its return value."""
+    """Returns `sum_gradients`, which computes gradients and counts as sums over examples."""
 
     def sum_gradients(params, batch_stats, examples: Batch, rng):
         def loss(params):
@@ -211,7 +211,7 @@ class TrainProgram:
             self.optimizer,
             seed=seed,
             averages=self.shapes.ema_variables is not None,
-            image_size=self.batch_shapes["image"].shape[1:3] if self.model.zero_unreached_taps else None,
+            image_size=self.batch_shapes["image"].shape[1:3],
         )
         # The state is created while the step is traced. Two traces would wait for each other, and two compilations at
         # the same time would take the memory of both.

@@ -21,7 +21,7 @@ CHECKPOINTS = "checkpoints"
 
 # A run continues only with the config it started with. All other fields may change between two starts.
 _FIXED_GROUPS = ("model", "data", "train", "optimizer", "loss")
-# `zero_unreached_taps` acts on the first state alone, and a run that is compared has a checkpoint.
+# `zero_unreached_taps` only affects the first state, and a run that is compared already has a checkpoint.
 _FREE_FIELDS = (
     "model.zero_unreached_taps", "data.data_dir", "data.workers", "data.eval_split", "data.unreadable",
     "train.nonfinite", "train.remat",

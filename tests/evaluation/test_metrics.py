@@ -1,4 +1,4 @@
-"""Confusion matrices against a count pixel by pixel, scores against cases worked out by hand."""
+"""Confusion matrices against a pixel-by-pixel count; scores against cases computed by hand."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_counts_beyond_float32_are_exact():
     np.testing.assert_array_equal(matrix, [[0, 0], [0, pixels]])
 
 
-def test_a_sharded_batch_is_counted_where_it_lies():
+def test_a_sharded_batch_is_counted_without_gathering():
     devices = jax.devices()
     labels, predictions = maps(batch=2 * len(devices))
     sharding = NamedSharding(jax.sharding.Mesh(np.array(devices), ("data",)), PartitionSpec("data"))
@@ -86,7 +86,7 @@ def test_scores_of_a_small_case_by_hand():
     assert result["num_pixels"] == 20
 
 
-def test_mean_iou_is_that_of_keras():
+def test_mean_iou_equals_that_of_keras():
     labels, predictions = maps(num_classes=7)
     labels[labels == 3] = 0
     predictions[predictions == 3] = 1  # class 3 is nowhere
@@ -103,7 +103,7 @@ def test_sums_beyond_int32_are_exact():
     assert result["per_class_iou"] == {"a": 0.75, "b": 0.5}
 
 
-def test_without_a_labeled_pixel_there_is_no_score():
+def test_without_labeled_pixels_scores_are_none():
     result = scores(np.zeros((2, 2), np.int64), ("a", "b"))
     assert result == {
         "mean_iou": None,

@@ -15,7 +15,7 @@ WEIGHTS = (1.0, 0.5, 0.0, 2.0, 3.0)
 
 
 def batch(scale=2.0, dtype=np.float32):
-    """Logits and labels of two images with five classes; the first two rows of the first are void."""
+    """Logits and labels of two images with five classes; the first two rows of the first are unlabeled."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 5, (2, 4, 6)).astype(np.uint8)
     labels[0, :2] = 255
@@ -23,7 +23,7 @@ def batch(scale=2.0, dtype=np.float32):
 
 
 def one_hot(labels) -> np.ndarray:
-    """float64 one-hot vectors, all zero where void."""
+    """float64 one-hot vectors, all zero for ignored pixels."""
     return (np.asarray(labels)[..., None] == np.arange(5)).astype(np.float64)
 
 
@@ -44,7 +44,7 @@ def test_softmax_cross_entropy_equals_the_weighted_sum_over_labeled_pixels(float
         logits, labels, class_weights=weights, label_smoothing=smoothing, where=where
     )
     targets = (1 - smoothing) * one_hot(labels) + smoothing / 5
-    pixel_weights = one_hot(labels) @ np.asarray(weights or (1.0,) * 5) * exists  # 0 where void
+    pixel_weights = one_hot(labels) @ np.asarray(weights or (1.0,) * 5) * exists  # 0 for ignored pixels
     losses = -(targets * scipy.special.log_softmax(logits, axis=-1)).sum(-1)
     # float64 sums of 48 terms
     np.testing.assert_allclose(total, (losses * pixel_weights).sum(), rtol=1e-12)
@@ -67,7 +67,7 @@ def test_keras_cross_entropy_equals_the_clipped_sum_over_all_pixels(float64, smo
     assert count.dtype == jnp.int32
 
 
-def test_keras_cross_entropy_counts_the_void_but_not_what_does_not_exist(float64):
+def test_keras_cross_entropy_counts_ignored_pixels_but_not_missing_ones(float64):
     logits, labels = batch(dtype=np.float64)
     where = jnp.asarray(np.broadcast_to(np.arange(6)[None, None] < 4, labels.shape))
     total, count = keras_categorical_cross_entropy(logits, labels, where=where)
@@ -114,7 +114,7 @@ def test_extreme_logits_give_finite_values_and_gradients(loss):
 
 
 @BOTH
-def test_void_pixels_have_no_gradient_and_others_have(loss):
+def test_only_labeled_pixels_have_a_gradient(loss):
     logits, labels = batch()
     gradient = np.asarray(jax.grad(lambda x: loss(x, labels)[0])(logits))
     np.testing.assert_array_equal(gradient[np.asarray(labels) == 255], 0)
@@ -122,13 +122,13 @@ def test_void_pixels_have_no_gradient_and_others_have(loss):
 
 
 @BOTH
-def test_a_batch_without_a_labeled_pixel_costs_nothing_and_moves_nothing(loss):
+def test_a_batch_without_labeled_pixels_has_zero_loss_and_gradient(loss):
     logits, labels = batch()
-    void = jnp.full_like(labels, 255)
-    value, gradient = jax.value_and_grad(lambda x: loss(x, void)[0])(logits)
+    unlabeled = jnp.full_like(labels, 255)
+    value, gradient = jax.value_and_grad(lambda x: loss(x, unlabeled)[0])(logits)
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
-    assert loss(logits, void)[1] == (0 if loss is softmax_cross_entropy else labels.size)
+    assert loss(logits, unlabeled)[1] == (0 if loss is softmax_cross_entropy else labels.size)
 
 
 @BOTH
@@ -159,7 +159,7 @@ def test_counts_are_exact_where_float32_is_not():
     ("name", "function"),
     [("softmax_cross_entropy", softmax_cross_entropy), ("keras", keras_categorical_cross_entropy)],
 )
-def test_make_loss_passes_its_options_on(name, function):
+def test_make_loss_passes_its_options(name, function):
     logits, labels = batch()
     where = labels > 1
     made = make_loss(config(name=name, label_smoothing=0.2, class_weights=WEIGHTS), num_classes=5)
@@ -182,7 +182,7 @@ def test_a_wrong_option_is_named(fields, message):
         make_loss(config(**fields), num_classes=5)
 
 
-def test_a_teacher_takes_its_share_of_the_target(float64):
+def test_a_teacher_has_its_share_of_the_target(float64):
     logits, labels = batch(dtype=np.float64)
     teacher_logits = jnp.asarray(np.random.default_rng(1).normal(size=logits.shape))
     compute = make_loss(config(teacher_weight=0.3), num_classes=5)

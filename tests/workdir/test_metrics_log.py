@@ -24,7 +24,7 @@ from tests.conftest import scene
 
 def lines(workdir: pathlib.Path) -> list[dict]:
     def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     text = (workdir / "metrics.jsonl").read_text()
     return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
@@ -53,7 +53,7 @@ def scalars(workdir: pathlib.Path) -> dict[tuple[int, str], float]:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that passes when the test says so."""
+    """A clock that the test advances."""
     clock = types.SimpleNamespace(now=100.0)
     monkeypatch.setattr(metrics_log, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
@@ -113,7 +113,7 @@ def test_an_evaluation_without_images_is_written(tmp_path):
     assert lines(tmp_path) == [{"step": 1, "eval": {"mean_iou": 0.5}}]
 
 
-def test_what_is_not_finite_becomes_null(tmp_path, capfd):
+def test_values_that_are_not_finite_become_null(tmp_path, capfd):
     with quiet(tmp_path, tensorboard=True) as writer:
         writer.write_train(1, {"loss": math.nan, "mean_iou": math.inf})
         writer.write_evaluation(1, {"loss": -math.inf, "per_class_iou": {"cat": np.float32("nan")}}, VOC)
@@ -124,7 +124,7 @@ def test_what_is_not_finite_becomes_null(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_speed_leaves_out_compilation_pauses_and_evaluations(tmp_path, clock):
+def test_speed_excludes_compilation_pauses_and_evaluations(tmp_path, clock):
     def slow_strip(*arguments, **options):
         clock.now += 1000
         return np.zeros((1, 1, 3), np.uint8)
@@ -157,7 +157,7 @@ def test_a_pause_that_fails_still_ends(tmp_path, clock):
     assert lines(tmp_path)[-1]["steps_per_second"] == 1.0
 
 
-def test_a_run_that_continues_has_every_step_once(tmp_path):
+def test_a_continued_run_has_every_step_once(tmp_path):
     with quiet(tmp_path) as writer:
         for step in (10, 20, 30):
             writer.write_train(step, {"loss": float(step)})
@@ -176,14 +176,14 @@ def test_a_run_that_continues_has_every_step_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_run_that_starts_afresh_forgets_the_steps_of_one_that_left_no_checkpoint(tmp_path):
+def test_a_run_from_scratch_drops_the_lines_of_a_run_without_a_checkpoint(tmp_path):
     for loss in (1.0, 2.0):
         with quiet(tmp_path) as writer:
             writer.write_train(10, {"loss": loss})
     assert [line["loss"] for line in lines(tmp_path)] == [2.0]
 
 
-def test_a_run_that_continues_at_its_end_replaces_the_last_evaluation(tmp_path):
+def test_a_finished_run_replaces_its_last_evaluation(tmp_path):
     with quiet(tmp_path) as writer:
         writer.write_train(40, {"loss": 1.0})
         writer.write_evaluation(40, {"mean_iou": 0.3}, VOC)
@@ -193,7 +193,7 @@ def test_a_run_that_continues_at_its_end_replaces_the_last_evaluation(tmp_path):
     assert (train["loss"], evaluation["eval"]) == (1.0, {"mean_iou": 0.4})
 
 
-def test_tensorboard_hides_the_steps_that_are_repeated(tmp_path):
+def test_tensorboard_hides_repeated_steps(tmp_path):
     with quiet(tmp_path, tensorboard=True, start_step=20):
         pass
     starts = [event for event in events(tmp_path) if event.HasField("session_log")]
