@@ -231,8 +231,8 @@ print(f"largest feature {features[32].max():.1f}")
 ## 7. Save, load, compare
 
 `save_pretrained` writes the folder format of this project, which [Pretrained networks](../docs/pretrained.md)
-describes. The same model gives the same bytes, and loading it gives the same numbers. With `half=True` (`deeplab-jax
-convert --half`), kernels are rounded to float16, which halves the file.
+describes. The same model gives the same bytes, and loading it gives the same numbers. With `half=True` (`--half` on
+the command line), kernels are rounded to float16, which halves the file.
 """
 
 # %%

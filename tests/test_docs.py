@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ say of the package: names, commands, fields and figures that are there."""
+"""The README, the pages of docs/ and the notebooks name things that exist: commands, fields, functions, files."""
 
 import ast
 import importlib
@@ -23,7 +23,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = sorted([README, ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *ROOT.glob("docs/**/*.md")])
 
-# What a user imports: everything public in them is in the API.
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.py"))
+
+# The modules that users import. The API reference has every public name of them.
 MODULES = (
     "analysis.aot", "analysis.aot_compile", "analysis.aot_search", "analysis.collectives", "analysis.latency",
     "analysis.summary", "analysis.tpu_specs", "config", "data", "data.check", "data.download", "data.prepare",
@@ -35,10 +37,10 @@ MODULES = (
     "workdir.layout",
 )  # fmt: skip
 
-# `data.py` and `model.safetensors` are files, `data.workers` is a field.
+# `data.py` and `model.safetensors` are files; `data.workers` is a field.
 FILE_ENDINGS = ("py", "md", "json", "jsonl", "txt", "png", "jpg", "toml", "safetensors")
 
-# Of commands that need a config, and those whose config the workdir or the preset gives.
+# The commands that need a config. The others get it from a workdir or a preset.
 NEED_CONFIG = ("train", "summary", "aot")
 
 
@@ -50,7 +52,7 @@ def name_of(page: pathlib.Path) -> str:
 
 
 def public_names(module: ModuleType) -> set[str]:
-    """`__all__`, or else the names without an underscore that the module itself defines."""
+    """Returns `__all__`, or else the names without an underscore that the module defines, except its logger."""
     if hasattr(module, "__all__"):
         return set(module.__all__)
     names = set()
@@ -62,11 +64,11 @@ def public_names(module: ModuleType) -> set[str]:
                 target.elts if isinstance(target, ast.Tuple) else [target] for target in node.targets
             )
             names |= {target.id for target in targets}
-    return {name for name in names if not name.startswith("_") and name != "logger"}
+    return {name for name in names if not name.startswith("_")} - {"logger"}
 
 
 def api_names() -> set[str]:
-    """Every name that a directive of the API pages documents."""
+    """Returns every name that the API pages document."""
     text = "\n".join(page.read_text() for page in ROOT.glob("docs/api/*.md"))
     return set(re.findall(r"^\.\. (?:auto(?:function|class|exception|data)|py:data):: deeplab_jax\.(\S+)$", text, re.M))
 
@@ -131,9 +133,9 @@ def test_the_readme_has_every_segmentation_preset_with_its_published_score():
             assert rows[preset.name].startswith(preset.score or "none published")
 
 
-def test_times_beside_peers_are_those_of_the_benchmarks():
+def test_times_in_the_readme_are_those_of_the_benchmarks():
     header, _, *rows = re.search(r"^\| work \| peer .*?(?=\n\n)", README.read_text(), re.M | re.S)[0].splitlines()
-    assert header == "| work | peer | here | peer's | here / peer |"
+    assert header == "| work | peer | deeplab_jax | peer's | ratio |"
     assert len(rows) >= 5
     measured = (ROOT / "benchmarks/RESULTS.md").read_text().splitlines()
     for row in rows:
@@ -173,14 +175,15 @@ def blocks(page: pathlib.Path, *languages: str) -> list[str]:
 
 
 def commands(page: pathlib.Path) -> Iterator[list[str]]:
-    """The arguments of every `deeplab-jax` on a page: in blocks of shell, and in backticks."""
+    """Yields the arguments of every `deeplab-jax` on a page: in shell blocks, in backticks, in cells that run it."""
     shell = [text for block in blocks(page, "bash", "") for text in block.replace("\\\n", " ").splitlines()]
+    shell += re.findall(r'^run\("(.*)"\)$', page.read_text(), re.M)
     for line in [*shell, *re.findall(r"`([^`\n]*deeplab-jax [^`]*)`", prose(page).replace("\n", " "))]:
         lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;")
         lexer.whitespace_split = True
         try:
             words = list(lexer)
-        except ValueError:  # a lone apostrophe: a block that is no shell
+        except ValueError:  # a lone apostrophe: the block is not shell
             continue
         for part in words:  # the command that a quoted `--command="..."` starts
             if part.startswith("--command="):
@@ -194,7 +197,7 @@ def commands(page: pathlib.Path) -> Iterator[list[str]]:
 
 def shown_commands() -> list:
     shown = {}
-    for page in PAGES:
+    for page in [*PAGES, *NOTEBOOKS]:
         for arguments in commands(page):
             shown.setdefault(" ".join(arguments), pytest.param(arguments, id=f"{name_of(page)}: {' '.join(arguments)}"))
     return list(shown.values())
@@ -202,7 +205,7 @@ def shown_commands() -> list:
 
 @pytest.fixture
 def parse(monkeypatch, tmp_path, capsys):
-    """Gives arguments to the command, which parses them and their config, and then stops: (exit code, what it said)."""
+    """Parses arguments and their config as the command does, without running it. Returns (exit code, output)."""
     ran = []
 
     def parse_only(command, args):
@@ -233,7 +236,7 @@ def test_commands_that_pages_show_parse(parse, arguments):
     if "..." in arguments or arguments[1:] in (
         [],
         ["prepare"],
-    ):  # spoken of: name and flags have to be there
+    ):  # only mentioned: the name and the flags must exist
         code, said = parse([*arguments[: 2 if arguments[0] == "data" else 1], "--help"])
         assert all(re.search(rf"{flag}\b", said) for flag in flags), said
     else:
