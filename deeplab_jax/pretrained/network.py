@@ -1,13 +1,14 @@
 """Pretrained networks in memory. Every importer returns a `PretrainedNetwork`."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import traverse_util
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from deeplab_jax.config import base_config
 from deeplab_jax.errors import UserError
@@ -90,10 +91,16 @@ def variable_shapes(model: ConfigDict, num_classes: int | None) -> dict[str, tup
       model: `config.model`.
       num_classes: number of classes; None for the variables of the backbone alone.
     """
-    flat = traverse_util.flatten_dict(abstract_variables(build_model(model, num_classes or 1)), sep="/")
+    shapes = _trace_shapes(FrozenConfigDict(model), num_classes or 1)
     return {
-        path: leaf.shape for path, leaf in flat.items() if num_classes is not None or path.split("/")[1] == "backbone"
+        path: shape for path, shape in shapes.items() if num_classes is not None or path.split("/")[1] == "backbone"
     }
+
+
+@functools.lru_cache(maxsize=16)  # tracing takes seconds
+def _trace_shapes(model: FrozenConfigDict, num_classes: int) -> dict[str, tuple[int, ...]]:
+    flat = traverse_util.flatten_dict(abstract_variables(build_model(model, num_classes)), sep="/")
+    return {path: leaf.shape for path, leaf in flat.items()}
 
 
 def voc_or_numbered_labels(num_classes: int) -> LabelSet:

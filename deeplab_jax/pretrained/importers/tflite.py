@@ -126,7 +126,7 @@ class _Follower:
         """
         found, place = self.waiting(kind, number), f"{kind} after tensor {self.graph.tensors[number].name!r}"
         if len(found) != 1:
-            raise UserError(f"there are {len(found)} operators {place} of shape {self.shape(number)}, not 1")
+            raise UserError(f"expected one {place} of shape {self.shape(number)}, found {len(found)}")
         (operator,) = found
         for option, value in options.items():
             if operator.options[option] != value:
@@ -212,7 +212,7 @@ def _output_stride(graph: tflite_file.Graph) -> int:
 def _follow_backbone(follower: _Follower, output_stride: int) -> int:
     """Takes the operators of MobileNetV2 and returns the tensor of its features."""
     if len(follower.graph.inputs) != 1:
-        raise UserError(f"there are {len(follower.graph.inputs)} inputs, not 1")
+        raise UserError(f"expected one input, found {len(follower.graph.inputs)}")
     x = follower.resolve(follower.graph.inputs[0])
     image = follower.graph.tensors[x]
     pixels = image.dtype == (np.uint8 if image.scales.size else np.float32)
