@@ -24,7 +24,7 @@ import scipy.io  # noqa: E402
 from absl import flags  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from deeplab_jax.cli import main
+from deeplab_jax.cli import main  # noqa: E402
 from deeplab_jax.config import load_config  # noqa: E402
 from deeplab_jax.labels import VOC  # noqa: E402
 
