@@ -45,7 +45,7 @@ nitpicky = True
 # A name in backticks links to its entry. Names that start with `deeplab_jax.` must have an entry; others can be config
 # fields, values or arguments.
 default_role = "py:obj"
-nitpick_ignore_regex = [(r"py:.*", r"(?!deeplab_jax\.).*")]
+nitpick_ignore_regex = [(r"py:.*", r"(?!deeplab_jax\.).*|deeplab_jax\.(\w+\.)*_\w+")]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "fully-qualified"  # `signatures` shortens them

@@ -59,7 +59,7 @@ ANYWHERE = (
     (rf"(?<!there )\b(?:is|are|was|were) no (?!{_COMPARATIVE}\b)\w", "is not a"),
     (r"\b(?:is|are|was|were|be) had\b", "comes from, is available"),
     (r"\bcannot be made\b", "cannot create"),
-    (rf"\bbehind (?:{_ARTICLE}|it|them|their|those|these|which)\b(?! (?:proxy|firewall|scenes))", "after"),
+    (r"\bbehind (?:the|its?|each|every|this|that|their|those|these|which)\b(?! (?:proxy|firewall|scenes))", "after"),
     (r"\b(?:files?|folders?|checkpoints?|weights|archives?|workdir|data|images|masks) (?:lie|lies|lay)\b", "is, are"),
     (
         r"(?:\b(?:images?|frames?|examples?|steps|times|bytes|operations|FLOPs?|[KMGT]i?B|ms|s|seconds|minutes|rows|one)"
@@ -80,7 +80,7 @@ ANYWHERE = (
     ),
 )
 HEADINGS = ((r"^What\b.*\?$", "name the thing"),)
-DOCSTRINGS = ((rf"\b\w+: of {_ARTICLE}\b", "say what it is: 'seconds: time per step'"),)
+DOCSTRINGS = ((rf"(?:^|(?<=[.:)] ))\w+: of {_ARTICLE}\b", "say what it is: 'seconds: time per step'"),)
 # Help texts and the comments that document config fields.
 FRAGMENTS = ((rf"^of {_ARTICLE}\b", "say what it is: 'network input size'"),)
 
@@ -237,7 +237,7 @@ GOOD = (
     "avoid voids",
     "It has as many steps as that, so that many steps pass.",
     "They are all the same size; the values are all the same.",
-    "It runs behind a proxy and falls behind.",
+    "It runs behind a proxy and falls behind; the ideas behind them",
     "27 frames per second; the seconds a step takes",
     "after one step a checkpoint is written",
     "The value lies between 0 and 1.",

@@ -18,7 +18,7 @@ from deeplab_jax.data.dataset import RawDataset, RawExample
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 
-_VERSION = "1.0.0"  # of the format; TFDS expects it as the name of the folder
+_VERSION = "1.0.0"  # format version; TFDS expects it as the name of the folder
 _SHARD_BYTES = 256 << 20  # a file that reaches this size is closed and the next one begins
 
 _FEATURE = "tensorflow_datasets.core.features"

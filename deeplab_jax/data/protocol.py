@@ -75,7 +75,7 @@ class EvalProtocol(abc.ABC):
           label: uint8 (height, width).
           image_size: (height, width) of images in the batch, see `batch_sizes`.
           label_size: (height, width) of labels in the batch.
-          name: of the example, for errors.
+          name: name of the example, for errors.
 
         Returns:
           The image, the label (ignore label outside the scored pixels) and (height, width) of the scored pixels, which

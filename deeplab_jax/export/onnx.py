@@ -21,8 +21,8 @@ from deeplab_jax.export.onnx_graph import Graph, Tensor, import_onnx
 from deeplab_jax.export.onnx_operations import TRANSLATIONS
 from deeplab_jax.export.program import Program
 
-OPSET = 17  # of June 2022; nothing newer is needed
-_IR_VERSION = 8  # of the same release
+OPSET = 17  # released in June 2022; nothing newer is needed
+_IR_VERSION = 8  # the version of the same release
 
 _IMAGES = object()  # stands for values that depend on images while constants are computed
 

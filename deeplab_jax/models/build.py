@@ -136,8 +136,8 @@ def lower_initializer(create: Callable[[], Any], sharding: Any = None) -> jax.st
     """Lowers a function that initializes arrays, to be compiled for a single run.
 
     Args:
-      create: takes no arguments.
-      sharding: of all outputs, or one per output.
+      create: function without arguments that returns the arrays.
+      sharding: one sharding for all outputs, or one per output.
     """
     options = _INIT_COMPILER_OPTIONS.get(jax.default_backend())
     return jax.jit(create, out_shardings=sharding, compiler_options=options).lower()

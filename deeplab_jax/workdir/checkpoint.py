@@ -153,7 +153,7 @@ class Checkpoints:
         """Restores the newest checkpoint.
 
         Args:
-          variables: arrays or `jax.ShapeDtypeStruct`s with the shapes and shardings to restore to.
+          variables: arrays or `jax.ShapeDtypeStruct` leaves with the shapes and shardings to restore to.
           training: the same for the remaining arrays.
 
         Returns:
