@@ -12,8 +12,6 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 
 from deeplab_jax.cli.config_flags import parse_config
 from deeplab_jax.config import base_config, parse_arg, validate
@@ -215,8 +213,7 @@ def test_archives(tmp_path, kind):
     def check(content):
         path.write_bytes(content)
         try:
-            with Progress(console=Console(quiet=True)) as progress:
-                archives.extract(path, tmp_path / "deep" / "out", wanted=lambda _: True, progress=progress)
+            archives.extract(path, tmp_path / "deep" / "out", is_needed=lambda _: True)
         except UserError as error:
             assert_one_line(error)
         assert {entry.name for entry in tmp_path.iterdir()} <= {"archive", "deep"}
