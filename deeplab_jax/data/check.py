@@ -200,8 +200,8 @@ def _find_leaks(ids: dict[str, list[str]], advice: str = "") -> list[str]:
                 continue
             shared = sorted(set(training_ids) & set(scoring_ids))
             if shared:
-                named = ", ".join(shared[:_NAMED])
-                lines.append(f"{training} and {scoring} share {len(shared)} images: {named}{advice}")
+                count = "1 image" if len(shared) == 1 else f"{len(shared)} images"
+                lines.append(f"{training} and {scoring} share {count}: {', '.join(shared[:_NAMED])}{advice}")
     return lines
 
 

@@ -125,7 +125,7 @@ def test_wrong_examples_of_a_prepared_data_set_are_listed(tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     ("splits", "leaks"),
     [
-        ({"train": ["a", "b", "c"], "val": ["b", "d"]}, [r"train and .*/val share 1 images: b"]),
+        ({"train": ["a", "b", "c"], "val": ["b", "d"]}, [r"train and .*/val share 1 image: b"]),
         ({"train": ["a"], "test": ["a"], "val": ["b"]}, [r"train and .*/test share 1"]),
         ({"train": ["a"], "train_extra": ["a", "b"], "val": ["b"]}, [r"train_extra and .*/val share 1"]),
         ({"train": ["a", "b"], "train_noval": ["b"], "val": ["b"]}, [r"train and .*/val", r"train_noval and .*/val"]),
