@@ -15,16 +15,16 @@ class Unit(NamedTuple):
     Attributes:
       stride: the stride of its strided convolution.
       rate: the rate of this convolution.
-      rate_behind: the rate of later convolutions in the same unit.
+      later_rate: the rate of later convolutions in the same unit.
     """
 
     stride: int
     rate: int
-    rate_behind: int
+    later_rate: int
 
     def spread(self, factor: int) -> "Unit":
         """Returns the unit with its rates multiplied: multi-grid (DeepLabv3, section 3.2.1)."""
-        return self._replace(rate=factor * self.rate, rate_behind=factor * self.rate_behind)
+        return self._replace(rate=factor * self.rate, later_rate=factor * self.later_rate)
 
 
 def plan_units(
@@ -49,9 +49,9 @@ def plan_units(
     for stride in strides:
         if current == output_stride:
             before, rate = rate, rate * stride
-            plan.append(Unit(stride=1, rate=rate if spread_converted else before, rate_behind=rate))
+            plan.append(Unit(stride=1, rate=rate if spread_converted else before, later_rate=rate))
         else:
-            plan.append(Unit(stride=stride, rate=1, rate_behind=1))
+            plan.append(Unit(stride=stride, rate=1, later_rate=1))
             current *= stride
     if current != output_stride:
         raise ValueError(f"output stride {output_stride} cannot be reached: the network's strides lead to {current}")

@@ -191,6 +191,6 @@ def test_a_wrong_field_is_one_clear_line(fields, message):
 
 
 def test_shapes_of_a_network_given_lists_are_those_of_one_given_tuples():
-    """A module that holds a list has no hash, by which what was traced before could be found."""
+    """A module that holds a list is not hashable, so that JAX would not find the program it traced before."""
     model = build_model(small_model_config(), CLASSES)
     assert abstract_variables(model.clone(atrous_rates=[1, 2, 3])) == abstract_variables(model)

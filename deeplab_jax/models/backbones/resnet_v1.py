@@ -24,7 +24,7 @@ class BasicBlockV1(nn.Module):
         residual = conv(self.features, kernel_size=3, stride=self.unit.stride, rate=self.unit.rate, name="conv1")(x)
         residual = nn.relu(norm(name="norm1")(residual))
         residual = norm(name="norm2")(
-            conv(self.features, kernel_size=3, rate=self.unit.rate_behind, name="conv2")(residual)
+            conv(self.features, kernel_size=3, rate=self.unit.later_rate, name="conv2")(residual)
         )
         return nn.relu(self.layers.add(_shortcut(self, x, self.features), residual)), residual
 

@@ -31,6 +31,7 @@ def conv_general_dilated(
     sizes, goes to `jax.lax`.
     """
     lhs, rhs, groups = jnp.asarray(lhs), jnp.asarray(rhs), feature_group_count
+    options = {name: value for name, value in options.items() if value is not None}
     window = None
     if not options and _is_plain(lhs, rhs, dimension_numbers, lhs_dilation):
         window = Window.of(lhs.shape[1:3], rhs.shape[:2], window_strides, padding, rhs_dilation)

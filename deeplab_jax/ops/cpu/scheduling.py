@@ -71,5 +71,5 @@ def transpose_in_order(bilinear: Callable, x: Array, kernel: Array, cotangent: A
 
 
 def computed_once(arrays: PyTree) -> PyTree:
-    """Returns the arrays behind a barrier, so that their producer is not fused into, and repeated for, each reader."""
+    """Returns the arrays after a barrier, so that their producer is not fused into, and repeated for, each reader."""
     return lax.optimization_barrier(arrays)
