@@ -142,23 +142,28 @@ def test_splitting_the_batch_exchanges_only_sums():
     assert set(collectives.count_collectives(compiled.as_text())) == {"all-reduce"}
 
 
+def compile_toy_step(mesh: jax.sharding.Mesh, **options) -> jax.stages.Compiled:
+    config = base_config()
+    config.optimizer.learning_rate = 0.05
+    with config.unlocked():
+        config.optimizer.learning_rate_multipliers = ConfigDict()
+    model = ToyNetwork(CLASSES)
+    rule, schedule = optimizer.make(config.optimizer, 10, parts=toy_network.PARTS)
+    shapes = sharding.with_shardings(TrainState.shapes(model, rule), mesh, fsdp_min_size=64)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
+    loss = losses.make_loss(config.loss, num_classes=CLASSES)
+    step = make_train_step(model, rule, loss, learning_rate=schedule, shardings=shardings, **options)
+    step = jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)))
+    return step.lower(shapes, sharding.to_global(random_batch(), mesh)).compile()
+
+
 @pytest.mark.parametrize("network", ["toy", slow("resnet")])
 def test_splitting_an_accumulated_batch_exchanges_only_sums(network):
     if network == "resnet":
         compiled, _, _ = step_on_mesh(*RESNET, "data 4", 2)
     else:
-        mesh, config = mesh_of("data 4"), base_config()
-        config.optimizer.learning_rate = 0.05
-        with config.unlocked():
-            config.optimizer.learning_rate_multipliers = ConfigDict()
-        model = ToyNetwork(CLASSES, dtype=jnp.float64)
-        rule, schedule = optimizer.make(config.optimizer, 10, parts=toy_network.PARTS)
-        shapes = sharding.with_shardings(TrainState.shapes(model, rule), mesh, fsdp_min_size=64)
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-        loss = losses.make_loss(config.loss, num_classes=CLASSES)
-        step = make_train_step(model, rule, loss, learning_rate=schedule, accumulate_steps=2, shardings=shardings)
-        step = jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)))
-        compiled = step.lower(shapes, sharding.to_global(random_batch(), mesh)).compile()
+        with jax.enable_x64(False):
+            compiled = compile_toy_step(mesh_of("data 4"), accumulate_steps=2)
     assert set(collectives.count_collectives(compiled.as_text())) == {"all-reduce"}
 
 

@@ -5,11 +5,13 @@ import time
 import jax
 
 from deeplab_jax.config import base_config
+from deeplab_jax.ops.operations import SWITCH
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.training.step import TrainProgram, build_program
 
 
-def test_on_processors_the_step_has_fewer_copies():
+def test_on_cpu_the_step_has_fewer_copies(monkeypatch):
+    monkeypatch.delenv(SWITCH)  # with the CPU backend
     program = _tiny_program()
     lowered = program.step.lower(program.shapes, program.batch_shapes)
 
@@ -19,7 +21,7 @@ def test_on_processors_the_step_has_fewer_copies():
 
 
 def test_the_state_and_the_step_are_compiled_one_after_the_other():
-    """Each takes hundreds of MB: side by side they would take the memory of both."""
+    """Each takes hundreds of MB; at the same time they would take the memory of both."""
     spans = []
 
     def note(event, seconds, **details):
