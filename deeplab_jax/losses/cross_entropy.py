@@ -81,9 +81,9 @@ def keras_categorical_cross_entropy(
     return jnp.sum(jnp.where(exists, pixel_losses, 0)), jnp.sum(exists, dtype=jnp.int32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _keras_pixel_losses(logits, labels, label_smoothing):
-    """Computes the cross-entropy of each pixel's clipped probabilities, with a gradient in closed form.
+    """Computes the cross-entropy of each pixel's clipped probabilities, with a derivative in closed form.
 
     Automatic differentiation from softmax to logarithm keeps ten arrays of the logits' size: 1 GB for four images of
     512x512.
@@ -94,20 +94,14 @@ def _keras_pixel_losses(logits, labels, label_smoothing):
     return -jnp.sum(_keras_target(labels, logits, label_smoothing) * log_probabilities, axis=-1)
 
 
-def _keras_forward(logits, labels, label_smoothing):
-    return _keras_pixel_losses(logits, labels, label_smoothing), (logits, labels)
-
-
-def _keras_backward(label_smoothing, kept, cotangents):
-    logits, labels = kept
+@_keras_pixel_losses.defjvp
+def _keras_pixel_losses_jvp(label_smoothing, primals, tangents):
+    logits, labels = primals
     probabilities = jax.nn.softmax(logits, axis=-1)
     inside = (probabilities >= _KERAS_EPSILON) & (probabilities <= 1 - _KERAS_EPSILON)  # clipped: no gradient
     target = jnp.where(inside, _keras_target(labels, logits, label_smoothing), 0)
     gradient = probabilities * jnp.sum(target, axis=-1, keepdims=True) - target
-    return gradient * cotangents[..., None], None
-
-
-_keras_pixel_losses.defvjp(_keras_forward, _keras_backward)
+    return _keras_pixel_losses(logits, labels, label_smoothing), jnp.sum(gradient * tangents[0], axis=-1)
 
 
 def _keras_target(labels, logits, label_smoothing):

@@ -95,6 +95,20 @@ def test_gradients_equal_central_differences(float64, loss, teacher_weight):
     np.testing.assert_allclose(jnp.sum(jax.grad(total)(logits) * direction), slope, rtol=1e-7)
 
 
+@BOTH
+def test_forward_mode_equals_reverse_mode(float64, loss):
+    rng = np.random.default_rng(4)
+    logits, direction = rng.normal(size=(2, 2, 3, 4, 5))
+    labels = rng.integers(0, 5, (2, 3, 4)).astype(np.uint8)
+
+    def total(logits):
+        return loss(logits, labels)[0]
+
+    _, tangent = jax.jvp(total, (jnp.asarray(logits),), (jnp.asarray(direction),))
+    # Sums of 120 terms in another order.
+    np.testing.assert_allclose(tangent, np.sum(jax.grad(total)(jnp.asarray(logits)) * direction), rtol=1e-12)
+
+
 def test_keras_gradient_vanishes_beyond_the_clip():
     labels = jnp.zeros((1, 1, 2), jnp.uint8)
     logits = jnp.array([[[[-40.0, 0.0], [1.0, 0.0]]]])
