@@ -75,9 +75,11 @@ from deeplab_jax.training.step import make_train_step
 matplotlib.rcParams["savefig.dpi"] = 70  # small images for a small notebook
 console = Console(width=96, force_jupyter=False, force_terminal=False, no_color=True)  # prints tables as text
 
-# The library reports with `logging`. Show its messages here.
-logging.getLogger("deeplab_jax").setLevel(logging.INFO)
-logging.getLogger("deeplab_jax").addHandler(logging.StreamHandler(sys.stdout))
+# The library reports with `logging`. Show its messages here, and only here.
+logger = logging.getLogger("deeplab_jax")
+logger.setLevel(logging.INFO)
+logger.addHandler(logging.StreamHandler(sys.stdout))
+logger.propagate = False
 
 # %% [markdown]
 """

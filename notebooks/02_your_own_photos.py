@@ -52,9 +52,11 @@ os.chdir(tempfile.mkdtemp())  # remove this line to keep the files in the curren
 
 matplotlib.rcParams["savefig.dpi"] = 60  # small images for a small notebook
 
-# The library reports with `logging`. Show its messages here.
-logging.getLogger("deeplab_jax").setLevel(logging.INFO)
-logging.getLogger("deeplab_jax").addHandler(logging.StreamHandler(sys.stdout))
+# The library reports with `logging`. Show its messages here, and only here.
+logger = logging.getLogger("deeplab_jax")
+logger.setLevel(logging.INFO)
+logger.addHandler(logging.StreamHandler(sys.stdout))
+logger.propagate = False
 
 
 def run(command):

@@ -53,9 +53,11 @@ from deeplab_jax.pretrained.readers.torch_file import read_torch_file
 
 os.chdir(tempfile.mkdtemp())  # remove this line to keep the files in the current folder
 
-# The library reports with `logging`. Show its messages here.
-logging.getLogger("deeplab_jax").setLevel(logging.INFO)
-logging.getLogger("deeplab_jax").addHandler(logging.StreamHandler(sys.stdout))
+# The library reports with `logging`. Show its messages here, and only here.
+logger = logging.getLogger("deeplab_jax")
+logger.setLevel(logging.INFO)
+logger.addHandler(logging.StreamHandler(sys.stdout))
+logger.propagate = False
 
 # Without Jupyter's request for colors and progress bars.
 environment = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"} | {"COLUMNS": "96"}
