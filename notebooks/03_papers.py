@@ -56,7 +56,7 @@ from deeplab_jax.models import abstract_variables, build_model
 from deeplab_jax.parallel.jaxpr import equations
 
 matplotlib.rcParams["savefig.dpi"] = 80  # small images for a small notebook
-console = Console(width=96, force_jupyter=False, force_terminal=False, no_color=True)  # prints tables as text
+console = Console(width=120, force_jupyter=False, force_terminal=False, no_color=True)  # prints tables as text
 
 # The library reports with `logging`. Show its messages here, and only here.
 logger = logging.getLogger("deeplab_jax")
@@ -162,7 +162,8 @@ show("Rates above 1 with multi-grid (1, 2, 4)", ("output stride", "block 3", "bl
 # %% [markdown]
 """
 The figure shows these rates. Each dot is a feature that one output sees, on the 33x33 features of a 513x513 image at
-stride 16: the three convolutions of block 4 one by one, then the four convolution branches of ASPP.
+stride 16: the three convolutions of block 4 one by one, then the four convolution branches of ASPP. At rate 18, only
+the center tap falls on the features.
 """
 
 # %%
@@ -332,7 +333,7 @@ ROWS = [  # table, row, published mean IoU, overrides of the training, further o
 
 table = Table(title="--config deeplabv3plus_resnet101_voc and --config...")
 for column in ("table", "row", "published", "training", "evaluation"):
-    table.add_column(column)
+    table.add_column(column, no_wrap=True)
 for source, row, score, training, evaluation in ROWS:
     overrides = shlex.split(f"{training} {evaluation}")
     changed = parse_config(["--config", "deeplabv3plus_resnet101_voc", *overrides])
