@@ -175,7 +175,7 @@ def test_uint8_and_float_images_are_the_same():
     ("fields", "message"),
     [
         ({"backbone": "resnet50_v3"}, "did you mean resnet50_v"),
-        ({"output_stride": 12}, "output_stride is 12"),
+        ({"output_stride": 12}, "output_stride=12 does not exist"),
         ({"decoder": "papre"}, "did you mean paper"),
         ({"width_multiplier": 0.5}, "model.width_multiplier is set, but resnet10_v1_slim does not take it"),
         ({"backbone": "mobilenet_v2", "multi_grid": (1, 2)}, "model.multi_grid is set, but mobilenet_v2"),
