@@ -253,7 +253,7 @@ def _eval_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
     count = config_lib.eval_batch_size(config)
     if protocol.eval_size is None:  # the largest image of the data set is unknown
         protocol = dataclasses.replace(protocol, eval_size=protocol.train_size)
-    image, label = protocol.batch_sizes(protocol.eval_size)
+    image, label = protocol.batch_sizes(lambda: protocol.eval_size)
     batch = {
         "image": ((count, *image, config.model.in_channels), np.uint8),
         "label": ((count, *label), np.uint8),

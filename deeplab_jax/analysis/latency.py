@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from deeplab_jax import progress
+from deeplab_jax.errors import UserError
 from deeplab_jax.inference import streaming_resize
 from deeplab_jax.models import build_model
 from deeplab_jax.pretrained import PretrainedNetwork
@@ -50,7 +51,12 @@ def measure_latency(
       batches: batch sizes.
       compute_dtype: "float32" or "bfloat16".
       repetitions: number of measured runs for each size and batch size.
+
+    Raises:
+      UserError: the network is a backbone without classes.
     """
+    if network.label_set is None:
+        raise UserError(f"{network.model.backbone} is a backbone without classes; choose a network that segments")
     model = build_model(
         network.model, network.label_set.num_classes, platform=jax.default_backend(), compute_dtype=compute_dtype
     )

@@ -22,24 +22,25 @@ def run(args: argparse.Namespace) -> None:
     from deeplab_jax.cli import compilation_cache, output
     from deeplab_jax.cli.config_flags import parse_config
 
-    launch.join_processes(args, parse_config(args.config_arguments, base=config_lib.base_config()))
-    malloc.prepare_jax()
+    malloc.prepare_jax()  # before anything creates JAX's backend
     compilation_cache.enable()
+    launch.join_processes(args, parse_config(args.config_arguments, base=config_lib.base_config()))
     from deeplab_jax import pretrained
-    from deeplab_jax.evaluation.evaluator import evaluate
+    from deeplab_jax.evaluation.evaluator import evaluate, evaluate_network
     from deeplab_jax.parallel import processes
     from deeplab_jax.workdir import layout
 
-    if args.workdir is not None:
-        base = layout.read_config(args.workdir)
-    else:
-        base = pretrained.preset_config(pretrained.load(args.preset))
+    network = pretrained.load(args.preset) if args.workdir is None else None
+    base = layout.read_config(args.workdir) if network is None else pretrained.preset_config(network)
     config = parse_config(args.config_arguments, base=base)
     if args.data is not None:
         config.data.name = args.data
     if args.data_dir is not None:
         config.data.data_dir = str(args.data_dir)
-    scores = evaluate(args.workdir or args.preset, config=config, split=args.split)
+    if network is None:
+        scores = evaluate(args.workdir, config=config, split=args.split)
+    else:
+        scores = evaluate_network(network, args.preset, config=config, split=args.split)
     if processes.is_leader():
         output.show([], scores, args.json)
     output.log_scores(scores, args.workdir)

@@ -24,10 +24,10 @@ def run(args: argparse.Namespace) -> None:
     from deeplab_jax.cli.config_flags import parse_config
     from deeplab_jax.cli.output import log_scores
 
+    malloc.prepare_jax()  # before anything creates JAX's backend
+    compilation_cache.enable()
     config = parse_config(args.config_arguments)
     launch.join_processes(args, config)
-    malloc.prepare_jax()
-    compilation_cache.enable()
     from deeplab_jax.training import loop
 
     log_scores(loop.train(config, args.workdir), args.workdir)

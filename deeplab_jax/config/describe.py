@@ -63,7 +63,8 @@ def describe_config(path: pathlib.Path) -> ConfigDescription:
 
 def list_configs() -> list[ConfigDescription]:
     """Describes every built-in config, sorted by name."""
-    files = {file.stem: file for folder in config_folders() for file in folder.glob("*.py")}
+    # As `find_config`: the first folder is the package's own.
+    files = {file.stem: file for folder in config_folders()[:1] for file in folder.glob("*.py")}
     return [describe_config(files[name]) for name in sorted(files)]
 
 

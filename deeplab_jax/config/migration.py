@@ -3,6 +3,7 @@
 Version 1, which has no version number in a workdir's `config.json`, had a field for each unit of a duration.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,9 @@ def migrate_config(values: Mapping[str, Any], version: Any) -> dict[str, Any]:
     if isinstance(evaluation, dict) and "void" in evaluation:
         void = evaluation.pop("void")
         evaluation["ignored_pixels"] = _IGNORED_PIXELS.get(void, void)
+    optimizer = groups.get("optimizer")
+    if isinstance(optimizer, dict) and optimizer.get("name", "sgd") != "adam":
+        optimizer.pop("adam_beta2", None)  # only Adam used it
     for name, group in groups.items():
         if isinstance(group, dict):
             _drop_removed(group, name)
@@ -84,7 +88,7 @@ def _merge_units(group: Any, field: str, prefix: str) -> None:
     if len(given) > 1:
         raise UserError(f"{' and '.join(prefix + unit for unit in given)} are both set; set only one")
     for unit, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise TypeError(f"{prefix}{unit} cannot be {value!r}")
         group[field] = str(Duration(value, _UNITS[unit]))
 

@@ -51,7 +51,7 @@ class _EvalExample:
 
     def __init__(self, source, protocol: EvalProtocol):
         self._source, self._protocol = source, protocol
-        self._image_size, self._label_size = protocol.batch_sizes(source.largest_size())
+        self._image_size, self._label_size = protocol.batch_sizes(source.largest_size)
 
     def __call__(self, index: int) -> dict[str, Any]:
         if index >= len(self._source):

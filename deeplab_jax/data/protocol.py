@@ -7,7 +7,7 @@ ask the protocol; nothing else compares its name.
 import abc
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,13 +30,13 @@ class EvalProtocol(abc.ABC):
     """How images are fed to the network and scored.
 
     Attributes:
-      train_size: (height, width) of `data.image_size`.
+      train_size: (height, width) of `data.image_size`, which only `whole` can leave unset.
       eval_size: (height, width) of `eval.image_size`, or None.
       pad_color: RGB of padding.
       antialias: whether resizing averages the pixels it shrinks, `data.antialias`.
     """
 
-    train_size: Size
+    train_size: Size | None
     eval_size: Size | None = None
     pad_color: tuple[int, ...] = (0, 0, 0)
     antialias: bool = False
@@ -57,11 +57,12 @@ class EvalProtocol(abc.ABC):
         return {"data.image_size": self.train_size, self.size_field: self.input_size}
 
     @abc.abstractmethod
-    def batch_sizes(self, largest: Size) -> tuple[Size, Size]:
+    def batch_sizes(self, largest_size: Callable[[], Size]) -> tuple[Size, Size]:
         """Returns (height, width) of the images and of the labels in an evaluation batch.
 
         Args:
-          largest: (height, width) that holds every image of the split.
+          largest_size: returns a (height, width) that holds every image of the split. It may read all of them, so it is
+            called only if needed.
         """
 
     @abc.abstractmethod
@@ -132,11 +133,12 @@ class Whole(EvalProtocol):
         """`eval.image_size`; None pads to the largest image of a split."""
         return self.eval_size
 
-    def batch_sizes(self, largest: Size) -> tuple[Size, Size]:
+    def batch_sizes(self, largest_size: Callable[[], Size]) -> tuple[Size, Size]:
         """Images and labels have the same size: `eval.image_size`, or a size that holds the largest image."""
-        height, width = (math.ceil(extent / _ROUND_TO) * _ROUND_TO + 1 for extent in largest)
-        size = self.eval_size or (height, width)
-        return size, size
+        if self.eval_size is not None:
+            return self.eval_size, self.eval_size
+        height, width = (math.ceil(extent / _ROUND_TO) * _ROUND_TO + 1 for extent in largest_size())
+        return (height, width), (height, width)
 
     def shape_example(self, image, label, *, image_size, label_size, name):
         """Pads the image and the label."""
@@ -170,9 +172,9 @@ class Squeeze(EvalProtocol):
 
     can_split_rows = False  # every image's logits are resized to a size of their own
 
-    def batch_sizes(self, largest: Size) -> tuple[Size, Size]:
+    def batch_sizes(self, largest_size: Callable[[], Size]) -> tuple[Size, Size]:
         """Images have `data.image_size`; labels are padded to the largest image."""
-        return self.train_size, largest
+        return self.train_size, largest_size()
 
     def shape_example(self, image, label, *, image_size, label_size, name):
         """Resizes the image and pads the label."""
@@ -192,7 +194,7 @@ class Squeeze(EvalProtocol):
 class Guide(EvalProtocol):
     """The image and its label resized to `data.image_size` and scored there (the KerasCV guide)."""
 
-    def batch_sizes(self, largest: Size) -> tuple[Size, Size]:
+    def batch_sizes(self, largest_size: Callable[[], Size]) -> tuple[Size, Size]:
         """Images and labels have `data.image_size`."""
         return self.train_size, self.train_size
 
@@ -210,11 +212,13 @@ def protocol_for(config: ConfigDict) -> EvalProtocol:
     """Returns the evaluation protocol of a whole config.
 
     Raises:
-      UserError: a protocol that does not exist.
+      UserError: a protocol that does not exist, or one that needs `data.image_size`, which is not set.
     """
-    eval_size = config.eval.image_size
-    return _protocol_class(config)(
-        train_size=tuple(config.data.image_size),
+    train_size, eval_size, protocol = config.data.image_size, config.eval.image_size, _protocol_class(config)
+    if train_size is None and protocol is not Whole:
+        raise UserError(f"eval.protocol={config.eval.protocol} needs data.image_size; set it")
+    return protocol(
+        train_size=None if train_size is None else tuple(train_size),
         eval_size=None if eval_size is None else tuple(eval_size),
         pad_color=pad_color(config.model.input_mean),
         antialias=config.data.antialias,

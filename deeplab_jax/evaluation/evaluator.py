@@ -19,6 +19,7 @@ from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import abstract_variables, build_for_mesh
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
+from deeplab_jax.pretrained import PretrainedNetwork
 from deeplab_jax.workdir import layout
 
 #: Number of examples in the gallery of an evaluation.
@@ -105,7 +106,7 @@ def evaluate(
     path = pathlib.Path(name_or_path)
     if pretrained.is_workdir(path):
         return _evaluate_workdir(path, config, split)
-    return _evaluate_network(name_or_path, config, split)
+    return evaluate_network(pretrained.load(name_or_path), name_or_path, config=config, split=split)
 
 
 def _evaluate_workdir(workdir: pathlib.Path, config: ConfigDict | None, split: str | None) -> dict[str, Any]:
@@ -124,8 +125,14 @@ def _evaluate_workdir(workdir: pathlib.Path, config: ConfigDict | None, split: s
     return report.save_scores(workdir, scores, source.label_set, config, step)
 
 
-def _evaluate_network(name_or_path: str | pathlib.Path, config: ConfigDict | None, split: str | None) -> dict[str, Any]:
-    network = pretrained.load(name_or_path)
+def evaluate_network(
+    network: PretrainedNetwork,
+    name_or_path: str | pathlib.Path,
+    *,
+    config: ConfigDict | None = None,
+    split: str | None = None,
+) -> dict[str, Any]:
+    """Scores a loaded network and writes nothing; see `evaluate`. Messages call the network `name_or_path`."""
     if network.label_set is None:
         raise UserError(f"{name_or_path} is a {network.model.backbone} backbone without classes; train from it first")
     config = pretrained.preset_config(network) if config is None else config

@@ -29,7 +29,8 @@ def batch_norm(
     """
     wide = x.astype(accumulator(x.dtype))
     mean = jnp.mean(wide, _PIXELS)
-    variance = jnp.maximum(0, jnp.mean(jnp.square(wide), _PIXELS) - jnp.square(mean))  # rounding can make it negative
+    # Not `jnp.square`, whose gradient keeps another array of this size, twice the features.
+    variance = jnp.maximum(0, jnp.mean(wide * wide, _PIXELS) - mean * mean)  # rounding can make it negative
     factor = lax.rsqrt(variance + epsilon) * scale
     normalized = wide * per_channel(factor) + per_channel(bias - mean * factor)
     return normalized.astype(x.dtype), mean, variance

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from deeplab_jax.cli import main, malloc
+from deeplab_jax.cli import launch, main, malloc
 from deeplab_jax.cli.malloc import SWITCH, TUNABLES, VARIABLE
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
@@ -55,9 +55,10 @@ def test_the_switch_turns_the_restart_off():
 
 
 def test_training_and_evaluation_prepare_jax(monkeypatch, tmp_path):
-    """Nothing else does: other commands keep JAX's asynchronous dispatch."""
+    """Nothing else does: other commands keep JAX's asynchronous dispatch. Joining processes creates JAX's backend."""
     calls = []
     monkeypatch.setattr(malloc, "prepare_jax", lambda: calls.append(command[0]))
+    monkeypatch.setattr(launch, "join_processes", lambda args, config: calls.append("join"))
     for command in (
         ["train", "--config", "quickstart:batch=4", "--workdir", str(tmp_path / "run")],
         ["evaluate", "--workdir", str(tmp_path / "none")],
@@ -66,7 +67,7 @@ def test_training_and_evaluation_prepare_jax(monkeypatch, tmp_path):
     ):
         with pytest.raises(SystemExit):
             main.main(command)
-    assert calls == ["train", "evaluate"]
+    assert calls == ["train", "join", "evaluate", "join"]
 
 
 @pytest.mark.parametrize(("tunables", "asynchronous"), [(TUNABLES, False), ("", True)])

@@ -104,13 +104,24 @@ def test_fields_of_version_1_become_fields_of_this_version(group, old, new):
 
 @pytest.mark.parametrize(
     ("group", "field", "value"),
-    [("model", "decoder_dropout", 0.1), ("optimizer", "adam_beta2", 0.95), ("optimizer", "end_learning_rate", 1e-5)],
+    [("model", "decoder_dropout", 0.1), ("optimizer", "end_learning_rate", 1e-5)],
 )
 def test_a_removed_field_with_an_effect_is_named(group, field, value):
     with pytest.raises(
         UserError, match=f"^{group}.{field} no longer exists, and this config sets it to .*; use the version"
     ):
         migrate_config({group: {field: value}}, 1)
+
+
+def test_the_second_moment_of_adam_matters_to_adam_alone():
+    assert migrate_config({"optimizer": {"name": "sgd", "adam_beta2": 0.95}}, 1) == {"optimizer": {"name": "sgd"}}
+    with pytest.raises(UserError, match="^optimizer.adam_beta2 no longer exists"):
+        migrate_config({"optimizer": {"name": "adam", "adam_beta2": 0.95}}, 1)
+
+
+def test_a_duration_that_is_not_a_number_is_damage():
+    with pytest.raises(TypeError, match="^epochs cannot be nan$"):
+        migrate_config({"train": {"epochs": float("nan")}}, 1)
 
 
 def test_fields_of_version_1_do_not_exist_in_this_version():

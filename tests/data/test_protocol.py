@@ -49,7 +49,26 @@ def test_input_sizes_name_the_fields_that_set_them(name, eval_size, sizes):
     ],
 )
 def test_batches_have_the_sizes_of_the_protocol(name, eval_size, sizes):
-    assert protocol_of(name, eval_size=eval_size).batch_sizes((50, 20)) == sizes
+    assert protocol_of(name, eval_size=eval_size).batch_sizes(lambda: (50, 20)) == sizes
+
+
+def test_a_split_is_read_for_its_largest_image_only_if_needed():
+    def largest_size():
+        raise AssertionError("reads a whole split")
+
+    for name, eval_size in (("guide", None), ("whole", (64, 96))):
+        protocol_of(name, eval_size=eval_size).batch_sizes(largest_size)
+
+
+@pytest.mark.parametrize("name", config_lib.PROTOCOLS)
+def test_only_whole_images_work_without_a_training_size(name):
+    config = config_of(name)
+    config.data.image_size = None
+    if name == "whole":
+        assert data.protocol_for(config).fit(np.zeros((20, 30, 3), np.uint8))[1] == (20, 30)
+    else:
+        with pytest.raises(UserError, match=f"^eval.protocol={name} needs data.image_size; set it$"):
+            data.protocol_for(config)
 
 
 def test_only_squeeze_cannot_split_rows():

@@ -92,6 +92,13 @@ def test_a_model_is_saved_and_loaded_bit_for_bit(trained, tmp_path):
     np.testing.assert_allclose(result.probabilities, jax.nn.softmax(logits[0], axis=-1), atol=1e-5)
 
 
+def test_a_protocol_that_does_not_exist_is_refused_before_saving(trained, tmp_path):
+    model, variables = deeplab_jax.from_pretrained(trained)
+    with pytest.raises(UserError, match="^eval.protocol='squeze' does not exist; did you mean squeeze"):
+        deeplab_jax.save_pretrained(tmp_path / "network", model, variables, SYNTHETIC, protocol="squeze")
+    assert not (tmp_path / "network").exists()
+
+
 def test_classes_and_variables_must_fit_the_model(trained, tmp_path):
     model, variables = deeplab_jax.from_pretrained(trained)
     with pytest.raises(UserError, match="^label_set has 21 classes, but the model has 6$"):

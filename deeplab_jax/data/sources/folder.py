@@ -104,7 +104,7 @@ def _split_by_hash(folder: pathlib.Path, names: list[str], val_fraction: float) 
     splits = {"train": [], "val": []}
     threshold = val_fraction * 2**32
     ranked = sorted(names, key=_hash)
-    for name in names:
+    for name in sorted(names):
         # At least one image in each split, however small the folder is.
         in_val = name == ranked[0] or (_hash(name) < threshold and name != ranked[-1])
         splits["val" if in_val else "train"].append(name)
