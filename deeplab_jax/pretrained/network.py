@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from deeplab_jax.config import base_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import VOC, VOC_CLASS_NAMES, LabelSet
-from deeplab_jax.models import BACKBONES, BackboneSpec, abstract_variables, build_model
+from deeplab_jax.models import BACKBONES, abstract_variables, build_model
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -92,16 +92,14 @@ def variable_shapes(model: ConfigDict, num_classes: int | None) -> dict[str, tup
       num_classes: number of classes; None for the variables of the backbone alone.
     """
     # A backbone can be registered again under its name.
-    shapes = _trace_shapes(FrozenConfigDict(model), num_classes or 1, BACKBONES.get(model.backbone))
+    shapes = _trace_shapes(FrozenConfigDict(model), num_classes or 1, id(BACKBONES.get(model.backbone)))
     return {
         path: shape for path, shape in shapes.items() if num_classes is not None or path.split("/")[1] == "backbone"
     }
 
 
 @functools.lru_cache(maxsize=16)  # tracing takes seconds
-def _trace_shapes(
-    model: FrozenConfigDict, num_classes: int, backbone: BackboneSpec | None
-) -> dict[str, tuple[int, ...]]:
+def _trace_shapes(model: FrozenConfigDict, num_classes: int, backbone_id: int) -> dict[str, tuple[int, ...]]:
     flat = traverse_util.flatten_dict(abstract_variables(build_model(model, num_classes)), sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}
 
