@@ -98,7 +98,7 @@ def _jit_predict(model, size: tuple[int, int]):
         coarse = model.apply(variables, images, train=False)[1]["logits"]
         sizes = jnp.broadcast_to(jnp.array(size).reshape(1, 2), (len(images), 2))
         return streaming_resize.map_resized(
-            [coarse], [sizes], sizes, size, lambda strips: streaming_resize.arg_max(strips[0])[0],
+            [coarse], [sizes], sizes, size, lambda strips: jnp.argmax(strips[0], axis=1),
             inputs=[size], align_corners=model.align_corners,
         )  # fmt: skip
 

@@ -289,16 +289,15 @@ class Predictor:
 def _reduce_strips(strips, kind):
     """Reduces the views' logits to the best class, its probability and all probabilities; None for unneeded results."""
     if len(strips) == 1 and kind != "probabilities":
-        labels, best = streaming_resize.arg_max(strips[0])
+        labels = jnp.argmax(strips[0], axis=1).astype(jnp.uint8)
         if kind == "labels":
             return labels, None, None
-        return labels, jnp.exp(best - jax.nn.logsumexp(strips[0], axis=1)), None
+        return labels, jnp.exp(jnp.max(strips[0], axis=1) - jax.nn.logsumexp(strips[0], axis=1)), None
     probabilities = multi_scale.average_probabilities(strips, axis=1)
-    labels, confidence = streaming_resize.arg_max(probabilities)
-    if len(strips) == 1:
-        # Labels of one view always come from its logits: probabilities of different logits can round to the same value.
-        labels, _ = streaming_resize.arg_max(strips[0])
-    return labels, None if kind == "labels" else confidence, probabilities if kind == "probabilities" else None
+    # Labels of one view always come from its logits: probabilities of different logits can round to the same value.
+    labels = jnp.argmax(strips[0] if len(strips) == 1 else probabilities, axis=1).astype(jnp.uint8)
+    confidence = None if kind == "labels" else jnp.max(probabilities, axis=1)
+    return labels, confidence, probabilities if kind == "probabilities" else None
 
 
 def _class_ids(classes: Sequence[str | int] | None, label_set: LabelSet) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Shaped, UInt8
+from jaxtyping import Array, Float, Int, Shaped
 
 from deeplab_jax.ops.resize import axis_weights, half_pixel_weights
 
@@ -69,35 +69,6 @@ def map_resized(
         return result[:, : canvas[0]]
 
     return jax.tree.map(join, results)
-
-
-def predict_resized(
-    logits: Float[Array, "batch height width classes"],
-    extents: Int[Array, "batch 2"],
-    sizes: Int[Array, "batch 2"],
-    canvas: Sequence[int],
-    *,
-    block: int = _BLOCK,
-) -> UInt8[Array, "batch canvas_height canvas_width"]:
-    """Returns the class with the largest logit after `resize_to_sizes`, computed `block` rows at a time."""
-    return map_resized([logits], [extents], sizes, canvas, lambda strips: arg_max(strips[0])[0], block=block)
-
-
-def arg_max(
-    scores: Float[Array, "rows classes width"],
-) -> tuple[UInt8[Array, "rows width"], Float[Array, "rows width"]]:
-    """Returns the class with the largest score of each pixel (the first of equal ones), and this score.
-
-    XLA:CPU reduces (score, index) pairs pixel by pixel. Comparing whole rows, class by class, is several times faster.
-    """
-
-    def compare(k, best):
-        label, score = best
-        other = lax.dynamic_index_in_dim(scores, k, 1, keepdims=False)
-        return jnp.where(other > score, k.astype(jnp.uint8), label), jnp.maximum(other, score)
-
-    first = jnp.zeros(scores.shape[::2], jnp.uint8), scores[:, 0]
-    return lax.fori_loop(1, scores.shape[1], compare, first, unroll=min(scores.shape[1], 32))
 
 
 def _prepare(logits, extents, sizes, canvas, given, align_corners, padded_height):

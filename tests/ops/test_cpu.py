@@ -21,10 +21,8 @@ from tests.support.operations import (
     conv,
     depthwise_conv,
     few,
-    max_pool,
     random,
     random_cotangent,
-    resize,
     sizes,
     value_and_gradients,
 )
@@ -94,18 +92,6 @@ def multiplications(function, *shapes):
     return analysis["flops"] / 2
 
 
-@pytest.mark.parametrize(("channels", "features"), [(24, 8), (8, 24)])
-def test_kernel_gradients_multiply_the_narrower_factor_first(channels, features):
-    """XLA turns a transposed product back unless it is kept from it."""
-
-    def gradient(kernel, x, cotangent):
-        return jax.vjp(lambda kernel: conv(x, kernel), kernel)[1](cotangent)
-
-    shapes = ((1, 1, channels, features), (2, 16, 16, channels), (2, 16, 16, features))
-    compiled = jax.jit(gradient).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile()
-    assert re.findall(r"= f32\[([\d,]+)\]\S* dot\(", compiled.as_text()) == ["8,24"]
-
-
 @pytest.mark.parametrize(
     ("share", "options", "x", "kernel"),
     [
@@ -124,28 +110,6 @@ def test_large_3x3_convolutions_make_four_multiplications_for_nine(monkeypatch, 
     taps = math.prod(kernel) * x[0] * math.prod(size // options.get("stride", 1) for size in x[1:3])
     # The sums of tiles count too. XLA leaves out the products of padding.
     assert multiplications(functools.partial(conv, **options), x, kernel) / taps == pytest.approx(share, rel=0.12)
-
-
-@few
-@given(size=sizes, window=st.integers(2, 4), stride=st.integers(1, 4), seed=st.integers(0, 9))
-def test_max_pool_gives_the_gradient_of_equal_values_to_the_first(size, window, stride, seed):
-    x = np.random.default_rng(seed).integers(0, 3, (2, *size, 3)).astype(float)  # ties everywhere
-    assert_equals_xla(functools.partial(max_pool, window=window, stride=stride, padding="same_upper"), x)
-
-
-@few
-@given(size=sizes, stride=st.integers(1, 3), padding=paddings, seed=st.integers(0, 9))
-def test_max_pool_equals_xla(size, stride, padding, seed):
-    assert_equals_xla(
-        functools.partial(max_pool, window=3, stride=stride, padding=padding), random((2, *size, 3), seed)
-    )
-
-
-@few
-@given(size=sizes, factors=st.tuples(st.integers(1, 6), st.integers(1, 6)), align_corners=st.booleans())
-def test_resize_bilinear_equals_xla(size, factors, align_corners):
-    grown = [(extent - align_corners) * factor + align_corners for extent, factor in zip(size, factors, strict=True)]
-    assert_equals_xla(functools.partial(resize, size=grown, align_corners=align_corners), random((2, *size, 3)))
 
 
 @pytest.mark.parametrize(("window", "band_values"), [(1, 0), (3, 8000), (3, 10**9)])  # tiles in bands, and in one
@@ -229,9 +193,6 @@ CASES = {
     "depthwise": (depthwise_conv, {}, (8, 8, 6, 5), (3, 3, 1, 5)),
     "strided depthwise": (depthwise_conv, {"stride": 2}, (8, 9, 6, 5), (5, 5, 1, 5)),
     "sparse depthwise": (depthwise_conv, {"rate": 5}, (8, 8, 6, 5), (3, 3, 1, 5)),
-    "max-pool": (max_pool, {"window": 3, "stride": 2}, (8, 8, 6, 5)),
-    "resize": (resize, {"size": (32, 24)}, (8, 8, 6, 5)),
-    "resize, corners aligned": (resize, {"size": (29, 21), "align_corners": True}, (8, 8, 6, 5)),
 }
 cases = pytest.mark.parametrize("name", CASES)
 

@@ -71,12 +71,13 @@ def test_resize_to_sizes_repeats_the_border_on_the_rest_of_the_canvas():
 
 
 @pytest.mark.parametrize("block", [8, 37, 64])
-def test_predict_resized_is_the_arg_max_of_the_resized_logits(block):
+def test_strips_of_resized_logits_have_the_same_arg_max(block):
     logits, extents, sizes, canvas = ragged_logits()
-    arguments = (jnp.asarray(logits), jnp.asarray(extents), jnp.asarray(sizes), canvas)
-    predictions = streaming_resize.predict_resized(*arguments, block=block)
-    assert predictions.dtype == jnp.uint8
-    np.testing.assert_array_equal(predictions, np.argmax(ops.resize_to_sizes(*arguments), axis=-1))
+    logits, extents, sizes = jnp.asarray(logits), jnp.asarray(extents), jnp.asarray(sizes)
+    labels = streaming_resize.map_resized(
+        [logits], [extents], sizes, canvas, lambda strips: jnp.argmax(strips[0], axis=1), block=block
+    )
+    np.testing.assert_array_equal(labels, np.argmax(ops.resize_to_sizes(logits, extents, sizes, canvas), axis=-1))
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -100,10 +101,3 @@ def test_strips_of_logits_at_the_classifiers_resolution_equal_resizing_twice(blo
         expected = np.asarray(ops.resize_to_sizes(full, extents[view], sizes, canvas)).swapaxes(2, 3)
         for i, (height, width) in enumerate(sizes.tolist()):
             np.testing.assert_allclose(got[i, :height, :, :width, view], expected[i, :height, :, :width], **TOLERANCE)
-
-
-def test_arg_max_is_that_of_numpy_and_the_first_of_equal_scores():
-    scores = np.random.default_rng(0).integers(0, 4, (5, 40, 7)).astype(np.float32)
-    label, score = jax.jit(streaming_resize.arg_max)(scores)
-    np.testing.assert_array_equal(label, scores.argmax(axis=1))
-    np.testing.assert_array_equal(score, scores.max(axis=1))

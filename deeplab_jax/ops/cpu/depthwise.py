@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from deeplab_jax.ops.cpu.scheduling import after, computed_once, with_backward
+from deeplab_jax.ops.cpu.scheduling import after, with_backward
 from deeplab_jax.ops.cpu.window import Window, place, stack_taps
 from deeplab_jax.ops.precision import accumulator, widened
 
@@ -38,7 +38,6 @@ def _shifted(window, x, kernel):
 
 
 def _shifted_backward(window, x, kernel, cotangent):
-    cotangent = computed_once(cotangent)
     x = after(x, cotangent)
     of_kernel = _kernel_gradient(window, x, kernel, cotangent)
     weights, wide_cotangent = widened(after(kernel, of_kernel), cotangent)
@@ -58,7 +57,6 @@ def _sparse(window, x, kernel):
 
 
 def _sparse_backward(window, x, kernel, cotangent):
-    cotangent = computed_once(cotangent)
     x = after(x, cotangent)
     of_taps = {
         (row, column): jnp.sum(x[:, *source].astype(accumulator(x.dtype)) * cotangent[:, *target], axis=(0, 1, 2))

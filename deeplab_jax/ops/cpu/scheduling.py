@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 
 def with_backward(function: Callable, backward: Callable) -> Callable:
@@ -68,8 +67,3 @@ def transpose_in_order(bilinear: Callable, x: Array, kernel: Array, cotangent: A
     kernel = after(kernel, kernel_cotangent)
     (x_cotangent,) = jax.linear_transpose(lambda x: bilinear(x, kernel), x)(cotangent)
     return x_cotangent, kernel_cotangent
-
-
-def computed_once(arrays: PyTree) -> PyTree:
-    """Returns the arrays after a barrier, so that their producer is not fused into, and repeated for, each reader."""
-    return lax.optimization_barrier(arrays)
