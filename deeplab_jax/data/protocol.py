@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import check_choices
+from deeplab_jax.config import check_fields
 from deeplab_jax.data import transforms
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
@@ -232,7 +232,7 @@ def set_input_size(config: ConfigDict, size: Sequence[int] | None) -> None:
 
 
 def _protocol_class(config: ConfigDict) -> type[EvalProtocol]:
-    check_choices("eval", config.eval)
+    check_fields("eval", config.eval)
     return _PROTOCOLS[config.eval.protocol]
 
 

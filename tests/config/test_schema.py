@@ -3,7 +3,7 @@
 import pytest
 
 from deeplab_jax import losses, ops
-from deeplab_jax.config import FIELDS, base_config, check_choices, iterate_fields
+from deeplab_jax.config import FIELDS, base_config, check_fields, iterate_fields
 from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import layers
@@ -33,9 +33,9 @@ def test_a_value_that_is_not_legal_is_refused_with_the_nearest(path):
     group, _, name = path.partition(".")
     first = next(iter(FIELDS[group][name].choices))
     with pytest.raises(UserError, match=f"^{path}='{first}x' does not exist; (did you mean|choose from) "):
-        check_choices(group, {name: f"{first}x"})
-    check_choices(group, {name: first})
-    check_choices(group, {})
+        check_fields(group, {name: f"{first}x"})
+    check_fields(group, {name: first})
+    check_fields(group, {})
 
 
 def test_legal_values_are_those_that_the_code_implements():
