@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 
 from deeplab_jax.errors import UserError, from_os_error
 
-_DIGESTS_FILE = "digests.json"
+#: File of a folder with the digests of its other files, see `write_digests`.
+DIGESTS_FILE = "digests.json"
 _MAX_JSON_BYTES = 64 << 20
 
 # A drive of Windows has one letter. `pathlib.Path` makes one slash of two.
@@ -139,7 +140,7 @@ def write_digests(folder: pathlib.Path, *, exclude: Sequence[str] = ()) -> None:
     """
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     digests = {name: file_digest(folder / name) for name in files if name not in exclude}
-    (folder / _DIGESTS_FILE).write_text(json.dumps(digests, indent=1))
+    (folder / DIGESTS_FILE).write_text(json.dumps(digests, indent=1))
 
 
 def find_damage(folder: pathlib.Path) -> str | None:
@@ -148,14 +149,14 @@ def find_damage(folder: pathlib.Path) -> str | None:
     Returns:
       The first problem, as the end of a sentence about the folder; None if there is none.
     """
-    if not (folder / _DIGESTS_FILE).exists():
-        return f"it has no {_DIGESTS_FILE}"
+    if not (folder / DIGESTS_FILE).exists():
+        return f"it has no {DIGESTS_FILE}"
     try:
-        digests = read_json(folder / _DIGESTS_FILE)
+        digests = read_json(folder / DIGESTS_FILE)
     except UserError as error:
         return str(error)
     if not digests:
-        return f"its {_DIGESTS_FILE} names no files"
+        return f"its {DIGESTS_FILE} names no files"
     for name, digest in digests.items():
         try:
             if file_digest(folder / name) != digest:
@@ -163,7 +164,7 @@ def find_damage(folder: pathlib.Path) -> str | None:
         except OSError as error:
             return f"its file {name} cannot be read: {error.strerror}"
         except ValueError as error:  # a name that no file can have
-            return f"its {_DIGESTS_FILE} names the file {name!r}: {error}"
+            return f"its {DIGESTS_FILE} names the file {name!r}: {error}"
     return None
 
 

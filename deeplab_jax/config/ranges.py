@@ -29,7 +29,7 @@ class Range:
         return (
             isinstance(value, kind)
             and not isinstance(value, bool)
-            and math.isfinite(value)
+            and (isinstance(value, numbers.Integral) or math.isfinite(value))
             and (self.minimum is None or value >= self.minimum)
             and (self.above is None or value > self.above)
             and (self.maximum is None or value <= self.maximum)
@@ -41,15 +41,15 @@ class Range:
         if self.minimum is not None and self.maximum is not None:
             return f"{kind} between {self.minimum} and {self.maximum}"
         bounds = (
-            ("of at least", self.minimum), ("above", self.above), ("of at most", self.maximum), ("below", self.below),
+            ("of at least", self.minimum), ("above", self.above), ("at most", self.maximum), ("below", self.below),
         )  # fmt: skip
         given = [f"{word} {bound}" for word, bound in bounds if bound is not None]
-        return f"{kind} {' and '.join(given)}" if given else f"a finite {kind.split()[1]}"
+        return f"{kind} {' and '.join(given)}"
 
 
 _LARGEST_INT32 = 2**31 - 1
 
-FINITE = Range()
+FINITE = Range(minimum=-1e30, maximum=1e30)
 AT_LEAST_ZERO = Range(minimum=0)
 ABOVE_ZERO = Range(above=0)
 FRACTION = Range(minimum=0, maximum=1)

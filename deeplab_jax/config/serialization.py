@@ -70,7 +70,7 @@ def read_saved(path: pathlib.Path, *, for_training: bool = False) -> ConfigDict:
         return from_saved(values, for_training=for_training)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except TypeError as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 

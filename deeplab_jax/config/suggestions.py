@@ -35,7 +35,7 @@ _SYNONYMS = {
     "model.aspp_dropout": ("dropout", "dropout_ratio", "drop_rate"),
     "model.input_mean": ("mean", "pixel_mean"),
     "model.input_std": ("std", "pixel_std"),
-    "loss.class_weights": ("class_weight", "weight"),
+    "loss.class_weights": ("class_weight",),
     "loss.teacher": ("distill", "distill_from"),
     "eval.every": ("eval_every", "val_every", "val_interval", "eval_steps", "check_val_every_n_epoch"),
     "checkpoint.every": ("save_every", "save_steps", "save_interval", "checkpoint_interval"),
@@ -75,8 +75,10 @@ def find_field(path: str) -> str | None:
     if parents := [field for field in fields if path.startswith(f"{field}.")]:
         return parents[0]
     names = {field.rpartition(".")[2] for field in fields}
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(name, [*names, *_FIELD_OF], n=1, cutoff=0.7)
     if not close:
         return None
+    if close[0] not in names:
+        return _FIELD_OF[close[0]]
     candidates = [field for field in fields if field.rpartition(".")[2] == close[0]]
     return difflib.get_close_matches(path, candidates, n=1, cutoff=0)[0]

@@ -13,7 +13,7 @@ from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.files import local_path
 
 _REQUIRED = ("model.backbone", "data.name", "data.batch_size", "data.image_size")
-_ONLY_FOR_TRAINING = ("train", "optimizer", "checkpoint", "log")
+_ONLY_FOR_TRAINING = ("optimizer", "checkpoint", "log")
 
 
 def validate(config: ConfigDict, *, training: bool = True) -> None:
@@ -32,7 +32,6 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
     for group in FIELDS:
         if training or group not in _ONLY_FOR_TRAINING:
             check_fields(group, config[group])
-    check_fields("train", {"compute_dtype": config.train.compute_dtype})
     for field in DURATION_FIELDS:
         if training and (text := _get(config, field)) is not None:
             parse_duration(text, field=field, allow_percent=field != "train.duration")

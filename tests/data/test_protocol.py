@@ -56,8 +56,8 @@ def test_a_split_is_read_for_its_largest_image_only_if_needed():
     def largest_size():
         raise AssertionError("reads a whole split")
 
-    for name, eval_size in (("guide", None), ("whole", (64, 96))):
-        protocol_of(name, eval_size=eval_size).batch_sizes(largest_size)
+    assert protocol_of("guide").batch_sizes(largest_size) == ((32, 48), (32, 48))
+    assert protocol_of("whole", eval_size=(64, 96)).batch_sizes(largest_size) == ((64, 96), (64, 96))
 
 
 @pytest.mark.parametrize("name", config_lib.PROTOCOLS)
