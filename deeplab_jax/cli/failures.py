@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "grain", "orbax-checkpoint")
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out of memory|bad_alloc|insufficient memory", re.IGNORECASE)
 _REQUESTED = re.compile(r"allocat\w* ([\d.]+) ?(bytes|[KMGT]i?B?)\b", re.IGNORECASE)
-_NO_BACKEND = re.compile(r"Unable to initialize backend '(\w+)'")
 
 
 def report(error: Exception, command: Command | None, argv: Sequence[str]) -> None:
@@ -53,14 +52,23 @@ def _explain(error: Exception, command: Command | None) -> str | None:
         return f"out of memory{amount}; {smaller}"
     if isinstance(error, OSError) and is_file_error(error):
         return str(from_os_error(error))
-    if isinstance(error, RuntimeError) and (backend := _NO_BACKEND.search(text)):
-        given = os.environ.get("JAX_PLATFORMS")
-        setting = "" if given is None else f" (JAX_PLATFORMS={given})"
+    if _is_from_backend_choice(error):
+        wanted = os.environ.get("JAX_PLATFORMS")
+        what = "a device" if wanted is None else f"the platform of JAX_PLATFORMS={wanted}"
         return (
-            f"JAX cannot use the platform {backend[1]!r}{setting}: this machine has no such device, or JAX was "
-            "installed without support for it; unset JAX_PLATFORMS to use what is there, or install JAX for the device"
+            f"JAX cannot use {what}: this machine has no such device, or JAX was installed without support for it; "
+            "unset JAX_PLATFORMS to use what is there, or install JAX for the device"
         )
     return None
+
+
+def _is_from_backend_choice(error: Exception) -> bool:
+    """True for the errors of `jax.devices()` without a device: one has a message, the other is a bare assertion."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("Unable to initialize backend")
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1] if frames else None
+    return isinstance(error, AssertionError) and last is not None and last.filename.endswith("jax/_src/xla_bridge.py")
 
 
 def _is_from_native_code(error: Exception) -> bool:

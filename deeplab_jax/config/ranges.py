@@ -18,10 +18,10 @@ class Range:
       integer: only integers.
     """
 
-    minimum: float | None = None
-    above: float | None = None
-    maximum: float | None = None
-    below: float | None = None
+    minimum: int | float | None = None
+    above: int | float | None = None
+    maximum: int | float | None = None
+    below: int | float | None = None
     integer: bool = False
 
     def __contains__(self, value: Any) -> bool:

@@ -68,7 +68,7 @@ def suggest_field(path: str) -> str:
 
 def find_field(path: str) -> str | None:
     """Returns the field that a name, with or without its group, probably means; None if none is close."""
-    name = path.rpartition(".")[2].lower().replace("-", "_")
+    group, _, name = path.lower().replace("-", "_").rpartition(".")
     if name in _FIELD_OF:
         return _FIELD_OF[name]
     fields = [field for field, _ in iterate_fields()]
@@ -80,5 +80,6 @@ def find_field(path: str) -> str | None:
         return None
     if close[0] not in names:
         return _FIELD_OF[close[0]]
-    candidates = [field for field in fields if field.rpartition(".")[2] == close[0]]
-    return difflib.get_close_matches(path, candidates, n=1, cutoff=0)[0]
+    candidates = {field.rpartition(".")[0]: field for field in fields if field.rpartition(".")[2] == close[0]}
+    groups = [group] if group in FIELDS else difflib.get_close_matches(group, candidates, n=1)
+    return candidates.get(groups[0] if groups else "", next(iter(candidates.values())))

@@ -82,7 +82,6 @@ def test_the_length_of_the_training_cannot_be_a_percentage():
         duration_steps("5", **SIZES)
 
 
-@pytest.mark.parametrize("text", ["30000 steps", "0.5 epochs", "12.5%", "160000 examples"])
 def test_a_duration_of_more_steps_than_can_be_counted_is_named():
     with pytest.raises(UserError, match="^eval.every='1e300 steps' is 1e.300 steps; use at most 2147483647$"):
         duration_steps("1e300 steps", **SIZES)
@@ -90,5 +89,6 @@ def test_a_duration_of_more_steps_than_can_be_counted_is_named():
         duration_steps("1e12 epochs", **SIZES)
 
 
+@pytest.mark.parametrize("text", ["30000 steps", "0.5 epochs", "12.5%", "160000 examples"])
 def test_a_duration_is_written_as_it_is_read(text):
     assert str(parse_duration(text, field="eval.every")) == text
