@@ -14,7 +14,7 @@ from deeplab_jax.config.suggestions import suggest_field
 from deeplab_jax.errors import UserError, from_os_error, suggest
 from deeplab_jax.files import local_path
 
-_UNKNOWN_KEY = re.compile(r"Key \"(\w+)\" does not exist")  # of a locked ConfigDict
+_UNKNOWN_KEY = re.compile(r"Key \"(\w+)\" does not exist")  # the message of a locked ConfigDict
 
 
 def find_config(name: str) -> pathlib.Path:

@@ -50,6 +50,6 @@ def _notebook_figure() -> type:
 def _render(figure: "Figure", file_format: str) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")  # of a class name; it is drawn as a box
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from")  # a letter of a class name is drawn as a box
         figure.savefig(buffer, format=file_format)
     return buffer.getvalue()
