@@ -37,7 +37,7 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
             parse_duration(text, field=field, allow_percent=field != "train.duration")
     if config.data.data_dir is not None:
         local_path(config.data.data_dir)
-    _validate_sizes(config)
+    check_sizes(config)
     _validate_scale_range(config.data)
     check_scales("eval.scales", config.eval.scales)
     if config.loss.teacher is not None:
@@ -57,6 +57,24 @@ def check_fields(group: str, values: ConfigDict | Mapping[str, Any]) -> None:
       UserError: a value is not legal; the message names the field, and the nearest legal value or the range.
     """
     _check_fields(FIELDS[group], values, f"{group}.")
+
+
+def check_sizes(config: ConfigDict) -> None:
+    """Checks the sizes of images in training and evaluation.
+
+    Raises:
+      UserError: one is not a height and a width, or is smaller than the output stride.
+    """
+    stride = config.model.output_stride
+    for field in ("data.image_size", "eval.image_size"):
+        size = _get(config, field)
+        if size is None:
+            continue
+        if len(size) != 2 or not all(extent in ranges.SIDE and extent >= stride for extent in size):
+            raise UserError(
+                f"{field}={tuple(size)} must be (height, width), each at least the output stride {stride} and at most "
+                f"{ranges.SIDE.maximum}"
+            )
 
 
 def check_scales(name: str, scales: Sequence[Any]) -> None:
@@ -80,16 +98,6 @@ def eval_batch_size(config: ConfigDict) -> int:
 def _get(config: ConfigDict, field: str) -> Any:
     group, name = field.split(".")
     return config[group][name]
-
-
-def _validate_sizes(config: ConfigDict) -> None:
-    for field in ("data.image_size", "eval.image_size"):
-        size = _get(config, field)
-        if size is not None and (len(size) != 2 or min(size) < config.model.output_stride):
-            raise UserError(
-                f"{field}={tuple(size)} must be (height, width), each at least the output stride "
-                f"{config.model.output_stride}"
-            )
 
 
 def _validate_scale_range(data: ConfigDict) -> None:
