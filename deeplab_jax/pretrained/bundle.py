@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import create_folder, read_json, write_atomically
+from deeplab_jax.files import create_folder, write_atomically
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3Plus, abstract_variables
 from deeplab_jax.pretrained.network import PretrainedNetwork, model_config, variable_shapes
@@ -169,8 +169,13 @@ def _first_line(error: Exception) -> str:
 
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
-    values = read_json(path)
-    if values.get("format") != _FORMAT:
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict) or values.get("format") != _FORMAT:
         raise UserError(f'{path} is not the config of a saved network: its "format" is not "{_FORMAT}"')
     version = values.get("version")
     if not isinstance(version, int) or not 1 <= version <= config_lib.VERSION:
