@@ -8,6 +8,8 @@ from deeplab_jax.cli import malloc
 
 def main() -> None:
     """Runs the command."""
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names may have letters it cannot show
     if sys.argv[1:2] and sys.argv[1] in malloc.COMMANDS:
         malloc.restart_tuned()  # before the slow imports
     codes: list[int] = []

@@ -1,6 +1,7 @@
-"""The exceptions that `deeplab-jax` reports as one line, each with its exit code."""
+"""The exceptions that `deeplab-jax` reports as one line, each with its exit code, and the wording that they share."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -23,6 +24,55 @@ class Preempted(Exception):
     """Training received SIGTERM and has saved its state. Running the same command again resumes it."""
 
     EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h: try again
+
+
+_PERMISSIONS = "check the permissions of the file and of its folder"
+_SPACE = "free some space or choose another disk"
+
+#: How to fix an error of the operating system, by its number.
+_OS_FIXES = {
+    errno.EACCES: _PERMISSIONS,
+    errno.EPERM: _PERMISSIONS,
+    errno.EROFS: "choose a folder on a disk that is not read-only",
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: "choose a disk that can store files of this size",
+    errno.ENOENT: "check the path and the folder",
+    errno.ENOTDIR: "a part of the path is a file where a folder is expected",
+    errno.EISDIR: "it is a folder where a file is expected",
+    errno.EEXIST: "choose another name or remove it",
+    errno.ENOTEMPTY: "choose another name or remove it",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its symbolic links point at each other",
+    errno.EMFILE: "raise the limit of open files with `ulimit -n`",
+    errno.ENFILE: "close other programs, or raise the limit of open files of this machine",
+    errno.EIO: "the disk reports an error; check it, or choose another one",
+    errno.ESTALE: "the network drive has lost the file; mount it again",
+    errno.ETXTBSY: "another program uses the file; close it",
+    errno.EBUSY: "another program uses the file; close it",
+}
+
+
+def from_os_error(error: OSError, action: str | None = None) -> UserError:
+    """Translates an error of the operating system into one line with its fix.
+
+    Args:
+      error: the error.
+      action: what failed, such as "cannot write masks/a.png" (default: "cannot access", with the file of the error).
+
+    Returns:
+      The error to raise.
+    """
+    if action is None:
+        files = [str(file) for file in (error.filename, error.filename2) if file is not None]
+        action = f"cannot access {' and '.join(files)}" if files else "cannot read or write a file"
+    fix = _OS_FIXES.get(error.errno)
+    return UserError(f"{action}: {error.strerror or error}" + (f"; {fix}" if fix else ""))
+
+
+def is_file_error(error: OSError) -> bool:
+    """Returns True if an error of the operating system is about a file or a disk, for `from_os_error`."""
+    return error.filename is not None or error.errno in _OS_FIXES
 
 
 def suggest(name: str, known: Iterable[object]) -> str:

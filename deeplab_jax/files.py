@@ -1,15 +1,37 @@
-"""Writing files completely or not at all, and detecting damaged ones."""
+"""Writing files completely or not at all, reading JSON that may be damaged, and detecting damaged files."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, from_os_error
 
-_DIGESTS_FILE = "digests.json"
+#: File of a folder with the digests of its other files, see `write_digests`.
+DIGESTS_FILE = "digests.json"
+_MAX_JSON_BYTES = 64 << 20
+
+# A drive of Windows has one letter. `pathlib.Path` makes one slash of two.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns a path of this machine's file system.
+
+    Raises:
+      UserError: it is an address, such as `gs://bucket/folder`, which would name a local folder `gs:`.
+    """
+    text = os.fspath(path)
+    if _ADDRESS.match(text):
+        raise UserError(
+            f"{text} is an address, but only local files and folders are supported; copy the files to this machine, or "
+            "mount the storage as a folder"
+        )
+    return pathlib.Path(path)
 
 
 def create_folder(folder: pathlib.Path, name: str) -> None:
@@ -23,9 +45,9 @@ def create_folder(folder: pathlib.Path, name: str) -> None:
       UserError: the folder cannot be created.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        local_path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot create {name} {folder}: {error.strerror}") from None
+        raise from_os_error(error, f"cannot create {name} {folder}") from None
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
@@ -34,13 +56,15 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     Raises:
       UserError: the file cannot be written; an existing one is unchanged.
     """
+    path = local_path(path)
     temporary = path.with_name(path.name + ".part")
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; check the folder and the disk's free space") from error
+        with contextlib.suppress(OSError):  # where it cannot be written, it may not be removed either
+            temporary.unlink(missing_ok=True)
+        raise from_os_error(error, f"cannot write {path}") from error
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -53,6 +77,60 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object from a file that may be damaged or come from a stranger.
+
+    Raises:
+      UserError: the file is missing or unreadable, or `parse_json` rejects it.
+    """
+    path = local_path(path)
+    if not path.is_file():
+        raise UserError(f"{path} {'is not a file' if path.exists() else 'is missing'}")
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise from_os_error(error, f"cannot read {path}") from None
+    return parse_json(content, path)
+
+
+def parse_json(content: bytes, name: object) -> dict[str, Any]:
+    """Parses a JSON object: UTF-8, of limited size and depth, with every name once and without NaN.
+
+    Args:
+      content: the encoded object.
+      name: file that error messages name.
+
+    Raises:
+      UserError: the content is something else.
+    """
+    if len(content) > _MAX_JSON_BYTES:
+        raise UserError(f"{name} is larger than {_MAX_JSON_BYTES >> 20} MiB, the limit for JSON files")
+    try:
+        values = json.loads(content.decode(), parse_constant=_reject_constant, object_pairs_hook=_unique_names)
+    except RecursionError:
+        raise UserError(f"{name} is damaged: its JSON is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is damaged: byte {error.start} is not UTF-8") from None
+    except ValueError as error:
+        raise UserError(f"{name} is damaged: not valid JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{name} is damaged: it is not a JSON object")
+    return values
+
+
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} appears twice")
+    return values
+
+
 def write_digests(folder: pathlib.Path, *, exclude: Sequence[str] = ()) -> None:
     """Writes `digests.json` with the SHA-256 of every file in a folder and its subfolders, for `find_damage`.
 
@@ -62,7 +140,7 @@ def write_digests(folder: pathlib.Path, *, exclude: Sequence[str] = ()) -> None:
     """
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     digests = {name: file_digest(folder / name) for name in files if name not in exclude}
-    (folder / _DIGESTS_FILE).write_text(json.dumps(digests, indent=1))
+    (folder / DIGESTS_FILE).write_text(json.dumps(digests, indent=1))
 
 
 def find_damage(folder: pathlib.Path) -> str | None:
@@ -71,20 +149,22 @@ def find_damage(folder: pathlib.Path) -> str | None:
     Returns:
       The first problem, as the end of a sentence about the folder; None if there is none.
     """
+    if not (folder / DIGESTS_FILE).exists():
+        return f"it has no {DIGESTS_FILE}"
     try:
-        digests = json.loads((folder / _DIGESTS_FILE).read_bytes())
-    except FileNotFoundError:
-        return f"it has no {_DIGESTS_FILE}"
-    except ValueError:
-        return f"its {_DIGESTS_FILE} is not valid JSON"
-    if not isinstance(digests, dict) or not digests:
-        return f"its {_DIGESTS_FILE} names no files"
+        digests = read_json(folder / DIGESTS_FILE)
+    except UserError as error:
+        return str(error)
+    if not digests:
+        return f"its {DIGESTS_FILE} names no files"
     for name, digest in digests.items():
         try:
             if file_digest(folder / name) != digest:
                 return f"its file {name} has changed since it was written"
         except OSError as error:
             return f"its file {name} cannot be read: {error.strerror}"
+        except ValueError as error:  # a name that no file can have
+            return f"its {DIGESTS_FILE} names the file {name!r}: {error}"
     return None
 
 

@@ -11,7 +11,12 @@ if TYPE_CHECKING:  # `--help` does not import rich
     from rich.console import Console
     from rich.progress import Progress
 
+from deeplab_jax.text import printable
+
 _T = TypeVar("_T")
+
+#: Attribute of log records whose message a bar shows already; see `Bar.log_extra`.
+SHOWN_IN_BAR = "shown_in_bar"
 
 _console: "Console | None" = None
 _display: "Progress | None" = None
@@ -30,9 +35,9 @@ class Bar:
         self._display, self._task = display, task
 
     @property
-    def is_shown(self) -> bool:
-        """True if the bar is visible. If it is not, report progress in log messages instead."""
-        return self._display is not None
+    def log_extra(self) -> dict[str, bool]:
+        """The `extra` of a log message that repeats the bar's status, so that the console shows only one of them."""
+        return {SHOWN_IN_BAR: self._display is not None}
 
     def advance(self, amount: int | float = 1) -> None:
         """Adds `amount` to the work done."""
@@ -44,7 +49,7 @@ class Bar:
     ) -> None:
         """Sets the work done, the total, and the text at the end of the line."""
         if self._display is not None:
-            self._display.update(self._task, completed=completed, total=total, status=status)
+            self._display.update(self._task, completed=completed, total=total, status=printable(status))
 
 
 @contextlib.contextmanager
@@ -67,7 +72,7 @@ def bar(
         _display = _new_display(_console)
         _display.start()
     display = _display
-    task = display.add_task(description, total=total, completed=completed, status="", is_bytes=is_bytes)
+    task = display.add_task(printable(description), total=total, completed=completed, status="", is_bytes=is_bytes)
     try:
         yield Bar(display, task)
     finally:

@@ -2,12 +2,13 @@
 
 import errno
 import json
+import os
 import pathlib
 
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_json
+from deeplab_jax.files import create_folder, local_path, read_json, write_json
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
@@ -39,3 +40,80 @@ def test_json_that_cannot_be_written_is_one_line_and_leaves_the_old_file(tmp_pat
 def test_json_for_a_folder_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match="^cannot write .*scores.json: No such file or directory"):
         write_json(tmp_path / "none" / "scores.json", {})
+
+
+# ---- Reading JSON ----
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is damaged: not valid JSON"),
+        (b"{", "is damaged: not valid JSON"),
+        (b"[1]", "is damaged: it is not a JSON object"),
+        (b"\xff\xfe{\x00}\x00", "is damaged: byte 0 is not UTF-8"),
+        (b'{"a": ' * 100_000, "is damaged: its JSON is nested too deeply"),
+        (b'{"a": ' + b"[" * 100_000, "is damaged: its JSON is nested too deeply"),
+        (b'{"a": NaN}', "is damaged: not valid JSON .NaN is not a JSON number"),
+        (b'{"a": -Infinity}', "is damaged: not valid JSON .-Infinity is not a JSON number"),
+        (b'{"a": 1, "b": {"c": 1, "c": 2}}', "is damaged: not valid JSON .the name 'c' appears twice"),
+        (b'{"a": ' + b"1" * 10_000 + b"}", "is damaged: not valid JSON"),  # Python limits the digits of an integer
+    ],
+)
+def test_json_that_is_damaged_names_its_file(tmp_path, content, message):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path} {message}") as caught:
+        read_json(path)
+    assert len(str(caught.value)) < 1000
+
+
+def test_json_of_any_size_is_not_read_into_memory(tmp_path):
+    path = tmp_path / "config.json"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # a hole, which takes no space
+    with pytest.raises(UserError, match=f"^{path} is larger than 64 MiB, the limit for JSON files$"):
+        read_json(path)
+
+
+def test_json_that_is_missing_or_a_folder_or_a_pipe_is_named(tmp_path):
+    with pytest.raises(UserError, match="none.json is missing$"):
+        read_json(tmp_path / "none.json")
+    with pytest.raises(UserError, match="is not a file$"):
+        read_json(tmp_path)
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(UserError, match="pipe.json is not a file$"):
+        read_json(tmp_path / "pipe.json")
+
+
+# ---- Paths ----
+
+
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/runs", "s3://bucket/a", "hf://owner/name", "https://host/a.png", "file:///a", "GS://b/c"]
+)
+def test_an_address_is_not_a_path(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (address, pathlib.Path(address)):
+        with pytest.raises(UserError, match="is an address, but only local files and folders are supported"):
+            local_path(path)
+        with pytest.raises(UserError, match="is an address"):
+            create_folder(pathlib.Path(path), "--output")
+        with pytest.raises(UserError, match="is an address"):
+            write_json(pathlib.Path(path), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ["runs/a", "/runs/a", "a:b", "C:/data", r"C:\data", "12:30/a", "~/data"])
+def test_other_paths_are_local(path):
+    assert local_path(path) == pathlib.Path(path)
+
+
+def test_a_file_where_a_folder_is_expected_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="^cannot create --output .*: Not a directory; a part of the path is a file"):
+        create_folder(tmp_path / "file" / "out", "--output")
+    with pytest.raises(UserError, match="^cannot write .*: Not a directory; a part of the path is a file"):
+        write_json(tmp_path / "file" / "scores.json", {})
+    with pytest.raises(UserError, match="^cannot write .*: File name too long; choose a shorter name"):
+        write_json(tmp_path / ("a" * 300), {})

@@ -107,15 +107,24 @@ def count_multiply_adds(model: DeepLabV3Plus, variables: Any, images: Any) -> Co
 
 
 def summarize_config(config: ConfigDict, num_classes: int) -> list[PartSummary]:
-    """The parts of a config's network, for images of `data.image_size`. Computes nothing."""
+    """The parts of a config's network, for images of `data.image_size`. Computes nothing.
+
+    Raises:
+      UserError: the config is invalid.
+    """
+    config_lib.validate(config, training=False)
     model = build_model(config.model, num_classes, compute_dtype=config.train.compute_dtype)
     return summarize(model, *config.data.image_size)
 
 
 def summary_table(config: ConfigDict, num_classes: int) -> Table:
-    """The table of `deeplab-jax summary`: the parts of a config's network."""
-    height, width = config.data.image_size
+    """The table of `deeplab-jax summary`: the parts of a config's network.
+
+    Raises:
+      UserError: the config is invalid.
+    """
     rows = summarize_config(config, num_classes)
+    height, width = config.data.image_size
     table = Table(
         title=f"DeepLab, {config.model.backbone}, output stride {config.model.output_stride}, {height}x{width} pixels"
     )

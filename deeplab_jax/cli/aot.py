@@ -55,10 +55,12 @@ COMMAND = Command(
     summary="Compile a config for a TPU slice and show its memory, traffic and roofline; no TPU needed.",
     add_arguments=add_arguments,
     run=run,
+    when_out_of_memory="use a smaller --batch-per-chip or data.image_size",
     examples=(
         "aot --config deeplabv3plus_resnet101_voc --topology v5e:4x4",
         "aot --config quickstart --topology v5e:2x2 --find-batch --json",
     ),
     takes_config=True,
+    needs_config=True,
     lists=("built-in configs",),
 )

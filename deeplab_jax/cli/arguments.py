@@ -4,7 +4,17 @@ import argparse
 import os
 import pathlib
 
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import local_path
+
 ANY = "any"
+
+#: Prints the traceback of an error.
+DEBUG = "--debug"
+
+_LARGEST = 2**31 - 1
+_LARGEST_SIDE = 2**16 - 1
+_MOST_CLASSES = 255  # a label is one byte, and 255 is the ignore label
 
 #: `--json` without a file: JSON goes to standard output.
 STDOUT = pathlib.Path("-")
@@ -14,17 +24,19 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of every command."""
     parser.add_argument("--quiet", action="store_true", help="print errors only: no messages, no progress bars")
     parser.add_argument(
-        "--log-file", type=pathlib.Path, metavar="FILE", help="also append all messages to FILE, with their time"
+        "--log-file", type=path, metavar="FILE", help="also append all messages to FILE, with their time"
     )
+    parser.add_argument(DEBUG, action="store_true", help="print the traceback of an error")
 
 
 def add_network(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds `--workdir` and `--preset`, of which only one can be given."""
     network = parser.add_mutually_exclusive_group(required=required)
-    network.add_argument("--workdir", type=pathlib.Path, help="use the network of this training run")
+    network.add_argument("--workdir", type=path, help="use the network of this training run")
     default = "" if required else " (default: the network that ships with the package)"
     network.add_argument(
         "--preset",
+        type=name_or_path,
         metavar="NAME|FOLDER",
         help=f"use a preset, or a folder that `deeplab-jax convert` wrote{default}",
     )
@@ -34,21 +46,23 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
     """Adds `--data-dir`."""
     parser.add_argument(
         "--data-dir",
-        type=pathlib.Path,
+        type=path,
         help=f"folder of prepared data sets (default: $DEEPLAB_JAX_DATA or ~{os.sep}deeplab_jax_data)",
     )
 
 
 def add_num_classes(parser: argparse.ArgumentParser) -> None:
     """Adds `--classes`, a number."""
-    parser.add_argument("--classes", type=int, default=21, metavar="N", help="number of classes (default: %(default)s)")
+    parser.add_argument(
+        "--classes", type=classes, default=21, metavar="N", help="number of classes (default: %(default)s)"
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Adds `--json`; see `deeplab_jax.cli.output.show`."""
     parser.add_argument(
         "--json",
-        type=pathlib.Path,
+        type=path,
         nargs="?",
         const=STDOUT,
         metavar="FILE",
@@ -56,11 +70,29 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def path(text: str) -> pathlib.Path:
+    """Parses the path of a local file or folder."""
+    return pathlib.Path(name_or_path(text))
+
+
+def name_or_path(text: str) -> str:
+    """Parses a name, or the path of a local file or folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; give a name, a file or a folder")
+    try:
+        local_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def size(text: str) -> tuple[int, int]:
     """Parses `HEIGHTxWIDTH`."""
     sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH, for example 257x257")
+    if len(sides) != 2 or not all(_is_integer(side, 1, _LARGEST_SIDE) for side in sides):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not HEIGHTxWIDTH, for example 257x257, with sides of at most {_LARGEST_SIDE}"
+        )
     return int(sides[0]), int(sides[1])
 
 
@@ -76,9 +108,7 @@ def sizes(text: str) -> list[tuple[int, int]]:
 
 def count(text: str) -> int:
     """Parses an integer of at least 1."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
-    return int(text)
+    return _integer(text, 1, _LARGEST)
 
 
 def count_or_any(text: str) -> int | str:
@@ -91,6 +121,27 @@ def counts(text: str) -> list[int]:
     return [count(item) for item in text.split(",")]
 
 
+def index(text: str) -> int:
+    """Parses an integer of at least 0."""
+    return _integer(text, 0, _LARGEST)
+
+
+def classes(text: str) -> int:
+    """Parses a number of classes."""
+    return _integer(text, 1, _MOST_CLASSES)
+
+
+def fraction(text: str) -> float:
+    """Parses a number between 0 and 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return value
+
+
 def scales(text: str) -> tuple[float, ...]:
     """Parses numbers separated by commas."""
     try:
@@ -101,6 +152,17 @@ def scales(text: str) -> tuple[float, ...]:
 
 def port(text: str) -> int:
     """Parses the number of a TCP port."""
-    if not text.isdecimal() or int(text) >= 2**16:
+    if not _is_integer(text, 0, 2**16 - 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a port between 0 and 65535")
     return int(text)
+
+
+def _integer(text: str, smallest: int, largest: int) -> int:
+    if not _is_integer(text, smallest, largest):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer between {smallest} and {largest}")
+    return int(text)
+
+
+def _is_integer(text: str, smallest: int, largest: int) -> bool:
+    # No number that is allowed is longer; Python refuses to convert numbers of thousands of digits.
+    return text.isdecimal() and len(text) <= 20 and smallest <= int(text) <= largest

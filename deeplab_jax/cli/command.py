@@ -15,8 +15,10 @@ class Command:
       add_arguments: adds the command's arguments to its parser.
       run: does the work.
       examples: two command lines, without `deeplab-jax` in front; a test parses them.
+      when_out_of_memory: the fix if memory runs out: the arguments and fields that set how much is needed.
       takes_config: the command accepts `--config` and `--config.group.field`, which `run` finds in
         `args.config_arguments`.
+      needs_config: `--config` cannot be left out.
       lists: what `--help` lists by name, keys of `names.LISTS`.
       note: a paragraph at the end of `--help`.
     """
@@ -26,6 +28,8 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
     examples: tuple[str, str]
+    when_out_of_memory: str = ""
     takes_config: bool = False
+    needs_config: bool = False
     lists: tuple[str, ...] = ()
     note: str = ""

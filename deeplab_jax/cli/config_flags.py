@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deeplab_jax.errors import UsageError, suggest
+from deeplab_jax.errors import UsageError
+from deeplab_jax.files import local_path
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -30,6 +31,7 @@ def parse_config(arguments: Sequence[str], *, base: "ConfigDict | None" = None) 
     if name is None and base is None:
         raise UsageError("no --config given; try --config quickstart, or see `deeplab-jax configs`")
     if name is not None:
+        local_path(name)  # an address has a colon as well
         file, _, argument = name.partition(":")
         base = config_lib.read_config_file(config_lib.find_config(file), argument)
     _check_fields(arguments, base)
@@ -74,13 +76,17 @@ def _check_fields(arguments: Sequence[str], config: "ConfigDict") -> None:
     """Raises a UsageError that suggests the closest name if an override names a field that does not exist."""
     from ml_collections import ConfigDict
 
+    from deeplab_jax.config import suggest_field
+
     for item in arguments:
         if not item.startswith("--config."):
             continue
         path = item.removeprefix("--config.").split("=")[0]
-        group, parent = config, ""
+        group = config
         for key in path.split("."):
             if not isinstance(group, ConfigDict) or key not in group:
-                known = [parent + other for other in group] if isinstance(group, ConfigDict) else [parent[:-1]]
-                raise UsageError(f"config field {path} does not exist{suggest(parent + key, known)}")
-            group, parent = group[key], f"{parent}{key}."
+                raise UsageError(f"config field {path} does not exist{suggest_field(path)}")
+            group = group[key]
+        if isinstance(group, ConfigDict):
+            fields = ", ".join(f"{path}.{key}" for key in group)
+            raise UsageError(f"config field {path} is a group of fields; set one of {fields}")

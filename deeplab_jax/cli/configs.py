@@ -25,7 +25,6 @@ def run(args: argparse.Namespace) -> None:
 
 def _table(descriptions: "Iterable[ConfigDescription]") -> "Table":
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(title="Configs")
     table.add_column("config", no_wrap=True)  # names are copied whole
@@ -33,7 +32,7 @@ def _table(descriptions: "Iterable[ConfigDescription]") -> "Table":
         table.add_column(heading, overflow="fold")
     for config in descriptions:
         cells = (config.name, config.summary, config.data, config.score)
-        table.add_row(*(Text(cell or "–") for cell in cells))
+        table.add_row(*(cell or "–" for cell in cells))
     return table
 
 

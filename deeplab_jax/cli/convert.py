@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import logging
-import pathlib
 
 from deeplab_jax.cli import arguments
 from deeplab_jax.cli.command import Command
@@ -15,13 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument(
         "files",
-        type=pathlib.Path,
+        type=arguments.path,
         nargs="+",
         metavar="FILE|FOLDER",
         help="weights to convert; several files are averaged (model soup)",
     )
     parser.add_argument("--from", dest="format", required=True, metavar="FORMAT", help="format of the files, see below")
-    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--output", type=arguments.path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument(
         "--size", type=arguments.size, metavar="HxW", help="network input size to record (default: as in the file)"
     )
@@ -49,6 +48,7 @@ COMMAND = Command(
     summary="Convert weights of another framework, or a training run, to a folder that --preset accepts.",
     add_arguments=add_arguments,
     run=run,
+    when_out_of_memory="close other programs, or use a machine with more memory",
     examples=(
         "convert --from torchvision deeplabv3_resnet50_coco-cd0a2569.pth --output networks/deeplabv3",
         "convert --from workdir runs/photos --half --output networks/photos",

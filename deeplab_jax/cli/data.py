@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import logging
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 from deeplab_jax.cli import arguments
@@ -20,13 +19,17 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `data prepare`."""
     parser.add_argument("name", metavar="NAME", help="data set, see below; `folder` is for your own images and masks")
     parser.add_argument(
-        "--source", type=pathlib.Path, help="folder or archive with the raw data (default: download, if it is public)"
+        "--source", type=arguments.path, help="folder or archive with the raw data (default: download, if it is public)"
     )
     parser.add_argument(
-        "--sbd-source", type=pathlib.Path, help="SBD folder or archive; adds the split trainaug to voc2012_segmentation"
+        "--sbd-source",
+        type=arguments.path,
+        help="SBD folder or archive; adds the split trainaug to voc2012_segmentation",
     )
     parser.add_argument(
-        "--val-fraction", type=float, help="fraction of val, for a folder without split lists (default: 0.2)"
+        "--val-fraction",
+        type=arguments.fraction,
+        help="fraction of val, for a folder without split lists (default: 0.2)",
     )
     arguments.add_data_dir(parser)
 
@@ -48,7 +51,7 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `data check`."""
     parser.add_argument("name", metavar="NAME", help="data set, see below")
     parser.add_argument(
-        "--source", type=pathlib.Path, help="folder with raw data to check instead of the prepared data set"
+        "--source", type=arguments.path, help="folder with raw data to check instead of the prepared data set"
     )
     arguments.add_data_dir(parser)
     arguments.add_json(parser)
@@ -89,7 +92,7 @@ def add_show_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of images, spread over the split (default: %(default)s)",
     )
-    parser.add_argument("--output", type=pathlib.Path, required=True, metavar="FILE.png", help="image to write")
+    parser.add_argument("--output", type=arguments.path, required=True, metavar="FILE.png", help="image to write")
     arguments.add_data_dir(parser)
 
 

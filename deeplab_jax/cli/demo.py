@@ -1,7 +1,6 @@
 """`deeplab-jax demo`."""
 
 import argparse
-import pathlib
 
 from deeplab_jax.cli import arguments
 from deeplab_jax.cli.command import Command
@@ -13,10 +12,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         nargs="+",
         default=[],
+        type=arguments.name_or_path,
         metavar="NAME|FOLDER",
         help="put these networks first in the menu; presets already on this disk are always offered",
     )
-    parser.add_argument("--workdir", type=pathlib.Path, help="also offer the network of this training run")
+    parser.add_argument("--workdir", type=arguments.path, help="also offer the network of this training run")
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to bind (default: %(default)s, for this machine only)"
     )

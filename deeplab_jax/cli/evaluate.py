@@ -51,6 +51,7 @@ COMMAND = Command(
     summary="Evaluate a trained network on every image of a split.",
     add_arguments=add_arguments,
     run=run,
+    when_out_of_memory="reduce eval.batch_size, or use a smaller eval.image_size or fewer eval.scales",
     examples=(
         "evaluate --workdir runs/quickstart",
         "evaluate --preset deeplabv3_resnet50_coco --data voc2012_segmentation --split val",

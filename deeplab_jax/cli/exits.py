@@ -1,5 +1,6 @@
 """The ends of the command's process."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ SUPERVISED = "DEEPLAB_JAX_SUPERVISED"  # set in the processes that deeplab_jax.p
 
 def report(message: object) -> None:
     """Reports, in one line, why the command ends."""
-    logger.error("%s", " ".join(str(message).split()))
+    logger.error("%s", " ".join(str(message).splitlines()))
 
 
 def fail(message: object, code: int) -> NoReturn:
@@ -30,6 +31,8 @@ def leave(code: int) -> NoReturn:
 
 def exit_at_once(code: int) -> NoReturn:
     """Ends the process without running exit handlers or destructors."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # None if it was closed before the process started
+            with contextlib.suppress(OSError):  # nobody reads it anymore
+                stream.flush()
     os._exit(code)

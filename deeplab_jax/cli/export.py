@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import pathlib
 
 from deeplab_jax.cli import arguments
 from deeplab_jax.cli.command import Command
@@ -16,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, choices=EXPORT_FORMATS, metavar="FORMAT", help=", ".join(EXPORT_FORMATS))
     arguments.add_network(parser, required=False)
     parser.add_argument(
-        "--output", type=pathlib.Path, required=True, metavar="PATH", help="file to write; a folder for savedmodel"
+        "--output", type=arguments.path, required=True, metavar="PATH", help="file to write; a folder for savedmodel"
     )
     parser.add_argument(
         "--size",
@@ -65,6 +64,7 @@ COMMAND = Command(
     summary="Export a trained network to StableHLO, SavedModel, TFLite or ONNX.",
     add_arguments=add_arguments,
     run=run,
+    when_out_of_memory="use a smaller --size or --batch",
     examples=(
         "export --to tflite --output network.tflite",
         "export --to onnx --workdir runs/photos --size 512x512 --output photos.onnx",

@@ -52,6 +52,7 @@ COMMAND = Command(
     summary="Measure the latency of a network: median and 95th percentile by image size and batch size.",
     add_arguments=add_arguments,
     run=run,
+    when_out_of_memory="use smaller --sizes or --batches",
     examples=(
         "benchmark-latency --sizes 257x257,513x513 --batches 1,4",
         "benchmark-latency --preset deeplabv3_resnet50_coco --json latency.json",

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from deeplab_jax.cli import exits, logging_setup
+from deeplab_jax.cli import arguments, exits, logging_setup
 from deeplab_jax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,9 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--coordinator", metavar="HOST:PORT", help="address of process 0; requires --num-processes and --process-id"
     )
-    group.add_argument("--num-processes", type=int, metavar="N", help="number of processes in the run")
-    group.add_argument("--process-id", type=int, metavar="I", help="number of this process, starting at 0")
-    group.add_argument("--local-processes", type=int, metavar="N", help="start a run of N processes on this machine")
+    group.add_argument("--num-processes", type=arguments.count, metavar="N", help="number of processes in the run")
+    group.add_argument("--process-id", type=arguments.index, metavar="I", help="number of this process, starting at 0")
+    group.add_argument(
+        "--local-processes", type=arguments.count, metavar="N", help="start a run of N processes on this machine"
+    )
 
 
 def join_processes(args: argparse.Namespace, config: "ConfigDict") -> None:
@@ -38,8 +40,8 @@ def join_processes(args: argparse.Namespace, config: "ConfigDict") -> None:
     explicit = [args.coordinator, args.num_processes, args.process_id]
     if None in explicit and explicit != [None] * 3:
         raise UsageError("--coordinator, --num-processes and --process-id must be given together")
-    if args.local_processes is not None and args.local_processes < 1:
-        raise UsageError(f"--local-processes {args.local_processes} must be at least 1")
+    if args.process_id is not None and args.process_id >= args.num_processes:
+        raise UsageError(f"--process-id {args.process_id} must be below --num-processes {args.num_processes}")
     if exits.SUPERVISED in os.environ:
         from deeplab_jax.parallel import processes
 

@@ -7,13 +7,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from deeplab_jax import progress
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import from_os_error
+from deeplab_jax.text import printable
 
 if TYPE_CHECKING:  # `--help` does not import rich
     from rich.console import Console
 
 _LOGGER = logging.getLogger("deeplab_jax")
-_FILE_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 @functools.cache
@@ -25,7 +25,10 @@ def console() -> "Console":
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints each message as one line above the progress bars. Warnings and errors are styled and carry a prefix."""
+    """Prints each message as one line above the progress bars. Warnings and errors are styled and carry a prefix.
+
+    Tracebacks are left to the log file, and so are messages that a progress bar shows already.
+    """
 
     _PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "deeplab-jax: "}
     _STYLES = {logging.WARNING: "yellow", logging.ERROR: "red"}
@@ -34,11 +37,24 @@ class ConsoleHandler(logging.Handler):
         """Prints the record. Square brackets in it are text, not markup."""
         from rich.text import Text
 
+        if getattr(record, progress.SHOWN_IN_BAR, False):
+            return
         try:
-            text = self._PREFIXES.get(record.levelno, "") + record.getMessage()
+            text = self._PREFIXES.get(record.levelno, "") + printable(record.getMessage())
             console().print(Text(text, style=self._STYLES.get(record.levelno, "")), soft_wrap=True)
         except Exception:
             self.handleError(record)
+
+
+class FileFormatter(logging.Formatter):
+    """One line per message, with its time. A traceback follows the message."""
+
+    def __init__(self):
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Formats the line without the traceback."""
+        return printable(super().formatMessage(record))
 
 
 class CommandLogging:
@@ -70,17 +86,13 @@ class CommandLogging:
             try:
                 file_handler = logging.FileHandler(log_file, encoding="utf-8")
             except OSError as error:
-                raise UserError(f"cannot write --log-file {log_file}: {error.strerror}") from None
-            file_handler.setFormatter(logging.Formatter(_FILE_FORMAT))
+                raise from_os_error(error, f"cannot write --log-file {log_file}") from None
+            file_handler.setFormatter(FileFormatter())
             _LOGGER.addHandler(file_handler)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, Exception):  # Python prints the traceback; the file gets it here
-            _LOGGER.removeHandler(self._console_handler)
-            if _LOGGER.handlers:
-                _LOGGER.critical("uncaught exception", exc_info=(kind, error, traceback))
         _close_handlers()
         _LOGGER.handlers[:], level, _LOGGER.propagate = self._previous
         _LOGGER.setLevel(level)

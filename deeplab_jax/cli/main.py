@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from deeplab_jax.cli import (
     aot,
+    arguments,
     configs,
     convert,
     data,
@@ -16,6 +17,7 @@ from deeplab_jax.cli import (
     evaluate,
     exits,
     export,
+    failures,
     latency,
     parser,
     predict,
@@ -47,13 +49,14 @@ COMMANDS: tuple[Command, ...] = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command and exits.
 
-    Exit codes: 0 on success; 1 for a user's mistake, or if a process of a distributed run died; 2 for an invalid
-    command line; 75 if SIGTERM stopped training after the state was saved; 130 for Ctrl-C.
+    Exit codes: 0 on success; 1 for a user's mistake, for an unexpected error, or if a process of a distributed run
+    died; 2 for an invalid command line; 75 if SIGTERM stopped training after the state was saved; 130 for Ctrl-C.
 
     Args:
       argv: the command line without the program's name (default: this process's).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    command = None
     with CommandLogging() as log:
         try:
             command, args = parser.parse(argv, COMMANDS)
@@ -64,19 +67,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         except Preempted as stopped:
             exits.report(f"{stopped}; run the same command again to resume")
             sys.exit(Preempted.EXIT_CODE)
-        except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
         except KeyboardInterrupt:
             resume = (
                 "; run the same command again to resume from the newest checkpoint" if argv[:1] == ["train"] else ""
             )
             exits.fail(f"interrupted{resume}", 130)
-        except Exception:
-            if exits.SUPERVISED not in os.environ:
-                raise
-            time.sleep(2)  # another process may have died: then the parent reports that one and ends this one
-            traceback.print_exc()
+        except Exception as error:
+            if exits.SUPERVISED in os.environ:
+                time.sleep(2)  # another process may have died: then the parent reports that one and ends this one
+            if arguments.DEBUG in argv:
+                traceback.print_exc()
+            failures.report(error, command, argv)
             exits.leave(1)
     sys.exit(0)
 

@@ -1,6 +1,9 @@
 """The parser of the whole command line, and what `--help` shows."""
 
 import argparse
+import difflib
+import itertools
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NoReturn
@@ -34,14 +37,46 @@ class _Parser(argparse.ArgumentParser):
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(*args, formatter_class=formatter, allow_abbrev=False, **kwargs)
         self._command, self._examples = command, examples
+        self._given: Sequence[str] = ()
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Remembers the command line, so that `error` can name the option that was misspelled."""
+        self._given = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see `{self.prog} --help`")
+        # An option that is required is often there, but misspelled.
+        unknown = [hint for item in self._given if (hint := self.suggest_option(item))]
+        raise UsageError("; ".join([message, *unknown, f"see `{self.prog} --help`"]))
+
+    def suggest_option(self, item: str) -> str | None:
+        """Returns the end of a message about an option that does not exist; None if it does or nothing is close."""
+        if not item.startswith("--"):
+            return None
+        name = item.partition("=")[0]
+        is_config = self._command is not None and self._command.takes_config
+        if name in self._option_string_actions or (is_config and name.startswith("--config")):
+            return None
+        options = [*self._option_string_actions, *(["--config"] if is_config else [])]
+        if close := difflib.get_close_matches(name, options, n=1, cutoff=0.75):
+            return f"did you mean {close[0]} instead of {name}?"
+        if is_config:
+            from deeplab_jax.config import find_field
+
+            if field := find_field(name.lstrip("-")):
+                return f"did you mean --config.{field} instead of {name}?"
+        return None
 
     def format_help(self) -> str:
         """Formats the help. The lists of names are read now, so other calls do not pay for them."""
         parts = [] if self._command is None else _help_of(self._command)
         self.epilog = "\n\n".join([*parts, _examples_help(self._examples)])
+        if self._command is not None and self._command.takes_config and self.usage is None:
+            name = "--config NAME" if self._command.needs_config else "[--config NAME]"
+            generated = self.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%")
+            self.usage = f"{generated}\n{' ' * len(f'usage: {self.prog} ')}{name} [--config.GROUP.FIELD=VALUE ...]"
         return super().format_help()
 
 
@@ -60,8 +95,20 @@ def parse(argv: Sequence[str], commands: Iterable[Command]) -> tuple[Command, ar
     if command.takes_config:
         args.config_arguments, rest = split_arguments(rest)
     for item in rest:
-        raise UsageError(f"unknown argument {item}; see `{_PROGRAM} {command.name} --help`")
+        hints = [_suggest_quotes(argv, item) if command.takes_config else None, args.parser.suggest_option(item)]
+        parts = [f"unknown argument {item}", *filter(None, hints), f"see `{_PROGRAM} {command.name} --help`"]
+        raise UsageError("; ".join(parts))
     return command, args
+
+
+def _suggest_quotes(argv: Sequence[str], item: str) -> str | None:
+    """Returns a hint if an argument may be the rest of the value of the config field before it."""
+    before = itertools.takewhile(lambda other: other != item, argv)
+    start = next((other for other in reversed(list(before)) if other.startswith("--")), "")
+    if item.startswith("-") or not start.startswith("--config."):
+        return None
+    value = " ".join(argv[argv.index(start) : argv.index(item) + 1])
+    return f"a value with spaces needs quotes: '{value}'"
 
 
 def _build_parser(commands: Iterable[Command]) -> argparse.ArgumentParser:
@@ -80,7 +127,7 @@ def _build_parser(commands: Iterable[Command]) -> argparse.ArgumentParser:
         own = parsers[group].add_parser(
             name, help=summary, description=summary, command=command, examples=command.examples
         )
-        own.set_defaults(handler=command)
+        own.set_defaults(handler=command, parser=own)
         command.add_arguments(own)
         arguments.add_common(own)
     return parser

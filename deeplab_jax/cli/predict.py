@@ -19,10 +19,10 @@ logger = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument(
-        "inputs", nargs="*", type=pathlib.Path, metavar="IMAGE|FOLDER|VIDEO", help="images, folders of images, videos"
+        "inputs", nargs="*", type=arguments.path, metavar="IMAGE|FOLDER|VIDEO", help="images, folders of images, videos"
     )
     arguments.add_network(parser, required=False)
-    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder for the results")
+    parser.add_argument("--output", type=arguments.path, required=True, help="folder for the results")
     parser.add_argument(
         "--size", type=arguments.size, metavar="HxW", help="network input size (default: the network's own)"
     )
@@ -43,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="predict only these classes (default: all)",
     )
     video = parser.add_argument_group("videos", "each gets a video with its classes in color over the frames")
-    video.add_argument("--camera", type=int, metavar="INDEX", help="read frames from a camera until Ctrl-C")
+    video.add_argument("--camera", type=arguments.index, metavar="INDEX", help="read frames from a camera until Ctrl-C")
     video.add_argument(
         "--smooth",
-        type=float,
+        type=arguments.fraction,
         metavar="ALPHA",
         help="weight of the current frame in a moving average of logits (default: 1, no smoothing)",
     )
@@ -130,6 +130,7 @@ COMMAND = Command(
     summary="Predict masks for images and videos.",
     add_arguments=add_arguments,
     run=run,
+    when_out_of_memory="use a smaller --size or smaller --scales, or slide a window over the image: --window 513x513",
     examples=(
         "predict photo.jpg holiday/ --output masks",
         "predict street.mp4 --workdir runs/photos --output videos",

@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_num_classes(parser)
     parser.add_argument(
         "--mesh",
-        type=int,
+        type=arguments.count,
         nargs="?",
         const=0,
         metavar="N",
@@ -52,7 +52,9 @@ COMMAND = Command(
     summary="Show the parameters, output shapes and multiply-adds of a network.",
     add_arguments=add_arguments,
     run=run,
+    when_out_of_memory="use a smaller data.image_size",
     examples=("summary --config kerascv_guide", "summary --config quickstart:size=128 --mesh 8 --json"),
     takes_config=True,
+    needs_config=True,
     lists=("built-in configs",),
 )

@@ -1,9 +1,8 @@
 """`deeplab-jax train`."""
 
 import argparse
-import pathlib
 
-from deeplab_jax.cli import launch, malloc
+from deeplab_jax.cli import arguments, launch, malloc
 from deeplab_jax.cli.command import Command
 
 
@@ -11,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument(
         "--workdir",
-        type=pathlib.Path,
+        type=arguments.path,
         required=True,
         help="folder for checkpoints, metrics and plots; if it holds a run, the run is resumed",
     )
@@ -38,11 +37,16 @@ COMMAND = Command(
     summary="Train a network, or resume the training run in a workdir.",
     add_arguments=add_arguments,
     run=run,
+    when_out_of_memory=(
+        "reduce data.batch_size, raise train.accumulate_steps (same batch, smaller parts), set train.remat=units, or "
+        "reduce data.image_size"
+    ),
     examples=(
         "train --config quickstart --workdir runs/quickstart",
         "train --config finetune_folder:batch=2 --config.data.data_dir=data --workdir runs/photos",
     ),
     takes_config=True,
+    needs_config=True,
     lists=("built-in configs", "data sets"),
     note=malloc.NOTE,
 )

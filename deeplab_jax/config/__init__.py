@@ -5,17 +5,18 @@ from deeplab_jax.config.describe import ConfigDescription, describe_config, list
 from deeplab_jax.config.durations import Duration, duration_steps, parse_duration
 from deeplab_jax.config.loading import config_folders, find_config, load_config, read_config_file
 from deeplab_jax.config.migration import VERSION, migrate_config, migrate_model
+from deeplab_jax.config.ranges import Range
 from deeplab_jax.config.schema import (
     DURATION_FIELDS,
     FIELDS,
     PROTOCOLS,
     Field,
     base_config,
-    check_choices,
     iterate_fields,
 )
-from deeplab_jax.config.serialization import differences, from_dict, from_saved, to_dict, to_saved
-from deeplab_jax.config.validation import check_scales, eval_batch_size, validate
+from deeplab_jax.config.serialization import differences, from_dict, from_saved, read_saved, to_dict, to_saved
+from deeplab_jax.config.suggestions import find_field, suggest_field
+from deeplab_jax.config.validation import check_fields, check_scales, check_sizes, eval_batch_size, validate
 
 __all__ = [
     "DURATION_FIELDS",
@@ -25,15 +26,18 @@ __all__ = [
     "ConfigDescription",
     "Duration",
     "Field",
+    "Range",
     "base_config",
-    "check_choices",
+    "check_fields",
     "check_scales",
+    "check_sizes",
     "config_folders",
     "describe_config",
     "differences",
     "duration_steps",
     "eval_batch_size",
     "find_config",
+    "find_field",
     "from_dict",
     "from_saved",
     "iterate_fields",
@@ -45,6 +49,8 @@ __all__ = [
     "parse_duration",
     "parse_stage",
     "read_config_file",
+    "read_saved",
+    "suggest_field",
     "to_dict",
     "to_saved",
     "validate",

@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from deeplab_jax.config.suggestions import find_field
 from deeplab_jax.errors import UserError, suggest
 
 
@@ -27,7 +28,9 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
     for item in filter(None, (arg or "").split(",")):
         key, given, text = item.partition("=")
         if key not in defaults:
-            raise UserError(f"config argument {key!r} does not exist{suggest(key, defaults)}")
+            field = find_field(key)
+            hint = f", or set --config.{field}=..." if field is not None else ""
+            raise UserError(f"config argument {key!r} does not exist{suggest(key, defaults)}{hint}")
         default = defaults[key]
         if isinstance(default, str):
             values[key] = text

@@ -1,15 +1,18 @@
 """Durations such as "30000 steps", "50 epochs", "160000 examples" or "10%"."""
 
 import dataclasses
+import difflib
 import math
 import re
+from collections.abc import Sequence
 
-from deeplab_jax.errors import UserError, suggest
+from deeplab_jax.errors import UserError
 
 #: The unit of a share of the training, which the length of the training itself cannot have.
 PERCENT = "%"
 _WHOLE_UNITS = ("steps", "examples")
 _UNITS = ("steps", "epochs", "examples", PERCENT)
+_MOST_STEPS = 2**31 - 1  # steps are counted in int32
 _NUMBER_AND_UNIT = re.compile(r"\s*(-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(\S*)\s*", re.IGNORECASE)
 
 
@@ -54,7 +57,7 @@ def parse_duration(text: str, *, field: str, allow_percent: bool = True) -> Dura
     if unit == PERCENT and not allow_percent:
         raise UserError(f"{field}={text!r} cannot be a percentage; use {', '.join(units[:-1])} or {units[-1]}")
     if unit not in units:
-        raise UserError(f"{field}={text!r} has an unknown unit{suggest(unit, units)}")
+        raise UserError(f"{field}={text!r} has an unknown unit{_suggest_unit(match[1], unit, units)}")
     if value < 0 or not math.isfinite(value):
         raise UserError(f"{field}={text!r} must be a finite number of at least 0")
     if unit in _WHOLE_UNITS and value != int(value):
@@ -87,8 +90,23 @@ def duration_steps(
         return None
     duration = parse_duration(text, field=field, allow_percent=total_steps is not None)
     if duration.unit == "steps":
-        return int(duration.value)
-    if duration.unit == PERCENT:
-        return round(total_steps * duration.value / 100)
-    examples = duration.value * num_examples if duration.unit == "epochs" else duration.value
-    return max(1, round(examples / batch_size)) if duration.value else 0
+        steps = int(duration.value)
+    elif duration.unit == PERCENT:
+        steps = round(total_steps * duration.value / 100)
+    else:
+        examples = duration.value * num_examples if duration.unit == "epochs" else duration.value
+        steps = max(1, round(examples / batch_size)) if duration.value else 0
+    if steps > _MOST_STEPS:
+        raise UserError(f"{field}={text!r} is {steps:.4g} steps; use at most {_MOST_STEPS}")
+    return steps
+
+
+def _suggest_unit(number: str, unit: str, units: Sequence[str]) -> str:
+    """Ends a message about an unknown unit: the units that it may abbreviate, or misspell."""
+    lower = unit.lower()
+    meant = [PERCENT] if "percent".startswith(lower) and PERCENT in units else []
+    meant += [known for known in units if known.startswith(lower)]
+    meant = meant or difflib.get_close_matches(lower, units, n=1)
+    if not meant:
+        return f"; choose from {', '.join(units)}"
+    return f"; did you mean {' or '.join(repr(str(Duration(float(number), known))) for known in meant)}?"

@@ -22,21 +22,30 @@ _DURATIONS = {
 }
 _UNITS = {"steps": "steps", "epochs": "epochs", "examples": "examples", "percent": PERCENT}
 _IGNORED_PIXELS = {"ignore": "exclude", "background": "background"}
-# Removed fields with the one value that the package still computes. Any value of the others had no effect on a result.
+#: Fields of version 1, and what to write instead.
+REPLACED = {
+    f"{group}.{prefix}{unit}": f"{group}.{field}='N{suffix if suffix == PERCENT else ' ' + suffix}'"
+    for (group, field), prefix in _DURATIONS.items()
+    for unit, suffix in _UNITS.items()
+} | {"eval.void": "eval.ignored_pixels"}
+
+# Removed fields with the one value that the package still computes. None of them has an effect on a trained network.
+# Any value of the others had no effect on a result.
 _REMOVED = {"model.decoder_dropout": 0.0, "optimizer.adam_beta2": 0.999, "optimizer.end_learning_rate": 0.0}
 _REMOVED_WITHOUT_EFFECT = ("log.gallery_images",)
 
 
-def migrate_config(values: Mapping[str, Any], version: Any) -> dict[str, Any]:
+def migrate_config(values: Mapping[str, Any], version: Any, *, for_training: bool = False) -> dict[str, Any]:
     """Converts a config of an earlier version, as read from JSON, to this version's fields.
 
     Args:
       values: field values by group; groups and fields may be missing.
       version: schema version that `values` were written with.
+      for_training: whether the config is for training, and not only for using a trained network.
 
     Raises:
-      UserError: the version is newer than this package, or a field that no longer exists has a value that this
-        package cannot compute.
+      UserError: the version is newer than this package; or the config is for training, and a field that no longer
+        exists has a value that this package cannot compute.
     """
     _check_version(version)
     groups = {name: dict(group) if isinstance(group, Mapping) else group for name, group in values.items()}
@@ -53,7 +62,7 @@ def migrate_config(values: Mapping[str, Any], version: Any) -> dict[str, Any]:
         optimizer.pop("adam_beta2", None)  # only Adam used it
     for name, group in groups.items():
         if isinstance(group, dict):
-            _drop_removed(group, name)
+            _drop_removed(group, name, for_training=for_training)
     if isinstance(groups.get("model"), dict):
         groups["model"].setdefault("zero_unreached_taps", True)  # version 1 always did
     return groups
@@ -63,12 +72,12 @@ def migrate_model(values: Mapping[str, Any], version: Any) -> dict[str, Any]:
     """Converts the `model` group of a pretrained network's config; see `migrate_config`.
 
     Raises:
-      UserError: as `migrate_config` does.
+      UserError: the version is newer than this package.
     """
     _check_version(version)
     model = dict(values)
     if version < VERSION:
-        _drop_removed(model, "model")
+        _drop_removed(model, "model", for_training=False)
     return model
 
 
@@ -93,10 +102,10 @@ def _merge_units(group: Any, field: str, prefix: str) -> None:
         group[field] = str(Duration(value, _UNITS[unit]))
 
 
-def _drop_removed(group: dict[str, Any], name: str) -> None:
+def _drop_removed(group: dict[str, Any], name: str, *, for_training: bool) -> None:
     for path, supported in _REMOVED.items():
         owner, _, field = path.rpartition(".")
-        if owner == name and group.pop(field, supported) != supported:
+        if owner == name and group.pop(field, supported) != supported and for_training:
             raise UserError(
                 f"{path} no longer exists, and this config sets it to a value other than {supported!r}; "
                 "use the version of deeplab_jax that wrote the config"

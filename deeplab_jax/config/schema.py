@@ -1,6 +1,6 @@
 """The config schema: every field with its default, its legal values and its help text.
 
-`base_config()`, the check of legal values and the tables of the documentation all read `FIELDS`.
+`base_config()`, `check_fields` and the tables of the documentation all read `FIELDS`.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from deeplab_jax.errors import UserError, suggest
+from deeplab_jax.config import ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,34 +22,41 @@ class Field:
       choices: the legal values, or a mapping from each legal value to its meaning. Empty if they are not enumerated
         here: numbers, and names that a registry holds.
       value_type: the type of an unset field's value.
+      range: the legal numbers, for a number and for each number of a tuple. None if other values are not numbers or
+        are enumerated.
     """
 
     default: Any
     help: str
     choices: Sequence[Any] | Mapping[Any, str] = ()
     value_type: type | None = None
+    range: ranges.Range | None = None
 
 
 _MODEL = {
     "backbone": Field(None, "name of a registered backbone", value_type=str),
-    "width_multiplier": Field(1.0, "factor on the channels of `mobilenet_v2`"),
-    "in_channels": Field(3, "channels of the input images"),
+    "width_multiplier": Field(1.0, "factor on the channels of `mobilenet_v2`", range=ranges.WIDTH),
+    "in_channels": Field(3, "channels of the input images", range=ranges.CHANNELS),
     "output_stride": Field(
         16, "input size divided by feature size; smaller strides use atrous convolutions", (8, 16, 32)
     ),
-    "multi_grid": Field((), "rate multipliers of the units in the backbone's last stage; empty means all ones"),
+    "multi_grid": Field(
+        (), "rate multipliers of the units in the backbone's last stage; empty means all ones", range=ranges.RATE
+    ),
     "spread_converted_units": Field(
         False, "apply a converted stage's new rate to its first unit too, as segmentation_models.pytorch does"
     ),
-    "atrous_rates": Field((6, 12, 18), "rates of ASPP's 3x3 branches at `atrous_rates_stride`"),
+    "atrous_rates": Field((6, 12, 18), "rates of ASPP's 3x3 branches at `atrous_rates_stride`", range=ranges.RATE),
     "atrous_rates_stride": Field(
-        16, "output stride that `atrous_rates` are stated for; they scale with the actual output stride"
+        16,
+        "output stride that `atrous_rates` are stated for; they scale with the actual output stride",
+        range=ranges.RATE,
     ),
-    "aspp_channels": Field(256, "channels of each ASPP branch and of ASPP's output"),
+    "aspp_channels": Field(256, "channels of each ASPP branch and of ASPP's output", range=ranges.CHANNELS),
     "aspp_separable": Field(False, "use depthwise separable convolutions in ASPP's 3x3 branches"),
     "separable_norm": Field(True, "BatchNorm and ReLU between the depthwise and the pointwise convolution"),
     "image_pooling": Field(True, "add ASPP's image-level branch"),
-    "aspp_dropout": Field(0.0, "dropout rate after ASPP"),
+    "aspp_dropout": Field(0.0, "dropout rate after ASPP", range=ranges.BELOW_ONE),
     "decoder": Field(
         "paper",
         "decoder style, named after the paper or project it follows",
@@ -62,8 +69,10 @@ _MODEL = {
             "none": "no decoder: DeepLabv3",
         },
     ),
-    "decoder_channels": Field(256, "channels of the decoder's convolutions"),
-    "low_level_channels": Field(48, "channels to which the decoder projects the stride-4 features"),
+    "decoder_channels": Field(256, "channels of the decoder's convolutions", range=ranges.CHANNELS),
+    "low_level_channels": Field(
+        48, "channels to which the decoder projects the stride-4 features", range=ranges.CHANNELS
+    ),
     "classifier_bias": Field(True, "add a bias to the last convolution"),
     "kernel_init": Field(
         "he_normal", "initializer of convolution kernels", {"he_normal": "PyTorch", "glorot_uniform": "Keras"}
@@ -73,12 +82,14 @@ _MODEL = {
         "start kernel taps at zero if they only see padding at `data.image_size`; helps when evaluating larger images "
         "than the network trained on",
     ),
-    "backbone_norm_epsilon": Field(1e-5, "epsilon of the backbone's BatchNorm"),
+    "backbone_norm_epsilon": Field(1e-5, "epsilon of the backbone's BatchNorm", range=ranges.ABOVE_ZERO),
     "backbone_norm_decay": Field(
-        0.9, "decay of the backbone's running statistics: `decay * running + (1 - decay) * batch`"
+        0.9,
+        "decay of the backbone's running statistics: `decay * running + (1 - decay) * batch`",
+        range=ranges.FRACTION,
     ),
-    "head_norm_epsilon": Field(1e-5, "epsilon of BatchNorm in ASPP and the decoder"),
-    "head_norm_decay": Field(0.9, "decay of the running statistics in ASPP and the decoder"),
+    "head_norm_epsilon": Field(1e-5, "epsilon of BatchNorm in ASPP and the decoder", range=ranges.ABOVE_ZERO),
+    "head_norm_decay": Field(0.9, "decay of the running statistics in ASPP and the decoder", range=ranges.FRACTION),
     "freeze_norm_statistics": Field(False, "use BatchNorm's running statistics during training too"),
     "padding": Field(
         "symmetric",
@@ -86,8 +97,14 @@ _MODEL = {
         {"symmetric": "PyTorch and the papers", "same_upper": "TensorFlow's SAME"},
     ),
     "align_corners": Field(False, "resize with aligned corners instead of half-pixel centers"),
-    "input_mean": Field((123.675, 116.28, 103.53), "mean subtracted from images of range 0-255, per channel"),
-    "input_std": Field((58.395, 57.12, 57.375), "standard deviation that centered images are divided by, per channel"),
+    "input_mean": Field(
+        (123.675, 116.28, 103.53), "mean subtracted from images of range 0-255, per channel", range=ranges.FINITE
+    ),
+    "input_std": Field(
+        (58.395, 57.12, 57.375),
+        "standard deviation that centered images are divided by, per channel",
+        range=ranges.ABOVE_ZERO,
+    ),
 }
 
 _DATA = {
@@ -97,8 +114,8 @@ _DATA = {
     ),
     "train_split": Field("train", "split to train on; join several splits of a prepared data set with `+`"),
     "eval_split": Field("val", "split to evaluate on"),
-    "batch_size": Field(None, "global batch size, over all devices and processes", value_type=int),
-    "image_size": Field(None, "(height, width) of the training images", value_type=tuple),
+    "batch_size": Field(None, "global batch size, over all devices and processes", value_type=int, range=ranges.COUNT),
+    "image_size": Field(None, "(height, width) of the training images", value_type=tuple, range=ranges.SIDE),
     "resize": Field(
         "squeeze",
         "how an image becomes `image_size`",
@@ -110,34 +127,48 @@ _DATA = {
     ),
     "antialias": Field(False, "average pixels when `squeeze` shrinks an image, as Pillow does"),
     "scale_range": Field(
-        (0.5, 2.0), "range of `scale_crop`'s factor, or of `resized_crop`'s share of each side (at most 1)"
+        (0.5, 2.0),
+        "range of `scale_crop`'s factor, or of `resized_crop`'s share of each side (at most 1)",
+        range=ranges.AT_LEAST_ZERO,
     ),
-    "scale_step": Field(0.25, "step between `scale_crop`'s factors; 0 draws from the continuous range"),
+    "scale_step": Field(
+        0.25, "step between `scale_crop`'s factors; 0 draws from the continuous range", range=ranges.AT_LEAST_ZERO
+    ),
     "random_flip": Field("horizontal", "mirror images at random", ("none", "horizontal", "horizontal_and_vertical")),
     "color_jitter": Field(
-        0.0, "scale brightness, contrast and saturation by random factors between 1 - this and 1 + this"
+        0.0,
+        "scale brightness, contrast and saturation by random factors between 1 - this and 1 + this",
+        range=ranges.BELOW_ONE,
     ),
-    "paste_classes": Field((), "paste the pixels of these classes from one example onto another"),
-    "paste_share": Field(0.5, "fraction of examples to paste onto"),
+    "paste_classes": Field(
+        (), "paste the pixels of these classes from one example onto another", range=ranges.COUNT_OR_ZERO
+    ),
+    "paste_share": Field(0.5, "fraction of examples to paste onto", range=ranges.FRACTION),
     "repeat_threshold": Field(
-        0.0, "oversample images with classes that appear in fewer than this fraction of images; 0 disables"
+        0.0,
+        "oversample images with classes that appear in fewer than this fraction of images; 0 disables",
+        range=ranges.FRACTION,
     ),
-    "workers": Field(0, "worker processes that read and transform; 0 uses threads of the main process"),
+    "workers": Field(
+        0, "worker processes that read and transform; 0 uses threads of the main process", range=ranges.WORKERS
+    ),
     "unreadable": Field(
         "raise",
         "how to treat an example that cannot be read",
         {"raise": "stop with an error", "skip": "count it and take the next one"},
     ),
-    "num_examples": Field(None, "number of training examples of a generated data set", value_type=int),
+    "num_examples": Field(
+        None, "number of training examples of a generated data set", value_type=int, range=ranges.COUNT
+    ),
 }
 
 _TRAIN = {
     "duration": Field(
         None, "length of the training in steps, epochs or examples, such as '30000 steps'", value_type=str
     ),
-    "seed": Field(0, "seed of initialization, data order, augmentation and dropout"),
+    "seed": Field(0, "seed of initialization, data order, augmentation and dropout", range=ranges.SEED),
     "accumulate_steps": Field(
-        1, "split each batch into this many micro-batches; BatchNorm sees one micro-batch at a time"
+        1, "split each batch into this many micro-batches; BatchNorm sees one micro-batch at a time", range=ranges.COUNT
     ),
     "compute_dtype": Field(
         "float32",
@@ -154,7 +185,10 @@ _TRAIN = {
         },
     ),
     "ema_decay": Field(
-        None, "decay per step of the averaged variables that evaluation and prediction use", value_type=float
+        None,
+        "decay per step of the averaged variables that evaluation and prediction use",
+        value_type=float,
+        range=ranges.Range(above=0, below=1),
     ),
     "nonfinite": Field(
         "stop",
@@ -170,11 +204,13 @@ _OPTIMIZER = {
         "update rule",
         {"sgd": "SGD with momentum", "adam": "Adam; AdamW with `weight_decay_rule='decoupled_all'`"},
     ),
-    "learning_rate": Field(None, "peak learning rate", value_type=float),
+    "learning_rate": Field(None, "peak learning rate", value_type=float, range=ranges.AT_LEAST_ZERO),
     "schedule": Field("cosine", "learning rate schedule after the warm-up", ("constant", "cosine", "poly")),
-    "poly_power": Field(0.9, "exponent of the `poly` schedule: the rate falls with (1 - t / steps)^power"),
+    "poly_power": Field(
+        0.9, "exponent of the `poly` schedule: the rate falls with (1 - t / steps)^power", range=ranges.AT_LEAST_ZERO
+    ),
     "warmup": Field(None, "duration of the linear warm-up from 0, such as '500 steps' or '5%'", value_type=str),
-    "momentum": Field(0.9, "momentum of SGD, or beta 1 of Adam; 0 disables SGD's momentum"),
+    "momentum": Field(0.9, "momentum of SGD, or beta 1 of Adam; 0 disables SGD's momentum", range=ranges.BELOW_ONE),
     "momentum_rule": Field(
         "classic",
         "where SGD multiplies by the learning rate",
@@ -190,8 +226,8 @@ _OPTIMIZER = {
             "global": "by the norm of all gradients together",
         },
     ),
-    "clip_norm": Field(None, "largest gradient norm that `clip` allows", value_type=float),
-    "weight_decay": Field(0.0, "weight decay factor"),
+    "clip_norm": Field(None, "largest gradient norm that `clip` allows", value_type=float, range=ranges.ABOVE_ZERO),
+    "weight_decay": Field(0.0, "weight decay factor", range=ranges.AT_LEAST_ZERO),
     "weight_decay_rule": Field(
         "coupled_kernels",
         "how weight decay is applied",
@@ -201,7 +237,7 @@ _OPTIMIZER = {
         },
     ),
     "learning_rate_multipliers": {
-        part: Field(1.0, f"factor on the update of the {part}")
+        part: Field(1.0, f"factor on the update of the {part}", range=ranges.AT_LEAST_ZERO)
         for part in ("backbone", "aspp", "decoder", "classifier")
     },
     "frozen": Field((), "parts or modules that do not train, such as `('aspp', 'backbone/stage[1-3]*')`"),
@@ -213,13 +249,23 @@ _LOSS = {
         "loss function",
         {"softmax_cross_entropy": "mean over labeled pixels", "keras": "mean over all pixels, as Keras computes it"},
     ),
-    "label_smoothing": Field(0.0, "label smoothing s: the true class gets 1 - s + s / classes, the others s / classes"),
-    "class_weights": Field((), "one loss weight per class; empty weights all classes equally"),
+    "label_smoothing": Field(
+        0.0,
+        "label smoothing s: the true class gets 1 - s + s / classes, the others s / classes",
+        range=ranges.BELOW_ONE,
+    ),
+    "class_weights": Field(
+        (), "one loss weight per class; empty weights all classes equally", range=ranges.AT_LEAST_ZERO
+    ),
     "teacher": Field(
         None, "preset, folder or workdir of a network with the same classes to distill from", value_type=str
     ),
-    "teacher_weight": Field(0.5, "share of the teacher's probabilities in the target; the labels have the rest"),
-    "teacher_scales": Field((1.0,), "scales at which the teacher sees each image; its probabilities are averaged"),
+    "teacher_weight": Field(
+        0.5, "share of the teacher's probabilities in the target; the labels have the rest", range=ranges.SHARE
+    ),
+    "teacher_scales": Field(
+        (1.0,), "scales at which the teacher sees each image; its probabilities are averaged", range=ranges.SCALE
+    ),
     "teacher_flip": Field(False, "let the teacher see each scale mirrored as well"),
 }
 
@@ -233,9 +279,15 @@ _EVAL = {
             "guide": "image and label resized to `data.image_size` and scored there (the KerasCV guide)",
         },
     ),
-    "image_size": Field(None, "padded size for `whole` (default: the size of the largest image)", value_type=tuple),
-    "batch_size": Field(None, "batch size of evaluation (default: `data.batch_size`)", value_type=int),
-    "scales": Field((1.0,), "scales at which each image is predicted; their probabilities are averaged"),
+    "image_size": Field(
+        None, "padded size for `whole` (default: the size of the largest image)", value_type=tuple, range=ranges.SIDE
+    ),
+    "batch_size": Field(
+        None, "batch size of evaluation (default: `data.batch_size`)", value_type=int, range=ranges.COUNT
+    ),
+    "scales": Field(
+        (1.0,), "scales at which each image is predicted; their probabilities are averaged", range=ranges.SCALE
+    ),
     "flip": Field(False, "predict each scale mirrored as well"),
     "ignored_pixels": Field(
         "exclude",
@@ -247,26 +299,44 @@ _EVAL = {
 
 _CHECKPOINT = {
     "every": Field(None, "duration between checkpoints (default: only at the end)", value_type=str),
-    "keep": Field(2, "number of newest checkpoints to keep; the one with the best mean IoU is kept as well"),
+    "keep": Field(
+        2, "number of newest checkpoints to keep; the one with the best mean IoU is kept as well", range=ranges.COUNT
+    ),
 }
 
 _DISTRIBUTED = {
-    "heartbeat_seconds": Field(30, "seconds without a heartbeat before a process is considered dead"),
+    "heartbeat_seconds": Field(
+        30, "seconds without a heartbeat before a process is considered dead", range=ranges.COUNT
+    ),
 }
 
 _MESH = {
-    "data": Field(-1, "devices along the axis that splits the batch; -1 takes the remaining devices"),
-    "fsdp": Field(1, "devices along the axis that splits the batch and the parameters, momentum and batch statistics"),
-    "spatial": Field(1, "devices along the axis that splits the rows of images"),
+    "data": Field(
+        -1, "devices along the axis that splits the batch; -1 takes the remaining devices", range=ranges.DEVICES
+    ),
+    "fsdp": Field(
+        1,
+        "devices along the axis that splits the batch and the parameters, momentum and batch statistics",
+        range=ranges.DEVICES,
+    ),
+    "spatial": Field(1, "devices along the axis that splits the rows of images", range=ranges.DEVICES),
     "fsdp_min_size": Field(
-        2**14, "arrays with fewer elements are replicated: gathering them takes longer than the memory is worth"
+        2**14,
+        "arrays with fewer elements are replicated: gathering them takes longer than the memory is worth",
+        range=ranges.COUNT,
     ),
 }
 
 _LOG = {
-    "every_steps": Field(10, "steps between log lines, each with the loss, scores and speed of these steps"),
+    "every_steps": Field(
+        10, "steps between log lines, each with the loss, scores and speed of these steps", range=ranges.COUNT
+    ),
     "tensorboard": Field(True, "write TensorBoard events as well"),
-    "profile_steps": Field(0, "number of steps to trace into the workdir's `profile` for TensorBoard and Perfetto"),
+    "profile_steps": Field(
+        0,
+        "number of steps to trace into the workdir's `profile` for TensorBoard and Perfetto",
+        range=ranges.COUNT_OR_ZERO,
+    ),
 }
 
 #: Every field by group and name. A mapping instead of a field is a nested group.
@@ -302,22 +372,6 @@ def base_config() -> ConfigDict:
 def iterate_fields() -> list[tuple[str, Field]]:
     """Lists every field with its path, such as `model.backbone`, in the order of the schema."""
     return _flatten(FIELDS, "")
-
-
-def check_choices(group: str, values: ConfigDict | Mapping[str, Any]) -> None:
-    """Checks the fields of one group that have enumerated legal values.
-
-    Args:
-      group: name of the group, such as `model`.
-      values: values of its fields. Fields that are missing are not checked.
-
-    Raises:
-      UserError: a value is not legal; the message names the field and the nearest legal value.
-    """
-    for name, field in FIELDS[group].items():
-        if isinstance(field, Field) and field.choices and name in values and values[name] not in field.choices:
-            hint = suggest(str(values[name]), field.choices)
-            raise UserError(f"{group}.{name}={values[name]!r} does not exist{hint}")
 
 
 def _with_defaults(fields: Mapping[str, Any]) -> ConfigDict:

@@ -1,6 +1,7 @@
 """Converts configs to and from JSON values, and compares them."""
 
 import json
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ from ml_collections import ConfigDict
 from deeplab_jax.config.durations import parse_duration
 from deeplab_jax.config.migration import VERSION, migrate_config
 from deeplab_jax.config.schema import DURATION_FIELDS, base_config
-from deeplab_jax.errors import UserError, suggest
+from deeplab_jax.config.suggestions import suggest_field
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import read_json
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
@@ -34,8 +37,12 @@ def to_saved(config: ConfigDict) -> dict[str, Any]:
     return {"version": VERSION, **to_dict(config)}
 
 
-def from_saved(values: Mapping[str, Any]) -> ConfigDict:
+def from_saved(values: Mapping[str, Any], *, for_training: bool = False) -> ConfigDict:
     """Creates a config from the contents of a `config.json` that this or an earlier version wrote.
+
+    Args:
+      values: the contents.
+      for_training: whether the config is for training, see `deeplab_jax.config.migrate_config`.
 
     Raises:
       UserError: a field does not exist or no longer works, or the version is newer than this package.
@@ -43,7 +50,28 @@ def from_saved(values: Mapping[str, Any]) -> ConfigDict:
     """
     groups = dict(values)
     version = groups.pop("version", 1)
-    return from_dict(migrate_config(groups, version))
+    return from_dict(migrate_config(groups, version, for_training=for_training))
+
+
+def read_saved(path: pathlib.Path, *, for_training: bool = False) -> ConfigDict:
+    """Reads a `config.json` that `deeplab-jax train` wrote, with this or an earlier version.
+
+    Args:
+      path: the file.
+      for_training: whether the config is for training, see `deeplab_jax.config.migrate_config`.
+
+    Raises:
+      UserError: the file is missing, damaged or something else, or the config does not work with this version.
+    """
+    values = read_json(path)
+    if "format" in values:
+        raise UserError(f"{path} describes a saved network; expected the config.json of a training run")
+    try:
+        return from_saved(values, for_training=for_training)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def differences(config: ConfigDict, other: ConfigDict, *, groups: Sequence[str]) -> dict[str, str]:
@@ -77,7 +105,7 @@ def _comparable(path: str, value: Any) -> Any:
 def _update(config: ConfigDict, values: Mapping[str, Any], path: str) -> None:
     for key, value in values.items():
         if key not in config:
-            raise UserError(f"config field {path}{key} does not exist{suggest(key, config.keys())}")
+            raise UserError(f"config field {path}{key} does not exist{suggest_field(path + key)}")
         # ConfigDict would accept any type here.
         if isinstance(config[key], ConfigDict) != isinstance(value, Mapping):
             raise TypeError(f"{path}{key} cannot be {value!r}")

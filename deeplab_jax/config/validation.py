@@ -1,17 +1,19 @@
 """Checks a config before any data is read and any device is used."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from deeplab_jax.config import ranges
 from deeplab_jax.config.durations import parse_duration
-from deeplab_jax.config.schema import DURATION_FIELDS, FIELDS, check_choices
-from deeplab_jax.errors import UserError
+from deeplab_jax.config.schema import DURATION_FIELDS, FIELDS, Field
+from deeplab_jax.errors import UserError, suggest
+from deeplab_jax.files import local_path
 
 _REQUIRED = ("model.backbone", "data.name", "data.batch_size", "data.image_size")
-_AT_LEAST_ONE = ("checkpoint.keep", "log.every_steps", "mesh.fsdp_min_size", "distributed.heartbeat_seconds")
+_ONLY_FOR_TRAINING = ("optimizer", "checkpoint", "log")
 
 
 def validate(config: ConfigDict, *, training: bool = True) -> None:
@@ -19,7 +21,7 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
 
     Args:
       config: a complete config.
-      training: whether the fields that only training needs must be set.
+      training: whether to check the fields that only training uses.
 
     Raises:
       UserError: a value is missing or not legal. The message names the field and the fix.
@@ -28,32 +30,64 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
         if _get(config, field) is None:
             raise UserError(f"{field} is not set; set it in the config file or with --config.{field}=...")
     for group in FIELDS:
-        check_choices(group, config[group])
+        if training or group not in _ONLY_FOR_TRAINING:
+            check_fields(group, config[group])
     for field in DURATION_FIELDS:
-        if (text := _get(config, field)) is not None:
+        if training and (text := _get(config, field)) is not None:
             parse_duration(text, field=field, allow_percent=field != "train.duration")
-    for field in _AT_LEAST_ONE:
-        if _get(config, field) < 1:
-            raise UserError(f"{field}={_get(config, field)} must be at least 1")
-    if config.log.profile_steps < 0:
-        raise UserError(f"log.profile_steps={config.log.profile_steps} must be at least 0")
-    _validate_sizes(config)
-    _validate_augmentation(config.data)
-    _validate_teacher(config.loss)
+    if config.data.data_dir is not None:
+        local_path(config.data.data_dir)
+    check_sizes(config)
+    _validate_scale_range(config.data)
     check_scales("eval.scales", config.eval.scales)
-    decay = config.train.ema_decay
-    if decay is not None and not 0 < decay < 1:
-        raise UserError(f"train.ema_decay={decay} must be between 0 and 1, for example 0.999")
+    if config.loss.teacher is not None:
+        check_scales("loss.teacher_scales", config.loss.teacher_scales)
+        if config.loss.name != "softmax_cross_entropy":
+            raise UserError(f"loss.teacher needs loss.name='softmax_cross_entropy' (it is {config.loss.name!r})")
+
+
+def check_fields(group: str, values: ConfigDict | Mapping[str, Any]) -> None:
+    """Checks the fields of one group that have enumerated legal values or a range.
+
+    Args:
+      group: name of the group, such as `model`.
+      values: values of its fields. Fields that are missing or unset are not checked.
+
+    Raises:
+      UserError: a value is not legal; the message names the field, and the nearest legal value or the range.
+    """
+    _check_fields(FIELDS[group], values, f"{group}.")
+
+
+def check_sizes(config: ConfigDict) -> None:
+    """Checks the sizes of images in training and evaluation.
+
+    Raises:
+      UserError: one is not a height and a width, or is smaller than the output stride.
+    """
+    stride = config.model.output_stride
+    for field in ("data.image_size", "eval.image_size"):
+        size = _get(config, field)
+        if size is None:
+            continue
+        if len(size) != 2 or not all(extent in ranges.SIDE and extent >= stride for extent in size):
+            raise UserError(
+                f"{field}={tuple(size)} must be (height, width), each at least the output stride {stride} and at most "
+                f"{ranges.SIDE.maximum}"
+            )
 
 
 def check_scales(name: str, scales: Sequence[Any]) -> None:
     """Checks scales of multi-scale prediction.
 
     Raises:
-      UserError: there are none, or one is not a finite number above 0. The message begins with `name`.
+      UserError: there are none, or one is not legal. The message begins with `name`.
     """
-    if not scales or not all(isinstance(scale, (int, float)) and 0 < scale < math.inf for scale in scales):
-        raise UserError(f"{name}={tuple(scales)} must be factors above 0, for example (0.75, 1.0, 1.25)")
+    if not scales or not all(scale in ranges.SCALE for scale in scales):
+        raise UserError(
+            f"{name}={tuple(scales)} must be factors above 0 and at most {ranges.SCALE.maximum}, for example "
+            "(0.75, 1.0, 1.25)"
+        )
 
 
 def eval_batch_size(config: ConfigDict) -> int:
@@ -66,37 +100,29 @@ def _get(config: ConfigDict, field: str) -> Any:
     return config[group][name]
 
 
-def _validate_sizes(config: ConfigDict) -> None:
-    for field in ("data.image_size", "eval.image_size"):
-        size = _get(config, field)
-        if size is not None and (len(size) != 2 or min(size) < config.model.output_stride):
-            raise UserError(
-                f"{field}={tuple(size)} must be (height, width), each at least the output stride "
-                f"{config.model.output_stride}"
-            )
-
-
-def _validate_augmentation(data: ConfigDict) -> None:
-    if data.resize != "squeeze":
-        scales = tuple(data.scale_range)
-        largest = 1 if data.resize == "resized_crop" else math.inf
-        if len(scales) != 2 or not 0 < scales[0] <= scales[1] <= largest:
-            raise UserError(
-                f"data.scale_range={scales} must be two increasing factors above 0"
-                + (", at most 1 for data.resize='resized_crop'" if largest == 1 else "")
-            )
-    if not 0 <= data.color_jitter < 1:
-        raise UserError(f"data.color_jitter={data.color_jitter} must be at least 0 and below 1")
-    for name in ("paste_share", "repeat_threshold"):
-        if not 0 <= data[name] <= 1:
-            raise UserError(f"data.{name}={data[name]} must be a fraction between 0 and 1")
-
-
-def _validate_teacher(loss: ConfigDict) -> None:
-    if loss.teacher is None:
+def _validate_scale_range(data: ConfigDict) -> None:
+    if data.resize == "squeeze":  # does not use it
         return
-    if loss.name != "softmax_cross_entropy":
-        raise UserError(f"loss.teacher needs loss.name='softmax_cross_entropy' (it is {loss.name!r})")
-    if not 0 < loss.teacher_weight <= 1:
-        raise UserError(f"loss.teacher_weight={loss.teacher_weight} must be above 0 and at most 1")
-    check_scales("loss.teacher_scales", loss.teacher_scales)
+    scales = tuple(data.scale_range)
+    largest = 1 if data.resize == "resized_crop" else math.inf
+    if len(scales) != 2 or not 0 < scales[0] <= scales[1] <= largest:
+        raise UserError(
+            f"data.scale_range={scales} must be two increasing factors above 0"
+            + (", at most 1 for data.resize='resized_crop'" if largest == 1 else "")
+        )
+
+
+def _check_fields(fields: Mapping[str, Any], values: ConfigDict | Mapping[str, Any], prefix: str) -> None:
+    for name, field in fields.items():
+        value, path = values.get(name), prefix + name
+        if value is None:
+            continue
+        if not isinstance(field, Field):
+            _check_fields(field, value, f"{path}.")
+        elif field.choices and value not in field.choices:
+            raise UserError(f"{path}={value!r} does not exist{suggest(str(value), field.choices)}")
+        elif field.range is not None and isinstance(value, (tuple, list)):
+            if not all(number in field.range for number in value):
+                raise UserError(f"{path}={tuple(value)}: each value must be {field.range}")
+        elif field.range is not None and value not in field.range:
+            raise UserError(f"{path}={value!r} must be {field.range}")

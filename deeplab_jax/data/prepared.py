@@ -15,7 +15,8 @@ import numpy as np
 from deeplab_jax import progress
 from deeplab_jax.data import images, tf_example
 from deeplab_jax.data.dataset import RawDataset, RawExample
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, from_os_error
+from deeplab_jax.files import local_path, read_json
 from deeplab_jax.labels import LabelSet
 
 _VERSION = "1.0.0"  # format version; TFDS expects it as the name of the folder
@@ -42,7 +43,7 @@ _FEATURES = {
 
 def prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
     """The folder of a prepared data set."""
-    return data_dir / name / _VERSION
+    return local_path(data_dir) / name / _VERSION
 
 
 class PreparedSource:
@@ -136,9 +137,7 @@ def write_dataset(name: str, raw: RawDataset, data_dir: pathlib.Path) -> pathlib
             _write_descriptions(target, name, raw.label_set, splits)
             target.rename(folder)
     except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; check the folder and the disk's free space"
-        ) from error
+        raise from_os_error(error, f"cannot write {folder}") from error
     finally:
         if created and not folder.exists():
             shutil.rmtree(folder.parent, ignore_errors=True)
@@ -173,11 +172,9 @@ def _shards(folder: pathlib.Path) -> dict[str, list[_Shard]]:
 
 def _read_description(folder: pathlib.Path, file: str) -> dict[str, Any]:
     try:
-        return json.loads((folder / file).read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder / file} cannot be read ({error}); remove {folder} and prepare the data set again"
-        ) from None
+        return read_json(folder / file)
+    except UserError as error:
+        raise UserError(f"{error}; remove {folder} and prepare the data set again") from None
 
 
 def _write_split(

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import check_choices
+from deeplab_jax.config import check_fields, check_sizes
 from deeplab_jax.data import transforms
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
@@ -212,8 +212,9 @@ def protocol_for(config: ConfigDict) -> EvalProtocol:
     """Returns the evaluation protocol of a whole config.
 
     Raises:
-      UserError: a protocol that does not exist, or one that needs `data.image_size`, which is not set.
+      UserError: a protocol that does not exist, one that needs `data.image_size`, which is not set, or invalid sizes.
     """
+    check_sizes(config)
     train_size, eval_size, protocol = config.data.image_size, config.eval.image_size, _protocol_class(config)
     if train_size is None and protocol is not Whole:
         raise UserError(f"eval.protocol={config.eval.protocol} needs data.image_size; set it")
@@ -232,7 +233,7 @@ def set_input_size(config: ConfigDict, size: Sequence[int] | None) -> None:
 
 
 def _protocol_class(config: ConfigDict) -> type[EvalProtocol]:
-    check_choices("eval", config.eval)
+    check_fields("eval", config.eval)
     return _PROTOCOLS[config.eval.protocol]
 
 

@@ -15,6 +15,7 @@ from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import metrics, report
 from deeplab_jax.evaluation.step import jit_eval_step
+from deeplab_jax.files import local_path
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import abstract_variables, build_for_mesh
 from deeplab_jax.parallel import mesh as mesh_lib
@@ -103,7 +104,7 @@ def evaluate(
       UserError: there is no such network or it has no checkpoint or no classes, the data set is not prepared, or its
         classes differ from the network's.
     """
-    path = pathlib.Path(name_or_path)
+    path = local_path(name_or_path)
     if pretrained.is_workdir(path):
         return _evaluate_workdir(path, config, split)
     return evaluate_network(pretrained.load(name_or_path), name_or_path, config=config, split=split)

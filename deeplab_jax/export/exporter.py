@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
-from deeplab_jax.errors import UserError, suggest
+from deeplab_jax.errors import UserError, from_os_error, suggest
 from deeplab_jax.export import onnx, savedmodel, stablehlo, tflite
 from deeplab_jax.export.program import ExportOptions, make_program, metadata, to_json
 from deeplab_jax.files import create_folder, write_atomically
@@ -91,8 +91,6 @@ def _write_folder(output: pathlib.Path, save: Callable[[pathlib.Path], None], de
         path.write_text(description)
         os.replace(temporary, output)
     except OSError as error:
-        raise UserError(
-            f"cannot write {output}: {error.strerror}; check the folder and the disk's free space"
-        ) from error
+        raise from_os_error(error, f"cannot write {output}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

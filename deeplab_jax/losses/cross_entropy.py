@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import check_choices
+from deeplab_jax.config import check_fields
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.ops.precision import accumulator
@@ -123,7 +123,7 @@ def make_loss(loss: ConfigDict, *, num_classes: int) -> Loss:
     Raises:
       UserError: a loss that does not exist, or class weights that do not fit the classes.
     """
-    check_choices("loss", loss)
+    check_fields("loss", loss)
     weights = tuple(loss.class_weights)
     if weights and len(weights) != num_classes:
         raise UserError(f"loss.class_weights has {len(weights)} values for {num_classes} classes")

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from deeplab_jax import ops
-from deeplab_jax.config import check_choices
+from deeplab_jax.config import check_fields
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.backbones import BACKBONES, OPTIONS
@@ -53,7 +53,7 @@ def build_model(
         raise UserError(
             f"model.backbone={fields['backbone']!r} does not exist{suggest(str(fields['backbone']), BACKBONES)}"
         )
-    check_choices("model", fields)
+    check_fields("model", fields)
     try:
         scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])
     except ValueError as error:

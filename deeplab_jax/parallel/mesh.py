@@ -110,10 +110,8 @@ def validate_mesh(
 def _validate_batches(config: ConfigDict, shards: int) -> None:
     """Checks that batches divide over the devices, and over the parts of an accumulated step."""
     parts = config.train.accumulate_steps
-    if parts < 1:
-        raise UserError(f"train.accumulate_steps={parts} must be at least 1")
     for field, size in (("data.batch_size", config.data.batch_size), ("eval.batch_size", eval_batch_size(config))):
-        if size < 1 or size % shards:
+        if size % shards:
             raise UserError(f"{field}={size} does not divide over {shards} devices; use a multiple of {shards}")
     if config.data.batch_size % (shards * parts):
         raise UserError(

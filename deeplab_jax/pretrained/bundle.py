@@ -55,7 +55,7 @@ def save_pretrained(
       UserError: the folder is not empty or not writable, the protocol does not exist, the classes or variables do not
         fit the model, or `half` is set and a kernel has values outside the range of float16.
     """
-    config_lib.check_choices("eval", {"protocol": protocol})
+    config_lib.check_fields("eval", {"protocol": protocol})
     if label_set.num_classes != model.num_classes:
         raise UserError(f"label_set has {label_set.num_classes} classes, but the model has {model.num_classes}")
     shapes = _flat_shapes(abstract_variables(model))

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import config as config_lib
 from deeplab_jax.data import set_input_size
 from deeplab_jax.errors import UserError, suggest
+from deeplab_jax.files import local_path
 from deeplab_jax.models import PARTS, DeepLabV3Plus, abstract_variables, build_model, random_variables
 from deeplab_jax.pretrained import bundle, presets
 from deeplab_jax.pretrained.formats import import_file
@@ -39,7 +40,7 @@ def load(name_or_path: str | pathlib.Path = DEFAULT_PRESET) -> PretrainedNetwork
     Raises:
       UserError: there is no such preset, folder or workdir, or it cannot be read.
     """
-    path = pathlib.Path(name_or_path)
+    path = local_path(name_or_path)
     if path.is_dir():
         return workdir.load(path) if is_workdir(path) else bundle.load(path)
     if path.exists() or len(path.parts) > 1:

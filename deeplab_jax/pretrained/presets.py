@@ -168,17 +168,19 @@ def find_file(preset: Preset) -> pathlib.Path | None:
 def presets_table() -> "Table":
     """Returns a table of the presets: task, published score and its source, download size, license."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="Presets")
     table.add_column("preset", no_wrap=True)  # names are copied whole
     for heading in ("task", "score", "file"):
         table.add_column(heading, overflow="fold")
     for preset in list_presets():
+        score, source = (preset.score, f"\n{preset.score_source}") if preset.score else ("none", "")
         table.add_row(
             preset.name,
-            f"{preset.task}\n[dim]{preset.backbone} ({preset.format})[/dim]",
-            f"{preset.score}\n[dim]{preset.score_source}[/dim]" if preset.score else "none",
-            f"{_availability(preset)}, {preset.size_text}\n[dim]{preset.license}[/dim]",
+            Text.assemble(preset.task, (f"\n{preset.backbone} ({preset.format})", "dim")),
+            Text.assemble(score, (source, "dim")),
+            Text.assemble(f"{_availability(preset)}, {preset.size_text}", (f"\n{preset.license}", "dim")),
         )
     return table
 

@@ -14,6 +14,7 @@ from deeplab_jax import data, visualization
 from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.evaluation.evaluator import Evaluator
 from deeplab_jax.evaluation.report import save_scores
+from deeplab_jax.files import local_path
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import processes, sharding
 from deeplab_jax.training.distillation import Teacher
@@ -46,7 +47,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
       UserError: the config, the data or the workdir is wrong, or a loss is not finite.
       Preempted: the process received SIGTERM. The state is saved; call the function again to continue.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = local_path(workdir)
     _validate(config)
     train_source = data.open_split(config, config.data.train_split)
     eval_source = data.open_split(config, config.data.eval_split)

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import check_choices
+from deeplab_jax.config import check_fields
 from deeplab_jax.errors import UserError, suggest
 
 # Learning rate as a function of the step, counted from 0.
@@ -69,7 +69,7 @@ def make_schedule(optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0
     Raises:
       UserError: a schedule that does not exist, or a warm-up as long as the training.
     """
-    check_choices("optimizer", optimizer)
+    check_fields("optimizer", optimizer)
     remaining = total_steps - warmup_steps
     if remaining < 1:
         raise UserError(

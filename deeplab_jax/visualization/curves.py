@@ -1,6 +1,5 @@
 """Plots of a training run."""
 
-import json
 import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import parse_json
 from deeplab_jax.visualization.figures import new_figure, save_figure
 
 if TYPE_CHECKING:  # matplotlib takes long to import
@@ -48,11 +48,14 @@ def plot_curves(metrics_jsonl: pathlib.Path, path: pathlib.Path | None = None) -
       The figure. Notebooks display it.
 
     Raises:
-      UserError: `metrics_jsonl` does not exist, or `path` cannot be written.
+      UserError: `metrics_jsonl` does not exist or is damaged, or `path` cannot be written.
     """
     if not metrics_jsonl.is_file():
         raise UserError(f"{metrics_jsonl} does not exist; `deeplab-jax train` writes it to the workdir")
-    lines = [json.loads(line) for line in metrics_jsonl.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        parse_json(line, f"{metrics_jsonl}, line {number}")
+        for number, line in enumerate(metrics_jsonl.read_bytes().splitlines(), start=1)
+    ]
     series = {
         "training": [(line["step"], line) for line in lines if "eval" not in line],
         "evaluation": [(line["step"], line["eval"]) for line in lines if "eval" in line],

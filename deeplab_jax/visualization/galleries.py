@@ -189,7 +189,7 @@ def _draw_legend(figure: "Figure", present: Sequence[int], label_set: LabelSet, 
     from matplotlib.patches import Patch
 
     colors = label_set.color_table() / 255
-    figure.legend(
+    legend = figure.legend(
         handles=[Patch(facecolor=colors[label], edgecolor="gray", linewidth=0.5) for label in present],
         labels=[class_name(label, label_set) for label in present],
         loc="lower center",
@@ -202,3 +202,5 @@ def _draw_legend(figure: "Figure", present: Sequence[int], label_set: LabelSet, 
         handleheight=1.0,
         columnspacing=1.2,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name may contain a dollar sign

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import IGNORE_COLOR, IGNORE_LABEL, LabelSet
+from deeplab_jax.text import printable
 
 
 def colorize(label: UInt8[np.ndarray, "height width"], label_set: LabelSet) -> UInt8[np.ndarray, "height width 3"]:
@@ -151,8 +152,8 @@ def count_labels(labels: Iterable[np.ndarray], label_set: LabelSet) -> dict[int,
 
 
 def class_name(class_id: int, label_set: LabelSet) -> str:
-    """Returns the name of a class id; "unlabeled" for the ignore label."""
-    return "unlabeled" if class_id == IGNORE_LABEL else label_set.class_names[class_id]
+    """Returns the name of a class id on one line; "unlabeled" for the ignore label."""
+    return "unlabeled" if class_id == IGNORE_LABEL else printable(label_set.class_names[class_id])
 
 
 def _save_png(path: pathlib.Path, image: Image.Image) -> None:

@@ -2,17 +2,15 @@
 
 import contextlib
 import errno
-import json
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import write_json
+from deeplab_jax.files import read_json, write_json
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import processes
 
@@ -39,7 +37,7 @@ def write_config(workdir: pathlib.Path, config: ConfigDict, label_set: LabelSet)
     """
     path = workdir / _CONFIG_FILE
     if path.exists() and _has_checkpoint(workdir):
-        differences = config_lib.differences(config, read_config(workdir), groups=_FIXED_GROUPS)
+        differences = config_lib.differences(config, read_config(workdir, for_training=True), groups=_FIXED_GROUPS)
         lines = [line for field, line in differences.items() if field not in _FREE_FIELDS]
         if lines:
             raise UserError(
@@ -84,19 +82,17 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def read_config(workdir: pathlib.Path) -> ConfigDict:
+def read_config(workdir: pathlib.Path, *, for_training: bool = False) -> ConfigDict:
     """Reads the config of the run in a workdir.
+
+    Args:
+      workdir: the workdir.
+      for_training: whether to continue the training, see `deeplab_jax.config.migrate_config`.
 
     Raises:
       UserError: there is no run in the folder, or the file is damaged.
     """
-    values = _read_json(workdir, _CONFIG_FILE)
-    try:
-        return config_lib.from_saved(values)
-    except UserError as error:
-        raise UserError(f"{workdir / _CONFIG_FILE}: {error}") from None
-    except TypeError as error:
-        raise UserError(f"{workdir / _CONFIG_FILE} is damaged: {error}") from None
+    return config_lib.read_saved(_run_file(workdir, _CONFIG_FILE), for_training=for_training)
 
 
 def read_labels(workdir: pathlib.Path) -> LabelSet:
@@ -105,7 +101,7 @@ def read_labels(workdir: pathlib.Path) -> LabelSet:
     Raises:
       UserError: there is no run in the folder, or the file is damaged.
     """
-    values = _read_json(workdir, _LABELS_FILE)
+    values = read_json(_run_file(workdir, _LABELS_FILE))
     try:
         return LabelSet(tuple(values["class_names"]), tuple(tuple(color) for color in values["palette"]))
     except (KeyError, TypeError, ValueError) as error:
@@ -118,13 +114,8 @@ def _has_checkpoint(workdir: pathlib.Path) -> bool:
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
-def _read_json(workdir: pathlib.Path, name: str) -> dict[str, Any]:
-    try:
-        values = json.loads((workdir / name).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{workdir} does not hold a run: it has no {name}; `deeplab-jax train` writes one") from None
-    except ValueError as error:
-        raise UserError(f"{workdir / name} is damaged: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{workdir / name} is damaged: it is not a JSON object")
-    return values
+def _run_file(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    """Returns a file that every run has."""
+    if not (workdir / name).exists():
+        raise UserError(f"{workdir} does not hold a run: it has no {name}; `deeplab-jax train` writes one")
+    return workdir / name

@@ -104,8 +104,7 @@ class Writer:
         self._write_scalars("train", speeds | scalars, step)
         status = _status(scalars, self._total_steps - step, **speeds)
         self._bar.update(completed=step, status=status)
-        if not self._bar.is_shown:
-            logger.info("step %d/%d  %s", step, self._total_steps, status)
+        logger.info("step %d/%d  %s", step, self._total_steps, status, extra=self._bar.log_extra)
 
     def write_evaluation(self, step: int, scores: dict[str, Any], label_set: LabelSet) -> None:
         """Writes the scores of an evaluation at `step`.

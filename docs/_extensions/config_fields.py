@@ -18,7 +18,7 @@ class DocumentedField:
       type: name of the type of its values.
       default: None if the field is unset.
       meaning: Markdown: the help text, and the legal values if the schema lists them, each on a line of its own if the
-        schema explains them.
+        schema explains them; or the range of a number.
     """
 
     path: str
@@ -48,4 +48,6 @@ def _meaning(field: config_lib.Field) -> str:
         return "\n".join([field.help, *(f"`{value}`: {meaning}" for value, meaning in field.choices.items())])
     if field.choices:
         return f"{field.help}: {', '.join(f'`{value}`' for value in field.choices)}"
+    if field.range is not None:
+        return f"{field.help}; {field.range}"
     return field.help

@@ -1,5 +1,7 @@
 """Running commands in this process."""
 
+import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,6 +29,15 @@ def run(capsys, compilation_cache) -> Callable[..., Result]:
         return Result(done.value.code, printed.out, printed.err.splitlines())
 
     return run_command
+
+
+@pytest.fixture
+def temporary_folder(tmp_path, monkeypatch) -> pathlib.Path:
+    """The folder that the command uses for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @pytest.fixture

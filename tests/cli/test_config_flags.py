@@ -75,4 +75,4 @@ def test_a_config_file_that_sets_an_unknown_field_is_reported_with_its_line(run,
     assert code == 1
     assert len(err) == 1, err
     assert err[0].startswith(f"deeplab-jax: config {file}, line 4: ")
-    assert 'Did you mean "batch_size"' in err[0]
+    assert err[0].endswith("config field data.batchsize does not exist; did you mean data.batch_size?")

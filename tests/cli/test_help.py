@@ -36,11 +36,10 @@ def test_examples_of_the_help_parse(run, command, monkeypatch):
     ran = []
 
     def parse_only(command, args):
-        needs_config = command.name in ("train", "summary", "aot")
         if command.takes_config:
             from deeplab_jax.cli.config_flags import parse_config
 
-            parse_config(args.config_arguments, base=None if needs_config else base_config())
+            parse_config(args.config_arguments, base=None if command.needs_config else base_config())
         ran.append(command.name)
 
     shown = examples(run(*command.split(), "--help").out)
@@ -75,6 +74,13 @@ def test_help_lists_names(run, command, names):
     out = run(*command.split(), "--help").out
     for name in names:
         assert re.search(rf"^  .*\b{name}\b", out.partition("--log-file")[2], re.M), name
+
+
+@pytest.mark.parametrize(("command", "name"), [("train", "--config NAME"), ("predict", "[--config NAME]")])
+def test_usage_shows_the_config(run, command, name):
+    usage = run(command, "--help").out.partition("\n\n")[0]
+    assert usage.splitlines()[-1].strip() == f"{name} [--config.GROUP.FIELD=VALUE ...]"
+    assert "--config" not in run("presets", "--help").out
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])

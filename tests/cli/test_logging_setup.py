@@ -68,7 +68,7 @@ def test_a_log_file_gets_every_message_with_its_time(run, messages, tmp_path):
     assert warning.endswith(f" WARNING {LONG}")
 
 
-def test_a_log_file_gets_errors_and_tracebacks(run, tmp_path, monkeypatch):
+def test_a_log_file_gets_errors_and_tracebacks(run, tmp_path, monkeypatch, temporary_folder):
     file = tmp_path / "log.txt"
 
     def fail(error: Exception):
@@ -81,10 +81,39 @@ def test_a_log_file_gets_errors_and_tracebacks(run, tmp_path, monkeypatch):
     assert run("presets", "--log-file", file).code == 1
     assert file.read_text().endswith("ERROR the disk is full\n")
     fail(ZeroDivisionError("a bug"))
-    with pytest.raises(ZeroDivisionError):
+    code, _, err = run("presets", "--log-file", file)
+    assert (code, len(err)) == (1, 1)
+    assert "ZeroDivisionError: a bug\nTraceback" in file.read_text()
+    assert file.read_text().endswith("\nZeroDivisionError: a bug\n")
+
+
+def test_a_log_file_gets_the_lines_that_a_bar_shows(tmp_path, monkeypatch):
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr(logging_setup, "console", lambda: console)
+    file = tmp_path / "log.txt"
+
+    def train(*_):
+        with progress.bar("train", 2) as shown:
+            logger.info("step 1/2  loss %.1f", 0.5, extra=shown.log_extra)
+        logger.info("done", extra=progress.Bar(None, None).log_extra)
+
+    monkeypatch.setattr(main, "run_command", train)
+    with pytest.raises(SystemExit):
         main.main(["presets", "--log-file", str(file)])
-    assert "CRITICAL uncaught exception\nTraceback" in file.read_text()
-    assert file.read_text().endswith("ZeroDivisionError: a bug\n")
+    assert "loss" not in screen.getvalue()
+    assert "done" in screen.getvalue()
+    assert [line.partition(" INFO ")[2] for line in file.read_text().splitlines()] == ["step 1/2  loss 0.5", "done"]
+
+
+def test_names_cannot_act_on_the_terminal_or_forge_lines_of_the_log(run, tmp_path, monkeypatch):
+    def log(*_):
+        logger.warning("left out %s", "a\x1b[2J\nb [red]\u202e.png")
+
+    monkeypatch.setattr(main, "run_command", log)
+    shown = r"left out a\x1b[2J\nb [red]\u202e.png"
+    assert run("presets", "--log-file", tmp_path / "log").err == [f"warning: {shown}"]
+    assert (tmp_path / "log").read_text().endswith(f" WARNING {shown}\n")
 
 
 def test_a_log_file_that_cannot_be_written_is_reported(fails, tmp_path):

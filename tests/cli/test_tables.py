@@ -36,6 +36,11 @@ def test_a_summary_is_a_table(run):
     assert "64x64x6" in out
 
 
+@pytest.mark.parametrize("size", ["abc", "(0,64)", "(64,)"])
+def test_a_summary_of_an_invalid_config_is_refused(fails, size):
+    fails("summary", "--config", "quickstart", f"--config.data.image_size={size}", message="data.image_size=(")
+
+
 def test_a_summary_shows_a_mesh_of_devices_that_this_machine_does_not_have(run, fails):
     arguments = ("summary", "--config", "quickstart:size=64,batch=32", "--mesh", "32")
     code, out, err = run(*arguments, "--config.mesh.fsdp=4")

@@ -45,9 +45,14 @@ def test_an_unset_duration_is_none(value):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("3 epoch", "has an unknown unit; did you mean epochs?"),
-        ("3 step", "has an unknown unit; did you mean steps?"),
-        ("3 exampls", "has an unknown unit; did you mean examples?"),
+        ("3 epoch", "has an unknown unit; did you mean '3 epochs'?"),
+        ("3 step", "has an unknown unit; did you mean '3 steps'?"),
+        ("3 exampls", "has an unknown unit; did you mean '3 examples'?"),
+        ("50 ep", "has an unknown unit; did you mean '50 epochs'?"),
+        ("50e", "has an unknown unit; did you mean '50 epochs' or '50 examples'?"),
+        ("50 Epochs", "has an unknown unit; did you mean '50 epochs'?"),
+        ("2.5 p", "has an unknown unit; did you mean '2.5%'?"),
+        ("5 percent", "has an unknown unit; did you mean '5%'?"),
         ("3 hours", "has an unknown unit; choose from steps, epochs, examples, %"),
         ("3", "has no unit; write one of '3 steps', '3 epochs', '3 examples', '3%'"),
         ("-1 steps", "must be a finite number of at least 0"),
@@ -75,6 +80,13 @@ def test_the_length_of_the_training_cannot_be_a_percentage():
         UserError, match="^eval.every='5' has no unit; write one of '5 steps', '5 epochs', '5 examples'$"
     ):
         duration_steps("5", **SIZES)
+
+
+def test_a_duration_of_more_steps_than_can_be_counted_is_named():
+    with pytest.raises(UserError, match="^eval.every='1e300 steps' is 1e.300 steps; use at most 2147483647$"):
+        duration_steps("1e300 steps", **SIZES)
+    with pytest.raises(UserError, match="^eval.every='1e12 epochs' is 2.5e.13 steps"):
+        duration_steps("1e12 epochs", **SIZES)
 
 
 @pytest.mark.parametrize("text", ["30000 steps", "0.5 epochs", "12.5%", "160000 examples"])

@@ -110,13 +110,24 @@ def test_a_removed_field_with_an_effect_is_named(group, field, value):
     with pytest.raises(
         UserError, match=f"^{group}.{field} no longer exists, and this config sets it to .*; use the version"
     ):
-        migrate_config({group: {field: value}}, 1)
+        migrate_config({group: {field: value}}, 1, for_training=True)
+    assert migrate_config({group: {field: value}}, 1) == migrate_config({group: {}}, 1)  # a trained network works
+
+
+def test_a_run_with_a_removed_field_can_be_used_but_not_continued(same_config, tmp_path):
+    values = read("workdir_version1.json")
+    values["optimizer"]["end_learning_rate"] = 1e-5
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    assert differences(layout.read_config(tmp_path), same_config, groups=("model", "data", "optimizer")) == {}
+    with pytest.raises(UserError, match="config.json: optimizer.end_learning_rate no longer exists"):
+        layout.write_config(tmp_path, same_config, SYNTHETIC)
 
 
 def test_the_second_moment_of_adam_matters_to_adam_alone():
     assert migrate_config({"optimizer": {"name": "sgd", "adam_beta2": 0.95}}, 1) == {"optimizer": {"name": "sgd"}}
     with pytest.raises(UserError, match="^optimizer.adam_beta2 no longer exists"):
-        migrate_config({"optimizer": {"name": "adam", "adam_beta2": 0.95}}, 1)
+        migrate_config({"optimizer": {"name": "adam", "adam_beta2": 0.95}}, 1, for_training=True)
 
 
 def test_a_duration_that_is_not_a_number_is_damage():
@@ -125,7 +136,7 @@ def test_a_duration_that_is_not_a_number_is_damage():
 
 
 def test_fields_of_version_1_do_not_exist_in_this_version():
-    with pytest.raises(UserError, match="^config field train.steps does not exist"):
+    with pytest.raises(UserError, match="^config field train.steps does not exist; write train.duration='N steps'$"):
         from_saved({"version": VERSION, "train": {"steps": 3}})
 
 

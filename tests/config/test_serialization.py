@@ -9,7 +9,7 @@ from deeplab_jax.errors import UserError
 def test_an_unknown_field_in_json_is_named():
     values = to_dict(base_config())
     values["data"]["batchsize"] = 4
-    with pytest.raises(UserError, match="^config field data.batchsize does not exist; did you mean batch_size?"):
+    with pytest.raises(UserError, match="^config field data.batchsize does not exist; did you mean data.batch_size?"):
         from_dict(values)
 
 

@@ -1,5 +1,7 @@
 """Validation of a config without data and devices."""
 
+import math
+
 import pytest
 from ml_collections import ConfigDict, config_dict
 
@@ -15,7 +17,19 @@ from deeplab_jax.errors import UserError
         ("data.batch_size", None, "^data.batch_size is not set"),
         ("data.image_size", None, "^data.image_size is not set"),
         ("optimizer.learning_rate", None, "^optimizer.learning_rate is not set"),
-        ("mesh.fsdp_min_size", 0, "^mesh.fsdp_min_size=0 must be at least 1"),
+        ("mesh.fsdp_min_size", 0, "^mesh.fsdp_min_size=0 must be an integer between 1 and "),
+        ("data.batch_size", 0, "^data.batch_size=0 must be an integer between 1 and "),
+        ("data.num_examples", 0, "^data.num_examples=0 must be an integer between 1 and "),
+        ("data.workers", -1, "^data.workers=-1 must be an integer between 0 and 1024"),
+        ("train.seed", 2**63, "^train.seed=9223372036854775808 must be an integer between 0 and 4294967295"),
+        ("train.seed", -1, "^train.seed=-1 must be an integer between 0 and 4294967295"),
+        ("train.accumulate_steps", 0, "^train.accumulate_steps=0 must be an integer between 1 and "),
+        ("optimizer.learning_rate", math.nan, "^optimizer.learning_rate=nan must be a number of at least 0"),
+        ("optimizer.learning_rate", math.inf, "^optimizer.learning_rate=inf must be a number of at least 0"),
+        ("optimizer.weight_decay", -1e-4, "^optimizer.weight_decay=-0.0001 must be a number of at least 0"),
+        ("optimizer.momentum", 1.0, "^optimizer.momentum=1.0 must be a number of at least 0 and below 1"),
+        ("model.atrous_rates", (6, 0), "^model.atrous_rates=.6, 0.: each value must be an integer between 1 and 4096"),
+        ("data.data_dir", "gs://bucket/data", "^gs://bucket/data is an address"),
         ("data.image_size", (96,), "^data.image_size=.* must be .height, width."),
         ("data.image_size", (96, 7), "^data.image_size=.* at least the output stride 8"),
         ("eval.image_size", (4, 96), "^eval.image_size=.* at least the output stride 8"),
@@ -24,22 +38,22 @@ from deeplab_jax.errors import UserError
         ("train.compute_dtype", "float16", "^train.compute_dtype='float16' does not exist; did you mean bfloat16?"),
         ("eval.protocol", "hole", "^eval.protocol='hole' does not exist; did you mean whole?"),
         ("eval.ignored_pixels", "exclud", "^eval.ignored_pixels='exclud' does not exist; did you mean exclude?"),
-        ("eval.scales", (), "^eval.scales=.* must be factors above 0, for example"),
-        ("eval.scales", (1.0, 0.0), "^eval.scales=.1.0, 0.0. must be factors above 0, for example"),
-        ("eval.scales", ("1",), "^eval.scales=.* must be factors above 0, for example"),
-        ("checkpoint.keep", 0, "^checkpoint.keep=0 must be at least 1"),
-        ("log.every_steps", 0, "^log.every_steps=0 must be at least 1"),
+        ("eval.scales", (), "^eval.scales=.* must be factors above 0 and at most 16, for example"),
+        ("eval.scales", (1.0, 0.0), "^eval.scales=.1.0, 0.0.: each value must be a number above 0 and at most 16"),
+        ("eval.scales", ("1",), "^eval.scales=.*: each value must be a number above 0"),
+        ("checkpoint.keep", 0, "^checkpoint.keep=0 must be an integer between 1 and "),
+        ("log.every_steps", 0, "^log.every_steps=0 must be an integer between 1 and "),
         ("train.duration", "10%", "^train.duration='10%' cannot be a percentage; use steps, epochs or examples"),
-        ("optimizer.warmup", "5 epoch", "^optimizer.warmup='5 epoch' has an unknown unit; did you mean epochs?"),
+        ("optimizer.warmup", "5 epoch", "^optimizer.warmup='5 epoch' has an unknown unit; did you mean '5 epochs'?"),
         ("eval.every", "5", "^eval.every='5' has no unit; write one of '5 steps', '5 epochs', '5 examples', '5%'"),
         ("checkpoint.every", "-1 steps", "^checkpoint.every='-1 steps' must be"),
         ("optimizer.name", "sdg", "^optimizer.name='sdg' does not exist; did you mean sgd?"),
         ("model.output_stride", 4, "^model.output_stride=4 does not exist; choose from 8, 16, 32"),
         ("data.unreadable", "skp", "^data.unreadable='skp' does not exist; did you mean skip?"),
         ("train.nonfinite", "stopp", "^train.nonfinite='stopp' does not exist; did you mean stop?"),
-        ("train.ema_decay", 1.0, "^train.ema_decay=1.0 must be between 0 and 1, for example 0.999"),
-        ("distributed.heartbeat_seconds", 0, "^distributed.heartbeat_seconds=0 must be at least 1"),
-        ("log.profile_steps", -1, "^log.profile_steps=-1 must be at least 0"),
+        ("train.ema_decay", 1.0, "^train.ema_decay=1.0 must be a number above 0 and below 1"),
+        ("distributed.heartbeat_seconds", 0, "^distributed.heartbeat_seconds=0 must be an integer between 1 and "),
+        ("log.profile_steps", -1, "^log.profile_steps=-1 must be an integer between 0 and "),
     ],
 )
 def test_validation_names_the_field(field, value, message):
@@ -59,6 +73,7 @@ def test_fields_that_only_training_needs_may_be_unset_otherwise():
     config.update_from_flattened_dict(
         {"model.backbone": "resnet50_v1", "data.name": "sbd", "data.batch_size": 1, "data.image_size": (64, 64)}
     )
+    config.optimizer.momentum, config.log.every_steps = 2.0, 0  # an earlier version accepted them
     validate(config, training=False)
     with pytest.raises(UserError, match="^optimizer.learning_rate is not set"):
         validate(config)

@@ -111,7 +111,7 @@ def test_a_damaged_description_is_named(folder, tmp_path, file, content):
         elif content is not None:
             (target / file).write_bytes(content)
     with pytest.raises(
-        UserError, match=rf"{file} cannot be read \(.*\); remove .*1\.0\.0 and prepare the data set again"
+        UserError, match=rf"{file} is (missing|damaged: .*); remove .*1\.0\.0 and prepare the data set again"
     ):
         data.open_source("folder", "train", data_dir=tmp_path)
 

@@ -56,8 +56,17 @@ def test_a_split_is_read_for_its_largest_image_only_if_needed():
     def largest_size():
         raise AssertionError("reads a whole split")
 
-    for name, eval_size in (("guide", None), ("whole", (64, 96))):
-        protocol_of(name, eval_size=eval_size).batch_sizes(largest_size)
+    assert protocol_of("guide").batch_sizes(largest_size) == ((32, 48), (32, 48))
+    assert protocol_of("whole", eval_size=(64, 96)).batch_sizes(largest_size) == ((64, 96), (64, 96))
+
+
+@pytest.mark.parametrize("size", [(), (0, 0), (64,), ("a", "b"), (64, 8), (64, 2**16)])
+@pytest.mark.parametrize("field", ["data.image_size", "eval.image_size"])
+def test_a_size_that_no_image_can_have_is_named(field, size):
+    config = config_of("whole")
+    config.update_from_flattened_dict({field: size})
+    with pytest.raises(UserError, match=f"^{field}=.* must be .height, width., each at least the output stride 16"):
+        data.protocol_for(config)
 
 
 @pytest.mark.parametrize("name", config_lib.PROTOCOLS)

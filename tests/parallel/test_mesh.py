@@ -17,13 +17,11 @@ def check(config, *, devices, processes=1):
     ("field", "value", "message"),
     [
         ("data.batch_size", 6, "^data.batch_size=6 does not divide over 4 devices; use a multiple of 4"),
-        ("data.batch_size", 0, "^data.batch_size=0"),
         ("eval.batch_size", 6, "^eval.batch_size=6 does not divide over 4 devices"),
         ("mesh.data", 5, "^mesh.data=5, mesh.fsdp=1, mesh.spatial=1 needs 5 devices, but there are 4"),
         ("mesh.data", 0, "^mesh.data=0 must be at least 1, or -1"),
         ("mesh.fsdp", -1, "^mesh.data=-1, mesh.fsdp=-1, mesh.spatial=1: only one axis can be -1"),
         ("mesh.fsdp", 3, "^mesh.data=-1, mesh.fsdp=3, mesh.spatial=1 does not divide 4 devices"),
-        ("train.accumulate_steps", 0, "^train.accumulate_steps=0 must be at least 1"),
         ("train.accumulate_steps", 3, "^data.batch_size=.* train.accumulate_steps=3 parts .* use a multiple of 12"),
     ],
 )

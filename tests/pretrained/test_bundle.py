@@ -122,7 +122,7 @@ def change_config(folder, **values):
     [
         ({"format": "keras"}, 'config.json is not the config of a saved network: its "format" is not "deeplab_jax"$'),
         ({"version": 3}, "config.json has version 3; this deeplab_jax reads versions 1 to 2$"),
-        ({"model": {"bakbone": "x"}}, "config field model.bakbone does not exist; did you mean backbone"),
+        ({"model": {"bakbone": "x"}}, "config field model.bakbone does not exist; did you mean model.backbone"),
         ({"model": 3}, "config.json is damaged: "),
         ({"palette": None}, "config.json is damaged: TypeError"),
         (

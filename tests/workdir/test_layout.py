@@ -113,5 +113,5 @@ def test_an_unknown_field_of_a_config_is_named(begun):
     values = json.loads((begun / "config.json").read_text())
     values["model"]["outptu_stride"] = 8
     (begun / "config.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match="config field model.outptu_stride does not exist; did you mean output_stride?"):
+    with pytest.raises(UserError, match="config field model.outptu_stride does not exist; did you mean model.output"):
         layout.read_config(begun)
