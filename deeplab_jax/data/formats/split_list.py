@@ -1,0 +1,79 @@
+"""Split lists: `train.txt` and `val.txt`, one image per line, or an image and its mask."""
+
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from deeplab_jax.data.formats.file_names import Index
+from deeplab_jax.data.formats.text_file import read_lines
+from deeplab_jax.errors import UserError
+
+_SEPARATOR = re.compile(r"\s*[\t,;]\s*|\s+")
+
+# Files of these names are lists whatever they contain, so that a wrong path in one is an error.
+_SPLIT_NAME = re.compile(r"(?:train|val|valid|validation|test)(?:[_\-].*)?|trainval", re.IGNORECASE)
+
+
+class Entry(NamedTuple):
+    """A line of a list: the name of an image, and of its mask if the line has it."""
+
+    image: str
+    mask: str | None
+
+
+def read_list(path: pathlib.Path, images: Index, masks: Index) -> list[Entry] | None:
+    """Reads a split list.
+
+    A line is the name or the path of an image, of any machine and with or without its suffix, or an image and its mask
+    separated by white space or a comma. Lines that begin with `#` are comments.
+
+    Returns:
+      The lines; None if the file is not a list: it is not named like a split, and few of its lines name an image.
+
+    Raises:
+      UserError: a line names no image, or a mask that does not exist.
+    """
+    numbered = [(number, line.strip()) for number, line in enumerate(read_lines(path), 1)]
+    entries, unknown = [], []
+    for number, line in numbered:
+        entry = _parse(line, images, masks) if line else None
+        if entry is not None:
+            entries.append(entry)
+        elif line and not line.startswith("#"):
+            unknown.append((number, line))
+    if len(entries) <= len(unknown) and not _SPLIT_NAME.fullmatch(path.stem):
+        return None
+    if unknown:
+        number, line = unknown[0]
+        raise UserError(f"{path}, line {number}: {_explain(line, images)}")
+    return entries
+
+
+def _parse(line: str, images: Index, masks: Index) -> Entry | None:
+    image = images.find_exact(line)
+    if image is not None:
+        return Entry(image, None)
+    names_image = False
+    for left, right in _cuts(line):
+        image = images.find(left)
+        if image is not None:
+            names_image = True
+            mask = masks.find(right)
+            if mask is not None:
+                return Entry(image, mask)
+    image = None if names_image else images.find(line)
+    return None if image is None else Entry(image, None)
+
+
+def _cuts(line: str) -> Iterator[tuple[str, str]]:
+    """Every way to cut a line in two."""
+    for separator in _SEPARATOR.finditer(line):
+        yield line[: separator.start()], line[separator.end() :]
+
+
+def _explain(line: str, images: Index) -> str:
+    for left, right in _cuts(line):
+        if images.find(left) is not None:
+            return f"`{right}` after the image {left} is not a mask in masks/; write one image, or an image and its mask"
+    return f"`{line}` is not an image in images/"
