@@ -1,6 +1,7 @@
 """Arguments and argument types that several commands share."""
 
 import argparse
+import math
 import os
 import pathlib
 
@@ -56,6 +57,17 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_image_range(parser: argparse.ArgumentParser) -> None:
+    """Adds `--image-range`."""
+    parser.add_argument(
+        "--image-range",
+        type=image_range,
+        metavar="LOW,HIGH",
+        help="values that become black and white in images of more than 8 bits, for example 0,4095 for 12 bits "
+        "(default: 0,65535 for 16 bits, 0,1 for floats; images that do not fit are rejected)",
+    )
+
+
 def size(text: str) -> tuple[int, int]:
     """Parses `HEIGHTxWIDTH`."""
     sides = text.lower().split("x")
@@ -97,6 +109,17 @@ def scales(text: str) -> tuple[float, ...]:
         return tuple(float(scale) for scale in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of scales, for example 0.75,1,1.25") from None
+
+
+def image_range(text: str) -> tuple[float, float]:
+    """Parses two increasing numbers separated by a comma."""
+    try:
+        low, high = (float(value) for value in text.split(","))
+    except ValueError:
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not LOW,HIGH, two increasing numbers such as 0,4095")
+    return low, high
 
 
 def port(text: str) -> int:

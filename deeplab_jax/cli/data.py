@@ -28,6 +28,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--val-fraction", type=float, help="fraction of val, for a folder without split lists (default: 0.2)"
     )
+    arguments.add_image_range(parser)
     arguments.add_data_dir(parser)
 
 
@@ -41,6 +42,7 @@ def prepare(args: argparse.Namespace) -> None:
         sbd_source=args.sbd_source,
         data_dir=args.data_dir,
         val_fraction=args.val_fraction,
+        image_range=args.image_range,
     )
 
 
@@ -50,6 +52,7 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source", type=pathlib.Path, help="folder with raw data to check instead of the prepared data set"
     )
+    arguments.add_image_range(parser)
     arguments.add_data_dir(parser)
     arguments.add_json(parser)
 
@@ -59,7 +62,7 @@ def check(args: argparse.Namespace) -> None:
     from deeplab_jax.cli import output
     from deeplab_jax.data.check import check, report_tables
 
-    report = check(args.name, data_dir=args.data_dir, source=args.source)
+    report = check(args.name, data_dir=args.data_dir, source=args.source, image_range=args.image_range)
     output.show(report_tables(report), _report_values(report), args.json)
     if not report.ok:
         problems = sum(len(split.problems) for split in report.splits.values())

@@ -1,6 +1,7 @@
 """`deeplab-jax predict`."""
 
 import argparse
+import collections
 import logging
 import pathlib
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from deeplab_jax.cli.names import CODECS, VIDEO_SUFFIXES
 from deeplab_jax.errors import UsageError, UserError
 
 if TYPE_CHECKING:
+    from deeplab_jax.inference.files import Existing
     from deeplab_jax.inference.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         help="predict only these classes (default: all)",
     )
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--skip-existing", action="store_true", help="leave out inputs whose results exist")
+    existing.add_argument("--overwrite", action="store_true", help="replace results that exist")
+    arguments.add_image_range(parser)
+    parser.add_argument(
+        "--max-megapixels",
+        type=arguments.count,
+        metavar="N",
+        help="largest image to decode, in million pixels (default: 268)",
+    )
     video = parser.add_argument_group("videos", "each gets a video with its classes in color over the frames")
     video.add_argument("--camera", type=int, metavar="INDEX", help="read frames from a camera until Ctrl-C")
     video.add_argument(
@@ -69,20 +81,48 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("--smooth applies to videos, but no video or camera is given")
     from deeplab_jax.cli import compilation_cache
     from deeplab_jax.files import create_folder
-    from deeplab_jax.inference import files, video
+    from deeplab_jax.inference import files
 
     compilation_cache.enable()
-    targets = [video.overlay_path(source, args.output) for source in sources]
-    if len(set(targets)) < len(targets):
-        raise UserError("two videos have the same name; predict them into different --output folders")
-    files.result_paths(images, args.output)  # fails before the network is loaded
+    existing = "skip" if args.skip_existing else "overwrite" if args.overwrite else "refuse"
+    paths = files.result_paths(images, args.output, existing=existing)
+    targets = _video_paths(sources, args.output, existing)
+    if not paths and not targets:
+        logger.info("Nothing to do: all results exist in %s", args.output)
+        return
     predictor = _load_predictor(args)
-    if images:
-        written = files.predict_files(predictor, images, args.output)
-        logger.info("Wrote %d masks and overlays to %s", len(written) // 2, args.output)
     create_folder(args.output, "--output")
-    for source, target in zip(sources, targets, strict=True):
-        _predict_video(predictor, source, target, args)
+    max_pixels = None if args.max_megapixels is None else args.max_megapixels * 10**6
+    report = files.predict_paths(predictor, paths, max_pixels=max_pixels, image_range=args.image_range)
+    failed = dict(report.failed)
+    if report.written:
+        logger.info("Wrote %d masks and overlays to %s", len(report.written) // 2, args.output)
+    for source, target in targets.items():
+        try:
+            _predict_video(predictor, source, target, args)
+        except UserError as error:
+            failed[source] = str(error)
+            if len(targets) > 1 or paths:
+                logger.warning("%s", error)
+    if failed:
+        raise UserError(files.describe_failures(failed, len(paths) + len(targets)))
+
+
+def _video_paths(
+    sources: list[pathlib.Path | int], output: pathlib.Path, existing: "Existing"
+) -> dict[pathlib.Path | int, pathlib.Path]:
+    """The file to write for each video and camera, without those to skip."""
+    from deeplab_jax.inference import files, video
+
+    paths = {source: video.overlay_path(source, output) for source in sources}
+    twice = [source for source in paths if collections.Counter(paths.values())[paths[source]] > 1]
+    if twice:
+        raise UserError(
+            f"videos {twice[0]} and {twice[1]} have the same name; predict them with different --output folders"
+        )
+    if existing == "refuse":
+        files.refuse_existing(paths.values())
+    return {source: path for source, path in paths.items() if not (existing == "skip" and path.exists())}
 
 
 def _load_predictor(args: argparse.Namespace) -> "Predictor":

@@ -69,13 +69,20 @@ class Report:
         return not self.leaks and not any(split.problems for split in self.splits.values())
 
 
-def check(name: str, *, data_dir: pathlib.Path | None = None, source: pathlib.Path | None = None) -> Report:
+def check(
+    name: str,
+    *,
+    data_dir: pathlib.Path | None = None,
+    source: pathlib.Path | None = None,
+    image_range: images.ImageRange | None = None,
+) -> Report:
     """Reads every example of a data set. Checks that sizes agree, labels are valid, and splits share no images.
 
     Args:
       name: one of `dataset_names`. Of generated data sets a sample is read.
       data_dir: folder of prepared data sets; default: `default_data_dir`.
       source: folder of a raw data set, to check it instead of the prepared one.
+      image_range: see `deeplab_jax.data.read_image`; for `source`.
 
     Returns:
       The report, including the problems of examples, which are not raised.
@@ -85,7 +92,7 @@ def check(name: str, *, data_dir: pathlib.Path | None = None, source: pathlib.Pa
     """
     data_dir = default_data_dir() if data_dir is None else data_dir
     if source is not None:
-        raw = read_raw(name, source)
+        raw = read_raw(name, source).with_image_range(image_range)
         label_set, opened, read = raw.label_set, raw.splits, _read_raw_labels
     else:
         opened = _open_splits(name, data_dir)

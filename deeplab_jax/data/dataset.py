@@ -51,11 +51,13 @@ class RawExample:
       id: the name of the example in messages, submissions and galleries.
       image: path of the image file.
       read_label: returns the label, integers of shape (height, width) with 255 as the ignore label.
+      image_range: see `deeplab_jax.data.read_image`.
     """
 
     id: str
     image: pathlib.Path
     read_label: Callable[[], np.ndarray]
+    image_range: images.ImageRange | None = None
 
     def read(self, label_set: LabelSet) -> tuple[bytes, np.ndarray]:
         """The encoded image and its checked uint8 label of shape (height, width).
@@ -63,7 +65,7 @@ class RawExample:
         Raises:
           UserError: a file is missing or damaged, the sizes differ, or the label contains an unknown id.
         """
-        image, size = images.encode_image(self.image)
+        image, size = images.encode_image(self.image, image_range=self.image_range)
         label = self.read_label()
         images.check_label(label, label_set, f"of {self.image.name}")
         if label.shape != size:
@@ -80,6 +82,14 @@ class RawDataset:
 
     label_set: LabelSet
     splits: dict[str, list[RawExample]]
+
+    def with_image_range(self, image_range: images.ImageRange | None) -> "RawDataset":
+        """The same data set with the given `image_range` in all examples."""
+        splits = {
+            split: [dataclasses.replace(example, image_range=image_range) for example in examples]
+            for split, examples in self.splits.items()
+        }
+        return dataclasses.replace(self, splits=splits)
 
 
 @dataclasses.dataclass(frozen=True)

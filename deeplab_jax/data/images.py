@@ -1,43 +1,68 @@
 """Reading and encoding images and masks. Errors name the file."""
 
+import contextlib
 import io
 import os
 import pathlib
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
+from deeplab_jax.data import pixel_values
+from deeplab_jax.data.image_files import IMAGE_FORMATS
 from deeplab_jax.data.image_files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from deeplab_jax.data.image_files import list_images as list_images
+from deeplab_jax.data.pixel_values import ImageRange as ImageRange
 from deeplab_jax.errors import UserError
 
 #: A path, a PIL image, or a uint8 RGB array of shape (height, width, 3).
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
+#: The largest image that is decoded unless told otherwise, in pixels: 16,384 x 16,384, about 3 GB of memory. A small
+#: file can announce any number of pixels.
+MAX_PIXELS = 2**28
+
+_PILLOW_LIMIT = threading.Lock()  # held while `Image.MAX_IMAGE_PIXELS` is changed
+
 _ORIENTATION_TAG = 0x0112
+_STORED_FORMATS = ("JPEG", "PNG")  # of the images and masks of prepared data sets
+_STORED_PREFIXES = (b"\xff\xd8\xff", b"\x89PNG")
+
+# TIFF tag NewSubfileType: 1 marks a smaller copy of another page, 4 a transparency mask.
+_SUBFILE_TYPE, _NOT_A_PAGE = 254, 1 | 4
+_MOST_COPIES = 64
 
 # Runs of equal ids suit deflate, and PNG's filters break them up. Without filters VOC's masks take half the bytes and a
 # third of the time to decode, compared with cv2's defaults.
 _MASK_PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PNG_COMPRESSION, 6)
 
 
-def read_image(path: pathlib.Path, *, max_pixels: int | None = None) -> UInt8[np.ndarray, "height width 3"]:
+def read_image(
+    path: pathlib.Path, *, max_pixels: int | None = None, image_range: ImageRange | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
     """Reads an image file as upright RGB.
 
-    Applies the EXIF rotation, converts gray, palette, 16-bit and CMYK images, and draws transparent ones on white.
+    Applies the EXIF rotation, converts gray, palette, 16-bit, float and CMYK images, and draws transparent ones on
+    white. See `deeplab_jax.data.pixel_values` for the rules.
 
     Args:
-      path: the file.
-      max_pixels: largest height times width to accept; checked in the file's header, before pixels are decoded.
+      path: the file. Its content decides the format: one of `IMAGE_FORMATS`.
+      max_pixels: largest height times width to accept (default: `MAX_PIXELS`); checked in the file's header, before
+        pixels are decoded.
+      image_range: the values that become black and white in images of more than 8 bits; values outside are clipped
+        (default: 0 to 65535 for 16 bits, 0 to 1 for floats; images that do not fit are rejected).
 
     Raises:
-      UserError: the file is missing, truncated, not an image, or too large.
+      UserError: the file is missing, truncated, not an image, too large, has several pages, or values that are not in
+        the range.
     """
-    return np.asarray(_upright_rgb(_open(path, max_pixels), path))
+    image, colors = _load(path, max_pixels)
+    return pixel_values.upright_rgb(image, path, colors=colors, image_range=image_range)
 
 
 def as_image(image: ImageLike, name: str) -> UInt8[np.ndarray, "height width 3"]:
@@ -53,7 +78,7 @@ def as_image(image: ImageLike, name: str) -> UInt8[np.ndarray, "height width 3"]
     if isinstance(image, (str, os.PathLike)):
         return read_image(pathlib.Path(image))
     if isinstance(image, Image.Image):
-        return np.asarray(_upright_rgb(image, name))
+        return pixel_values.upright_rgb(image, name, colors=pixel_values.read_16_bit_colors(image, name))
     if not isinstance(image, np.ndarray):
         raise UserError(f"{name} is a {type(image).__name__}; pass a path, a PIL image or an array")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -64,21 +89,25 @@ def as_image(image: ImageLike, name: str) -> UInt8[np.ndarray, "height width 3"]
     return image
 
 
-def encode_image(path: pathlib.Path) -> tuple[bytes, tuple[int, int]]:
+def encode_image(path: pathlib.Path, *, image_range: ImageRange | None = None) -> tuple[bytes, tuple[int, int]]:
     """Reads an image file for storage.
+
+    Args:
+      path: the file.
+      image_range: see `read_image`.
 
     Returns:
       The encoded image, and its (height, width). Upright RGB JPEGs and PNGs keep their bytes; every other image becomes
       a PNG of the pixels that `read_image` returns.
 
     Raises:
-      UserError: the file is missing, truncated, or not an image.
+      UserError: see `read_image`.
     """
-    image = _open(path)
-    plain = image.format in ("JPEG", "PNG") and image.mode == "RGB" and "transparency" not in image.info
-    if plain and image.getexif().get(_ORIENTATION_TAG, 1) == 1:
+    image, colors = _load(path)
+    plain = image.format in _STORED_FORMATS and image.mode == "RGB" and "transparency" not in image.info
+    if plain and colors is None and image.getexif().get(_ORIENTATION_TAG, 1) == 1:
         return path.read_bytes(), (image.height, image.width)
-    pixels = np.asarray(_upright_rgb(image, path))
+    pixels = pixel_values.upright_rgb(image, path, colors=colors, image_range=image_range)
     return _encode_png(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), ()), pixels.shape[:2]
 
 
@@ -130,54 +159,112 @@ def encoded_size(encoded: bytes, name: str) -> tuple[int, int]:
       UserError: the bytes are damaged.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with _open_header(io.BytesIO(encoded), name, _STORED_FORMATS) as image:
             return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # decoders raise all kinds of exceptions for damaged bytes
         raise UserError(f"the stored image of {name} is damaged; prepare the data set again") from None
 
 
 def _decode(encoded: bytes, flags: int) -> np.ndarray | None:
-    """Decoded pixels, or None if the bytes are damaged or announce more pixels than cv2 accepts."""
+    """Decoded pixels, or None if the bytes are not as prepared, damaged, or announce more pixels than cv2 accepts."""
+    if not encoded.startswith(_STORED_PREFIXES):
+        return None
     try:
         return cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except cv2.error:
         return None
 
 
-def _open(path: pathlib.Path, max_pixels: int | None = None) -> Image.Image:
-    """Opens an image and loads its pixels, so that a truncated file fails here."""
+def open_image(path: pathlib.Path, max_pixels: int | None = None) -> Image.Image:
+    """Opens an image or mask and loads its pixels, so that a truncated file fails here.
+
+    Args:
+      path: the file.
+      max_pixels: largest height times width to accept (default: `MAX_PIXELS`).
+
+    Raises:
+      UserError: the file is missing, truncated, not an image, or too large.
+    """
+    return _load(path, max_pixels)[0]
+
+
+def _load(path: pathlib.Path, max_pixels: int | None = None) -> tuple[Image.Image, np.ndarray | None]:
+    """Opens an image and loads its pixels. Also returns the result of `pixel_values.read_16_bit_colors`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # odd EXIF in real photos
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if max_pixels is not None and image.width * image.height > max_pixels:
-                    raise UserError(
-                        f"image {path} has {image.width} x {image.height} pixels, "
-                        f"more than {max_pixels / 1e6:g} million; scale it down"
-                    )
+            with _open_header(path, path, IMAGE_FORMATS, max_pixels) as image:
+                if _has_further_pages(image):
+                    raise UserError(f"image {path} has several pages or frames; save each as an image of its own")
+                colors = pixel_values.read_16_bit_colors(image, path)
                 image.load()
-                return image
+                return image, colors
+    except (UserError, MemoryError):
+        raise
     except FileNotFoundError:
         raise UserError(f"image {path} does not exist") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise UserError(f"image {path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; scale it down") from None
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises any of these for damaged files
+    except UnidentifiedImageError:
+        raise UserError(
+            f"image {path} cannot be read: it is damaged, not an image, or not a usual "
+            f"{', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}; convert it to JPEG or PNG"
+        ) from None
+    except Exception as error:  # decoders raise all kinds of exceptions for damaged files
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"image {path} cannot be read: {error.strerror}") from None
         raise UserError(f"image {path} cannot be read: {error}; it is truncated or not an image") from None
 
 
-def _upright_rgb(image: Image.Image, path: pathlib.Path | str) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
-        values = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray((values >> 8 if values.max() > 255 else values).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    try:
-        return image.convert("RGB")
-    except ValueError:
-        raise UserError(f"image {path} has mode {image.mode}, which cannot be converted to RGB") from None
+@contextlib.contextmanager
+def _open_header(
+    file: pathlib.Path | io.BytesIO, name: object, formats: Sequence[str], max_pixels: int | None = None
+) -> Iterator[Image.Image]:
+    """Opens an image without decoding its pixels, and closes it at the end of the block.
+
+    `max_pixels` decides instead of Pillow's own limit, a global variable. For images beyond that, it is raised during
+    the block.
+    """
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    advice = "scale it down"
+    if max_pixels is None:
+        advice += ", cut it into tiles, or predict it with --max-megapixels"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            image = stack.enter_context(Image.open(file, formats=formats))
+        except Image.DecompressionBombError:
+            stack.enter_context(_PILLOW_LIMIT)
+            stack.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+            Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS)
+            try:
+                image = stack.enter_context(Image.open(file, formats=formats))
+            except Image.DecompressionBombError:
+                raise UserError(f"image {name} has more than {limit / 1e6:g} million pixels; {advice}") from None
+        if image.width * image.height > limit:
+            raise UserError(
+                f"image {name} has {image.width} x {image.height} pixels, more than {limit / 1e6:g} million; {advice}"
+            )
+        yield image
+
+
+def _has_further_pages(image: Image.Image) -> bool:
+    """Whether an image is an animation or has pages, of which the first would stand for all.
+
+    Smaller copies and transparency masks among the pages of a TIFF do not count, nor the previews in a JPEG.
+    """
+    if not getattr(image, "is_animated", False) or image.format == "MPO":
+        return False
+    if image.format != "TIFF":
+        return True
+    for page in range(1, _MOST_COPIES):
+        try:
+            image.seek(page)
+        except EOFError:
+            image.seek(0)
+            return False
+        if not image.tag_v2.get(_SUBFILE_TYPE, 0) & _NOT_A_PAGE:
+            return True
+    return True
 
 
 def _encode_png(pixels: np.ndarray, parameters: Sequence[int]) -> bytes:

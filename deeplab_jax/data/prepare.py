@@ -9,6 +9,7 @@ from typing import Any
 from deeplab_jax.data import archives
 from deeplab_jax.data.dataset import Dataset, Download, RawDataset
 from deeplab_jax.data.download import download
+from deeplab_jax.data.images import ImageRange
 from deeplab_jax.data.prepared import prepared_folder, write_dataset
 from deeplab_jax.data.registry import dataset_names, default_data_dir, get_dataset
 from deeplab_jax.errors import UserError
@@ -27,6 +28,7 @@ def prepare(
     sbd_source: pathlib.Path | None = None,
     data_dir: pathlib.Path | None = None,
     val_fraction: float | None = None,
+    image_range: ImageRange | None = None,
 ) -> pathlib.Path:
     """Prepares a data set. If it is prepared already, it is left unchanged.
 
@@ -38,6 +40,7 @@ def prepare(
       sbd_source: folder or archive of SBD, to add the split `trainaug` to `voc2012_segmentation`.
       data_dir: where to write; default: `default_data_dir`.
       val_fraction: fraction of the images of `folder` that go to `val` if the folder has no lists.
+      image_range: see `deeplab_jax.data.read_image`.
 
     Returns:
       The folder of the prepared data set.
@@ -60,7 +63,7 @@ def prepare(
         if "sbd_root" in options:
             options["sbd_root"] = _find_root(get_dataset("sbd"), sbd_source, data_dir, pathlib.Path(scratch) / "sbd")
         raw = dataset.read_raw(root, **options)
-        write_dataset(name, raw, data_dir)
+        write_dataset(name, raw.with_image_range(image_range), data_dir)
     counts = ", ".join(f"{split} {len(examples)}" for split, examples in raw.splits.items())
     logger.info("Prepared %s in %s: %s", name, target, counts)
     return target

@@ -1,75 +1,239 @@
 """Prediction for image files."""
 
+import dataclasses
+import logging
+import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from deeplab_jax import data, progress, visualization
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import create_folder
 from deeplab_jax.inference.predictor import Predictor
 
+logger = logging.getLogger(__name__)
 
-def predict_files(predictor: Predictor, inputs: Iterable[pathlib.Path], output: pathlib.Path) -> list[pathlib.Path]:
+#: What happens to an input whose result exists: an error before any work, it is left as it is, or it is replaced.
+Existing = Literal["refuse", "skip", "overwrite"]
+
+#: The mask and the overlay of each image.
+ResultPaths = Mapping[pathlib.Path, tuple[pathlib.Path, pathlib.Path]]
+
+_NAMED = 5  # failed inputs that `describe_failures` names
+
+
+@dataclasses.dataclass(frozen=True)
+class FilesReport:
+    """The result of predicting files.
+
+    Attributes:
+      written: the mask and the overlay of the first image, then of the second, and so on.
+      failed: the images that could not be predicted, each with the reason.
+    """
+
+    written: list[pathlib.Path]
+    failed: dict[pathlib.Path, str]
+
+
+def predict_files(
+    predictor: Predictor,
+    inputs: Iterable[pathlib.Path],
+    output: pathlib.Path,
+    *,
+    existing: Existing = "refuse",
+    max_pixels: int | None = None,
+    image_range: data.ImageRange | None = None,
+) -> list[pathlib.Path]:
     """Labels image files. Writes `<name>_mask.png` (a palette PNG) and `<name>_overlay.png` (with a legend) for each.
 
     Args:
       predictor: the predictor.
       inputs: images and folders of images.
-      output: folder for the results, created if necessary.
+      output: folder for the results, created if necessary. Subfolders of the inputs are mirrored in it.
+      existing: what to do with images whose results exist.
+      max_pixels: see `deeplab_jax.data.read_image`.
+      image_range: see `deeplab_jax.data.read_image`.
 
     Returns:
       The files written: the mask and the overlay of the first image, then of the second, and so on.
 
     Raises:
-      UserError: see `result_paths`.
+      UserError: see `result_paths`; or images cannot be read, after the others have been predicted.
     """
-    pairs = result_paths(inputs, output).items()
-    create_folder(output, "--output")
-    written = []
-    for path, (mask_path, overlay_path) in progress.track(pairs, "predict"):
-        image = data.read_image(path)
-        label_map = predictor(image).label_map
+    paths = result_paths(inputs, output, existing=existing)
+    report = predict_paths(predictor, paths, max_pixels=max_pixels, image_range=image_range)
+    if report.failed:
+        raise UserError(describe_failures(report.failed, len(paths)))
+    return report.written
+
+
+def predict_paths(
+    predictor: Predictor,
+    paths: ResultPaths,
+    *,
+    max_pixels: int | None = None,
+    image_range: data.ImageRange | None = None,
+) -> FilesReport:
+    """Labels image files, and goes on after images that cannot be read.
+
+    Args:
+      predictor: the predictor.
+      paths: the result of `result_paths`.
+      max_pixels: see `deeplab_jax.data.read_image`.
+      image_range: see `deeplab_jax.data.read_image`.
+
+    Raises:
+      UserError: a result cannot be written.
+    """
+    report = FilesReport([], {})
+    for path, (mask_path, overlay_path) in progress.track(paths.items(), "predict"):
+        create_folder(mask_path.parent, "--output")
+        try:
+            image = data.read_image(path, max_pixels=max_pixels, image_range=image_range)
+            label_map = predictor(image).label_map
+        except UserError as error:
+            report.failed[path] = str(error)
+            if len(paths) > 1:
+                logger.warning("%s", error)
+            continue
         visualization.save_palette_png(mask_path, label_map, predictor.label_set)
         tinted = visualization.overlay(image, label_map, predictor.label_set)
         visualization.save_image(overlay_path, visualization.add_legend(tinted, label_map, predictor.label_set))
-        written += [mask_path, overlay_path]
-    return written
+        report.written.extend((mask_path, overlay_path))
+    return report
+
+
+def describe_failures(failed: Mapping[object, str], total: int) -> str:
+    """The error message for inputs that failed.
+
+    Args:
+      failed: the inputs, each with the reason.
+      total: number of all inputs.
+    """
+    reason = next(iter(failed.values()))
+    if total == 1:
+        return reason
+    names = ", ".join(str(path) for path in list(failed)[:_NAMED]) + (", ..." if len(failed) > _NAMED else "")
+    return (
+        f"{len(failed)} of {total} inputs failed ({names}): {reason}; the others are done, fix these and run the same "
+        "command with --skip-existing"
+    )
 
 
 def result_paths(
-    inputs: Iterable[pathlib.Path], output: pathlib.Path
+    inputs: Iterable[pathlib.Path], output: pathlib.Path, *, existing: Existing = "refuse"
 ) -> dict[pathlib.Path, tuple[pathlib.Path, pathlib.Path]]:
     """Returns the mask and overlay files that `predict_files` writes for each image.
 
+    The results of `a.jpg` are `a_mask.png` and `a_overlay.png`. If there is an `a.png` too, they are `a.jpg_mask.png`
+    and so on. Files that are left out of a folder are named in a warning.
+
+    Args:
+      inputs: images and folders of images.
+      output: folder for the results.
+      existing: what to do with images whose results exist. With "skip", they are not in the result.
+
     Raises:
-      UserError: an input does not exist, two inputs have the same name, or a result already exists.
+      UserError: an input does not exist, a folder contains no images, two images would get the same results, a result
+        already exists, or a result would replace an input.
     """
-    images = find_images(inputs)
-    targets = [(output / f"{path.stem}_mask.png", output / f"{path.stem}_overlay.png") for path in images]
-    for path in (path for pair in targets for path in pair):
+    images = find_images(inputs, output)
+    names = {path: name.with_suffix("") for path, name in images.items()}
+    several = _repeated(names.values())
+    targets = {path: images[path] if name in several else name for path, name in names.items()}
+    for name in _repeated(targets.values()):
+        first, second, *_ = [path for path, target in targets.items() if target == name]
+        raise UserError(
+            f"the results of {first} and {second} would have the same names; predict the folder that contains both, or "
+            "predict them with different --output folders"
+        )
+    paths = {path: _result_pair(output / name) for path, name in targets.items()}
+    originals = {os.path.realpath(path) for path in images}
+    for path, pair in paths.items():
+        for result in pair:
+            if os.path.realpath(result) in originals:
+                raise UserError(f"the result of {path} would replace the input {result}; choose another --output")
+    if existing == "skip":
+        todo = {path: pair for path, pair in paths.items() if not all(result.exists() for result in pair)}
+        if len(todo) < len(paths):
+            logger.info("Skipped %d images whose results exist", len(paths) - len(todo))
+        return todo
+    if existing == "refuse":
+        refuse_existing(result for pair in paths.values() for result in pair)
+    return paths
+
+
+def refuse_existing(results: Iterable[pathlib.Path]) -> None:
+    """Checks that no result exists.
+
+    Raises:
+      UserError: one exists.
+    """
+    for path in results:
         if path.exists():
-            raise UserError(f"{path} exists; choose another --output or remove it")
-    if len(set(targets)) < len(targets):
-        twice = next(path for path, target in zip(images, targets, strict=True) if targets.count(target) > 1)
-        raise UserError(f"two inputs are named {twice.stem}; predict them with different --output folders")
-    return dict(zip(images, targets, strict=True))
+            raise UserError(
+                f"{path} exists; use --skip-existing to predict only the other inputs, --overwrite, or another --output"
+            )
 
 
-def find_images(inputs: Iterable[pathlib.Path]) -> list[pathlib.Path]:
-    """Returns the image files among the inputs and directly inside their folders, sorted within each folder.
+def find_images(
+    inputs: Iterable[pathlib.Path], output: pathlib.Path | None = None
+) -> dict[pathlib.Path, pathlib.PurePath]:
+    """Returns the images among the inputs, and in their folders and subfolders, each once.
+
+    Files that are left out of a folder are named in a warning.
+
+    Args:
+      inputs: images and folders of images.
+      output: a folder to leave out, because it contains results of earlier predictions.
+
+    Returns:
+      The images in the order of the inputs, in folders sorted. The values are their paths relative to the folder in
+      `inputs`, or their names.
 
     Raises:
-      UserError: an input does not exist, or a folder contains no image.
+      UserError: an input does not exist, a folder contains no images, or is the output folder itself.
     """
-    images = []
+    found = {}
     for path in inputs:
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in data.IMAGE_SUFFIXES)
-            if not found:
-                raise UserError(f"folder {path} contains no images ({', '.join(data.IMAGE_SUFFIXES)})")
-            images += found
+            found |= {image: image.relative_to(path) for image in _find_in_folder(path, output)}
         elif path.is_file():
-            images.append(path)
+            found[path] = pathlib.PurePath(path.name)
         else:
             raise UserError(f"{path} does not exist")
+    unique = {}
+    for path, name in found.items():
+        unique.setdefault(os.path.abspath(path), (path, name))
+    return dict(unique.values())
+
+
+def _find_in_folder(folder: pathlib.Path, output: pathlib.Path | None) -> list[pathlib.Path]:
+    images, left_out = data.list_images(folder, recursive=True)
+    if output is not None and output.exists():
+        if output.samefile(folder):
+            raise UserError(
+                f"--output {output} is also an input, so results would be predicted next time; choose another --output"
+            )
+        results = output.resolve()
+        images, left_out = (
+            [path for path in paths if not path.parent.resolve().is_relative_to(results)] for paths in (images, left_out)
+        )
+    others = f": {data.describe_left_out(left_out)}" if left_out else ""
+    if not images:
+        raise UserError(f"folder {folder} contains no images ({', '.join(data.IMAGE_SUFFIXES)}){others}")
+    if left_out:
+        logger.warning("not predicted in %s, because they are not images%s", folder, others)
     return images
+
+
+def _result_pair(name: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    return name.with_name(f"{name.name}_mask.png"), name.with_name(f"{name.name}_overlay.png")
+
+
+def _repeated(names: Iterable[pathlib.PurePath]) -> set[pathlib.PurePath]:
+    seen, repeated = set(), set()
+    for name in names:
+        (repeated if name in seen else seen).add(name)
+    return repeated

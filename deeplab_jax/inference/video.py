@@ -57,15 +57,12 @@ def overlay_path(source: pathlib.Path | int, output: pathlib.Path) -> pathlib.Pa
     """Returns the output file for a video file or a camera.
 
     Raises:
-      UserError: the source does not exist, or the output file already exists.
+      UserError: the source does not exist.
     """
     if isinstance(source, pathlib.Path) and not source.is_file():
         raise UserError(f"{source} does not exist")
     name = f"camera{source}" if isinstance(source, int) else source.stem
-    path = output / f"{name}_overlay.mp4"
-    if path.exists():
-        raise UserError(f"{path} exists; choose another --output or remove it")
-    return path
+    return output / f"{name}_overlay.mp4"
 
 
 def label_video(
@@ -87,7 +84,7 @@ def label_video(
       label: returns the class of every pixel of a frame. Called with the frames in order, in this thread. See
         `Predictor.start_video`.
       source: a file, or the number of a camera, which is read until Ctrl-C.
-      path: the .mp4 file to write.
+      path: the .mp4 file to write. A file of this name is replaced when the new one is complete.
       label_set: names and colors of the classes.
       codec: a key of `CODECS`. `mpeg4` (MPEG-4 Part 2) is fast and plays in most players but not in browsers; `vp9`
         plays in browsers and takes many times longer.
@@ -98,18 +95,19 @@ def label_video(
     Raises:
       UserError: the source cannot be read or the file cannot be written; no partial file remains.
     """
-    with _open(source) as (frames, rate):
-        loop = _Loop(frames, rate, path, label_set, CODECS[codec], keeps_pace=isinstance(source, int))
-        try:
+    partial = path.with_name(f"{path.stem}.part{path.suffix}")
+    try:
+        with _open(source) as (frames, rate):
+            loop = _Loop(frames, rate, partial, label_set, CODECS[codec], keeps_pace=isinstance(source, int))
             report = loop.run(label, _name(source))
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-    if report.frames == 0:
-        path.unlink(missing_ok=True)
-        raise UserError(f"{_name(source)} has no readable frame; it is damaged or not a video")
-    _check_written(path, loop.written)
-    return report
+        if report.frames == 0:
+            raise UserError(f"{_name(source)} has no readable frame; it is damaged or not a video")
+        _check_written(partial, loop.written)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return dataclasses.replace(report, path=path)
 
 
 class _Loop:
@@ -255,7 +253,6 @@ def _check_written(path: pathlib.Path, frames: int) -> None:
     found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
     capture.release()
     if found != frames:
-        path.unlink(missing_ok=True)
         raise UserError(f"{path} has only {found} of {frames} frames; is the disk full?")
 
 

@@ -1,0 +1,187 @@
+"""Pixel values of every kind as 8-bit RGB, by rules that do not depend on the other pixels of an image.
+
+Values of more than 8 bits are mapped linearly: a range of values becomes black to white. The range is the one that the
+file's type implies (0 to 65535 for 16 bits, 0 to 1 for floats), or `image_range`. Files often contain other values, for
+example 12 bits of a medical camera in 16. Such a file is rejected rather than stored nearly black. It is never scaled
+by its own extremes, which would make images of a data set incomparable.
+"""
+
+import pathlib
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8, UInt16
+from PIL import Image, ImageOps
+
+from deeplab_jax.errors import UserError
+
+#: The values that become black and white.
+ImageRange = tuple[float, float]
+
+_ORIENTATION, _PHOTOMETRIC, _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 274, 262, 258, 339  # TIFF tags; the first is in EXIF too
+_WHITE_IS_ZERO, _SIGNED = 0, 2  # values of _PHOTOMETRIC and _SAMPLE_FORMAT
+
+_DARK = 0.25  # an image whose values stay below this fraction of the range looks as if it had another range
+_ROUNDING = 1e-4  # by which floats may leave the range
+
+
+def upright_rgb(
+    image: Image.Image,
+    name: pathlib.Path | str,
+    *,
+    colors: UInt16[np.ndarray, "height width channels"] | None = None,
+    image_range: ImageRange | None = None,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Converts an image to upright 8-bit RGB.
+
+    Transparent pixels are drawn on white. The fourth band of a TIFF is transparency only if its values are all 0 or the
+    maximum: it often is infrared, whatever the file declares.
+
+    Args:
+      image: the image.
+      name: its path, or what to call it in messages.
+      colors: the result of `read_16_bit_colors`.
+      image_range: the values that become black and white, for images of more than 8 bits (default: see above).
+
+    Raises:
+      UserError: the image has values outside its range or far below the end of it, a band that is not transparency, or
+        colors that cannot be converted.
+    """
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    upright = _with_8_bits(image, name, colors, image_range)
+    if orientation != 1:
+        upright.getexif()[_ORIENTATION] = orientation
+        upright = ImageOps.exif_transpose(upright)
+    if upright.mode in ("La", "RGBa"):  # colors multiplied by their opacity
+        upright = upright.convert(upright.mode.upper())
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        upright = _draw_on_white(upright.convert("RGBA"), name, is_tiff=image.format == "TIFF")
+    try:
+        return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
+    except ValueError:
+        raise UserError(f"image {name} has mode {upright.mode}, which cannot be converted to RGB") from None
+
+
+def read_16_bit_colors(
+    image: Image.Image, name: pathlib.Path | str
+) -> UInt16[np.ndarray, "height width channels"] | None:
+    """Reads an image with 16 bits per color, of which Pillow keeps only 8. Call it before the pixels are loaded.
+
+    Args:
+      image: the image.
+      name: its path, or what to call it in messages.
+
+    Returns:
+      RGB or RGBA values, or None if the image is of another kind.
+
+    Raises:
+      UserError: the image is damaged or of a rare kind.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        return None  # Pillow keeps all bits of a single channel
+    if image.format == "TIFF":
+        is_wide = int(np.max(image.tag_v2.get(_BITS_PER_SAMPLE, 1))) > 8
+    else:
+        is_wide = image.format == "PNG" and any(";16" in str(tile[3]) for tile in image.tile)
+    if not is_wide:
+        return None
+    if not image.tile:
+        raise UserError(f"{name} has 16 bits per color, of which Pillow has kept 8; pass its path instead")
+    position = image.fp.tell()
+    image.fp.seek(0)
+    encoded = np.frombuffer(image.fp.read(), np.uint8)
+    image.fp.seek(position)
+    values = None
+    if image.mode in ("RGB", "RGBA"):
+        values = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16 or values.ndim != 3 or values.shape[2] < len(image.getbands()):
+        raise UserError(f"image {name} is damaged or an unusual 16-bit {image.format}; save it again as 8-bit RGB")
+    return values[..., [2, 1, 0, 3][: len(image.getbands())]]  # OpenCV's order is BGR
+
+
+def _with_8_bits(image, name, colors, image_range) -> Image.Image:
+    """The image in a mode of 8 bits per channel; `image` itself if it has one."""
+    tags = getattr(image, "tag_v2", {})
+    is_signed = _SIGNED in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1))
+    if colors is not None:
+        scaled = _scale(colors[..., :3], name, (0, 2**16 - 1), image_range)
+        if colors.shape[2] == 4:
+            scaled = np.dstack([scaled, _linear(colors[..., 3], 0, 2**16 - 1)])
+        return Image.fromarray(scaled)
+    if image.mode == "F":
+        values, implied = np.asarray(image), (0.0, 1.0)
+    elif image.mode.startswith("I;16"):
+        bits = int(np.max(tags.get(_BITS_PER_SAMPLE, 16)))
+        values, implied = np.asarray(image), (0, 2**bits - 1)
+    elif image.mode == "I":
+        is_png = image.format == "PNG"  # older releases of Pillow open 16-bit PNGs in this mode
+        values, implied = np.asarray(image), (0, 2**16 - 1) if is_png else None
+        if not is_signed and tags:
+            values = values.view(np.uint32)
+    elif image.mode == "L" and is_signed:
+        values, implied = np.asarray(image).view(np.int8), None
+    else:
+        return image
+    if "transparency" in image.info:
+        raise UserError(f"image {name} has a transparent color and more than 8 bits; save it with 8 bits")
+    scaled = _scale(values, name, implied, image_range)
+    return Image.fromarray(~scaled if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else scaled)
+
+
+def _scale(values: np.ndarray, name: object, implied: ImageRange | None, given: ImageRange | None) -> np.ndarray:
+    """Maps a range of values to 0 to 255: the given one, or the one that the file's type implies."""
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise UserError(f"image {name} contains NaN or infinite values; replace them")
+    if given is None:
+        kind = "float" if values.dtype.kind == "f" else "integer"
+        problem = _find_problem(low, high, implied)
+        if problem:
+            raise UserError(
+                f"image {name} has {kind} values from {low:g} to {high:g}{problem}; choose which values are black and "
+                f"white in all your images, for example --image-range={_suggest_range(low, high, values.dtype.kind)}"
+            )
+    return _linear(values, *(given or implied))
+
+
+def _find_problem(low: float, high: float, implied: ImageRange | None) -> str | None:
+    if implied is None:
+        return ", of which black and white are not known"
+    tolerance = _ROUNDING * implied[1]
+    if low < implied[0] - tolerance or high > implied[1] + tolerance:
+        return f", but the range of this kind of file is {implied[0]:g} to {implied[1]:g}"
+    if 0 < high <= _DARK * implied[1]:
+        return f", which would be nearly black in the range {implied[0]:g} to {implied[1]:g}"
+    return None
+
+
+def _suggest_range(low: float, high: float, kind: str) -> str:
+    """A usual range that contains the values."""
+    if low >= 0:
+        usual = (0.1, 0.25, 1, 255, 1000, 10_000) if kind == "f" else [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
+        high = next((bound for bound in usual if high <= bound), high)
+        low = 0
+    return f"{low:g},{high:.10g}"
+
+
+def _linear(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Maps `low` to 0 and `high` to 255; values outside are clipped."""
+    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:  # a table needs the least memory
+        info = np.iinfo(values.dtype)
+        table = _linear(np.arange(info.min, info.max + 1, dtype=np.float64), low, high)
+        return table[values.astype(np.int32) - info.min] if info.min else table[values]
+    scaled = (np.clip(values, low, high) - low) * (255.0 / (high - low))
+    return np.rint(scaled).astype(np.uint8)
+
+
+def _draw_on_white(image: Image.Image, name: pathlib.Path | str, *, is_tiff: bool) -> Image.Image:
+    opacity = image.getchannel("A")
+    low, high = opacity.getextrema()
+    if high == 0:
+        raise UserError(f"image {name} is completely transparent; remove its alpha channel if it has colors")
+    if is_tiff and sum(opacity.histogram()[1:255]):
+        raise UserError(
+            f"image {name} has a fourth band with values from {low} to {high}, for example infrared or transparency; "
+            "save its three color bands alone"
+        )
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
