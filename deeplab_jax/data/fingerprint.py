@@ -27,7 +27,7 @@ def fingerprint(source: Source) -> dict[str, Any]:
         "name": source.name,
         "class_names": list(source.label_set.class_names),
         "palette": [list(color) for color in source.label_set.palette],
-        "splits": {split: _summarize(part) for split, part in _parts(source).items()},
+        "splits": _summarize(source),
     }
 
 
@@ -64,12 +64,12 @@ def _describe_classes(before: list[str], now: list[str]) -> str:
     return f"class {index} was {before[index]} and now is {now[index]}"
 
 
-def _parts(source: Source) -> dict[str, Source]:
-    if isinstance(source, PreparedSource):
-        return {part: PreparedSource(source.folder, part) for part in source.split.split("+")}
-    return {source.split: source}
-
-
-def _summarize(part: Source) -> dict[str, Any]:
-    stored = part.summary if isinstance(part, PreparedSource) else None
-    return {key: stored[key] for key in _COMPARED} if stored else summarize_ids(part.ids())
+def _summarize(source: Source) -> dict[str, dict[str, Any]]:
+    if not isinstance(source, PreparedSource):
+        return {source.split: summarize_ids(source.ids())}
+    return {
+        split: {key: stored[key] for key in _COMPARED}
+        if stored
+        else summarize_ids(PreparedSource(source.folder, split).ids())
+        for split, stored in source.summaries.items()
+    }

@@ -5,9 +5,11 @@ not: TFDS has no `tf.data` reader for ArrayRecord.
 """
 
 import json
+import logging
 import pathlib
 import shutil
 import tempfile
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +19,9 @@ from deeplab_jax.data import images, tf_example
 from deeplab_jax.data.dataset import RawDataset, RawExample
 from deeplab_jax.data.split_summary import SplitSummary
 from deeplab_jax.errors import UserError
-from deeplab_jax.labels import LabelSet
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet
+
+logger = logging.getLogger(__name__)
 
 _VERSION = "1.0.0"  # format version; TFDS expects it as the name of the folder
 _SHARD_BYTES = 256 << 20  # a file that reaches this size is closed and the next one begins
@@ -69,9 +73,9 @@ class PreparedSource:
         )
         self._records = ArrayRecordDataSource([shard for part in split.split("+") for shard in shards[part]])
         self._largest_size = None
-        summaries = metadata.get("splits", {})
-        #: The stored `SplitSummary` of a single split; None for several, and for data sets of older versions.
-        self.summary: dict[str, Any] | None = summaries.get(split)
+        stored = metadata.get("splits", {})
+        #: The values of `SplitSummary` of each split; None in data sets of older versions.
+        self.summaries: dict[str, dict[str, Any] | None] = {part: stored.get(part) for part in split.split("+")}
 
     @staticmethod
     def split_names(folder: pathlib.Path) -> list[str]:
@@ -102,6 +106,11 @@ class PreparedSource:
     def __repr__(self) -> str:
         return f"PreparedSource({self.name}/{self.split}, {len(self)} examples)"
 
+    @property
+    def is_all_ignored(self) -> bool:
+        """True if every pixel of every mask is ignored. Unknown, and False, for data sets of older versions."""
+        return all(stored is not None and not any(stored["class_pixels"]) for stored in self.summaries.values())
+
     def ids(self) -> list[str]:
         """The ids of all examples, in order."""
         return [self[i]["id"] for i in range(len(self))]
@@ -122,11 +131,10 @@ def write_dataset(name: str, raw: RawDataset, data_dir: pathlib.Path) -> pathlib
       The prepared folder.
 
     Raises:
-      UserError: an example is wrong, a split is empty, or the folder cannot be written.
+      UserError: an example is wrong, a split is empty or names an example twice, all masks are ignored everywhere, or
+        the folder cannot be written.
     """
-    for split, examples in raw.splits.items():
-        if not examples:
-            raise UserError(f"split {split} of {name} is empty; check the list that names its images")
+    _check_ids(name, raw)
     folder = prepared_folder(name, data_dir)
     for incomplete in folder.parent.glob("incomplete.*"):  # left by a preparation that was killed
         shutil.rmtree(incomplete)
@@ -141,6 +149,7 @@ def write_dataset(name: str, raw: RawDataset, data_dir: pathlib.Path) -> pathlib
                 _write_split(target, name, split, raw.label_set, examples, summaries[split])
                 for split, examples in raw.splits.items()
             ]
+            _check_labels(name, raw.label_set, summaries)
             _write_descriptions(target, name, raw.label_set, splits, summaries)
             target.rename(folder)
     except OSError as error:
@@ -151,6 +160,33 @@ def write_dataset(name: str, raw: RawDataset, data_dir: pathlib.Path) -> pathlib
         if created and not folder.exists():
             shutil.rmtree(folder.parent, ignore_errors=True)
     return folder
+
+
+def _check_ids(name: str, raw: RawDataset) -> None:
+    for split, examples in raw.splits.items():
+        if not examples:
+            raise UserError(f"split {split} of {name} is empty; check the list that names its images")
+        example_id, count = Counter(example.id for example in examples).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"split {split} of {name} lists {example_id} {count} times; list each image once")
+
+
+def _check_labels(name: str, label_set: LabelSet, summaries: dict[str, SplitSummary]) -> None:
+    """Rejects a data set without labels, and warns of splits and classes that have none."""
+    if all(summary.is_all_ignored for summary in summaries.values()):
+        raise UserError(f"every pixel of every mask of {name} is ignored ({IGNORE_LABEL}); masks contain class ids")
+    for split, summary in summaries.items():
+        if summary.is_all_ignored:
+            logger.warning(
+                "every pixel of split %s of %s is ignored (%d); it cannot be trained on or evaluated",
+                split,
+                name,
+                IGNORE_LABEL,
+            )
+    totals = np.sum([summary.class_pixels for summary in summaries.values()], axis=0)
+    absent = [class_name for class_name, total in zip(label_set.class_names, totals, strict=True) if not total]
+    if absent:
+        logger.warning("no mask of %s has a pixel of: %s", name, ", ".join(absent))
 
 
 class _Shard(NamedTuple):

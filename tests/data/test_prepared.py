@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplab_jax import data
-from deeplab_jax.data import images, prepared, tf_example
+from deeplab_jax.data import masks, prepared, tf_example
 from deeplab_jax.data.dataset import RawDataset, RawExample
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.data.prepared import PreparedSource, write_dataset
@@ -91,7 +91,7 @@ def test_large_splits_have_several_files(tmp_path, monkeypatch):
     label_set = LabelSet.from_names(("a", "b", "c"))
     raw = [
         RawExample(
-            path.stem, path, lambda path=path: images.read_mask(folder / "masks" / f"{path.stem}.png", label_set)
+            path.stem, path, lambda path=path: masks.read_mask(folder / "masks" / f"{path.stem}.png", label_set)
         )
         for path in sorted((folder / "images").iterdir())
     ]

@@ -29,3 +29,12 @@ def read_lines(path: pathlib.Path) -> list[str]:
     if "\0" in text:
         raise UserError(f"{path} contains zero bytes, so it is not a text file in UTF-8; save it as UTF-8")
     return text.splitlines()
+
+
+def read_names(path: pathlib.Path) -> list[str]:
+    """Reads a list of names without spaces, one per line.
+
+    Raises:
+      UserError: see `read_lines`.
+    """
+    return " ".join(read_lines(path)).split()
