@@ -78,7 +78,13 @@ def _report_values(report: "Report") -> dict[str, Any]:
         del values["ids"]
         splits[name] = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in values.items()}
     class_names = list(report.label_set.class_names)
-    return {"name": report.name, "class_names": class_names, "splits": splits, "leaks": report.leaks, "notes": list(report.notes)}
+    return {
+        "name": report.name,
+        "class_names": class_names,
+        "splits": splits,
+        "leaks": report.leaks,
+        "notes": list(report.notes),
+    }
 
 
 def add_show_arguments(parser: argparse.ArgumentParser) -> None:

@@ -117,7 +117,7 @@ class Dataset:
 
     Attributes:
       name: value of `config.data.name`, in snake case.
-      read_raw: takes the folder of the raw data set and returns a `RawDataset`. It leaves reading images to `RawExample`.
+      read_raw: takes the folder of the raw data set and returns a `RawDataset`. It does not read images.
       options: names of the keyword arguments that `read_raw` accepts.
       archive: published archive of the raw data set; without it, users have to pass `--source`.
       is_needed: whether to unpack the archive's file of this name.

@@ -13,7 +13,7 @@ _COMPARED = ("examples", "ids", "content")
 def fingerprint(source: Source) -> dict[str, Any]:
     """Describes the data of a source in values that JSON can store.
 
-    Prepared data sets store their fingerprint, so this takes no time. For generated data sets, and for data sets that an
+    Prepared data sets store their fingerprint, so this takes no time. For generated data sets, and for those that an
     older version prepared, the names of all examples are read, and `content` is missing.
 
     Args:

@@ -131,7 +131,9 @@ def decide(survey: Survey, classes: ClassList) -> MaskReading:
     ways: dict[masks.Kind, Way] = {"gray": _gray_way("gray", survey.values["gray"], survey, classes, color_ids, notes)}
     rgb = survey.values["RGB"]
     if rgb and all(map(_is_gray, rgb)):
-        ways["RGB"] = _gray_way("RGB", {code & 255: path for code, path in rgb.items()}, survey, classes, color_ids, notes)
+        ways["RGB"] = _gray_way(
+            "RGB", {code & 255: path for code, path in rgb.items()}, survey, classes, color_ids, notes
+        )
     else:
         _check_channel_order(rgb, color_ids)
         ways["RGB"] = "colors"
@@ -272,8 +274,8 @@ def _check_one_palette(colors: dict[int, dict[int, pathlib.Path]]) -> None:
             other, other_path = first.setdefault(code, (index, path))
             if other != index and other_path != path and len(codes) > 1:
                 raise UserError(
-                    f"color {masks.code_color(code)} is index {other} in mask {other_path}, but index {index} in {path}, "
-                    "so their indices are not class ids; list the colors in classes.txt as `name r g b`"
+                    f"color {masks.code_color(code)} is index {other} in mask {other_path}, but {index} in {path}, so "
+                    "their indices are not class ids; list the colors in classes.txt as `name r g b`"
                 )
 
 

@@ -196,9 +196,8 @@ def _sample_format(image: Image.Image, path: pathlib.Path) -> tuple[int, bool]:
 
 def _gray_values(pixels: np.ndarray, path: pathlib.Path, bits: int, inverted: bool) -> Integer[np.ndarray, "h w"]:
     """The stored values. Pillow stretches 2 and 4 bits to the range 0 to 255."""
-    if pixels.dtype.kind == "f":
-        if not (np.isfinite(pixels).all() and np.equal(pixels, np.round(pixels)).all()):
-            raise UserError(f"mask {path} contains fractions; save it as a gray or palette PNG of class ids")
+    if pixels.dtype.kind == "f" and not (np.isfinite(pixels).all() and np.equal(pixels, np.round(pixels)).all()):
+        raise UserError(f"mask {path} contains fractions; save it as a gray or palette PNG of class ids")
     values = pixels.astype(np.int64)
     if inverted:
         values = 255 - values

@@ -153,9 +153,7 @@ def _describe_leaks(name: str, raw: RawDataset) -> list[str]:
     )
 
 
-def _find_root(
-    dataset: Dataset, source: pathlib.Path | None, data_dir: pathlib.Path, scratch: pathlib.Path
-) -> _Root:
+def _find_root(dataset: Dataset, source: pathlib.Path | None, data_dir: pathlib.Path, scratch: pathlib.Path) -> _Root:
     """The folder with the raw data: the source itself, or what an archive contains, unpacked into `scratch`."""
     if source is not None and source.is_dir():
         return _Root(source, source)

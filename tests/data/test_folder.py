@@ -22,7 +22,10 @@ MASK[:4] = 1
 
 def make(root, images, masks=None):
     """A folder with files of these names; masks are named like the images by default."""
-    for folder, names in (("images", images), ("masks", masks or [os.path.splitext(name)[0] + ".png" for name in images])):
+    for folder, names in (
+        ("images", images),
+        ("masks", masks or [os.path.splitext(name)[0] + ".png" for name in images]),
+    ):
         for name in names:
             path = root / folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,9 +40,7 @@ def ids(raw):
 
 def masks(raw):
     """The name of the mask of each image."""
-    return {
-        example.id: example.read_label.args[0].name for examples in raw.splits.values() for example in examples
-    }
+    return {example.id: example.read_label.args[0].name for examples in raw.splits.values() for example in examples}
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""How the masks of a whole data set are read is decided by what all of them contain, or they are refused with the fix."""
+"""All masks of a data set decide how each of them is read; data that fits no reading is refused with the fix."""
 
 import numpy as np
 import pytest
@@ -67,7 +67,10 @@ def refused(tmp_path):
 
     def fails(message, classes, *masks):
         root = make(tmp_path / "own", classes, *masks)
-        for use in (lambda: prepare("folder", source=root, data_dir=tmp_path / "data"), lambda: check("folder", source=root)):
+        for use in (
+            lambda: prepare("folder", source=root, data_dir=tmp_path / "data"),
+            lambda: check("folder", source=root),
+        ):
             with pytest.raises(UserError, match=message) as caught:
                 use()
             assert "\n" not in str(caught.value)
@@ -163,7 +166,12 @@ def test_gray_masks_and_colored_masks_may_be_mixed(labels_of):
 
 def test_gray_values_that_are_ids_and_other_colors_are_refused(refused):
     classes = "leaf 1 1 1\nbackground 0 0 0\n"
-    refused("gray value [01] of the masks .* is the id of one class and the color of another", classes, gray(LEAF), gray(LEAF))
+    refused(
+        "gray value [01] of the masks .* is the id of one class and the color of another",
+        classes,
+        gray(LEAF),
+        gray(LEAF),
+    )
 
 
 def test_swapped_channels_are_named(refused):
@@ -206,7 +214,12 @@ def test_a_palette_that_matches_in_part_is_refused(refused):
 
 
 def test_palettes_that_differ_are_refused_without_colors(refused):
-    refused("is index 0 in mask .*so their indices are not class ids|so their indices", NAMES, indexed(STEM), reordered(STEM))
+    refused(
+        "is index 0 in mask .*so their indices are not class ids|so their indices",
+        NAMES,
+        indexed(STEM),
+        reordered(STEM),
+    )
 
 
 def test_a_palette_of_other_colors_is_read_by_index(labels_of, tmp_path):

@@ -1,4 +1,4 @@
-"""Mask files are read as they are stored: no stretching, no rounding, upright, and nothing that changed their labels."""
+"""Mask files are read as they are stored: upright, without stretching or rounding, and without lossy compression."""
 
 import cv2
 import numpy as np

@@ -90,9 +90,7 @@ def test_large_splits_have_several_files(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "own", count=5)
     label_set = LabelSet.from_names(("a", "b", "c"))
     raw = [
-        RawExample(
-            path.stem, path, lambda path=path: masks.read_mask(folder / "masks" / f"{path.stem}.png", label_set)
-        )
+        RawExample(path.stem, path, lambda path=path: masks.read_mask(folder / "masks" / f"{path.stem}.png", label_set))
         for path in sorted((folder / "images").iterdir())
     ]
     target = write_dataset("many", RawDataset(label_set, {"train": raw}), tmp_path / "data")

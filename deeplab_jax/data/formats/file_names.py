@@ -106,7 +106,7 @@ def _match_with_words(cores: dict[str, str], masks: Files, pattern: re.Pattern =
             if found and _is_boundary(before[-1:], stem[0]) and _is_boundary(stem[-1], after[:1]):
                 counts[before, after] += 1
     choices = []
-    for before, after in counts:
+    for (before, after), _ in counts.most_common(20):
         found = {}
         for name, core in cores.items():
             folder, slash, stem = core.rpartition("/")

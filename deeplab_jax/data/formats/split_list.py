@@ -75,5 +75,7 @@ def _cuts(line: str) -> Iterator[tuple[str, str]]:
 def _explain(line: str, images: Index) -> str:
     for left, right in _cuts(line):
         if images.find(left) is not None:
-            return f"`{right}` after the image {left} is not a mask in masks/; write one image, or an image and its mask"
+            return (
+                f"`{right}` after the image {left} is not a mask in masks/; write one image, or an image and its mask"
+            )
     return f"`{line}` is not an image in images/"

@@ -69,7 +69,11 @@ def test_the_ignore_label_may_have_a_color(read):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 def test_encodings(read, encoding):
     mark = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}.get(encoding, b"")
-    assert read(mark + "fondo\r\nhoja\r\nmañana\r\n".encode(encoding)).label_set.class_names == ("fondo", "hoja", "mañana")
+    assert read(mark + "fondo\r\nhoja\r\nmañana\r\n".encode(encoding)).label_set.class_names == (
+        "fondo",
+        "hoja",
+        "mañana",
+    )
 
 
 def test_names_that_begin_with_numbers_keep_them(read):
