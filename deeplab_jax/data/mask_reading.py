@@ -261,7 +261,7 @@ def _palette_way(survey: Survey, classes: ClassList, color_ids: dict[int, int], 
                 f"{masks.code_color(code)}, but other colors of it are not listed; list the colors of all its indices, "
                 "or save class ids as gray PNGs"
             )
-    if used:
+    if not all(_is_gray(code) for _, code, _ in used):
         notes.append("palette masks are read by index, because their colors are not those of classes.txt")
     return "ids"
 

@@ -27,7 +27,7 @@ class StoredMask:
 
     Attributes:
       path: the file.
-      kind: gray, palette or RGB.
+      kind: gray, palette or RGB. Gray values of fewer than 8 bits are indices of a palette: value 1 of 1 bit is white.
       values: gray values, palette indices, or color codes (`0xrrggbb`).
       palette: color code of each palette index; None for other kinds.
       hidden: pixels that are fully transparent; None if there are none.
@@ -101,9 +101,13 @@ def load_mask(path: pathlib.Path) -> StoredMask:
         return StoredMask(path, "gray", pixels[..., 0].astype(np.int64), hidden=_if_any(hidden))
     if mode not in ("L", "1", "F") and not mode.startswith("I"):
         raise UserError(f"mask {path} has mode {mode}; save it as a gray or palette PNG of class ids")
-    values = _gray_values(np.asarray(image), path, bits if mode == "L" else 8, inverted and mode == "L")
-    hidden = values == transparency if isinstance(transparency, int) else None
-    return StoredMask(path, "gray", values, hidden=_if_any(hidden), hidden_by_value=True)
+    pixels = np.asarray(image)
+    if mode in ("1", "L") and (bits < 8 or inverted):
+        return _few_bits_mask(pixels, path, bits, inverted and mode == "L")
+    if pixels.dtype.kind == "f" and not (np.isfinite(pixels).all() and np.equal(pixels, np.round(pixels)).all()):
+        raise UserError(f"mask {path} contains fractions; save it as a gray or palette PNG of class ids")
+    hidden = pixels == transparency if isinstance(transparency, int) else None
+    return StoredMask(path, "gray", pixels.astype(np.int64), hidden=_if_any(hidden), hidden_by_value=True)
 
 
 def read_mask(path: pathlib.Path, label_set: LabelSet, *, by_color: bool = False) -> UInt8[np.ndarray, "height width"]:
@@ -122,7 +126,8 @@ def read_mask(path: pathlib.Path, label_set: LabelSet, *, by_color: bool = False
       UserError: the file is missing or truncated, or contains a color or an id that is not assigned to any class.
     """
     mask = load_mask(path)
-    if mask.kind == "RGB" or (by_color and mask.kind == "gray"):
+    is_gray = mask.kind == "gray" or (mask.palette is not None and not (mask.palette % _GRAY_CODE).any())
+    if mask.kind == "RGB" or (by_color and is_gray):
         return look_up_colors(mask.codes(), color_ids(label_set), path)
     check_label(mask.values, label_set, str(path))
     return mask.values.astype(np.uint8)
@@ -194,14 +199,14 @@ def _sample_format(image: Image.Image, path: pathlib.Path) -> tuple[int, bool]:
     return 8, False
 
 
-def _gray_values(pixels: np.ndarray, path: pathlib.Path, bits: int, inverted: bool) -> Integer[np.ndarray, "h w"]:
-    """The stored values. Pillow stretches 2 and 4 bits to the range 0 to 255."""
-    if pixels.dtype.kind == "f" and not (np.isfinite(pixels).all() and np.equal(pixels, np.round(pixels)).all()):
-        raise UserError(f"mask {path} contains fractions; save it as a gray or palette PNG of class ids")
-    values = pixels.astype(np.int64)
+def _few_bits_mask(pixels: np.ndarray, path: pathlib.Path, bits: int, inverted: bool) -> StoredMask:
+    """A gray mask of which Pillow has stretched 1, 2 or 4 bits to the range 0 to 255, or inverted the values."""
+    largest = 2**bits - 1
+    shown = np.arange(256).clip(0, largest) * (255 // largest)
+    values = pixels.astype(np.int64) if bits == 1 else pixels.astype(np.int64) // (255 // largest)
     if inverted:
-        values = 255 - values
-    return values // (255 // (2**bits - 1)) if bits in (2, 4) else values
+        values, shown = largest - values, 255 - shown
+    return StoredMask(path, "palette", values, shown * _GRAY_CODE)
 
 
 def _palette_mask(image: Image.Image, path: pathlib.Path) -> StoredMask:

@@ -39,7 +39,7 @@ class SplitSummary:
     @property
     def is_all_ignored(self) -> bool:
         """True if no pixel of any mask has a class."""
-        return not any(self.class_pixels)
+        return int(self._pixels.sum()) == int(self._pixels[IGNORE_LABEL])
 
     def values(self) -> dict[str, Any]:
         """The summary for a JSON file: `examples`, `ids`, `content`, `class_pixels` and `ignored_pixels`."""

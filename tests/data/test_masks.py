@@ -143,7 +143,8 @@ def test_masks_are_turned_like_images(tmp_path, orientation, kind):
         image.putpalette(VOC.color_table().tobytes())
     elif kind.startswith("rgb"):
         image = Image.fromarray(VOC.color_table()[FEW])
-    path = save(tmp_path / kind, image, exif=exif)
+    options = {"compression": "tiff_lzw"} if kind.endswith(".tif") else {}
+    path = save(tmp_path / kind, image, exif=exif, **options)
     np.testing.assert_array_equal(masks.read_mask(path, VOC), TURNED[orientation])
 
 

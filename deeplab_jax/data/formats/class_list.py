@@ -55,7 +55,6 @@ def read_classes(path: pathlib.Path) -> ClassList:
     lines = [(number, line.strip()) for number, line in enumerate(read_lines(path), 1)]
     entries = [(number, *_parse(path, number, line)) for number, line in lines if line and not line.startswith("#")]
     ignored = [position for position, (_, name, _) in enumerate(entries) if name == IGNORE_NAME]
-    has_colors = any(color is not None for _, _, color in entries)
     if ignored and ignored[0] not in (0, len(entries) - 1):
         raise UserError(
             f"{path}, line {entries[ignored[0]][0]}: {IGNORE_NAME} takes no id, so the ids after it are unclear; make "
@@ -63,7 +62,7 @@ def read_classes(path: pathlib.Path) -> ClassList:
         )
     classes = [entry for position, entry in enumerate(entries) if position not in ignored]
     for number, _, color in classes:
-        if (color is not None) != has_colors:
+        if (color is None) != (classes[0][2] is None):
             raise UserError(f"{path}, line {number}: give a color (`name r g b`) to every class or to none")
     names = _without_numbers(path, [(number, name) for number, name, _ in classes])
     colors = [color for _, _, color in classes if color is not None]

@@ -54,14 +54,12 @@ def _parse(line: str, images: Index, masks: Index) -> Entry | None:
     image = images.find_exact(line)
     if image is not None:
         return Entry(image, None)
-    names_image = False
-    for left, right in _cuts(line):
-        image = images.find(left)
-        if image is not None:
-            names_image = True
-            mask = masks.find(right)
-            if mask is not None:
+    for find_image, find_mask in ((images.find_exact, masks.find_exact), (images.find, masks.find)):
+        for left, right in _cuts(line):
+            image, mask = find_image(left), find_mask(right)
+            if image is not None and mask is not None:
                 return Entry(image, mask)
+    names_image = any(images.find(left) is not None for left, _ in _cuts(line))
     image = None if names_image else images.find(line)
     return None if image is None else Entry(image, None)
 
