@@ -26,7 +26,7 @@ from deeplab_jax.labels import IGNORE_COLOR, IGNORE_LABEL, LabelSet
 Way = Literal["ids", "colors"]
 
 _MOST_COLORS = 10_000  # beyond this a data set has no colors of classes, and counting them takes memory
-_NAMED = 3  # values that a message names
+_MOST_UNKNOWN = 20  # unknown colors that can be mistakes in classes.txt; more are blurred edges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ def decide(survey: Survey, classes: ClassList) -> MaskReading:
             "RGB", {code & 255: path for code, path in rgb.items()}, survey, classes, color_ids, notes
         )
     else:
-        _check_channel_order(rgb, color_ids)
+        _check_colors(rgb, color_ids)
         ways["RGB"] = "colors"
     ways["palette"] = _palette_way(survey, classes, color_ids, notes)
     hidden_label = 0
@@ -201,7 +201,7 @@ def _is_drawn_as(values: Iterable[int], num_classes: int) -> bool:
 def _explain_255(kind: masks.Kind, values: dict[int, pathlib.Path], classes: ClassList) -> str:
     names = classes.label_set.class_names
     found = " and ".join(str(value) for value in sorted(values))
-    problem = f"the {'gray' if kind == 'gray' else kind} masks contain only {found} (such as {_first(values)})"
+    problem = f"the {kind} masks contain only {found} (such as {_first(values)})"
     if 65535 in values:
         return f"{problem}; save the foreground as 1, in 8 bits"
     problem += ", but 255 marks ignored pixels"
@@ -219,21 +219,29 @@ def _explain_255(kind: masks.Kind, values: dict[int, pathlib.Path], classes: Cla
 
 
 def _check_first_id(kind: masks.Kind, values: dict[int, pathlib.Path], names: tuple[str, ...]) -> None:
-    """Rejects ids that begin at 1."""
+    """Rejects ids that begin at 1, and one id more than there are classes."""
     classes = set(values) - {IGNORE_LABEL}
-    if classes and min(classes) == 1 and max(classes) == len(names):
+    if classes and min(classes) in (0, 1) and max(classes) == len(names):
         raise UserError(
-            f"the {'gray' if kind == 'gray' else kind} masks contain ids 1 to {len(names)} (such as "
-            f"{values[len(names)]}), but the first line of classes.txt is id 0; add the class of id 0 as the first line"
+            f"the {kind} masks contain ids {min(classes)} to {len(names)} (such as {values[len(names)]}), but "
+            f"classes.txt lists {len(names)} classes, of which the first is id 0; add the class of id 0 as the first "
+            "line (often background)"
         )
 
 
-def _check_channel_order(codes: dict[int, pathlib.Path], color_ids: dict[int, int]) -> None:
-    swapped = {code: masks.color_code(masks.code_color(code)[::-1]) for code in codes}
-    if not all(code in color_ids for code in codes) and all(code in color_ids for code in swapped.values()):
-        code = next(code for code in codes if code not in color_ids)
+def _check_colors(codes: dict[int, pathlib.Path], color_ids: dict[int, int]) -> None:
+    """Rejects channels in another order, and the many colors of blurred edges; other unknown colors are named later."""
+    unknown = [code for code in codes if code not in color_ids]
+    if len(unknown) > _MOST_UNKNOWN:
         raise UserError(
-            f"mask {codes[code]} contains color {masks.code_color(code)}, which is a color of classes.txt with red and "
+            f"the masks contain {len(unknown)} colors that are not assigned to any class, such as "
+            f"{masks.code_color(unknown[0])} in {codes[unknown[0]]}; save masks without antialiasing, resizing or lossy "
+            "compression"
+        )
+    swapped = {code: masks.color_code(masks.code_color(code)[::-1]) for code in codes}
+    if unknown and all(code in color_ids for code in swapped.values()):
+        raise UserError(
+            f"mask {codes[unknown[0]]} contains color {masks.code_color(unknown[0])}, which is a color of classes.txt with red and "
             "blue swapped; save the masks as RGB, not BGR"
         )
 
@@ -258,8 +266,8 @@ def _palette_way(survey: Survey, classes: ClassList, color_ids: dict[int, int], 
             name = classes.label_set.class_names[color_ids[code]] if color_ids[code] != IGNORE_LABEL else IGNORE_NAME
             raise UserError(
                 f"mask {path} is a palette image whose index {index} has the color of {name} in classes.txt, "
-                f"{masks.code_color(code)}, but other colors of it are not listed; list the colors of all its indices, "
-                "or save class ids as gray PNGs"
+                f"{masks.code_color(code)}, but other colors of it are not listed; list the colors of all its indices "
+                f"(`{IGNORE_NAME} r g b` for ignored pixels), or save class ids as gray PNGs"
             )
     if not all(_is_gray(code) for _, code, _ in used):
         notes.append("palette masks are read by index, because their colors are not those of classes.txt")

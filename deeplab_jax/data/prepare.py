@@ -14,7 +14,7 @@ from deeplab_jax.data.download import download
 from deeplab_jax.data.image_files import is_clutter
 from deeplab_jax.data.images import ImageRange
 from deeplab_jax.data.leaks import find_leaks
-from deeplab_jax.data.prepared import prepared_folder, write_dataset
+from deeplab_jax.data.prepared import is_complete, prepared_folder, write_dataset
 from deeplab_jax.data.registry import dataset_names, default_data_dir, get_dataset
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import create_folder
@@ -56,6 +56,10 @@ def prepare(
     options = _check_options(dataset, {"sbd_source": sbd_source, "val_fraction": val_fraction})
     data_dir = default_data_dir() if data_dir is None else data_dir
     target = prepared_folder(name, data_dir)
+    if target.is_dir() and not is_complete(target):
+        raise UserError(
+            f"{target} is incomplete, perhaps a copy that was interrupted; remove it and prepare {name} again"
+        )
     if target.is_dir():
         logger.info("%s is already prepared in %s; remove this folder to prepare it again", name, target)
         return target
@@ -172,8 +176,7 @@ def _find_root(dataset: Dataset, source: pathlib.Path | None, data_dir: pathlib.
             shutil.copy(_fetch(published, data_dir), next(scratch.glob("**/train.txt")).parent)
     children = list(scratch.iterdir()) if scratch.is_dir() else []
     # Some archives contain the folder, others its content.
-    is_wrapped = len(children) == 1 and children[0].is_dir() and children[0].name not in ("images", "masks")
-    return _Root(children[0] if is_wrapped else scratch, archive)
+    return _Root(children[0] if len(children) == 1 and children[0].is_dir() else scratch, archive)
 
 
 def _fetch(published: Download, data_dir: pathlib.Path) -> pathlib.Path:

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _VERSION = "1.0.0"  # format version; TFDS expects it as the name of the folder
 _SHARD_BYTES = 256 << 20  # a file that reaches this size is closed and the next one begins
 
+_DESCRIPTIONS = ("dataset_info", "features", "metadata")  # JSON files
+
 _FEATURE = "tensorflow_datasets.core.features"
 _FEATURES = {
     "pythonClassName": f"{_FEATURE}.features_dict.FeaturesDict",
@@ -48,6 +50,17 @@ _FEATURES = {
 def prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
     """The folder of a prepared data set."""
     return data_dir / name / _VERSION
+
+
+def is_complete(folder: pathlib.Path) -> bool:
+    """Whether all files of a prepared data set exist. Their content is not read.
+
+    Raises:
+      UserError: its description is damaged.
+    """
+    if not all((folder / f"{file}.json").is_file() for file in _DESCRIPTIONS):
+        return False
+    return all(pathlib.Path(shard.filename).is_file() for shards in _shards(folder).values() for shard in shards)
 
 
 class PreparedSource:
@@ -283,5 +296,5 @@ def _write_descriptions(
         "palette": label_set.palette,
         "splits": {split: summary.values() for split, summary in summaries.items()},
     }
-    for file, values in (("dataset_info", info), ("features", _FEATURES), ("metadata", metadata)):
+    for file, values in zip(_DESCRIPTIONS, (info, _FEATURES, metadata), strict=True):
         (folder / f"{file}.json").write_text(json.dumps(values, indent=2))

@@ -106,6 +106,7 @@ def test_a_pair_names_a_mask_of_another_name(root):
         ("p0\np9\n", r"train\.txt, line 2: `p9` is not an image in images/"),
         ("p0\nimages/p1.png masks/p9.png\n", r"train\.txt, line 2: `masks/p9\.png` after the image images/p1\.png"),
         ("p0 1\n", r"train\.txt, line 1: `1` after the image p0 is not a mask in masks/"),
+        ("p0\n" + "x" * 10_000 + "\n", r"train\.txt, line 2: `x{100}` is not an image"),
         ("p0\np\xe9\n".encode("latin-1"), r"train\.txt, line 2 is not valid UTF-8"),
     ],
 )
@@ -133,6 +134,7 @@ def test_an_image_in_train_and_val_is_reported(root, tmp_path, caplog):
 def test_other_text_files_are_not_lists(root):
     (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\nleaf:48,112,32::\n")
     (root / "README.txt").write_text("Leaves of 2024.\n\np0 is blurred.\n")
+    (root / "train_log.txt").write_text("epoch 1\nepoch 2\n" + "p0 " * 5000)
     (root / "five.txt").write_text("p0\np1\n")
     raw = read_raw(root)
     assert ids(raw) == {"five": ["p0", "p1"]}
@@ -145,9 +147,9 @@ def test_other_text_files_are_not_lists(root):
 
 
 def test_folders_of_splits(tmp_path):
-    root = make(tmp_path / "own", ["train/p0.png", "train/p1.png", "Validation/p0.png", "test/a/p0.png"])
+    root = make(tmp_path / "own", ["train/p0.png", "train/p1.png", "Validation/p0.png", "test2017/a/p0.png"])
     raw = read_raw(root)
-    assert ids(raw) == {"val": ["Validation/p0"], "test": ["test/a/p0"], "train": ["train/p0", "train/p1"]}
+    assert ids(raw) == {"val": ["Validation/p0"], "test": ["test2017/a/p0"], "train": ["train/p0", "train/p1"]}
     prepare("folder", source=root, data_dir=tmp_path / "data")
     assert data.open_source("folder", "train", data_dir=tmp_path / "data").ids() == ["train/p0", "train/p1"]
 
@@ -174,6 +176,13 @@ def test_lists_may_name_images_in_folders(tmp_path):
     assert ids(read_raw(root)) == {"train": ["aachen/p0", "bonn/p0", "aachen/p1"], "val": ["bonn/p2"]}
 
 
+def test_a_name_in_several_folders_is_ambiguous(tmp_path):
+    root = make(tmp_path / "own", ["aachen/p0.png", "bonn/p0.png"])
+    (root / "train.txt").write_text("p0\n")
+    with pytest.raises(UserError, match=r"`p0` is the name of several images \(aachen/p0, bonn/p0\); write the folder"):
+        read_raw(root)
+
+
 def test_images_inside_and_outside_of_splits_are_refused(tmp_path):
     root = make(tmp_path / "own", ["train/p0.png", "val/p1.png", "p2.png"])
     with pytest.raises(UserError, match=r"has images in folders of splits \(train, val\), but others .* such as p2"):
@@ -194,6 +203,7 @@ def test_images_inside_and_outside_of_splits_are_refused(tmp_path):
         ("image_{}.png", "mask_{}.png"),
         ("bonn/{}_leftImg8bit.png", "bonn/{}_gtFine_labelIds.png"),
         ("p{}.PNG", "p{}.png"),
+        ("p{}.png", "p{}.png.png"),
         ("p{}.jpeg", "p{}.TIF"),
     ],
 )
@@ -285,7 +295,9 @@ def pack(root, path, *, folder="", macos=False):
     return path
 
 
-@pytest.mark.parametrize(("folder", "macos"), [("", False), ("photos/", False), ("photos/", True), ("", True)])
+@pytest.mark.parametrize(
+    ("folder", "macos"), [("", False), ("photos/", False), ("photos/", True), ("", True), ("a/b/", True)]
+)
 def test_a_zip_is_checked_and_prepared(tmp_path, folder, macos):
     root = make_folder(tmp_path / "own")
     path = pack(root, tmp_path / "photos.zip", folder=folder, macos=macos)

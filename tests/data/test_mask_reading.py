@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import data
+from deeplab_jax.config import base_config
 from deeplab_jax.data.check import check
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import UserError
@@ -142,12 +143,15 @@ def test_65535_is_not_a_class(refused):
     refused("gray masks contain only 0 and 65535 .*; save the foreground as 1", "background\npolyp\n", mask, mask)
 
 
-def test_ids_from_1_are_refused(refused):
+@pytest.mark.parametrize(
+    ("classes", "label"), [("soil\nleaf\nstem\n", STEM + 1), ("leaf\nstem\n", STEM), ("leaf\n", LEAF)]
+)
+def test_one_id_more_than_classes_is_refused(refused, classes, label):
     refused(
-        r"gray masks contain ids 1 to 3 .*; add the class of id 0 as the first line",
-        "soil\nleaf\nstem\n",
-        gray(STEM + 1),
-        gray(STEM + 1),
+        rf"gray masks contain ids {label.min()} to {label.max()} .*; add the class of id 0 as the first line",
+        classes,
+        gray(label),
+        gray(label),
     )
 
 
@@ -177,6 +181,18 @@ def test_gray_values_that_are_ids_and_other_colors_are_refused(refused):
 def test_swapped_channels_are_named(refused):
     bgr = rgb(STEM, TABLE[:, ::-1])
     refused(r"contains color \(32, 112, (48|176)\), .* red and blue swapped; save the masks as RGB", COLORS, bgr, bgr)
+
+
+def test_blurred_colors_are_named_once(refused):
+    blurred = rgb(STEM).resize((32, 32), Image.BILINEAR)
+    refused(r"the masks contain \d\d+ colors that are not assigned .* without antialiasing", COLORS, blurred, blurred)
+
+
+def test_an_unknown_color_is_named(tmp_path):
+    table = TABLE.copy()
+    table[1] = (1, 2, 3)
+    root = make(tmp_path / "other", COLORS, rgb(STEM, table))
+    assert "contains color (1, 2, 3), which is not assigned" in check("folder", source=root).splits["train"].problems[0]
 
 
 def test_black_masks_among_colored_ones_are_colors(labels_of):
@@ -282,6 +298,13 @@ def test_masks_that_are_ignored_everywhere(tmp_path, caplog):
     gray(LEAF).save(root / "masks" / "p0.png")
     prepare("folder", source=root, data_dir=tmp_path / "data")
     assert "every pixel of split test of folder is ignored (255)" in caplog.text
+    config = base_config()
+    config.data.update({"name": "folder", "data_dir": str(tmp_path / "data")})
+    assert len(data.open_split(config, "train")) == len(data.open_split(config, "train+test")) - 1 == 2
+    with pytest.raises(
+        UserError, match=r"every pixel of folder/test is ignored \(255\), so there is nothing to train on"
+    ):
+        data.open_split(config, "test")
     report = check("folder", data_dir=tmp_path / "data")
     assert report.splits["test"].problems == [
         "every pixel is ignored (255); the split cannot be trained on or evaluated"

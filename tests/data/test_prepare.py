@@ -394,6 +394,14 @@ def test_a_second_run_does_nothing(own_folder, tmp_path):
     assert contents(tmp_path / "data") == before
 
 
+@pytest.mark.parametrize("missing", ["metadata.json", "folder-val.array_record-00000-of-00001"])
+def test_an_incomplete_copy_is_not_a_prepared_data_set(own_folder, tmp_path, missing):
+    target = prepare("folder", source=own_folder, data_dir=tmp_path / "data")
+    (target / missing).unlink()
+    with pytest.raises(UserError, match=r"1\.0\.0 is incomplete, .*; remove it and prepare folder again"):
+        prepare("folder", source=own_folder, data_dir=tmp_path / "data")
+
+
 def test_an_interrupted_run_leaves_nothing(own_folder, tmp_path, monkeypatch):
     read, calls = RawExample.read, []
 

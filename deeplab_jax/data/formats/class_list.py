@@ -17,6 +17,8 @@ Color = tuple[int, int, int]
 
 IGNORE_NAME = "__ignore__"
 
+_LONGEST_LINE = 500  # characters
+
 _COLOR = r"(?P<r>\d{1,3})[\s,;]+(?P<g>\d{1,3})[\s,;]+(?P<b>\d{1,3})"
 _WITH_COLOR = (
     re.compile(rf"(?P<name>.+?):{_COLOR}:.*"),  # CVAT
@@ -53,6 +55,9 @@ def read_classes(path: pathlib.Path) -> ClassList:
     if not path.is_file():
         raise UserError(f"{path} does not exist; write one class name per line, the first is id 0 (usually background)")
     lines = [(number, line.strip()) for number, line in enumerate(read_lines(path), 1)]
+    for number, line in lines:
+        if len(line) > _LONGEST_LINE:
+            raise UserError(f"{path}, line {number} has {len(line)} characters; write one class name per line")
     entries = [(number, *_parse(path, number, line)) for number, line in lines if line and not line.startswith("#")]
     ignored = [position for position, (_, name, _) in enumerate(entries) if name == IGNORE_NAME]
     if ignored and ignored[0] not in (0, len(entries) - 1):

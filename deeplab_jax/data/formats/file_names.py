@@ -54,10 +54,17 @@ class Index:
             name = self._find("/".join(parts[start:]))
             if name is not None:
                 return name
-        if not parts:
-            return None
-        candidates = self._by_last_part.get(parts[-1]) or self._by_last_part.get(_without_suffix(parts[-1]), [])
+        candidates = self._find_by_last_part(parts)
         return candidates[0] if len(candidates) == 1 else None
+
+    def find_several(self, text: str) -> list[str]:
+        """The names of the files in different folders that `text` fits; empty if it fits one or none."""
+        candidates = self._find_by_last_part(self._split(text))
+        return candidates if len(candidates) > 1 else []
+
+    def _find_by_last_part(self, parts: list[str]) -> list[str]:
+        last = parts[-1] if parts else ""
+        return self._by_last_part.get(last) or self._by_last_part.get(_without_suffix(last), [])
 
     def _split(self, text: str) -> list[str]:
         """The parts of a path, without `images` or `masks`, which `name_of` leaves out, too."""

@@ -12,7 +12,11 @@ from deeplab_jax.errors import UserError
 _SEPARATOR = re.compile(r"\s*[\t,;]\s*|\s+")
 
 # Files of these names are lists whatever they contain, so that a wrong path in one is an error.
-_SPLIT_NAME = re.compile(r"(?:train|val|valid|validation|test)(?:[_\-].*)?|trainval", re.IGNORECASE)
+_SPLIT_NAME = re.compile(r"(?:train|val|valid|validation|test|trainval)[\d_\-]*", re.IGNORECASE)
+
+_LONGEST_LINE = 4096  # characters; longer lines are prose
+_SHOWN = 100  # characters of a line that a message shows
+_NAMED = 3  # images that a message names
 
 
 class Entry(NamedTuple):
@@ -51,6 +55,8 @@ def read_list(path: pathlib.Path, images: Index, masks: Index) -> list[Entry] | 
 
 
 def _parse(line: str, images: Index, masks: Index) -> Entry | None:
+    if len(line) > _LONGEST_LINE:
+        return None
     image = images.find_exact(line)
     if image is not None:
         return Entry(image, None)
@@ -71,9 +77,14 @@ def _cuts(line: str) -> Iterator[tuple[str, str]]:
 
 
 def _explain(line: str, images: Index) -> str:
-    for left, right in _cuts(line):
+    several = images.find_several(line)
+    if several:
+        return (
+            f"`{line}` is the name of several images ({', '.join(several[:_NAMED])}); write the folder in front of it"
+        )
+    for left, right in _cuts(line[:_LONGEST_LINE]):
         if images.find(left) is not None:
             return (
                 f"`{right}` after the image {left} is not a mask in masks/; write one image, or an image and its mask"
             )
-    return f"`{line}` is not an image in images/"
+    return f"`{line[:_SHOWN]}` is not an image in images/"

@@ -9,6 +9,7 @@ a fifth of the images go to `val`, chosen by a hash of their names, so adding im
 import functools
 import hashlib
 import pathlib
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -24,12 +25,8 @@ from deeplab_jax.errors import UserError
 _CLASSES = "classes.txt"
 _NAMED = 3  # files that a note names
 
-# Names of subfolders that are splits, and the names of the splits.
-_SPLIT_FOLDERS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
+# Subfolders that are splits, such as train, Validation and val2017; the group is the name of the split.
+_SPLIT_FOLDER = re.compile(r"(train|val|test)(?:ing|id|idation)?[\d_\-]*", re.IGNORECASE)
 
 
 def read_raw(root: pathlib.Path, *, val_fraction: float = 0.2) -> RawDataset:
@@ -42,6 +39,7 @@ def read_raw(root: pathlib.Path, *, val_fraction: float = 0.2) -> RawDataset:
     Raises:
       UserError: a folder, the class list or a listed image is missing, or the masks do not fit the class list.
     """
+    root = _skip_outer_folders(root)
     image_folders, mask_folders = _find_folders(root)
     classes = read_classes(root / _CLASSES)
     images, left_out = _find_files(image_folders)
@@ -65,6 +63,17 @@ def read_raw(root: pathlib.Path, *, val_fraction: float = 0.2) -> RawDataset:
         for split, listed in splits.items()
     }
     return RawDataset(label_set=classes.label_set, splits=examples, notes=(*notes, *reading.notes))
+
+
+def _skip_outer_folders(root: pathlib.Path) -> pathlib.Path:
+    """The folder itself, or the one inside that contains the data, as in many archives."""
+    inner = root
+    while not any((inner / name).exists() for name in ("images", "masks", _CLASSES)):
+        folders = [path for path in inner.glob("*/") if not is_clutter(path.name)]
+        if len(folders) != 1:
+            return root
+        inner = folders[0]
+    return inner
 
 
 # Folders, by what is in front of the names of their files.
@@ -137,9 +146,9 @@ def _split_by_folder(root: pathlib.Path, images: Iterable[str]) -> dict[str, lis
     """Splits that are subfolders; empty if there are none."""
     splits, others = {}, []
     for name in images:
-        folder = name.partition("/")[0].lower() if "/" in name else None
-        if folder in _SPLIT_FOLDERS:
-            splits.setdefault(_SPLIT_FOLDERS[folder], []).append(Entry(name, None))
+        match = _SPLIT_FOLDER.fullmatch(name.partition("/")[0]) if "/" in name else None
+        if match:
+            splits.setdefault(match[1].lower(), []).append(Entry(name, None))
         else:
             others.append(name)
     if splits and others:

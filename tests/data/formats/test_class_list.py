@@ -1,6 +1,8 @@
 """Class lists of people and of annotation tools, in the encodings that editors write."""
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from deeplab_jax.data.formats.class_list import read_classes
 from deeplab_jax.errors import UserError
@@ -91,6 +93,7 @@ def test_names_that_begin_with_numbers_keep_them(read):
         ("background\n__ignore__\nleaf\n", "line 2: __ignore__ takes no id, .* make it the first line"),
         ("background 0 0 0\n__ignore__ 0 0 0\n", "__ignore__ has the color of class background"),
         ("background:0,0,0::\nleaf\n", "line 2: give a color"),
+        ("a" + "," * 10_000 + "b\n", "line 1 has 10002 characters; write one class name per line"),
         ("# only a comment\n", "contains no class names"),
         ("__ignore__\n", "contains no class names"),
     ],
@@ -99,3 +102,12 @@ def test_mistakes_name_the_line(read, content, message):
     with pytest.raises(UserError, match=rf"classes\.txt(,|:)? {message}") as caught:
         read(content)
     assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.one_of(st.binary(max_size=60), st.text(alphabet="ab_#,:; 0129\n\t", max_size=60)))
+def test_any_content_is_a_class_list_or_an_error_of_one_line(read, content):
+    try:
+        assert read(content).label_set.num_classes > 0
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
