@@ -230,19 +230,19 @@ def _check_first_id(kind: masks.Kind, values: dict[int, pathlib.Path], names: tu
 
 
 def _check_colors(codes: dict[int, pathlib.Path], color_ids: dict[int, int]) -> None:
-    """Rejects channels in another order, and the many colors of blurred edges; other unknown colors are named later."""
+    """Rejects the colors of blurred edges, and channels in another order. Other unknown colors are named later."""
     unknown = [code for code in codes if code not in color_ids]
     if len(unknown) > _MOST_UNKNOWN:
         raise UserError(
             f"the masks contain {len(unknown)} colors that are not assigned to any class, such as "
-            f"{masks.code_color(unknown[0])} in {codes[unknown[0]]}; save masks without antialiasing, resizing or lossy "
-            "compression"
+            f"{masks.code_color(unknown[0])} in {codes[unknown[0]]}; save masks without antialiasing, resizing or "
+            "lossy compression"
         )
     swapped = {code: masks.color_code(masks.code_color(code)[::-1]) for code in codes}
     if unknown and all(code in color_ids for code in swapped.values()):
         raise UserError(
-            f"mask {codes[unknown[0]]} contains color {masks.code_color(unknown[0])}, which is a color of classes.txt with red and "
-            "blue swapped; save the masks as RGB, not BGR"
+            f"mask {codes[unknown[0]]} contains color {masks.code_color(unknown[0])}, which is a color of classes.txt "
+            "with red and blue swapped; save the masks as RGB, not BGR"
         )
 
 
