@@ -62,6 +62,8 @@ def check(args: argparse.Namespace) -> None:
     from deeplab_jax.cli import output
     from deeplab_jax.data.check import check, report_tables
 
+    if args.image_range is not None and args.source is None:
+        raise UserError("--image-range applies to raw images; give their folder with --source")
     report = check(args.name, data_dir=args.data_dir, source=args.source, image_range=args.image_range)
     output.show(report_tables(report), _report_values(report), args.json)
     if not report.ok:

@@ -92,7 +92,9 @@ class RawDataset:
     notes: tuple[str, ...] = ()
 
     def with_image_range(self, image_range: images.ImageRange | None) -> "RawDataset":
-        """The same data set with the given `image_range` in all examples."""
+        """The same data set with `image_range` in all examples; None changes nothing."""
+        if image_range is None:
+            return self
         splits = {
             split: [dataclasses.replace(example, image_range=image_range) for example in examples]
             for split, examples in self.splits.items()

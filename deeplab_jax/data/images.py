@@ -48,7 +48,7 @@ def read_image(
     """Reads an image file as upright RGB.
 
     Applies the EXIF rotation, converts gray, palette, 16-bit, float and CMYK images, and draws transparent ones on
-    white. See `deeplab_jax.data.pixel_values` for the rules.
+    white.
 
     Args:
       path: the file. Its content decides the format: one of `IMAGE_FORMATS`.

@@ -6,6 +6,7 @@ example 12 bits of a medical camera in 16. Such a file is rejected rather than s
 by its own extremes, which would make images of a data set incomparable.
 """
 
+import math
 import pathlib
 
 import cv2
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 from deeplab_jax.errors import UserError
 
 #: The values that become black and white.
-ImageRange = tuple[float, float]
+ImageRange = tuple[int | float, int | float]
 
 _ORIENTATION, _PHOTOMETRIC, _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 274, 262, 258, 339  # TIFF tags; the first is in EXIF too
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # values of _PHOTOMETRIC and _SAMPLE_FORMAT
@@ -29,7 +30,7 @@ def upright_rgb(
     image: Image.Image,
     name: pathlib.Path | str,
     *,
-    colors: UInt16[np.ndarray, "height width channels"] | None = None,
+    colors: UInt16[np.ndarray, "rows columns channels"] | None = None,
     image_range: ImageRange | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Converts an image to upright 8-bit RGB.
@@ -64,7 +65,7 @@ def upright_rgb(
 
 def read_16_bit_colors(
     image: Image.Image, name: pathlib.Path | str
-) -> UInt16[np.ndarray, "height width channels"] | None:
+) -> UInt16[np.ndarray, "rows columns channels"] | None:
     """Reads an image with 16 bits per color, of which Pillow keeps only 8. Call it before the pixels are loaded.
 
     Args:
@@ -130,21 +131,21 @@ def _with_8_bits(image, name, colors, image_range) -> Image.Image:
 
 def _scale(values: np.ndarray, name: object, implied: ImageRange | None, given: ImageRange | None) -> np.ndarray:
     """Maps a range of values to 0 to 255: the given one, or the one that the file's type implies."""
-    low, high = values.min(), values.max()
-    if not (np.isfinite(low) and np.isfinite(high)):
+    low, high = values.min().item(), values.max().item()
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise UserError(f"image {name} contains NaN or infinite values; replace them")
     if given is None:
         kind = "float" if values.dtype.kind == "f" else "integer"
         problem = _find_problem(low, high, implied)
         if problem:
             raise UserError(
-                f"image {name} has {kind} values from {low:g} to {high:g}{problem}; choose which values are black and "
+                f"image {name} has {kind} values from {_text(low)} to {_text(high)}{problem}; choose which values are black and "
                 f"white in all your images, for example --image-range={_suggest_range(low, high, values.dtype.kind)}"
             )
     return _linear(values, *(given or implied))
 
 
-def _find_problem(low: float, high: float, implied: ImageRange | None) -> str | None:
+def _find_problem(low: int | float, high: int | float, implied: ImageRange | None) -> str | None:
     if implied is None:
         return ", of which black and white are not known"
     tolerance = _ROUNDING * implied[1]
@@ -155,16 +156,20 @@ def _find_problem(low: float, high: float, implied: ImageRange | None) -> str | 
     return None
 
 
-def _suggest_range(low: float, high: float, kind: str) -> str:
+def _suggest_range(low: int | float, high: int | float, kind: str) -> str:
     """A usual range that contains the values."""
     if low >= 0:
         usual = (0.1, 0.25, 1, 255, 1000, 10_000) if kind == "f" else [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
         high = next((bound for bound in usual if high <= bound), high)
         low = 0
-    return f"{low:g},{high:.10g}"
+    return f"{_text(low)},{_text(high)}"
 
 
-def _linear(values: np.ndarray, low: float, high: float) -> np.ndarray:
+def _text(value: int | float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _linear(values: np.ndarray, low: int | float, high: int | float) -> np.ndarray:
     """Maps `low` to 0 and `high` to 255; values outside are clipped."""
     if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:  # a table needs the least memory
         info = np.iinfo(values.dtype)

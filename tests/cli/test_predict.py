@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_jax.data.images import MAX_PIXELS
 from deeplab_jax.pretrained import bundle, load
 
 
@@ -27,7 +28,7 @@ def test_a_folder_is_predicted_and_results_are_not_overwritten(run, fails, train
     ]  # fmt: skip
     with Image.open(out / "a_mask.png") as mask:
         assert mask.size == (20, 30)
-    exists = "a_mask.png exists; choose another --output or remove it"
+    exists = "a_mask.png exists; use --skip-existing to predict only the other inputs, --overwrite, or another --output"
     fails("predict", images, "--workdir", trained, "--output", out, message=exists)
     # Reported before a network is loaded.
     fails("predict", images, "--workdir", tmp_path / "no-run", "--output", out, message=exists)
@@ -48,3 +49,58 @@ def test_the_default_network_is_the_default_preset(run, trained, tmp_path, image
     with Image.open(tmp_path / "out" / "a_mask.png") as mask:
         assert set(np.unique(np.asarray(mask))) <= {1, 4}
         assert mask.size == (20, 30)
+
+
+def test_a_damaged_image_does_not_stop_the_others(run, trained, tmp_path, image):
+    images, out = tmp_path / "images", tmp_path / "out"
+    (images / "late").mkdir(parents=True)
+    for name in ("a.png", "c.png", "late/a.png"):
+        (images / name).write_bytes(image.read_bytes())
+    (images / "b.png").write_bytes(image.read_bytes()[:60])
+    (images / "notes.heic").touch()
+    arguments = ("predict", images, "--workdir", trained, "--output", out)
+    code, _, err = run(*arguments)
+    assert code == 1
+    assert err[0].startswith(f"warning: not predicted in {images}, because they are not images: 1 .heic file")
+    assert err[1].startswith(f"warning: image {images / 'b.png'} cannot be read")
+    assert err[2] == f"Wrote 3 masks and overlays to {out}"
+    assert err[3].startswith(f"deeplab-jax: 1 of 4 inputs failed ({images / 'b.png'}): image {images / 'b.png'} cannot")
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*_mask.png")) == [
+        "a_mask.png", "c_mask.png", "late/a_mask.png",
+    ]  # fmt: skip
+    (images / "b.png").write_bytes(image.read_bytes())
+    code, _, err = run(*arguments, "--skip-existing")
+    assert (code, err[-2:]) == (0, ["Skipped 3 images whose results exist", f"Wrote 1 masks and overlays to {out}"])
+    # Nothing is loaded when nothing is left to do.
+    code, _, err = run("predict", images, "--workdir", tmp_path / "no-run", "--output", out, "--skip-existing")
+    assert (code, err[-1]) == (0, f"Nothing to do: all results exist in {out}")
+    code, _, err = run(*arguments, "--overwrite")
+    assert (code, err[-1]) == (0, f"Wrote 4 masks and overlays to {out}")
+
+
+def test_12_bit_images_need_their_range(run, fails, trained, tmp_path):
+    path = tmp_path / "scan.png"
+    Image.fromarray(np.linspace(0, 4095, 600).astype(np.uint16).reshape(30, 20)).save(path)
+    arguments = ("predict", path, "--workdir", trained, "--output", tmp_path / "out")
+    fails(*arguments, message="scan.png has integer values from 0 to 4095, which would be nearly black")
+    assert run(*arguments, "--image-range", "0,4095").code == 0
+
+
+@pytest.mark.parametrize("text", ["4095", "0,4095,1", "5,5", "9,1", "a,b", "0,inf", "nan,1", ""])
+def test_an_invalid_range_is_reported(run, image, tmp_path, text):
+    code, _, err = run("predict", image, "--output", tmp_path, f"--image-range={text}")
+    assert code == 2
+    assert "is not LOW,HIGH, two increasing numbers such as 0,4095" in err[-1]
+
+
+def test_the_largest_image_is_an_option(run, fails, trained, tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("1", (1100, 1000)).save(path)
+    arguments = ("predict", path, "--workdir", trained, "--output", tmp_path / "out", "--size", "33x33")
+    message = "large.png has 1100 x 1000 pixels, more than 1 million; scale it down"
+    fails(*arguments, "--max-megapixels", 1, message=message)
+    assert run(*arguments, "--max-megapixels", 2).code == 0
+
+
+def test_the_help_names_the_default_limit(run):
+    assert f"(default: {MAX_PIXELS // 10**6})" in run("predict", "--help").out

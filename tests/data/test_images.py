@@ -84,10 +84,9 @@ ALPHA = np.where(GRAY > 100, 255, 0).astype(np.uint8)
 KINDS = {
     "gray": (lambda: Image.fromarray(GRAY), lambda: np.stack([GRAY] * 3, -1)),
     "16-bit gray": (
-        lambda: Image.fromarray(GRAY.astype(np.uint16) * 256 + 7),
+        lambda: Image.fromarray(GRAY.astype(np.uint16) * 257),
         lambda: np.stack([GRAY] * 3, -1),
     ),
-    "8 bits in 16": (lambda: Image.fromarray(GRAY.astype(np.uint16)), lambda: np.stack([GRAY] * 3, -1)),
     "black and white": (
         lambda: Image.fromarray(GRAY > 128),
         lambda: np.stack([np.where(GRAY > 128, 255, 0)] * 3, -1),
@@ -165,17 +164,105 @@ def test_a_missing_image_and_a_folder_are_named(tmp_path):
         images.read_image(tmp_path)
 
 
-def test_a_decompression_bomb_is_rejected(tmp_path, monkeypatch):
+def test_a_decompression_bomb_is_rejected_before_decoding(tmp_path, monkeypatch):
     path = save(tmp_path / "bomb.png", Image.fromarray(IMAGE))
-    for limit in (
-        IMAGE[..., 0].size - 1,
-        IMAGE[..., 0].size // 3,
-    ):  # Pillow's warning, and its error at twice the limit
+    pixels = IMAGE[..., 0].size
+    with pytest.raises(UserError, match=r"bomb\.png has 40 x 24 pixels, more than 0.000959 million; scale it down$"):
+        images.read_image(path, max_pixels=pixels - 1)
+    assert images.read_image(path, max_pixels=pixels).shape == IMAGE.shape
+    monkeypatch.setattr(images, "MAX_PIXELS", pixels - 1)
+    path.write_bytes(path.read_bytes()[:200])
+    for read in (images.read_image, images.encode_image):
+        with pytest.raises(UserError, match=r"bomb\.png has 40 x 24 pixels, more than .*--max-megapixels$"):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "gif", "bmp"])
+def test_the_limit_of_pillow_does_not_count(tmp_path, monkeypatch, suffix):
+    """Pillow warns above its limit and fails above twice the limit."""
+    path = save(tmp_path / f"large.{suffix}", Image.fromarray(IMAGE))
+    pixels = IMAGE[..., 0].size
+    for limit in (pixels - 1, pixels // 3):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(UserError, match=r"bomb\.png has more than .* pixels; scale it down"):
-            images.read_image(path)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", IMAGE[..., 0].size)
-    assert images.read_image(path).shape == IMAGE.shape
+        assert images.read_image(path).shape == IMAGE.shape
+        with pytest.raises(UserError, match="more than .* million"):
+            images.read_image(path, max_pixels=pixels // 3)
+        assert limit == Image.MAX_IMAGE_PIXELS
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "eps"])
+def test_no_program_is_started_for_postscript(tmp_path, monkeypatch, suffix):
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    started = []
+    monkeypatch.setattr("subprocess.Popen", lambda *arguments, **_: started.append(arguments))
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(EPS)
+    for read in (images.read_image, images.encode_image, lambda path: images.read_mask(path, VOC)):
+        with pytest.raises(UserError, match=rf"a\.{suffix} cannot be read: it is damaged, not an image, or not a usual"):
+            read(path)
+    assert not started
+
+
+@pytest.mark.parametrize("other", ["PPM", "TGA", "ICO", "PCX", "JPEG2000"])
+def test_other_formats_are_refused_whatever_the_suffix(tmp_path, other):
+    path = tmp_path / "a.png"
+    Image.fromarray(IMAGE).save(path, format=other)
+    with pytest.raises(UserError, match=r"a\.png cannot be read: .*; convert it to JPEG or PNG$"):
+        images.read_image(path)
+
+
+def test_the_content_decides_the_format(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(IMAGE).save(path, format="PNG")
+    np.testing.assert_array_equal(images.read_image(path), IMAGE)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "png", "webp"])
+def test_pages_and_animations_are_refused(tmp_path, suffix):
+    path = tmp_path / f"many.{suffix}"
+    Image.fromarray(IMAGE).save(path, save_all=True, append_images=[Image.fromarray(255 - IMAGE)])
+    for read in (images.read_image, images.encode_image):
+        with pytest.raises(UserError, match=rf"many\.{suffix} has several pages or frames"):
+            read(path)
+
+
+def test_smaller_copies_in_a_tiff_are_not_pages(tmp_path):
+    small = Image.fromarray(np.ascontiguousarray(IMAGE[::2, ::2]))
+    small.encoderinfo = {"tiffinfo": {254: 1}}  # a smaller copy of another page
+    path = tmp_path / "pyramid.tif"
+    Image.fromarray(IMAGE).save(path, save_all=True, append_images=[small])
+    np.testing.assert_array_equal(images.read_image(path), IMAGE)
+
+
+def test_the_preview_in_a_jpeg_is_not_a_page(tmp_path):
+    path = tmp_path / "phone.jpg"
+    preview = Image.fromarray(np.ascontiguousarray(IMAGE[::2, ::2]))
+    Image.fromarray(IMAGE).save(path, format="MPO", save_all=True, append_images=[preview], quality=98, subsampling=0)
+    assert np.abs(images.read_image(path).astype(int) - IMAGE).max() < 12
+    assert images.encode_image(path)[1] == IMAGE.shape[:2]
+
+
+def test_an_image_without_permission_is_named(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", Image.fromarray(IMAGE))
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(UserError, match=r"a\.png cannot be read: Permission denied$"):
+        images.read_image(path)
+
+
+def test_stored_bytes_of_another_format_are_damaged():
+    in_bmp = cv2.imencode(".bmp", IMAGE)[1].tobytes()
+    with pytest.raises(UserError, match="image of field_7 is damaged"):
+        images.decode_image(in_bmp, "field_7")
+    with pytest.raises(UserError, match="image of field_7 is damaged"):
+        images.encoded_size(in_bmp, "field_7")
 
 
 def test_damaged_stored_bytes_name_the_example():

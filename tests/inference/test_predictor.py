@@ -14,7 +14,7 @@ from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.evaluation.evaluator import evaluate
-from deeplab_jax.inference.files import find_images, predict_files
+from deeplab_jax.inference.files import predict_files
 from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.inference.predictor import Predictor
 from deeplab_jax.labels import IGNORE_LABEL, SYNTHETIC
@@ -313,51 +313,11 @@ def test_a_rotated_image_is_labeled_upright(predictor, tmp_path):
 # ---- Errors ----
 
 
-def test_results_are_not_overwritten(predictor, tmp_path):
-    for name in ("a", "b"):
-        Image.fromarray(photo(20, 20)).save(tmp_path / f"{name}.png")
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "b_overlay.png").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"b_overlay.png exists; choose another --output or remove it$"):
-        predict_files(predictor, [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b_overlay.png"]
-    assert (tmp_path / "out" / "b_overlay.png").read_bytes() == b"mine"
-
-
-def test_inputs_of_the_same_name_are_refused_before_writing(predictor, tmp_path):
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        Image.fromarray(photo(20, 20)).save(tmp_path / folder / "a.png")
-    with pytest.raises(UserError, match="^two inputs are named a; predict them with different --output folders$"):
-        predict_files(predictor, [tmp_path / "one", tmp_path / "two" / "a.png"], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_damaged_image_is_named(predictor, tmp_path):
-    path = tmp_path / "cut.jpg"
-    Image.fromarray(photo(60, 60)).save(path)
-    path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(UserError, match="cut.jpg"):
-        predict_files(predictor, [path], tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
-
-
 def test_an_output_folder_that_is_a_file_is_refused(predictor, tmp_path):
     Image.fromarray(photo(20, 20)).save(tmp_path / "a.png")
     (tmp_path / "out").write_text("mine")
     with pytest.raises(UserError, match=f"^cannot create --output {tmp_path / 'out'}: File exists"):
         predict_files(predictor, [tmp_path / "a.png"], tmp_path / "out")
-
-
-def test_images_are_found_in_order_and_missing_ones_are_named(tmp_path):
-    for name in ("b.png", "a.JPG", "c.txt"):
-        (tmp_path / name).write_bytes(b"")
-    (tmp_path / "empty").mkdir()
-    assert find_images([tmp_path / "b.png", tmp_path]) == [tmp_path / name for name in ("b.png", "a.JPG", "b.png")]
-    with pytest.raises(UserError, match="^folder .*empty contains no images"):
-        find_images([tmp_path / "empty"])
-    with pytest.raises(UserError, match="^.*none.jpg does not exist$"):
-        find_images([tmp_path / "none.jpg"])
 
 
 @pytest.mark.parametrize("exists", [False, True])

@@ -144,7 +144,7 @@ def test_a_damaged_file_is_named_and_no_output_remains(tmp_path, content):
     (tmp_path / "bad.mp4").write_bytes(content)
     with pytest.raises(UserError, match=r"^cannot read video .*bad.mp4: it is damaged or not a video$"):
         video.label_video(by_brightness, tmp_path / "bad.mp4", tmp_path / "out.mp4", LABELS)
-    assert not (tmp_path / "out.mp4").exists()
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_missing_camera_is_named(tmp_path):
@@ -160,11 +160,11 @@ def test_an_error_of_the_network_ends_all_stages_and_no_output_remains(source, t
 
     with pytest.raises(UserError, match="^the network is broken$"):
         video.label_video(broken, source, tmp_path / "out.mp4", LABELS)
-    assert not (tmp_path / "out.mp4").exists()
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_an_encoding_error_is_raised_in_the_calling_thread(source, tmp_path):
-    with pytest.raises(UserError, match="cannot write .*none/out.mp4 as mp4v video"):
+    with pytest.raises(UserError, match="cannot write .*none/out.part.mp4 as mp4v video"):
         video.label_video(by_brightness, source, tmp_path / "none" / "out.mp4", LABELS)
 
 
@@ -184,9 +184,9 @@ def test_missing_frames_of_the_output_are_detected(source, tmp_path, monkeypatch
             return getattr(self._writer, name)
 
     monkeypatch.setattr(video.cv2, "VideoWriter", FullDisk)
-    with pytest.raises(UserError, match="out.mp4 has only 7 of 12 frames; is the disk full"):
+    with pytest.raises(UserError, match="out.part.mp4 has only 7 of 12 frames; is the disk full"):
         video.label_video(by_brightness, source, tmp_path / "out.mp4", LABELS)
-    assert not (tmp_path / "out.mp4").exists()
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_after_an_interrupt_the_file_has_the_frames_so_far(source, tmp_path):
@@ -204,12 +204,9 @@ def test_after_an_interrupt_the_file_has_the_frames_so_far(source, tmp_path):
     assert len(read_video(tmp_path / "out.mp4")) == report.frames == 5
 
 
-def test_an_existing_overlay_is_not_overwritten(source, tmp_path):
+def test_the_overlay_is_named_after_its_source(source, tmp_path):
     assert video.overlay_path(source, tmp_path) == tmp_path / "street_overlay.mp4"
     assert video.overlay_path(2, tmp_path) == tmp_path / "camera2_overlay.mp4"
-    (tmp_path / "street_overlay.mp4").write_bytes(b"mine")
-    with pytest.raises(UserError, match="street_overlay.mp4 exists; choose another --output or remove it"):
-        video.overlay_path(source, tmp_path)
     with pytest.raises(UserError, match="none.mp4 does not exist"):
         video.overlay_path(tmp_path / "none.mp4", tmp_path)
 
@@ -236,4 +233,39 @@ def test_the_command_labels_a_video_and_an_image(trained, source, tmp_path, caps
     with pytest.raises(SystemExit) as done:
         main.main(arguments)
     assert done.value.code == 1
-    assert "street_overlay.mp4 exists" in capsys.readouterr().err
+    assert "street_overlay.mp4 exists; use --skip-existing" in capsys.readouterr().err
+
+
+def test_an_older_overlay_stays_if_the_new_one_fails(tmp_path):
+    (tmp_path / "out.mp4").write_bytes(b"mine")
+    (tmp_path / "bad.mp4").write_bytes(b"not a video")
+    with pytest.raises(UserError, match="bad.mp4"):
+        video.label_video(by_brightness, tmp_path / "bad.mp4", tmp_path / "out.mp4", LABELS)
+    assert (tmp_path / "out.mp4").read_bytes() == b"mine"
+
+
+def test_the_command_goes_on_after_a_damaged_video(trained, source, tmp_path, capsys):
+    (tmp_path / "bad.mp4").write_bytes(b"not a video")
+    out = tmp_path / "out"
+    arguments = ["predict", str(tmp_path / "bad.mp4"), str(source), "--workdir", str(trained), "--output", str(out)]
+    arguments += ["--size", "32x48"]
+    with pytest.raises(SystemExit) as done:
+        main.main(arguments)
+    lines = capsys.readouterr().err.splitlines()
+    assert done.value.code == 1
+    assert lines[-1].startswith(f"deeplab-jax: 1 of 2 inputs failed ({tmp_path / 'bad.mp4'}): cannot read video")
+    assert [path.name for path in out.iterdir()] == ["street_overlay.mp4"]
+    with pytest.raises(SystemExit) as done:
+        main.main([*arguments, "--skip-existing"])
+    assert done.value.code == 1
+    assert "bad.mp4: it is damaged or not a video" in capsys.readouterr().err
+
+
+def test_videos_of_the_same_name_are_both_named(trained, source, tmp_path, capsys):
+    other = tmp_path / "street.avi"
+    other.write_bytes(source.read_bytes())
+    with pytest.raises(SystemExit) as done:
+        main.main(["predict", str(source), str(other), "--workdir", str(trained), "--output", str(tmp_path / "out")])
+    assert done.value.code == 1
+    assert f"videos {source} and {other} have the same name" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

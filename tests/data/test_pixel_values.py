@@ -1,0 +1,192 @@
+"""Values of more than 8 bits become 8 bits by a fixed range, or the image is refused with the range that was found."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, TiffImagePlugin
+
+from deeplab_jax.data import images
+from deeplab_jax.errors import UserError
+
+RAMP = np.linspace(0, 1, 64 * 4).reshape(4, 64)
+EXPECTED = np.rint(RAMP * 255)
+
+
+def gray(values):
+    return np.stack([values] * 3, -1)
+
+
+def save(path, values, **tags):
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        info[int(tag[1:])] = value
+    Image.fromarray(values).save(path, **({"tiffinfo": info} if tags else {}))
+    return path
+
+
+def save_colors(path, values):
+    """Saves 16 bits per color, which Pillow cannot."""
+    order = [2, 1, 0, 3][: values.shape[2]]
+    path.write_bytes(cv2.imencode(path.suffix, np.ascontiguousarray(values[..., order]))[1].tobytes())
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_scaled_by_65535_whatever_an_image_contains(tmp_path, suffix, channels):
+    path = tmp_path / f"a.{suffix}"
+    for brightest in (1.0, 0.5):
+        values = np.rint(RAMP * brightest * 65535).astype(np.uint16)
+        if channels == 1:
+            save(path, values)
+        else:
+            save_colors(path, gray(values))
+        expected = gray(np.rint(values / 257))
+        np.testing.assert_array_equal(images.read_image(path), expected)
+        np.testing.assert_array_equal(images.decode_image(images.encode_image(path)[0], "a"), expected)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_fewer_bits_in_16_are_refused_unless_the_range_is_given(tmp_path, suffix, channels, bits):
+    path, largest = tmp_path / f"a.{suffix}", 2**bits - 1
+    values = np.rint(RAMP * largest).astype(np.uint16)
+    if channels == 1:
+        save(path, values)
+    else:
+        save_colors(path, gray(values))
+    message = (
+        rf"a\.{suffix} has integer values from 0 to {largest}, which would be nearly black in the range 0 to 65535; .*"
+        rf"--image-range=0,{largest}$"
+    )
+    for read in (images.read_image, images.encode_image):
+        with pytest.raises(UserError, match=message):
+            read(path)
+    np.testing.assert_array_equal(images.read_image(path, image_range=(0, largest)), gray(np.rint(values / largest * 255)))
+
+
+def test_a_given_range_clips(tmp_path):
+    path = save(tmp_path / "a.png", np.array([[0, 100, 150, 200, 65535]], np.uint16))
+    np.testing.assert_array_equal(images.read_image(path, image_range=(100, 200))[0, :, 0], [0, 0, 128, 255, 255])
+    encoded, _ = images.encode_image(path, image_range=(100, 200))
+    np.testing.assert_array_equal(images.decode_image(encoded, "a")[0, :, 0], [0, 0, 128, 255, 255])
+
+
+def test_the_range_does_not_apply_to_8_bits(tmp_path):
+    path = save(tmp_path / "a.png", np.array([[0, 100, 255]], np.uint8))
+    np.testing.assert_array_equal(images.read_image(path, image_range=(0, 4095))[0, :, 0], [0, 100, 255])
+
+
+def test_a_black_image_of_16_bits_is_black(tmp_path):
+    path = save(tmp_path / "a.png", np.zeros((4, 5), np.uint16))
+    assert not images.read_image(path).any()
+
+
+def test_floats_are_0_to_1(tmp_path):
+    path = save(tmp_path / "a.tif", RAMP.astype(np.float32))
+    np.testing.assert_array_equal(images.read_image(path), gray(EXPECTED))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "problem", "suggested"),
+    [
+        (0, 255, "but the range of this kind of file is 0 to 1", "0,255"),
+        (0, 2.5, "but the range of this kind of file is 0 to 1", "0,255"),
+        (-0.2, 1, "but the range of this kind of file is 0 to 1", "-0.2,1"),
+        (-1024, 3071, "but the range of this kind of file is 0 to 1", "-1024,3071"),
+        (0, 0.125, "which would be nearly black", "0,0.25"),
+    ],
+)
+def test_other_floats_are_refused_with_their_range(tmp_path, low, high, problem, suggested):
+    values = (low + RAMP * (high - low)).astype(np.float32)
+    path = save(tmp_path / "a.tif", values)
+    with pytest.raises(UserError, match=rf"a\.tif has float values from {low:g} to {high:g}, {problem}.*={suggested}$"):
+        images.read_image(path)
+    np.testing.assert_allclose(images.read_image(path, image_range=(low, high))[..., 0], EXPECTED, atol=1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinity_are_refused(tmp_path, value):
+    values = RAMP.astype(np.float32)
+    values[2, 3] = value
+    path = save(tmp_path / "a.tif", values)
+    for given in (None, (0, 1)):
+        with pytest.raises(UserError, match=r"a\.tif contains NaN or infinite values"):
+            images.read_image(path, image_range=given)
+
+
+def test_signed_and_32_bit_integers_need_a_range(tmp_path):
+    values = np.rint(RAMP * 4000 - 1000).astype(np.int32)
+    signed = save(tmp_path / "signed.tif", values)
+    with pytest.raises(UserError, match=r"integer values from -1000 to 3000, of which .* --image-range=-1000,3000$"):
+        images.read_image(signed)
+    np.testing.assert_allclose(images.read_image(signed, image_range=(-1000, 3000))[..., 0], EXPECTED, atol=1)
+
+
+def test_white_is_zero_is_inverted(tmp_path):
+    path = save(tmp_path / "a.tif", np.rint(RAMP * 65535).astype(np.uint16), t262=0)
+    with Image.open(path) as image:
+        assert image.tag_v2[262] == 0
+    np.testing.assert_array_equal(images.read_image(path), gray(255 - EXPECTED))
+
+
+def test_16_bit_transparency_is_drawn_on_white(tmp_path):
+    values = np.rint(np.stack([RAMP] * 4, -1) * 65535).astype(np.uint16)
+    values[..., 3] = np.where(RAMP > 0.5, 65535, 0)
+    path = save_colors(tmp_path / "a.png", values)
+    np.testing.assert_array_equal(images.read_image(path), gray(np.where(RAMP > 0.5, EXPECTED, 255)))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bit_images_are_turned_upright(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.rint(RAMP * 65535).astype(np.uint16)).save(path, exif=exif)
+    turned = {1: RAMP, 3: RAMP[::-1, ::-1], 6: np.rot90(RAMP, -1)}[orientation]
+    np.testing.assert_array_equal(images.read_image(path), gray(np.rint(turned * 255)))
+
+
+BANDS = np.dstack([np.full((8, 8), value, np.uint8) for value in (10, 40, 90)])
+
+
+@pytest.mark.parametrize("extra", [None, 1, 2])
+def test_a_fourth_band_that_is_not_transparency_is_refused(tmp_path, extra):
+    infrared = np.arange(64, dtype=np.uint8).reshape(8, 8) + 100
+    tags = {} if extra is None else {"t338": extra}
+    path = save(tmp_path / "a.tif", np.dstack([BANDS, infrared]), **tags)
+    with pytest.raises(UserError, match=r"a\.tif has a fourth band with values from 100 to 163, for example infrared"):
+        images.read_image(path)
+
+
+def test_an_undeclared_extra_band_is_not_used(tmp_path):
+    path = save(tmp_path / "a.tif", np.dstack([BANDS, np.full((8, 8), 77, np.uint8)]), t338=0)
+    np.testing.assert_array_equal(images.read_image(path), BANDS)
+
+
+def test_the_validity_mask_of_a_tiff_is_transparency(tmp_path):
+    valid = np.zeros((8, 8), np.uint8)
+    valid[2:] = 255
+    path = save(tmp_path / "a.tif", np.dstack([BANDS, valid]))
+    np.testing.assert_array_equal(images.read_image(path), np.where(valid[..., None] > 0, BANDS, 255))
+
+
+def test_a_completely_transparent_image_is_refused(tmp_path):
+    path = save(tmp_path / "a.png", np.dstack([BANDS, np.zeros((8, 8), np.uint8)]))
+    with pytest.raises(UserError, match=r"a\.png is completely transparent; remove its alpha channel"):
+        images.read_image(path)
+
+
+def test_pil_images_follow_the_same_rules(tmp_path):
+    full = Image.fromarray(np.rint(RAMP * 65535).astype(np.uint16))
+    np.testing.assert_array_equal(images.as_image(full, "the image"), gray(EXPECTED))
+    with pytest.raises(UserError, match="--image-range=0,4095$"):
+        images.as_image(Image.fromarray(np.rint(RAMP * 4095).astype(np.uint16)), "the image")
+    path = save_colors(tmp_path / "a.tif", gray(np.rint(RAMP * 65535).astype(np.uint16)))
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(images.as_image(image, "the image"), gray(EXPECTED))
+        image.load()
+        with pytest.raises(UserError, match="16 bits per color, of which Pillow has kept 8; pass its path instead"):
+            images.as_image(image, "the image")
