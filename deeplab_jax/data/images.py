@@ -228,6 +228,10 @@ def _open_header(
     if max_pixels is None:
         advice += ", cut it into tiles, or predict it with --max-megapixels"
     with contextlib.ExitStack() as stack:
+        if isinstance(file, pathlib.Path):
+            # Given a path, Pillow maps the file into memory, where it mixes up the rows of rotated TIFFs, and where a
+            # file that becomes shorter ends the process.
+            file = stack.enter_context(file.open("rb"))
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:

@@ -139,8 +139,8 @@ def _scale(values: np.ndarray, name: object, implied: ImageRange | None, given: 
         problem = _find_problem(low, high, implied)
         if problem:
             raise UserError(
-                f"image {name} has {kind} values from {_text(low)} to {_text(high)}{problem}; choose which values are black and "
-                f"white in all your images, for example --image-range={_suggest_range(low, high, values.dtype.kind)}"
+                f"image {name} has {kind} values from {_text(low)} to {_text(high)}{problem}; choose which values "
+                f"are black and white in all your images, for example --image-range={_suggest_range(low, high, values.dtype.kind)}"
             )
     return _linear(values, *(given or implied))
 
@@ -175,7 +175,7 @@ def _linear(values: np.ndarray, low: int | float, high: int | float) -> np.ndarr
         info = np.iinfo(values.dtype)
         table = _linear(np.arange(info.min, info.max + 1, dtype=np.float64), low, high)
         return table[values.astype(np.int32) - info.min] if info.min else table[values]
-    scaled = (np.clip(values, low, high) - low) * (255.0 / (high - low))
+    scaled = (np.clip(values, low, high) - low) * 255.0 / (high - low)
     return np.rint(scaled).astype(np.uint8)
 
 

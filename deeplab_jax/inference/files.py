@@ -218,7 +218,8 @@ def _find_in_folder(folder: pathlib.Path, output: pathlib.Path | None) -> list[p
             )
         results = output.resolve()
         images, left_out = (
-            [path for path in paths if not path.parent.resolve().is_relative_to(results)] for paths in (images, left_out)
+            [path for path in paths if not path.parent.resolve().is_relative_to(results)]
+            for paths in (images, left_out)
         )
     others = f": {data.describe_left_out(left_out)}" if left_out else ""
     if not images:

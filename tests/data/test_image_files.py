@@ -64,7 +64,8 @@ def test_what_is_left_out_is_described_by_kind_with_the_first_names(tmp_path):
     touch(tmp_path, "a.HEIC", "b.heic", "c.heic", "d.heic", "notes", "old/x.txt")
     _, left_out = image_files.list_images(tmp_path)
     description = image_files.describe_left_out(left_out)
-    assert description == "4 .heic files (a.HEIC, b.heic, c.heic, ...), 1 file without suffix (notes) and 1 folder (old)"
+    expected = "4 .heic files (a.HEIC, b.heic, c.heic, ...), 1 file without suffix (notes) and 1 folder (old)"
+    assert description == expected
 
 
 @pytest.mark.parametrize("suffix", image_files.IMAGE_SUFFIXES)

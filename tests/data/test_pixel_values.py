@@ -1,5 +1,8 @@
 """Values of more than 8 bits become 8 bits by a fixed range, or the image is refused with the range that was found."""
 
+import struct
+import zlib
+
 import cv2
 import numpy as np
 import pytest
@@ -29,6 +32,32 @@ def save_colors(path, values):
     order = [2, 1, 0, 3][: values.shape[2]]
     path.write_bytes(cv2.imencode(path.suffix, np.ascontiguousarray(values[..., order]))[1].tobytes())
     return path
+
+
+def write_tiff(path, values, **tags):
+    """Writes an uncompressed TIFF of any number of bands. Tags are given as `t262=2`."""
+    height, width, bands = values.shape
+    bits, data = 8 * values.dtype.itemsize, values.astype(values.dtype.newbyteorder("<")).tobytes()
+    fields = {256: width, 257: height, 258: [bits] * bands, 259: 1, 262: 2, 273: 0, 277: bands, 278: height}
+    fields |= {279: len(data)} | {int(tag[1:]): value for tag, value in tags.items()}
+    start = 8 + 2 + 12 * len(fields) + 4
+    lists, entries = b"", b""
+    fields[273] = start + 2 * bands
+    for tag, value in sorted(fields.items()):
+        if isinstance(value, list):
+            entries += struct.pack("<HHII", tag, 3, len(value), start + len(lists))
+            lists += struct.pack(f"<{len(value)}H", *value)
+        else:
+            entries += struct.pack("<HHII", tag, 4, 1, value)
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + bytes(4) + lists + data)
+    return path
+
+
+def add_exif(path, exif):
+    """Adds EXIF to a PNG."""
+    content, chunk = path.read_bytes(), b"eXIf" + exif.tobytes()[6:]
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(content[:33] + chunk + content[33:])  # after the signature and IHDR
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -63,7 +92,8 @@ def test_fewer_bits_in_16_are_refused_unless_the_range_is_given(tmp_path, suffix
     for read in (images.read_image, images.encode_image):
         with pytest.raises(UserError, match=message):
             read(path)
-    np.testing.assert_array_equal(images.read_image(path, image_range=(0, largest)), gray(np.rint(values / largest * 255)))
+    expected = gray(np.rint(values / largest * 255))
+    np.testing.assert_array_equal(images.read_image(path, image_range=(0, largest)), expected)
 
 
 def test_a_given_range_clips(tmp_path):
@@ -138,15 +168,49 @@ def test_16_bit_transparency_is_drawn_on_white(tmp_path):
     np.testing.assert_array_equal(images.read_image(path), gray(np.where(RAMP > 0.5, EXPECTED, 255)))
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6])
+UPRIGHT = {1: lambda x: x, 3: lambda x: x[::-1, ::-1], 5: lambda x: x.swapaxes(0, 1), 6: lambda x: np.rot90(x, -1)}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bit_images_are_turned_upright(tmp_path, suffix, orientation):
+def test_16_bit_images_are_turned_upright(tmp_path, suffix, channels, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / f"a.{suffix}"
-    Image.fromarray(np.rint(RAMP * 65535).astype(np.uint16)).save(path, exif=exif)
-    turned = {1: RAMP, 3: RAMP[::-1, ::-1], 6: np.rot90(RAMP, -1)}[orientation]
-    np.testing.assert_array_equal(images.read_image(path), gray(np.rint(turned * 255)))
+    path, values = tmp_path / f"a.{suffix}", np.rint(RAMP * 65535).astype(np.uint16)
+    if channels == 1:
+        Image.fromarray(values).save(path, exif=exif)
+    elif suffix == "png":
+        add_exif(save_colors(path, gray(values)), exif)
+    else:
+        write_tiff(path, gray(values), t274=orientation)
+    np.testing.assert_array_equal(images.read_image(path), gray(UPRIGHT[orientation](EXPECTED)))
+
+
+@pytest.mark.parametrize("bands", [4, 5])
+def test_further_16_bit_bands_are_not_used(tmp_path, bands):
+    values = np.dstack([np.rint(RAMP * 65535).astype(np.uint16)] * bands)
+    values[..., 3:] = 1234
+    path = write_tiff(tmp_path / "a.tif", values, t338=[0] * (bands - 3) if bands > 4 else 0)
+    if bands == 4:
+        np.testing.assert_array_equal(images.read_image(path), gray(EXPECTED))
+    else:
+        with pytest.raises(UserError, match=r"a.tif cannot be read"):  # Pillow does not know this layout
+            images.read_image(path)
+
+
+def test_a_fourth_16_bit_band_that_is_not_transparency_is_refused(tmp_path):
+    values = np.dstack([np.rint(RAMP * 65535).astype(np.uint16)] * 4)
+    path = write_tiff(tmp_path / "a.tif", values, t338=2)
+    with pytest.raises(UserError, match=r"a.tif has a fourth band with values from 0 to 255"):
+        images.read_image(path)
+
+
+def test_signed_bytes_need_a_range(tmp_path):
+    path = save(tmp_path / "a.tif", np.array([[0, 100, 127, 128, 255]], np.uint8), t339=2)
+    with pytest.raises(UserError, match="integer values from -128 to 127, of which"):
+        images.read_image(path)
+    np.testing.assert_array_equal(images.read_image(path, image_range=(-128, 127))[0, :, 0], [128, 228, 255, 0, 127])
 
 
 BANDS = np.dstack([np.full((8, 8), value, np.uint8) for value in (10, 40, 90)])
@@ -162,7 +226,7 @@ def test_a_fourth_band_that_is_not_transparency_is_refused(tmp_path, extra):
 
 
 def test_an_undeclared_extra_band_is_not_used(tmp_path):
-    path = save(tmp_path / "a.tif", np.dstack([BANDS, np.full((8, 8), 77, np.uint8)]), t338=0)
+    path = write_tiff(tmp_path / "a.tif", np.dstack([BANDS, np.full((8, 8), 77, np.uint8)]), t338=0)
     np.testing.assert_array_equal(images.read_image(path), BANDS)
 
 
