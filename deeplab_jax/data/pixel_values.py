@@ -138,9 +138,10 @@ def _scale(values: np.ndarray, name: object, implied: ImageRange | None, given: 
         kind = "float" if values.dtype.kind == "f" else "integer"
         problem = _find_problem(low, high, implied)
         if problem:
+            example = _suggest_range(low, high, values.dtype.kind)
             raise UserError(
-                f"image {name} has {kind} values from {_text(low)} to {_text(high)}{problem}; choose which values "
-                f"are black and white in all your images, for example --image-range={_suggest_range(low, high, values.dtype.kind)}"
+                f"image {name} has {kind} values from {_text(low)} to {_text(high)}{problem}; choose which values are "
+                f"black and white in all your images, for example --image-range={example}"
             )
     return _linear(values, *(given or implied))
 

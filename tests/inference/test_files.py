@@ -95,7 +95,8 @@ def test_images_of_the_same_name_are_refused_and_both_named(predictor, tmp_path)
 
 def test_the_output_folder_is_not_an_input(tmp_path):
     draw(tmp_path, "a.png", "masks/a_mask.png", "masks/monday/a_mask.png")
-    assert list(files.result_paths([tmp_path], tmp_path / "masks")) == [tmp_path / "a.png"]
+    paths = files.result_paths([tmp_path], tmp_path / "masks", existing="overwrite")
+    assert list(paths) == [tmp_path / "a.png"]
     with pytest.raises(UserError, match="is also an input, so results would be predicted next time"):
         files.result_paths([tmp_path / "masks"], tmp_path / "masks" / "monday" / "..")
 

@@ -233,7 +233,7 @@ def test_the_command_labels_a_video_and_an_image(trained, source, tmp_path, caps
     with pytest.raises(SystemExit) as done:
         main.main(arguments)
     assert done.value.code == 1
-    assert "street_overlay.mp4 exists; use --skip-existing" in capsys.readouterr().err
+    assert "a_mask.png exists; use --skip-existing" in capsys.readouterr().err
 
 
 def test_an_older_overlay_stays_if_the_new_one_fails(tmp_path):
@@ -244,21 +244,26 @@ def test_an_older_overlay_stays_if_the_new_one_fails(tmp_path):
     assert (tmp_path / "out.mp4").read_bytes() == b"mine"
 
 
-def test_the_command_goes_on_after_a_damaged_video(trained, source, tmp_path, capsys):
-    (tmp_path / "bad.mp4").write_bytes(b"not a video")
-    out = tmp_path / "out"
-    arguments = ["predict", str(tmp_path / "bad.mp4"), str(source), "--workdir", str(trained), "--output", str(out)]
-    arguments += ["--size", "32x48"]
-    with pytest.raises(SystemExit) as done:
-        main.main(arguments)
-    lines = capsys.readouterr().err.splitlines()
-    assert done.value.code == 1
-    assert lines[-1].startswith(f"deeplab-jax: 1 of 2 inputs failed ({tmp_path / 'bad.mp4'}): cannot read video")
-    assert [path.name for path in out.iterdir()] == ["street_overlay.mp4"]
-    with pytest.raises(SystemExit) as done:
-        main.main([*arguments, "--skip-existing"])
-    assert done.value.code == 1
-    assert "bad.mp4: it is damaged or not a video" in capsys.readouterr().err
+def test_the_command_goes_on_after_a_damaged_video(source, tmp_path, capsys, monkeypatch):
+    class Brightness:
+        label_set = LABELS
+
+        def start_video(self, *, smoothing):
+            return by_brightness
+
+    monkeypatch.setattr("deeplab_jax.cli.predict._load_predictor", lambda args: Brightness())
+    bad, out = tmp_path / "bad.mp4", tmp_path / "out"
+    bad.write_bytes(b"not a video")
+    arguments = ["predict", str(bad), str(source), "--output", str(out)]
+    for options, message in (
+        ([], f"deeplab-jax: 1 of 2 inputs failed ({bad}): cannot read video {bad}: it is damaged or not a video; "),
+        (["--skip-existing"], f"deeplab-jax: cannot read video {bad}: it is damaged or not a video"),
+    ):
+        with pytest.raises(SystemExit) as done:
+            main.main(arguments + options)
+        assert done.value.code == 1
+        assert capsys.readouterr().err.splitlines()[-1].startswith(message)
+        assert [path.name for path in out.iterdir()] == ["street_overlay.mp4"]
 
 
 def test_videos_of_the_same_name_are_both_named(trained, source, tmp_path, capsys):
