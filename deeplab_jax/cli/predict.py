@@ -93,9 +93,10 @@ def run(args: argparse.Namespace) -> None:
     predictor = _load_predictor(args)
     create_folder(args.output, "--output")
     max_pixels = None if args.max_megapixels is None else args.max_megapixels * 10**6
-    report = files.predict_paths(predictor, paths, max_pixels=max_pixels, image_range=args.image_range)
-    failed = dict(report.failed)
-    if report.written:
+    failed = {}
+    if paths:
+        report = files.predict_paths(predictor, paths, max_pixels=max_pixels, image_range=args.image_range)
+        failed |= report.failed
         logger.info("Wrote %d masks and overlays to %s", len(report.written) // 2, args.output)
     for source, target in targets.items():
         try:

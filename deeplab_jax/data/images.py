@@ -30,7 +30,7 @@ MAX_PIXELS = 2**28
 _PILLOW_LIMIT = threading.Lock()  # held while `Image.MAX_IMAGE_PIXELS` is changed
 
 _ORIENTATION_TAG = 0x0112
-_STORED_FORMATS = ("JPEG", "PNG")  # of the images and masks of prepared data sets
+_STORED_FORMATS = ("JPEG", "PNG")  # in prepared data sets
 _STORED_PREFIXES = (b"\xff\xd8\xff", b"\x89PNG")
 
 # TIFF tag NewSubfileType: 1 marks a smaller copy of another page, 4 a transparency mask.

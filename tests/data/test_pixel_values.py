@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
+from deeplab_jax import data
 from deeplab_jax.data import images
+from deeplab_jax.data.check import check
+from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import UserError
+from tests.conftest import make_folder
 
 RAMP = np.linspace(0, 1, 64 * 4).reshape(4, 64)
 EXPECTED = np.rint(RAMP * 255)
@@ -254,3 +258,20 @@ def test_pil_images_follow_the_same_rules(tmp_path):
         image.load()
         with pytest.raises(UserError, match="16 bits per color, of which Pillow has kept 8; pass its path instead"):
             images.as_image(image, "the image")
+
+
+def test_a_data_set_is_prepared_and_checked_with_one_range(tmp_path):
+    source = make_folder(tmp_path / "photos", count=2)
+    for path in sorted((source / "images").iterdir()):
+        pixels = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
+        path.unlink()
+        Image.fromarray(pixels * 16).save(path.with_suffix(".png"))
+    with pytest.raises(UserError, match=r"field_\d+\.png has integer values from .*--image-range=0,4095$"):
+        prepare("folder", source=source, data_dir=tmp_path / "data")
+    assert not check("folder", source=source).ok
+    assert check("folder", source=source, image_range=(0, 4080)).ok
+    prepare("folder", source=source, data_dir=tmp_path / "data", image_range=(0, 4080))
+    example = data.open_source("folder", "train", data_dir=tmp_path / "data")[0]
+    stored = images.decode_image(example["image"], example["id"])
+    expected = np.asarray(Image.open(source / "images" / f"{example['id']}.png")) / 16
+    np.testing.assert_array_equal(stored, gray(expected))
