@@ -97,7 +97,8 @@ def run(args: argparse.Namespace) -> None:
     if paths:
         report = files.predict_paths(predictor, paths, max_pixels=max_pixels, image_range=args.image_range)
         failed |= report.failed
-        logger.info("Wrote %d masks and overlays to %s", len(report.written) // 2, args.output)
+        if report.written:
+            logger.info("Wrote %d masks and overlays to %s", len(report.written) // 2, args.output)
     for source, target in targets.items():
         try:
             _predict_video(predictor, source, target, args)
@@ -116,7 +117,8 @@ def _video_paths(
     from deeplab_jax.inference import files, video
 
     paths = {source: video.overlay_path(source, output) for source in sources}
-    twice = [source for source in paths if collections.Counter(paths.values())[paths[source]] > 1]
+    counts = collections.Counter(paths.values())
+    twice = [source for source, path in paths.items() if counts[path] > 1]
     if twice:
         raise UserError(
             f"videos {twice[0]} and {twice[1]} have the same name; predict them with different --output folders"

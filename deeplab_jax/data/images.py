@@ -27,6 +27,9 @@ ImageLike = str | os.PathLike | Image.Image | np.ndarray
 #: file can announce any number of pixels.
 MAX_PIXELS = 2**28
 
+# A damaged image raises an error here; OpenCV would print about it too.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 _PILLOW_LIMIT = threading.Lock()  # held while `Image.MAX_IMAGE_PIXELS` is changed
 
 _ORIENTATION_TAG = 0x0112

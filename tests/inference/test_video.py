@@ -266,11 +266,11 @@ def test_the_command_goes_on_after_a_damaged_video(source, tmp_path, capsys, mon
         assert [path.name for path in out.iterdir()] == ["street_overlay.mp4"]
 
 
-def test_videos_of_the_same_name_are_both_named(trained, source, tmp_path, capsys):
+def test_videos_of_the_same_name_are_both_named(source, tmp_path, capsys):
     other = tmp_path / "street.avi"
     other.write_bytes(source.read_bytes())
     with pytest.raises(SystemExit) as done:
-        main.main(["predict", str(source), str(other), "--workdir", str(trained), "--output", str(tmp_path / "out")])
+        main.main(["predict", str(source), str(other), "--output", str(tmp_path / "out")])
     assert done.value.code == 1
     assert f"videos {source} and {other} have the same name" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
