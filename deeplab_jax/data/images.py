@@ -23,7 +23,7 @@ from deeplab_jax.errors import UserError
 #: A path, a PIL image, or a uint8 RGB array of shape (height, width, 3).
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
-#: The largest image that is decoded unless told otherwise, in pixels: 16,384 x 16,384, about 3 GB of memory. A small
+#: The largest image that is decoded unless told otherwise, in pixels: 16,384 x 16,384, up to 5 GB of memory. A small
 #: file can announce any number of pixels.
 MAX_PIXELS = 2**28
 
@@ -247,9 +247,12 @@ def _open_header(
                 image = stack.enter_context(Image.open(file, formats=formats))
             except Image.DecompressionBombError:
                 raise UserError(f"image {name} has more than {limit / 1e6:g} million pixels; {advice}") from None
-        if image.width * image.height > limit:
+        is_wide = pixel_values.has_16_bit_colors(image)
+        if image.width * image.height * (1 + is_wide) > limit:
+            counted = " of 16 bits per color, which count twice" if is_wide else ""
             raise UserError(
-                f"image {name} has {image.width} x {image.height} pixels, more than {limit / 1e6:g} million; {advice}"
+                f"image {name} has {image.width} x {image.height} pixels{counted}, more than {limit / 1e6:g} million; "
+                f"{advice}"
             )
         yield image
 

@@ -24,6 +24,7 @@ _WHITE_IS_ZERO, _SIGNED = 0, 2  # values of _PHOTOMETRIC and _SAMPLE_FORMAT
 
 _DARK = 0.25  # an image whose values stay below this fraction of the range looks as if it had another range
 _ROUNDING = 1e-4  # by which floats may leave the range
+_STRIP = 2**20  # values that are scaled at a time, to save memory
 
 
 def upright_rgb(
@@ -56,11 +57,21 @@ def upright_rgb(
     if upright.mode in ("La", "RGBa"):  # colors multiplied by their opacity
         upright = upright.convert(upright.mode.upper())
     if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-        upright = _draw_on_white(upright.convert("RGBA"), name, is_tiff=image.format == "TIFF")
+        rgba = upright if upright.mode == "RGBA" else upright.convert("RGBA")
+        upright = _draw_on_white(rgba, name, is_tiff=image.format == "TIFF")
     try:
         return np.asarray(upright if upright.mode == "RGB" else upright.convert("RGB"))
     except ValueError:
         raise UserError(f"image {name} has mode {upright.mode}, which cannot be converted to RGB") from None
+
+
+def has_16_bit_colors(image: Image.Image) -> bool:
+    """Whether an image has more than 8 bits per color. Call it before the pixels are loaded."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return False  # a single channel, of which Pillow keeps all bits
+    if image.format == "TIFF":
+        return int(np.max(image.tag_v2.get(_BITS_PER_SAMPLE, 1))) > 8
+    return image.format == "PNG" and any(";16" in str(tile[3]) for tile in image.tile)
 
 
 def read_16_bit_colors(
@@ -78,13 +89,7 @@ def read_16_bit_colors(
     Raises:
       UserError: the image is damaged or of a rare kind.
     """
-    if image.mode == "F" or image.mode.startswith("I"):
-        return None  # Pillow keeps all bits of a single channel
-    if image.format == "TIFF":
-        is_wide = int(np.max(image.tag_v2.get(_BITS_PER_SAMPLE, 1))) > 8
-    else:
-        is_wide = image.format == "PNG" and any(";16" in str(tile[3]) for tile in image.tile)
-    if not is_wide:
+    if not has_16_bit_colors(image):
         return None
     if not image.tile:
         raise UserError(f"{name} has 16 bits per color, of which Pillow has kept 8; pass its path instead")
@@ -92,12 +97,15 @@ def read_16_bit_colors(
     image.fp.seek(0)
     encoded = np.frombuffer(image.fp.read(), np.uint8)
     image.fp.seek(position)
+    image.load()  # finds damage with less memory
     values = None
     if image.mode in ("RGB", "RGBA"):
         values = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED)
-    if values is None or values.dtype != np.uint16 or values.ndim != 3 or values.shape[2] < len(image.getbands()):
+    bands = len(image.getbands())
+    if values is None or values.dtype != np.uint16 or values.ndim != 3 or values.shape[2] < bands:
         raise UserError(f"image {name} is damaged or an unusual 16-bit {image.format}; save it again as 8-bit RGB")
-    return values[..., [2, 1, 0, 3][: len(image.getbands())]]  # OpenCV's order is BGR
+    to_rgb = cv2.COLOR_BGR2RGB if values.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+    return cv2.cvtColor(values, to_rgb, dst=values)[..., :bands]
 
 
 def _with_8_bits(image, name, colors, image_range) -> Image.Image:
@@ -172,12 +180,13 @@ def _text(value: int | float) -> str:
 
 def _linear(values: np.ndarray, low: int | float, high: int | float) -> np.ndarray:
     """Maps `low` to 0 and `high` to 255; values outside are clipped."""
-    if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:  # a table needs the least memory
-        info = np.iinfo(values.dtype)
-        table = _linear(np.arange(info.min, info.max + 1, dtype=np.float64), low, high)
-        return table[values.astype(np.int32) - info.min] if info.min else table[values]
-    scaled = (np.clip(values, low, high) - low) * 255.0 / (high - low)
-    return np.rint(scaled).astype(np.uint8)
+    low, high = float(low), float(high)  # bounds that are integers must fit the dtype
+    scaled = np.empty(values.shape, np.uint8)
+    rows = max(1, _STRIP * len(values) // values.size)
+    for start in range(0, len(values), rows):
+        strip = np.clip(values[start : start + rows], low, high) - low
+        scaled[start : start + rows] = np.rint(strip * 255.0 / (high - low))
+    return scaled
 
 
 def _draw_on_white(image: Image.Image, name: pathlib.Path | str, *, is_tiff: bool) -> Image.Image:

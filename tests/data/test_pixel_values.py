@@ -100,9 +100,19 @@ def test_fewer_bits_in_16_are_refused_unless_the_range_is_given(tmp_path, suffix
     np.testing.assert_array_equal(images.read_image(path, image_range=(0, largest)), expected)
 
 
+def test_16_bits_per_color_count_twice(tmp_path):
+    path = save_colors(tmp_path / "a.png", gray(np.rint(RAMP * 65535).astype(np.uint16)))
+    message = "64 x 4 pixels of 16 bits per color, which count twice, more than 0.000511 million; scale it down"
+    with pytest.raises(UserError, match=message):
+        images.read_image(path, max_pixels=511)
+    assert images.read_image(path, max_pixels=512).shape == (4, 64, 3)
+
+
 def test_a_given_range_clips(tmp_path):
     path = save(tmp_path / "a.png", np.array([[0, 100, 150, 200, 65535]], np.uint16))
     np.testing.assert_array_equal(images.read_image(path, image_range=(100, 200))[0, :, 0], [0, 0, 128, 255, 255])
+    np.testing.assert_array_equal(images.read_image(path, image_range=(-100, 155))[0, :, 0], [100, 200, 250, 255, 255])
+    np.testing.assert_array_equal(images.read_image(path, image_range=(0, 2**32 - 1))[0, :, 0], [0] * 5)
     encoded, _ = images.encode_image(path, image_range=(100, 200))
     np.testing.assert_array_equal(images.decode_image(encoded, "a")[0, :, 0], [0, 0, 128, 255, 255])
 
