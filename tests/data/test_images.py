@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from deeplab_jax.data import images
+from deeplab_jax.data import images, masks
 from deeplab_jax.errors import UserError
 from tests.conftest import scene
 
@@ -210,7 +210,7 @@ def test_no_program_is_started_for_postscript(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
     path = tmp_path / f"a.{suffix}"
     path.write_bytes(EPS)
-    for read in (images.read_image, images.encode_image, lambda path: images.read_mask(path, VOC)):
+    for read in (images.read_image, images.encode_image, masks.load_mask):
         with pytest.raises(UserError, match=rf"a\.{suffix} cannot be read: it is damaged, not an image"):
             read(path)
     assert not started
