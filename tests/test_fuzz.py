@@ -15,7 +15,7 @@ from PIL import Image
 
 from deeplab_jax.cli.config_flags import parse_config
 from deeplab_jax.config import base_config, parse_arg, validate
-from deeplab_jax.data import archives, images
+from deeplab_jax.data import archives, images, masks
 from deeplab_jax.data.sources.sbd import read_class_mask
 from deeplab_jax.errors import UsageError, UserError
 from deeplab_jax.labels import SYNTHETIC, VOC
@@ -125,7 +125,7 @@ def test_masks(files, tmp_path, name):
     def check(content):
         path.write_bytes(content)
         try:
-            label = images.read_mask(path, VOC)
+            label = masks.read_mask(path, VOC)
         except UserError as error:
             assert_one_line(error)
         else:

@@ -53,7 +53,9 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `data check`."""
     parser.add_argument("name", metavar="NAME", help="data set, see below")
     parser.add_argument(
-        "--source", type=arguments.path, help="folder with raw data to check instead of the prepared data set"
+        "--source",
+        type=arguments.path,
+        help="folder or archive with raw data to check instead of the prepared data set",
     )
     arguments.add_image_range(parser)
     arguments.add_data_dir(parser)
@@ -83,7 +85,13 @@ def _report_values(report: "Report") -> dict[str, Any]:
         del values["ids"]
         splits[name] = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in values.items()}
     class_names = list(report.label_set.class_names)
-    return {"name": report.name, "class_names": class_names, "splits": splits, "leaks": report.leaks}
+    return {
+        "name": report.name,
+        "class_names": class_names,
+        "splits": splits,
+        "leaks": report.leaks,
+        "notes": list(report.notes),
+    }
 
 
 def add_show_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,10 @@
 
 from deeplab_jax.data.dataset import Dataset, Download, RawDataset, RawExample, Source
 from deeplab_jax.data.eval_pipeline import eval_batches
+from deeplab_jax.data.fingerprint import describe_change, fingerprint
 from deeplab_jax.data.image_files import IMAGE_SUFFIXES, describe_left_out, list_images
-from deeplab_jax.data.images import ImageLike, ImageRange, as_image, read_image, read_mask
+from deeplab_jax.data.images import ImageLike, ImageRange, as_image, read_image
+from deeplab_jax.data.masks import read_mask
 from deeplab_jax.data.pipeline import decode_example, decode_examples, train_batches
 from deeplab_jax.data.protocol import EvalProtocol, bucket, pad_color, protocol_for, set_input_size
 from deeplab_jax.data.registry import (
@@ -33,8 +35,10 @@ __all__ = [
     "decode_example",
     "decode_examples",
     "default_data_dir",
+    "describe_change",
     "describe_left_out",
     "eval_batches",
+    "fingerprint",
     "get_dataset",
     "list_images",
     "open_source",

@@ -2,9 +2,8 @@
 
 import dataclasses
 import pathlib
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,20 +11,15 @@ from jaxtyping import Int64
 from rich.table import Table
 
 from deeplab_jax import progress
-from deeplab_jax.data import images
+from deeplab_jax.data import images, masks
 from deeplab_jax.data.dataset import RawExample, Source
+from deeplab_jax.data.leaks import find_leaks, is_scoring, is_training
 from deeplab_jax.data.pipeline import decode_example
-from deeplab_jax.data.prepare import read_raw
+from deeplab_jax.data.prepare import open_raw
 from deeplab_jax.data.prepared import prepared_folder
 from deeplab_jax.data.registry import default_data_dir, get_dataset, open_source, split_names
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
-
-_NAMED = 5  # shared ids that a leak names; the rest is counted
-
-# trainval is train and val by construction, so it is neither a training split for val nor a split to score on.
-_TRAINING = re.compile(r"train(?!_?val)")
-_SCORING = re.compile(r"val|test")
 
 
 @dataclasses.dataclass
@@ -56,12 +50,16 @@ class SplitReport:
 
 @dataclasses.dataclass
 class Report:
-    """The result of `check`: a report per split, and one line per pair of splits that share images."""
+    """The result of `check`: a report per split, one line per pair of splits that share images, and notes.
+
+    A note is not a problem. It says how files are read, for example which are left out.
+    """
 
     name: str
     label_set: LabelSet
     splits: dict[str, SplitReport]
     leaks: list[str]
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -81,7 +79,7 @@ def check(
     Args:
       name: one of `dataset_names`. Of generated data sets a sample is read.
       data_dir: folder of prepared data sets; default: `default_data_dir`.
-      source: folder of a raw data set, to check it instead of the prepared one.
+      source: folder or archive of a raw data set, to check it instead of the prepared one.
       image_range: see `deeplab_jax.data.read_image`; for `source`.
 
     Returns:
@@ -91,26 +89,25 @@ def check(
       UserError: the data set does not exist or is not prepared, or the folder has another layout.
     """
     data_dir = default_data_dir() if data_dir is None else data_dir
+    notes = ()
     if source is not None:
-        raw = read_raw(name, source).with_image_range(image_range)
-        label_set, opened, read = raw.label_set, raw.splits, _read_raw_labels
+        with open_raw(name, source) as (raw, shown):
+            label_set, notes = raw.label_set, raw.notes
+            splits = _check_splits(raw.with_image_range(image_range).splits, _read_raw_labels, label_set)
+            for found in splits.values():
+                found.problems = [shown(line) for line in found.problems]
     else:
         opened = _open_splits(name, data_dir)
-        label_set, read = next(iter(opened.values())).label_set, _read_labels
-    limit = get_dataset(name).check_limit
-    splits = {}
-    for split, examples in opened.items():
-        count = len(examples) if limit is None else min(limit, len(examples))
-        labels = progress.track(read(examples, count, label_set), f"check {split}", total=count)
-        splits[split] = _check_split(split, labels, label_set)
-    leaks = _find_leaks({f"{name}/{split}": found.ids for split, found in splits.items()})
+        label_set = next(iter(opened.values())).label_set
+        splits = _check_splits(opened, _read_labels, label_set, get_dataset(name).check_limit)
+    leaks = find_leaks({f"{name}/{split}": found.ids for split, found in splits.items()})
     if source is None and name in ("sbd", "voc2012_segmentation"):
         leaks += _find_sbd_leaks(data_dir)
-    return Report(name, label_set, splits, leaks)
+    return Report(name, label_set, splits, leaks, notes)
 
 
 def report_tables(report: Report) -> list[Table]:
-    """The report as tables: the classes of each split, then the problems and the leaks, if there are any."""
+    """The report as tables: the classes of each split, then problems, leaks and notes, if there are any."""
     tables = []
     names = [*report.label_set.class_names, f"ignored ({IGNORE_LABEL})"]
     for split, found in report.splits.items():
@@ -126,7 +123,7 @@ def report_tables(report: Report) -> list[Table]:
             table.add_row(class_name, f"{pixels:,}", f"{pixels / total:.2%}", f"{containing:,}")
         tables.append(table)
     problems = [f"{split}: {line}" for split, found in report.splits.items() for line in found.problems]
-    for title, lines in (("problems", problems), ("leaks", report.leaks)):
+    for title, lines in (("problems", problems), ("leaks", report.leaks), ("notes", report.notes)):
         if lines:
             table = Table(title=f"{title}: {len(lines)}", title_justify="left", show_header=False)
             table.add_column(overflow="fold")
@@ -172,8 +169,22 @@ def _checked_label(example: dict[str, Any], label_set: LabelSet) -> np.ndarray:
             f"the stored image of {example['id']} is {_size(image.shape)}, but its mask is {_size(label.shape)} "
             "(height x width); prepare the data set again"
         )
-    images.check_label(label, label_set, f"of {example['id']}")
+    masks.check_label(label, label_set, f"of {example['id']}")
     return label
+
+
+def _check_splits(
+    opened: Mapping[str, Any],
+    read: Callable[[Any, int, LabelSet], Iterator[_Labeled]],
+    label_set: LabelSet,
+    limit: int | None = None,
+) -> dict[str, SplitReport]:
+    splits = {}
+    for split, examples in opened.items():
+        count = len(examples) if limit is None else min(limit, len(examples))
+        labels = progress.track(read(examples, count, label_set), f"check {split}", total=count)
+        splits[split] = _check_split(split, labels, label_set)
+    return splits
 
 
 def _check_split(split: str, labels: Iterable[_Labeled], label_set: LabelSet) -> SplitReport:
@@ -192,24 +203,12 @@ def _check_split(split: str, labels: Iterable[_Labeled], label_set: LabelSet) ->
     problems += [f"{example_id} is listed {count} times" for example_id, count in Counter(ids).items() if count > 1]
     pixels, containing = counts[:, [*range(label_set.num_classes), IGNORE_LABEL]]
     report = SplitReport(ids, problems, pixels, containing)
+    if sizes and not pixels[:-1].sum():
+        problems.append(f"every pixel is ignored ({IGNORE_LABEL}); the split cannot be trained on or evaluated")
     if sizes:
         report.smallest = tuple(int(extent) for extent in np.min(sizes, axis=0))
         report.largest = tuple(int(extent) for extent in np.max(sizes, axis=0))
     return report
-
-
-def _find_leaks(ids: dict[str, list[str]], advice: str = "") -> list[str]:
-    """One line per training split that shares images with a split to score on. Keys are `data set/split`."""
-    lines = []
-    for training, training_ids in ids.items():
-        for scoring, scoring_ids in ids.items():
-            if not (_TRAINING.match(training.split("/")[1]) and _SCORING.match(scoring.split("/")[1])):
-                continue
-            shared = sorted(set(training_ids) & set(scoring_ids))
-            if shared:
-                count = "1 image" if len(shared) == 1 else f"{len(shared)} images"
-                lines.append(f"{training} and {scoring} share {count}: {', '.join(shared[:_NAMED])}{advice}")
-    return lines
 
 
 def _find_sbd_leaks(data_dir: pathlib.Path) -> list[str]:
@@ -218,9 +217,9 @@ def _find_sbd_leaks(data_dir: pathlib.Path) -> list[str]:
     if not all(prepared_folder(name, data_dir).is_dir() for name in names):
         return []
     sbd, voc = (_open_splits(name, data_dir) for name in names)
-    ids = {f"sbd/{split}": source.ids() for split, source in sbd.items() if _TRAINING.match(split)}
-    ids |= {f"voc2012_segmentation/{split}": source.ids() for split, source in voc.items() if _SCORING.match(split)}
-    return _find_leaks(ids, "; train on SBD's train_noval or VOC's trainaug to score there")
+    ids = {f"sbd/{split}": source.ids() for split, source in sbd.items() if is_training(split)}
+    ids |= {f"voc2012_segmentation/{split}": source.ids() for split, source in voc.items() if is_scoring(split)}
+    return find_leaks(ids, "; train on SBD's train_noval or VOC's trainaug to score there")
 
 
 def _size(shape: tuple[int, ...]) -> str:

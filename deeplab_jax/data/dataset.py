@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from deeplab_jax.data import images
+from deeplab_jax.data import images, masks
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 
@@ -67,30 +67,29 @@ class RawExample:
         """
         image, size = images.encode_image(self.image, image_range=self.image_range)
         label = self.read_label()
-        images.check_label(label, label_set, f"of {self.image.name}")
+        masks.check_label(label, label_set, f"of {self.image.name}")
         if label.shape != size:
+            turned = "; the image may have an EXIF rotation that the mask lacks" if label.shape == size[::-1] else ""
             raise UserError(
                 f"image {self.image} is {size[0]}x{size[1]} (height x width), "
-                f"but its mask is {label.shape[0]}x{label.shape[1]}; they must have the same size"
+                f"but its mask is {label.shape[0]}x{label.shape[1]}; they must have the same size{turned}"
             )
         return image, label.astype(np.uint8)
-
-    def encode(self, label_set: LabelSet) -> dict[str, Any]:
-        """The example as it is stored: `image` and `label` as encoded bytes, `id` as text.
-
-        Raises:
-          UserError: see `read`.
-        """
-        image, label = self.read(label_set)
-        return {"image": image, "label": images.encode_mask(label), "id": self.id}
 
 
 @dataclasses.dataclass(frozen=True)
 class RawDataset:
-    """A raw data set: its classes, and the examples of each split in a fixed order."""
+    """A raw data set.
+
+    Attributes:
+      label_set: its classes.
+      splits: the examples of each split in a fixed order.
+      notes: what a person should know of how the files are read, such as files that are left out; one line each.
+    """
 
     label_set: LabelSet
     splits: dict[str, list[RawExample]]
+    notes: tuple[str, ...] = ()
 
     def with_image_range(self, image_range: images.ImageRange | None) -> "RawDataset":
         """The same data set with `image_range` in all examples; None changes nothing."""
@@ -120,7 +119,7 @@ class Dataset:
 
     Attributes:
       name: value of `config.data.name`, in snake case.
-      read_raw: takes the folder of the raw data set and returns a `RawDataset`. It reads lists, not images.
+      read_raw: takes the folder of the raw data set and returns a `RawDataset`. It does not read images.
       options: names of the keyword arguments that `read_raw` accepts.
       archive: published archive of the raw data set; without it, users have to pass `--source`.
       is_needed: whether to unpack the archive's file of this name.

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from deeplab_jax.data import pixel_values
@@ -19,7 +19,6 @@ from deeplab_jax.data.image_files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from deeplab_jax.data.image_files import list_images as list_images
 from deeplab_jax.data.pixel_values import ImageRange as ImageRange
 from deeplab_jax.errors import UserError
-from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
 #: A path, a PIL image, or a uint8 RGB array of shape (height, width, 3).
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
@@ -129,44 +128,6 @@ def decode_image(encoded: bytes, name: str) -> UInt8[np.ndarray, "height width 3
     if pixels is None:
         raise UserError(f"the stored image of {name} is damaged; prepare the data set again")
     return pixels
-
-
-def read_mask(path: pathlib.Path, label_set: LabelSet, *, by_color: bool = False) -> UInt8[np.ndarray, "height width"]:
-    """Reads a mask file as a label.
-
-    The class ids are the indices of a palette PNG and the values of a gray one. The colors of an RGB image are looked
-    up in the palette of the label set; each pixel must have the color of a class or the color of the ignore label.
-
-    Args:
-      path: the file.
-      label_set: the classes.
-      by_color: also look up the values of gray masks as colors.
-
-    Raises:
-      UserError: the file is missing or truncated, or contains a color or an id that is not assigned to any class.
-    """
-    image = open_image(path)
-    if image.mode in ("RGB", "RGBA") or (by_color and image.mode != "P"):
-        return _lookup_colors(np.asarray(image.convert("RGB")), label_set, path)
-    if image.mode not in ("P", "L", "1", "I", "I;16"):
-        raise UserError(f"mask {path} has mode {image.mode}; save it as a gray or palette PNG of class ids")
-    label = np.asarray(image).astype(np.int64)
-    check_label(label, label_set, str(path))
-    return label.astype(np.uint8)
-
-
-def check_label(label: Integer[np.ndarray, "height width"], label_set: LabelSet, name: str) -> None:
-    """Checks that every id of a label is a class or the ignore label.
-
-    Raises:
-      UserError: with the first id that is neither; `name` says which mask contains it.
-    """
-    wrong = label[(label < 0) | ((label >= label_set.num_classes) & (label != IGNORE_LABEL))]
-    if wrong.size:
-        raise UserError(
-            f"mask {name} contains label {int(wrong[0])}; labels must be below {label_set.num_classes}, the number of "
-            f"classes, or {IGNORE_LABEL} to ignore a pixel"
-        )
 
 
 def encode_mask(label: UInt8[np.ndarray, "height width"]) -> bytes:
@@ -314,23 +275,6 @@ def _has_further_pages(image: Image.Image) -> bool:
         if not image.tag_v2.get(_SUBFILE_TYPE, 0) & _NOT_A_PAGE:
             return True
     return True
-
-
-def _lookup_colors(pixels: np.ndarray, label_set: LabelSet, path: pathlib.Path) -> np.ndarray:
-    to_code = np.array([65536, 256, 1])
-    known = np.array([*range(label_set.num_classes), IGNORE_LABEL])
-    known_codes = label_set.color_table()[known].astype(np.int64) @ to_code
-    codes = pixels.astype(np.int64) @ to_code
-    order = np.argsort(known_codes)
-    position = np.minimum(np.searchsorted(known_codes[order], codes), len(known) - 1)
-    match = known_codes[order][position] == codes
-    if not match.all():
-        color = tuple(int(value) for value in pixels[~match][0])
-        raise UserError(
-            f"mask {path} contains color {color}, which is not assigned to any class; add it to classes.txt as "
-            "`name r g b`"
-        )
-    return known[order][position].astype(np.uint8)
 
 
 def _encode_png(pixels: np.ndarray, parameters: Sequence[int]) -> bytes:

@@ -1,16 +1,20 @@
 """Preparing a data set: download or open the raw files, check every example, write ArrayRecord files."""
 
+import contextlib
 import logging
 import pathlib
 import shutil
 import tempfile
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from deeplab_jax.data import archives
 from deeplab_jax.data.dataset import Dataset, Download, RawDataset
 from deeplab_jax.data.download import download
+from deeplab_jax.data.image_files import is_clutter
 from deeplab_jax.data.images import ImageRange
-from deeplab_jax.data.prepared import prepared_folder, write_dataset
+from deeplab_jax.data.leaks import find_leaks
+from deeplab_jax.data.prepared import is_complete, prepared_folder, write_dataset
 from deeplab_jax.data.registry import dataset_names, default_data_dir, get_dataset
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import create_folder
@@ -52,6 +56,10 @@ def prepare(
     options = _check_options(dataset, {"sbd_source": sbd_source, "val_fraction": val_fraction})
     data_dir = default_data_dir() if data_dir is None else data_dir
     target = prepared_folder(name, data_dir)
+    if target.is_dir() and not is_complete(target):
+        raise UserError(
+            f"{target} is incomplete, perhaps a copy that was interrupted; remove it and prepare {name} again"
+        )
     if target.is_dir():
         logger.info("%s is already prepared in %s; remove this folder to prepare it again", name, target)
         return target
@@ -59,11 +67,15 @@ def prepare(
         shutil.rmtree(unpacked)
     create_folder(data_dir, "data folder")
     with tempfile.TemporaryDirectory(dir=data_dir, prefix="unpacked.") as scratch:
-        root = _find_root(dataset, source, data_dir, pathlib.Path(scratch) / name)
+        roots = [_find_root(dataset, source, data_dir, pathlib.Path(scratch) / name)]
         if "sbd_root" in options:
-            options["sbd_root"] = _find_root(get_dataset("sbd"), sbd_source, data_dir, pathlib.Path(scratch) / "sbd")
-        raw = dataset.read_raw(root, **options)
-        write_dataset(name, raw.with_image_range(image_range), data_dir)
+            roots.append(_find_root(get_dataset("sbd"), sbd_source, data_dir, pathlib.Path(scratch) / "sbd"))
+            options["sbd_root"] = roots[1].folder
+        with _errors_name_archives(roots):
+            raw = dataset.read_raw(roots[0].folder, **options)
+            for note in (*raw.notes, *_describe_leaks(name, raw)):
+                logger.warning("%s", note)
+            write_dataset(name, raw.with_image_range(image_range), data_dir)
     counts = ", ".join(f"{split} {len(examples)}" for split, examples in raw.splits.items())
     logger.info("Prepared %s in %s: %s", name, target, counts)
     return target
@@ -74,16 +86,25 @@ def preparable_names() -> list[str]:
     return [name for name in dataset_names() if get_dataset(name).read_raw is not None]
 
 
-def read_raw(name: str, source: pathlib.Path) -> RawDataset:
-    """Reads the folder of a raw data set, to check it before it is prepared.
+@contextlib.contextmanager
+def open_raw(name: str, source: pathlib.Path) -> Iterator[tuple[RawDataset, Callable[[str], str]]]:
+    """Reads a raw data set, to check it before it is prepared. An archive is unpacked for the duration of the block.
+
+    Args:
+      name: a data set of `preparable_names`.
+      source: folder or archive of the raw data set.
+
+    Yields:
+      The data set, and a function that puts the name of the archive in place of the folder it is unpacked in.
 
     Raises:
-      UserError: the data set or the folder does not exist, or the folder has another layout.
+      UserError: the data set or the source does not exist, or the source has another layout.
     """
     dataset = _get_preparable(name)
-    if not source.is_dir():
-        raise UserError(f"--source {source} is not a folder")
-    return dataset.read_raw(source)
+    with tempfile.TemporaryDirectory(prefix="deeplab_jax.") as scratch:
+        root = _find_root(dataset, source, pathlib.Path(scratch), pathlib.Path(scratch) / name)
+        with _errors_name_archives([root]):
+            yield dataset.read_raw(root.folder), root.name_archive
 
 
 def _get_preparable(name: str) -> Dataset:
@@ -107,24 +128,55 @@ def _check_options(dataset: Dataset, given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _find_root(
-    dataset: Dataset, source: pathlib.Path | None, data_dir: pathlib.Path, scratch: pathlib.Path
-) -> pathlib.Path:
+class _Root(NamedTuple):
+    """The folder with the raw data, and where it comes from: the folder itself or an archive."""
+
+    folder: pathlib.Path
+    source: pathlib.Path
+
+    def name_archive(self, text: str) -> str:
+        """Puts the name of the archive in place of the folder it is unpacked in, which nobody knows."""
+        return text.replace(str(self.folder), str(self.source))
+
+
+@contextlib.contextmanager
+def _errors_name_archives(roots: list[_Root]) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        for root in roots:
+            text = root.name_archive(text)
+        raise UserError(text) from None
+
+
+def _describe_leaks(name: str, raw: RawDataset) -> list[str]:
+    return find_leaks(
+        {f"{name}/{split}": [example.id for example in examples] for split, examples in raw.splits.items()},
+        "; scores on images of the training split mean little",
+    )
+
+
+def _find_root(dataset: Dataset, source: pathlib.Path | None, data_dir: pathlib.Path, scratch: pathlib.Path) -> _Root:
     """The folder with the raw data: the source itself, or what an archive contains, unpacked into `scratch`."""
     if source is not None and source.is_dir():
-        return source
+        return _Root(source, source)
     if source is not None and not source.is_file():
         raise UserError(f"--source {source} does not exist")
     if source is None and dataset.archive is None:
         raise UserError(f"{dataset.name} has no public download; pass a copy of yours with --source FOLDER_OR_ARCHIVE")
     archive = _fetch(dataset.archive, data_dir) if source is None else source
-    archives.extract(archive, scratch, is_needed=dataset.is_needed)
+
+    def is_needed(name: str) -> bool:
+        return not any(map(is_clutter, pathlib.PurePosixPath(name).parts)) and dataset.is_needed(name)
+
+    archives.extract(archive, scratch, is_needed=is_needed)
     if source is None:
         for published in dataset.extra_lists:
             shutil.copy(_fetch(published, data_dir), next(scratch.glob("**/train.txt")).parent)
     children = list(scratch.iterdir()) if scratch.is_dir() else []
     # Some archives contain the folder, others its content.
-    return children[0] if len(children) == 1 and children[0].is_dir() else scratch
+    return _Root(children[0] if len(children) == 1 and children[0].is_dir() else scratch, archive)
 
 
 def _fetch(published: Download, data_dir: pathlib.Path) -> pathlib.Path:

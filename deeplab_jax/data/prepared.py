@@ -5,9 +5,11 @@ not: TFDS has no `tf.data` reader for ArrayRecord.
 """
 
 import json
+import logging
 import pathlib
 import shutil
 import tempfile
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,12 +17,17 @@ import numpy as np
 from deeplab_jax import progress
 from deeplab_jax.data import images, tf_example
 from deeplab_jax.data.dataset import RawDataset, RawExample
+from deeplab_jax.data.split_summary import SplitSummary
 from deeplab_jax.errors import UserError, from_os_error
 from deeplab_jax.files import local_path, read_json
-from deeplab_jax.labels import LabelSet
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet
+
+logger = logging.getLogger(__name__)
 
 _VERSION = "1.0.0"  # format version; TFDS expects it as the name of the folder
 _SHARD_BYTES = 256 << 20  # a file that reaches this size is closed and the next one begins
+
+_DESCRIPTIONS = ("dataset_info", "features", "metadata")  # JSON files
 
 _FEATURE = "tensorflow_datasets.core.features"
 _FEATURES = {
@@ -46,6 +53,17 @@ def prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
     return local_path(data_dir) / name / _VERSION
 
 
+def is_complete(folder: pathlib.Path) -> bool:
+    """Whether all files of a prepared data set exist. Their content is not read.
+
+    Raises:
+      UserError: its description is damaged.
+    """
+    if not all((folder / f"{file}.json").is_file() for file in _DESCRIPTIONS):
+        return False
+    return all(pathlib.Path(shard.filename).is_file() for shards in _shards(folder).values() for shard in shards)
+
+
 class PreparedSource:
     """One or several splits of a prepared data set, read by position."""
 
@@ -69,6 +87,9 @@ class PreparedSource:
         )
         self._records = ArrayRecordDataSource([shard for part in split.split("+") for shard in shards[part]])
         self._largest_size = None
+        stored = metadata.get("splits", {})
+        #: The values of `SplitSummary` of each split; None in data sets of older versions.
+        self.summaries: dict[str, dict[str, Any] | None] = {part: stored.get(part) for part in split.split("+")}
 
     @staticmethod
     def split_names(folder: pathlib.Path) -> list[str]:
@@ -99,6 +120,11 @@ class PreparedSource:
     def __repr__(self) -> str:
         return f"PreparedSource({self.name}/{self.split}, {len(self)} examples)"
 
+    @property
+    def is_all_ignored(self) -> bool:
+        """True if every pixel of every mask is ignored. Unknown, and False, for data sets of older versions."""
+        return all(stored is not None and not any(stored["class_pixels"]) for stored in self.summaries.values())
+
     def ids(self) -> list[str]:
         """The ids of all examples, in order."""
         return [self[i]["id"] for i in range(len(self))]
@@ -119,11 +145,10 @@ def write_dataset(name: str, raw: RawDataset, data_dir: pathlib.Path) -> pathlib
       The prepared folder.
 
     Raises:
-      UserError: an example is wrong, a split is empty, or the folder cannot be written.
+      UserError: an example is wrong, a split is empty or names an example twice, all masks are ignored everywhere, or
+        the folder cannot be written.
     """
-    for split, examples in raw.splits.items():
-        if not examples:
-            raise UserError(f"split {split} of {name} is empty; check the list that names its images")
+    _check_ids(name, raw)
     folder = prepared_folder(name, data_dir)
     for incomplete in folder.parent.glob("incomplete.*"):  # left by a preparation that was killed
         shutil.rmtree(incomplete)
@@ -133,8 +158,13 @@ def write_dataset(name: str, raw: RawDataset, data_dir: pathlib.Path) -> pathlib
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="incomplete.") as scratch:
             target = pathlib.Path(scratch) / _VERSION
             target.mkdir()
-            splits = [_write_split(target, name, split, raw.label_set, raw.splits[split]) for split in raw.splits]
-            _write_descriptions(target, name, raw.label_set, splits)
+            summaries = {split: SplitSummary(raw.label_set.num_classes) for split in raw.splits}
+            splits = [
+                _write_split(target, name, split, raw.label_set, examples, summaries[split])
+                for split, examples in raw.splits.items()
+            ]
+            _check_labels(name, raw.label_set, summaries)
+            _write_descriptions(target, name, raw.label_set, splits, summaries)
             target.rename(folder)
     except OSError as error:
         raise from_os_error(error, f"cannot write {folder}") from error
@@ -142,6 +172,33 @@ def write_dataset(name: str, raw: RawDataset, data_dir: pathlib.Path) -> pathlib
         if created and not folder.exists():
             shutil.rmtree(folder.parent, ignore_errors=True)
     return folder
+
+
+def _check_ids(name: str, raw: RawDataset) -> None:
+    for split, examples in raw.splits.items():
+        if not examples:
+            raise UserError(f"split {split} of {name} is empty; check the list that names its images")
+        example_id, count = Counter(example.id for example in examples).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"split {split} of {name} lists {example_id} {count} times; list each image once")
+
+
+def _check_labels(name: str, label_set: LabelSet, summaries: dict[str, SplitSummary]) -> None:
+    """Rejects a data set without labels, and warns of splits and classes that have none."""
+    if all(summary.is_all_ignored for summary in summaries.values()):
+        raise UserError(f"every pixel of every mask of {name} is ignored ({IGNORE_LABEL}); masks contain class ids")
+    for split, summary in summaries.items():
+        if summary.is_all_ignored:
+            logger.warning(
+                "every pixel of split %s of %s is ignored (%d); it cannot be trained on or evaluated",
+                split,
+                name,
+                IGNORE_LABEL,
+            )
+    totals = np.sum([summary.class_pixels for summary in summaries.values()], axis=0)
+    absent = [class_name for class_name, total in zip(label_set.class_names, totals, strict=True) if not total]
+    if absent:
+        logger.warning("no mask of %s has a pixel of: %s", name, ", ".join(absent))
 
 
 class _Shard(NamedTuple):
@@ -178,16 +235,23 @@ def _read_description(folder: pathlib.Path, file: str) -> dict[str, Any]:
 
 
 def _write_split(
-    folder: pathlib.Path, name: str, split: str, label_set: LabelSet, examples: list[RawExample]
+    folder: pathlib.Path,
+    name: str,
+    split: str,
+    label_set: LabelSet,
+    examples: list[RawExample],
+    summary: SplitSummary,
 ) -> dict[str, Any]:
-    """Writes the records of one split and returns its entry in `dataset_info.json`."""
+    """Writes the records of one split, adds them to its summary, and returns its entry in `dataset_info.json`."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     shard_bytes, lengths = [], []
     writer = None
     for example in progress.track(examples, f"prepare {split}"):
-        encoded = example.encode(label_set)
-        record = tf_example.serialize(encoded | {"id": encoded["id"].encode()})
+        image, label = example.read(label_set)
+        summary.add(example.id, example.image, label)
+        encoded = {"image": image, "label": images.encode_mask(label), "id": example.id.encode()}
+        record = tf_example.serialize(encoded)
         if writer is None or shard_bytes[-1] >= _SHARD_BYTES:
             if writer is not None:
                 writer.close()
@@ -209,7 +273,13 @@ def _write_split(
     }
 
 
-def _write_descriptions(folder: pathlib.Path, name: str, label_set: LabelSet, splits: list[dict[str, Any]]) -> None:
+def _write_descriptions(
+    folder: pathlib.Path,
+    name: str,
+    label_set: LabelSet,
+    splits: list[dict[str, Any]],
+    summaries: dict[str, SplitSummary],
+) -> None:
     """Writes the JSON files of a TFDS data set."""
     info = {
         "name": name,
@@ -218,6 +288,10 @@ def _write_descriptions(folder: pathlib.Path, name: str, label_set: LabelSet, sp
         "disableShuffling": True,
         "splits": splits,
     }
-    metadata = {"class_names": label_set.class_names, "palette": label_set.palette}
-    for file, values in (("dataset_info", info), ("features", _FEATURES), ("metadata", metadata)):
+    metadata = {
+        "class_names": label_set.class_names,
+        "palette": label_set.palette,
+        "splits": {split: summary.values() for split, summary in summaries.items()},
+    }
+    for file, values in zip(_DESCRIPTIONS, (info, _FEATURES, metadata), strict=True):
         (folder / f"{file}.json").write_text(json.dumps(values, indent=2))

@@ -9,6 +9,7 @@ from deeplab_jax.data.dataset import Dataset, Source
 from deeplab_jax.data.prepared import PreparedSource, prepared_folder
 from deeplab_jax.data.sources import camvid, folder, sbd, synthetic, voc2012_segmentation
 from deeplab_jax.errors import UserError, suggest
+from deeplab_jax.labels import IGNORE_LABEL
 
 _BUILT_IN = {
     dataset.name: dataset
@@ -76,7 +77,7 @@ def open_source(
       image_size: (height, width) of the images, for generated data sets.
 
     Raises:
-      UserError: the data set or the split does not exist, or the data set is not prepared.
+      UserError: the data set or the split does not exist or is empty, or the data set is not prepared.
     """
     dataset = get_dataset(name)
     data_dir = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
@@ -88,9 +89,14 @@ def open_source(
             raise UserError(f"{name}{where} has no split {part!r}{suggest(part, known)}")
     if len(set(parts)) < len(parts):
         raise UserError(f"{split!r} names a split twice")
-    if dataset.open_split is not None:
-        return dataset.open_split(split, data_dir=data_dir, num_examples=num_examples, image_size=image_size)
-    return PreparedSource(prepared_folder(name, data_dir), split)
+    if dataset.open_split is None:
+        return PreparedSource(prepared_folder(name, data_dir), split)
+    if num_examples is not None and num_examples < 1:
+        raise UserError(f"data.num_examples is {num_examples}; it must be at least 1")
+    source = dataset.open_split(split, data_dir=data_dir, num_examples=num_examples, image_size=image_size)
+    if not len(source):
+        raise UserError(f"split {split} of {name} has no examples")
+    return source
 
 
 def split_names(name: str, *, data_dir: str | os.PathLike | None = None) -> list[str]:
@@ -117,15 +123,21 @@ def split_names(name: str, *, data_dir: str | os.PathLike | None = None) -> list
 
 
 def open_split(config: ConfigDict, split: str) -> Source:
-    """Opens one split of the data set that a config names.
+    """Opens one split of the data set that a config names, to train on it or to evaluate a network.
 
     Raises:
-      UserError: see `open_source`.
+      UserError: see `open_source`; or every pixel of the split is ignored.
     """
-    return open_source(
+    source = open_source(
         config.data.name,
         split,
         data_dir=config.data.data_dir,
         num_examples=config.data.num_examples,
         image_size=config.data.image_size,
     )
+    if isinstance(source, PreparedSource) and source.is_all_ignored:
+        raise UserError(
+            f"every pixel of {source.name}/{split} is ignored ({IGNORE_LABEL}), so there is nothing to train on or to "
+            "evaluate; choose another split (`data.train_split`, `data.eval_split`), or label its masks"
+        )
+    return source

@@ -39,7 +39,7 @@ def test_a_data_set_is_checked_before_and_after_it_is_prepared(run, own_folder, 
     assert code == 0
     report = json.loads(out)
     assert report["class_names"] == ["ground", "crop", "weed"]
-    assert report["leaks"] == []
+    assert report["leaks"] == report["notes"] == []
     assert sum(split["num_examples"] for split in report["splits"].values()) == 6
     for split in report["splits"].values():
         assert sum(split["pixels"]) == split["num_examples"] * 40 * 56

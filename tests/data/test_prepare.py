@@ -17,7 +17,7 @@ from PIL import Image
 
 from deeplab_jax import data
 from deeplab_jax.data.dataset import RawExample
-from deeplab_jax.data.prepare import prepare, read_raw
+from deeplab_jax.data.prepare import open_raw, prepare
 from deeplab_jax.data.prepared import prepared_folder
 from deeplab_jax.data.sources import folder as folder_source
 from deeplab_jax.data.sources import sbd
@@ -154,8 +154,9 @@ def test_camvid_lists_of_paths_as_segnet_wrote_them(tmp_path):
         listing = root / f"{split}.txt"
         names = listing.read_text().split()
         listing.write_text("\n".join(f"/S/{split}/{name}.png /S/{split}annot/{name}.png" for name in names) + "\n")
-    raw = read_raw("camvid", root)
-    assert [example.id for example in raw.splits["val"]] == ["0001TP_000000", "0001TP_000001"]
+    with open_raw("camvid", root) as (raw, _):
+        listed = [example.id for example in raw.splits["val"]]
+    assert listed == ["0001TP_000000", "0001TP_000001"]
 
 
 # Your own folder
@@ -286,7 +287,7 @@ def wrong_empty_list(root):
 
 def wrong_listed_name(root):
     (root / "train.txt").write_text("field_001\nfield_999\n")
-    return r"train\.txt lists field_999, but there is no such image"
+    return r"train\.txt, line 2: `field_999` is not an image in images/"
 
 
 def wrong_no_images(root):
@@ -315,7 +316,7 @@ def wrong_zero_and_255(root):
     (root / "classes.txt").write_text("ground\ncrop\n")
     for path in (root / "masks").iterdir():
         Image.fromarray(np.resize(np.array([0, 255], np.uint8), (40, 56))).save(path)
-    return r"mask .*\.png contains only 0 and 255"
+    return r"gray masks contain only 0 and 255"
 
 
 @pytest.mark.parametrize("mistake", [value for name, value in sorted(globals().items()) if name.startswith("wrong_")])
@@ -393,17 +394,25 @@ def test_a_second_run_does_nothing(own_folder, tmp_path):
     assert contents(tmp_path / "data") == before
 
 
+@pytest.mark.parametrize("missing", ["metadata.json", "folder-val.array_record-00000-of-00001"])
+def test_an_incomplete_copy_is_not_a_prepared_data_set(own_folder, tmp_path, missing):
+    target = prepare("folder", source=own_folder, data_dir=tmp_path / "data")
+    (target / missing).unlink()
+    with pytest.raises(UserError, match=r"1\.0\.0 is incomplete, .*; remove it and prepare folder again"):
+        prepare("folder", source=own_folder, data_dir=tmp_path / "data")
+
+
 def test_an_interrupted_run_leaves_nothing(own_folder, tmp_path, monkeypatch):
-    encode, calls = RawExample.encode, []
+    read, calls = RawExample.read, []
 
     def interrupted(self, label_set):
         calls.append(self.id)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return encode(self, label_set)
+        return read(self, label_set)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RawExample, "encode", interrupted)
+        patch.setattr(RawExample, "read", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare("folder", source=own_folder, data_dir=tmp_path / "data")
     assert_nothing_left("folder", tmp_path / "data")
@@ -417,15 +426,15 @@ def test_a_killed_run_leaves_no_prepared_data_set(sbd_folder, tmp_path):
         import os, pathlib, signal, sys
         from deeplab_jax.data import dataset, prepare
 
-        encode, calls = dataset.RawExample.encode, []
+        read, calls = dataset.RawExample.read, []
 
         def killed(self, label_set):
             calls.append(self.id)
             if len(calls) == 5:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return encode(self, label_set)
+            return read(self, label_set)
 
-        dataset.RawExample.encode = killed
+        dataset.RawExample.read = killed
         prepare.prepare("sbd", source=pathlib.Path(sys.argv[1]), data_dir=pathlib.Path(sys.argv[2]))
     """
     data_dir = tmp_path / "data"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplab_jax import data
-from deeplab_jax.data import images, prepared, tf_example
+from deeplab_jax.data import masks, prepared, tf_example
 from deeplab_jax.data.dataset import RawDataset, RawExample
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.data.prepared import PreparedSource, write_dataset
@@ -90,9 +90,7 @@ def test_large_splits_have_several_files(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "own", count=5)
     label_set = LabelSet.from_names(("a", "b", "c"))
     raw = [
-        RawExample(
-            path.stem, path, lambda path=path: images.read_mask(folder / "masks" / f"{path.stem}.png", label_set)
-        )
+        RawExample(path.stem, path, lambda path=path: masks.read_mask(folder / "masks" / f"{path.stem}.png", label_set))
         for path in sorted((folder / "images").iterdir())
     ]
     target = write_dataset("many", RawDataset(label_set, {"train": raw}), tmp_path / "data")

@@ -3,7 +3,7 @@
 import numpy as np
 
 from deeplab_jax import data
-from deeplab_jax.data.prepare import prepare, read_raw
+from deeplab_jax.data.prepare import prepare
 
 
 def test_camvid_is_prepared_completely(shared, tmp_path):
@@ -23,7 +23,7 @@ def test_camvid_is_prepared_completely(shared, tmp_path):
 
 
 def test_voc_masks_read_as_indices(shared):
-    raw = read_raw("voc2012_segmentation", shared / "data" / "voc_subset")
+    raw = data.get_dataset("voc2012_segmentation").read_raw(shared / "data" / "voc_subset")
     assert {split: len(examples) for split, examples in raw.splits.items()} == {
         "train": 3174, "train_sbd": 1710, "train_voc": 1464, "val": 449,
     }  # fmt: skip

@@ -131,6 +131,11 @@ def test_a_name_can_be_registered_again_but_not_a_built_in_one(import_module):
         data.register_dataset(data.Dataset(name="camvid", read_raw=lambda root: None))
 
 
+def test_a_source_without_examples_is_refused():
+    with pytest.raises(UserError, match=r"data\.num_examples is 0; it must be at least 1"):
+        data.open_source("synthetic", "train", num_examples=0)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -9,8 +9,9 @@ import pathlib
 
 import numpy as np
 
-from deeplab_jax.data import images
+from deeplab_jax.data import masks
 from deeplab_jax.data.dataset import Dataset, RawDataset, RawExample
+from deeplab_jax.data.formats.text_file import read_lines
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import CAMVID, IGNORE_LABEL, LabelSet
 
@@ -30,7 +31,7 @@ def read_raw(root: pathlib.Path) -> RawDataset:
         if not path.is_file():
             raise UserError(f"{root} does not have CamVid's layout: it has no {split}.txt")
         # SegNet's own lists have a path of the image and one of the mask on each line; only the name matters.
-        names = [pathlib.PurePosixPath(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
+        names = [pathlib.PurePosixPath(line.split()[0]).stem for line in read_lines(path) if line.strip()]
         splits[split] = [_example(root, split, name) for name in names]
     return RawDataset(label_set=CAMVID, splits=splits)
 
@@ -45,7 +46,7 @@ def _example(root: pathlib.Path, split: str, name: str) -> RawExample:
 
 
 def _read_mask(path: pathlib.Path) -> np.ndarray:
-    label = images.read_mask(path, _WITH_UNLABELED)
+    label = masks.read_mask(path, _WITH_UNLABELED)
     return np.where(label == _UNLABELED, np.uint8(IGNORE_LABEL), label)
 
 

@@ -2,137 +2,194 @@
 
 The mask of `images/a.jpg` is `masks/a.png`, of the same size. `classes.txt` has one class name per line; the first is
 id 0. With colors (`name r g b`), masks may be RGB images in these colors. Lists such as `train.txt` and `val.txt`, with
-one image name per line, define the splits. Without lists, about a fifth of the images go to `val`, chosen by a hash of
-their names, so adding images moves hardly any other.
+one image name per line, define the splits, and so do subfolders `images/train` and `images/val`. Without either, about
+a fifth of the images go to `val`, chosen by a hash of their names, so adding images moves hardly any other.
 """
 
 import functools
 import hashlib
 import pathlib
+import re
+from collections.abc import Iterable
 
 import numpy as np
 
-from deeplab_jax.data import images
 from deeplab_jax.data.dataset import Dataset, RawDataset, RawExample
+from deeplab_jax.data.formats.class_list import read_classes
+from deeplab_jax.data.formats.file_names import Index, match_masks, name_of
+from deeplab_jax.data.formats.split_list import Entry, read_list
+from deeplab_jax.data.image_files import IMAGE_SUFFIXES, describe_left_out, is_clutter, list_images
+from deeplab_jax.data.mask_reading import MaskReading, Survey, decide
 from deeplab_jax.errors import UserError
-from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
 _CLASSES = "classes.txt"
+_NAMED = 3  # files that a note names
+
+# Subfolders that are splits, such as train, Validation and val2017; the group is the name of the split.
+_SPLIT_FOLDER = re.compile(r"(train|val|test)(?:ing|id|idation)?[\d_\-]*", re.IGNORECASE)
 
 
 def read_raw(root: pathlib.Path, *, val_fraction: float = 0.2) -> RawDataset:
-    """The splits of a folder of images and masks.
+    """The splits of a folder of images and masks. Reads all masks, to decide how to read them.
 
     Args:
       root: the folder.
-      val_fraction: fraction of the images that go to `val` if there are no lists.
+      val_fraction: fraction of the images that go to `val` if there are neither lists nor folders of splits.
 
     Raises:
-      UserError: a folder, the class list or a listed image is missing.
+      UserError: a folder, the class list or a listed image is missing, or the masks do not fit the class list.
     """
+    root = _skip_outer_folders(root)
+    image_folders, mask_folders = _find_folders(root)
+    classes = read_classes(root / _CLASSES)
+    images, left_out = _find_files(image_folders)
+    masks, _ = _find_files(mask_folders)
+    if not images:
+        found = f"; it contains {describe_left_out(left_out)}" if left_out else ""
+        raise UserError(f"{root / 'images'} contains no images ({', '.join(IMAGE_SUFFIXES)}){found}")
+    notes = [f"left out of images/: {describe_left_out(left_out)}"] if left_out else []
+    mask_names = match_masks(images, masks)
+    notes += _describe_match(mask_names)
+    lists, other_files = _read_lists(root, Index(images, "images"), Index(masks, "masks"))
+    notes += [f"{path.name} is not read as a list of a split: its lines do not name images" for path in other_files]
+    splits = lists or _split_by_folder(root, images) or _split_by_hash(root, images, val_fraction)
+    used = {name: masks[mask] for name, mask in mask_names.items()}
+    entries = [entry for split in splits.values() for entry in split]
+    used |= {entry.image: masks[entry.mask] for entry in entries if entry.mask}
+    notes += _describe_unused(images, masks, entries, used)
+    reading = decide(Survey({used[entry.image]: None for entry in entries if entry.image in used}), classes)
+    examples = {
+        split: [_example(entry, images, used.get(entry.image), mask_names, reading) for entry in listed]
+        for split, listed in splits.items()
+    }
+    return RawDataset(label_set=classes.label_set, splits=examples, notes=(*notes, *reading.notes))
+
+
+def _skip_outer_folders(root: pathlib.Path) -> pathlib.Path:
+    """The folder itself, or the one inside that contains the data, as in many archives."""
+    inner = root
+    while not any((inner / name).exists() for name in ("images", "masks", _CLASSES)):
+        folders = [path for path in inner.glob("*/") if not is_clutter(path.name)]
+        if len(folders) != 1:
+            return root
+        inner = folders[0]
+    return inner
+
+
+# Folders, by what is in front of the names of their files.
+_Folders = dict[str, pathlib.Path]
+
+
+def _find_folders(root: pathlib.Path) -> tuple[_Folders, _Folders]:
+    """The folders of images and of masks: `images/` and `masks/`, or the two in each of several folders."""
+    if not (root / "images").is_dir():
+        parts = sorted(path.parent for path in root.glob("*/images") if (path.parent / "masks").is_dir())
+        if parts:
+            return tuple({f"{part.name}/": part / kind for part in parts} for kind in ("images", "masks"))
     for name in ("images", "masks"):
         if not (root / name).is_dir():
             raise UserError(f"{root} has no folder {name}/; put images in images/ and masks of the same name in masks/")
-    label_set, by_color = read_classes(root / _CLASSES)
-    files = _find_images(root / "images")
-    splits = _read_lists(root) or _split_by_hash(root / "images", list(files), val_fraction)
-    examples = {}
-    for split, names in splits.items():
-        for name in names:
-            if name not in files:
-                raise UserError(f"{root / split}.txt lists {name}, but there is no such image in {root / 'images'}")
-        examples[split] = [_example(root, files[name], label_set, by_color) for name in names]
-    return RawDataset(label_set=label_set, splits=examples)
+    return {"": root / "images"}, {"": root / "masks"}
 
 
-def read_classes(path: pathlib.Path) -> tuple[LabelSet, bool]:
-    """Reads a class list.
+def _find_files(folders: _Folders) -> tuple[dict[str, pathlib.Path], list[pathlib.Path]]:
+    """The images of folders and their subfolders by name, sorted; and the files that are not images."""
+    files, left_out = {}, []
+    for prefix, folder in folders.items():
+        found, others = list_images(folder, recursive=True)
+        left_out += others
+        for path in found:
+            name = prefix + name_of(path, folder)
+            other = files.setdefault(name, path)
+            if other != path:
+                raise UserError(
+                    f"{path.parent} has two images named {path.stem} ({other.name}, {path.name}); names must differ in "
+                    "more than their suffix"
+                )
+    return dict(sorted(files.items())), left_out
 
-    Returns:
-      The label set, and whether the list defines its colors.
 
-    Raises:
-      UserError: the file is missing, or a line is wrong.
-    """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; write one class name per line, the first is id 0 (usually background)")
-    names, colors = [], []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        words = line.split()
-        if not words:
-            continue
-        if len(words) >= 4 and all(word.isdigit() and int(word) < 256 for word in words[-3:]):
-            names.append(" ".join(words[:-3]))
-            colors.append(tuple(int(word) for word in words[-3:]))
+def _describe_match(mask_names: dict[str, str]) -> list[str]:
+    image, mask = next(iter(mask_names.items()), ("", ""))
+    return [] if image == mask else [f"images and masks are matched by parts of their names: {image} and {mask}"]
+
+
+def _describe_unused(
+    images: dict[str, pathlib.Path],
+    masks: dict[str, pathlib.Path],
+    entries: Iterable[Entry],
+    used: dict[str, pathlib.Path],
+) -> list[str]:
+    """Images that are in no split, and masks that belong to no image."""
+    taken = {path for name, path in used.items() if name in images}
+    listed = {entry.image for entry in entries}
+    notes = []
+    for kind, unused in (
+        ("masks without an image", [path for path in masks.values() if path not in taken]),
+        ("images in no list", [path for name, path in images.items() if name not in listed]),
+    ):
+        if unused:
+            more = ", ..." if len(unused) > _NAMED else ""
+            notes.append(f"{len(unused)} {kind}: {', '.join(path.name for path in unused[:_NAMED])}{more}")
+    return notes
+
+
+def _read_lists(root: pathlib.Path, images: Index, masks: Index) -> tuple[dict[str, list[Entry]], list[pathlib.Path]]:
+    """The lines of each split that has a list, and the text files that are not lists."""
+    paths = sorted(path for path in root.glob("*.txt") if path.name != _CLASSES and not is_clutter(path.name))
+    found = {path: read_list(path, images, masks) for path in paths}
+    lists = {path.stem: entries for path, entries in found.items() if entries is not None}
+    return lists, [path for path, entries in found.items() if entries is None]
+
+
+def _split_by_folder(root: pathlib.Path, images: Iterable[str]) -> dict[str, list[Entry]]:
+    """Splits that are subfolders; empty if there are none."""
+    splits, others = {}, []
+    for name in images:
+        match = _SPLIT_FOLDER.fullmatch(name.partition("/")[0]) if "/" in name else None
+        if match:
+            splits.setdefault(match[1].lower(), []).append(Entry(name, None))
         else:
-            names.append(" ".join(words))
-        if colors and len(colors) != len(names):
-            raise UserError(f"{path}, line {number}: give a color (`name r g b`) to every class or to none")
-    if not names:
-        raise UserError(f"{path} contains no class names")
-    if len(names) > IGNORE_LABEL:
-        raise UserError(f"{path} has {len(names)} classes; at most {IGNORE_LABEL} are possible")
-    for values, kind in ((names, "name"), (colors, "color")):
-        if len(set(values)) < len(values):
-            raise UserError(f"{path}: two classes have the same {kind}")
-    if colors:
-        return LabelSet(tuple(names), tuple(colors)), True
-    return LabelSet.from_names(tuple(names)), False
-
-
-def _find_images(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The images of a folder by name, sorted."""
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in images.IMAGE_SUFFIXES)
-    files = {path.stem: path for path in found}
-    if len(files) < len(found):
-        name = next(path.stem for path in found if files[path.stem] != path)
-        raise UserError(f"{folder} has two images named {name}; names must differ in more than their suffix")
-    if not files:
-        raise UserError(f"{folder} contains no images ({', '.join(images.IMAGE_SUFFIXES)})")
-    return files
-
-
-def _read_lists(root: pathlib.Path) -> dict[str, list[str]]:
-    """The image names of each split that has a list."""
-    lists = sorted(path for path in root.glob("*.txt") if path.name != _CLASSES)
-    return {path.stem: [pathlib.PurePath(name).stem for name in path.read_text().split()] for path in lists}
-
-
-def _split_by_hash(folder: pathlib.Path, names: list[str], val_fraction: float) -> dict[str, list[str]]:
-    if len(names) == 1:
-        raise UserError(f"{folder} contains one image; train and val need at least one each")
-    splits = {"train": [], "val": []}
-    threshold = val_fraction * 2**32
-    ranked = sorted(names, key=_hash)
-    for name in sorted(names):
-        # At least one image in each split, however small the folder is.
-        in_val = name == ranked[0] or (_hash(name) < threshold and name != ranked[-1])
-        splits["val" if in_val else "train"].append(name)
+            others.append(name)
+    if splits and others:
+        raise UserError(
+            f"{root} has images in folders of splits ({', '.join(splits)}), but others outside of them, such as "
+            f"{others[0]}; move them into one, or write lists such as train.txt"
+        )
     return splits
 
 
-def _example(root: pathlib.Path, image: pathlib.Path, label_set: LabelSet, by_color: bool) -> RawExample:
-    candidates = [root / "masks" / f"{image.stem}{suffix}" for suffix in images.IMAGE_SUFFIXES]
-    mask = next((path for path in candidates if path.is_file()), None)
-    return RawExample(
-        id=image.stem,
-        image=image,
-        read_label=functools.partial(_read_mask, mask, image, label_set, by_color),
-    )
+def _split_by_hash(root: pathlib.Path, images: Iterable[str], val_fraction: float) -> dict[str, list[Entry]]:
+    names = sorted(images)
+    if len(names) == 1:
+        raise UserError(f"{root / 'images'} contains one image; train and val need at least one each")
+    splits = {"train": [], "val": []}
+    threshold = val_fraction * 2**32
+    ranked = sorted(names, key=_hash)
+    for name in names:
+        # At least one image in each split, however small the folder is.
+        in_val = name == ranked[0] or (_hash(name) < threshold and name != ranked[-1])
+        splits["val" if in_val else "train"].append(Entry(name, None))
+    return splits
 
 
-def _read_mask(mask: pathlib.Path | None, image: pathlib.Path, label_set: LabelSet, by_color: bool) -> np.ndarray:
-    if mask is None:
-        raise UserError(f"image {image} has no mask; put {image.stem}.png in {image.parent.parent / 'masks'}")
-    if mask.suffix.lower() in (".jpg", ".jpeg"):
-        raise UserError(f"mask {mask} is a JPEG, whose compression changes labels; save masks as PNG")
-    label = images.read_mask(mask, label_set, by_color=by_color)
-    if not by_color and set(np.unique(label)) == {0, IGNORE_LABEL} and label_set.num_classes == 2:
-        raise UserError(
-            f"mask {mask} contains only 0 and 255, but 255 marks ignored pixels: save the foreground as 1, or add "
-            f"colors to classes.txt (`{label_set.class_names[0]} 0 0 0`, `{label_set.class_names[1]} 255 255 255`)"
-        )
-    return label
+def _example(
+    entry: Entry,
+    images: dict[str, pathlib.Path],
+    mask: pathlib.Path | None,
+    mask_names: dict[str, str],
+    reading: MaskReading,
+) -> RawExample:
+    image = images[entry.image]
+    if mask is not None:
+        return RawExample(id=entry.image, image=image, read_label=functools.partial(reading.read, mask))
+    other, other_mask = next(iter(mask_names.items()), ("", ""))
+    expected = other_mask.replace(other, entry.image) if other and other in other_mask else entry.image
+    return RawExample(id=entry.image, image=image, read_label=functools.partial(_raise_no_mask, image, expected))
+
+
+def _raise_no_mask(image: pathlib.Path, expected: str) -> np.ndarray:
+    raise UserError(f"image {image} has no mask; put {expected}.png in masks/, or remove the image")
 
 
 def _hash(name: str) -> int:

@@ -12,6 +12,7 @@ import pathlib
 import numpy as np
 
 from deeplab_jax.data.dataset import Dataset, Download, RawDataset, RawExample
+from deeplab_jax.data.formats.text_file import read_names
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import VOC
 
@@ -45,7 +46,7 @@ def read_raw(root: pathlib.Path) -> RawDataset:
         raise UserError(f"{folder} has no lists of its splits, train.txt and val.txt")
     return RawDataset(
         label_set=VOC,
-        splits={path.stem: [_example(folder, name) for name in path.read_text().split()] for path in lists},
+        splits={path.stem: [_example(folder, name) for name in read_names(path)] for path in lists},
     )
 
 

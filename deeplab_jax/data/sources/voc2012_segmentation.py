@@ -7,8 +7,9 @@ The archive contains `VOCdevkit/VOC2012/{JPEGImages, SegmentationClass, ImageSet
 import functools
 import pathlib
 
-from deeplab_jax.data import images
+from deeplab_jax.data import masks
 from deeplab_jax.data.dataset import Dataset, Download, RawDataset, RawExample
+from deeplab_jax.data.formats.text_file import read_names
 from deeplab_jax.data.sources import sbd
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import VOC
@@ -45,7 +46,7 @@ def read_raw(root: pathlib.Path, *, sbd_root: pathlib.Path | None = None) -> Raw
     lists = sorted((folder / "ImageSets" / "Segmentation").glob("*.txt"))
     if not lists:
         raise UserError(f"{folder} has no lists of its splits in ImageSets/Segmentation")
-    ids = {path.stem: path.read_text().split() for path in lists}
+    ids = {path.stem: read_names(path) for path in lists}
     splits = {split: [_example(folder, name) for name in names] for split, names in ids.items()}
     if sbd_root is not None:
         if not {"train", "val"} <= set(ids):
@@ -61,7 +62,7 @@ def _example(folder: pathlib.Path, name: str) -> RawExample:
     return RawExample(
         id=name,
         image=folder / "JPEGImages" / f"{name}.jpg",
-        read_label=functools.partial(images.read_mask, folder / "SegmentationClass" / f"{name}.png", VOC),
+        read_label=functools.partial(masks.read_mask, folder / "SegmentationClass" / f"{name}.png", VOC),
     )
 
 

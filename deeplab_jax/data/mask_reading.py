@@ -1,0 +1,320 @@
+"""How the masks of a whole data set are read: as class ids or by color. All masks are looked at before one is read.
+
+- Gray values are colors if the class list has colors and every value of the data set is one of them; else they are ids.
+  RGB masks that are gray everywhere are treated in the same way.
+- Palette masks are read by color if all their colors are in the class list, and else by index.
+- Transparent pixels were not painted. They have the first class if no other pixel has it, and are ignored otherwise.
+
+Data that fits two readings with different results is rejected, and so are masks that use 255, the ignore label, where
+they seem to mean a class.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+from jaxtyping import UInt8
+
+from deeplab_jax import progress
+from deeplab_jax.data import masks
+from deeplab_jax.data.formats.class_list import IGNORE_NAME, ClassList
+from deeplab_jax.errors import UserError
+from deeplab_jax.labels import IGNORE_COLOR, IGNORE_LABEL, LabelSet
+
+Way = Literal["ids", "colors"]
+
+_MOST_COLORS = 10_000  # beyond this a data set has no colors of classes, and counting them takes memory
+_MOST_UNKNOWN = 20  # unknown colors that can be mistakes in classes.txt; more are blurred edges
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskReading:
+    """The rules by which every mask of a data set is read.
+
+    Attributes:
+      label_set: the classes.
+      color_ids: class id of each color code.
+      ways: how each kind of mask is read.
+      hidden_label: the label of transparent pixels.
+      notes: rules that a person should know of.
+    """
+
+    label_set: LabelSet
+    color_ids: dict[int, int]
+    ways: dict[masks.Kind, Way]
+    hidden_label: int
+    notes: tuple[str, ...] = ()
+
+    def read(self, path: pathlib.Path) -> UInt8[np.ndarray, "height width"]:
+        """Reads a mask as a label.
+
+        Raises:
+          UserError: see `masks.load_mask`; or the mask contains a color or an id that is not assigned to any class.
+        """
+        mask = masks.load_mask(path)
+        by_ids = self.ways[mask.kind] == "ids"
+        hidden = None if mask.hidden_by_value and by_ids else mask.hidden
+        values = mask.values if by_ids else mask.codes()
+        if by_ids and mask.kind == "RGB":
+            values = values & 255
+        if hidden is not None:  # any valid value; it is replaced below
+            values = np.where(hidden, 0 if by_ids else next(iter(self.color_ids)), values)
+        if by_ids:
+            masks.check_label(values, self.label_set, str(path))
+            label = values.astype(np.uint8)
+        else:
+            label = masks.look_up_colors(values, self.color_ids, path)
+        return label if hidden is None else np.where(hidden, np.uint8(self.hidden_label), label)
+
+
+class Survey:
+    """The values that the masks of a data set contain.
+
+    Attributes:
+      values: for each kind, every visible value and the first file that contains it.
+      colors: the color codes of each palette index, with the first file that has it.
+      has_hidden: whether a mask has transparent pixels apart from those of a gray value or palette index.
+      has_visible: whether any pixel of any mask can be seen.
+      only_255: the masks that contain 0 and 255 and nothing else.
+      with_255: whether a mask contains 255 and an id other than 0.
+    """
+
+    def __init__(self, paths: Iterable[pathlib.Path]):
+        """Reads all masks; those that cannot be read are skipped, they raise when their example is read."""
+        self.values: dict[masks.Kind, dict[int, pathlib.Path]] = {"gray": {}, "palette": {}, "RGB": {}}
+        self.colors: dict[int, dict[int, pathlib.Path]] = {}
+        self.has_hidden = self.has_visible = self.with_255 = False
+        self.only_255: list[pathlib.Path] = []
+        for path in progress.track(list(paths), "read masks"):
+            try:
+                self._add(masks.load_mask(path))
+            except UserError:
+                continue
+
+    def _add(self, mask: masks.StoredMask) -> None:
+        visible = mask.values.ravel()
+        if mask.hidden is not None and not mask.hidden_by_value:
+            visible = visible[~mask.hidden.ravel()]
+            self.has_hidden = True
+        self.has_visible |= visible.size > 0
+        found = _distinct(visible)
+        values = self.values[mask.kind]
+        for value in found[: _MOST_COLORS - len(values)]:
+            values.setdefault(value, mask.path)
+        if mask.palette is not None:
+            hidden = set() if mask.hidden is None else set(_distinct(mask.values[mask.hidden]))
+            for index in set(found) - hidden:
+                self.colors.setdefault(index, {}).setdefault(int(mask.palette[index]), mask.path)
+        elif mask.kind == "RGB":
+            found = [code & 255 for code in found] if all(map(_is_gray, found)) else []
+        if IGNORE_LABEL in found and not _is_ignore_color(mask):
+            others = set(found) - {0, IGNORE_LABEL}
+            self.with_255 |= bool(others)
+            if not others and 0 in found:
+                self.only_255.append(mask.path)
+
+
+def decide(survey: Survey, classes: ClassList) -> MaskReading:
+    """Decides how masks are read.
+
+    Raises:
+      UserError: the masks fit no reading, or two that differ.
+    """
+    color_ids = masks.color_ids(classes.label_set, classes.ignore_color)
+    notes = []
+    if survey.has_hidden and not survey.has_visible:
+        raise UserError(
+            "all masks are transparent everywhere; remove their alpha channel, or save class ids as gray PNGs"
+        )
+    ways: dict[masks.Kind, Way] = {"gray": _gray_way("gray", survey.values["gray"], survey, classes, color_ids, notes)}
+    rgb = survey.values["RGB"]
+    if rgb and all(map(_is_gray, rgb)):
+        ways["RGB"] = _gray_way(
+            "RGB", {code & 255: path for code, path in rgb.items()}, survey, classes, color_ids, notes
+        )
+    else:
+        _check_colors(rgb, color_ids)
+        ways["RGB"] = "colors"
+    ways["palette"] = _palette_way(survey, classes, color_ids, notes)
+    hidden_label = 0
+    if survey.has_hidden:
+        hidden_label = IGNORE_LABEL if _uses_first_class(survey, ways, color_ids) else 0
+        meaning = "ignored pixels" if hidden_label else f"{classes.label_set.class_names[0]}, the first class"
+        notes.append(f"transparent pixels of masks are read as {meaning}")
+    return MaskReading(classes.label_set, color_ids, ways, hidden_label, tuple(notes))
+
+
+def _gray_way(
+    kind: masks.Kind,
+    values: dict[int, pathlib.Path],
+    survey: Survey,
+    classes: ClassList,
+    color_ids: dict[int, int],
+    notes: list[str],
+) -> Way:
+    """How gray values are read; `values` are those of the whole data set."""
+    names = classes.label_set.class_names
+    of_color = {value: color_ids.get(value * 0x010101) for value in values}
+    fits_colors = [classes.has_colors and index is not None for index in of_color.values()]
+    fits_ids = [0 <= value < len(names) or value == IGNORE_LABEL for value in values]
+    drawn_as_255 = _is_drawn_as(values, len(names)) and not classes.has_ignore
+    if all(fits_colors) and all(fits_ids) and not drawn_as_255:
+        differing = next((value for value, index in of_color.items() if index != value), None)
+        if differing is not None:
+            raise UserError(
+                f"gray value {differing} of the masks ({values[differing]}) is the id of one class and the color of "
+                "another in classes.txt; change the colors, or remove them if the masks contain ids"
+            )
+    if all(fits_colors):
+        return "colors"
+    if drawn_as_255:
+        raise UserError(_explain_255(kind, values, classes))
+    if not classes.has_colors or fits_ids.count(True) >= fits_colors.count(True):
+        if IGNORE_LABEL in values and survey.only_255 and not survey.with_255 and not classes.has_ignore:
+            _check_mixture(values, survey.only_255, names, notes)
+        _check_first_id(kind, values, names)
+        return "ids"
+    return "colors"
+
+
+def _check_mixture(
+    values: dict[int, pathlib.Path], only_255: list[pathlib.Path], names: tuple[str, ...], notes: list[str]
+) -> None:
+    """Rejects masks of 0 and 1 among masks of 0 and 255. With more classes, 255 is less likely to mean one."""
+    confirm = f"add a first line {IGNORE_NAME} to classes.txt if 255 marks ignored pixels"
+    if len(names) == 2 and 1 in values:
+        raise UserError(
+            f"some masks contain 1 ({values[1]}), others only 0 and 255 ({only_255[0]}): save {names[1]} as 1 "
+            f"everywhere, or {confirm}"
+        )
+    notes.append(f"{len(only_255)} masks contain only 0 and 255 (such as {only_255[0].name}); {confirm}")
+
+
+def _is_drawn_as(values: Iterable[int], num_classes: int) -> bool:
+    """Whether masks contain nothing but 0 and one value that is not a class: the foreground of many tools."""
+    others = set(values) - {0}
+    return len(others) == 1 and min(others) >= num_classes and min(others) in (IGNORE_LABEL, 65535)
+
+
+def _explain_255(kind: masks.Kind, values: dict[int, pathlib.Path], classes: ClassList) -> str:
+    names = classes.label_set.class_names
+    found = " and ".join(str(value) for value in sorted(values))
+    problem = f"the {kind} masks contain only {found} (such as {_first(values)})"
+    if 65535 in values:
+        return f"{problem}; save the foreground as 1, in 8 bits"
+    problem += ", but 255 marks ignored pixels"
+    if len(names) == 1:
+        return (
+            f"{problem}, and id 0 is {names[0]}: make background the first line of classes.txt and give both colors "
+            f"(`background 0 0 0`, `{names[0]} 255 255 255`), or save {names[0]} as 1"
+        )
+    fix = "save the foreground as 1"
+    if len(names) == 2 and not classes.has_colors:
+        fix += f", or add colors to classes.txt (`{names[0]} 0 0 0`, `{names[1]} 255 255 255`)"
+    elif not classes.has_colors:
+        fix = f"save each of the {len(names)} classes as its id, 0 to {len(names) - 1}"
+    return f"{problem}: {fix}"
+
+
+def _check_first_id(kind: masks.Kind, values: dict[int, pathlib.Path], names: tuple[str, ...]) -> None:
+    """Rejects ids that begin at 1, and one id more than there are classes."""
+    classes = set(values) - {IGNORE_LABEL}
+    if classes and min(classes) in (0, 1) and max(classes) == len(names):
+        raise UserError(
+            f"the {kind} masks contain ids {min(classes)} to {len(names)} (such as {values[len(names)]}), but "
+            f"classes.txt lists {len(names)} classes, of which the first is id 0; add the class of id 0 as the first "
+            "line (often background)"
+        )
+
+
+def _check_colors(codes: dict[int, pathlib.Path], color_ids: dict[int, int]) -> None:
+    """Rejects the colors of blurred edges, and channels in another order. Other unknown colors are named later."""
+    unknown = [code for code in codes if code not in color_ids]
+    if len(unknown) > _MOST_UNKNOWN:
+        raise UserError(
+            f"the masks contain {len(unknown)} colors that are not assigned to any class, such as "
+            f"{masks.code_color(unknown[0])} in {codes[unknown[0]]}; save masks without antialiasing, resizing or "
+            "lossy compression"
+        )
+    swapped = {code: masks.color_code(masks.code_color(code)[::-1]) for code in codes}
+    if unknown and all(code in color_ids for code in swapped.values()):
+        raise UserError(
+            f"mask {codes[unknown[0]]} contains color {masks.code_color(unknown[0])}, which is a color of classes.txt "
+            "with red and blue swapped; save the masks as RGB, not BGR"
+        )
+
+
+def _palette_way(survey: Survey, classes: ClassList, color_ids: dict[int, int], notes: list[str]) -> Way:
+    """How palette masks are read."""
+    used = [(index, code, path) for index, codes in survey.colors.items() for code, path in codes.items()]
+    if used and all(code == index * 0x010101 for index, code, _ in used):  # a palette of grays
+        return _gray_way("palette", survey.values["palette"], survey, classes, color_ids, notes)
+    if not classes.has_colors:
+        _check_one_palette(survey.colors)
+        ignored = (IGNORE_LABEL, masks.color_code(IGNORE_COLOR)) in [(index, code) for index, code, _ in used]
+        is_drawn = _is_drawn_as(survey.values["palette"], classes.label_set.num_classes)
+        if is_drawn and not ignored and not classes.has_ignore:
+            raise UserError(_explain_255("palette", survey.values["palette"], classes))
+        _check_first_id("palette", survey.values["palette"], classes.label_set.class_names)
+        return "ids"
+    if used and all(code in color_ids for _, code, _ in used):
+        return "colors"
+    for index, code, path in used:
+        if color_ids.get(code, index) != index:
+            name = classes.label_set.class_names[color_ids[code]] if color_ids[code] != IGNORE_LABEL else IGNORE_NAME
+            raise UserError(
+                f"mask {path} is a palette image whose index {index} has the color of {name} in classes.txt, "
+                f"{masks.code_color(code)}, but other colors of it are not listed; list the colors of all its indices "
+                f"(`{IGNORE_NAME} r g b` for ignored pixels), or save class ids as gray PNGs"
+            )
+    if not all(_is_gray(code) for _, code, _ in used):
+        notes.append("palette masks are read by index, because their colors are not those of classes.txt")
+    return "ids"
+
+
+def _check_one_palette(colors: dict[int, dict[int, pathlib.Path]]) -> None:
+    """Rejects palettes that have the same colors at different indices: then an index is not an id."""
+    first = {}
+    for index, codes in colors.items():
+        for code, path in codes.items():
+            other, other_path = first.setdefault(code, (index, path))
+            if other != index and other_path != path and len(codes) > 1:
+                raise UserError(
+                    f"color {masks.code_color(code)} is index {other} in mask {other_path}, but {index} in {path}, so "
+                    "their indices are not class ids; list the colors in classes.txt as `name r g b`"
+                )
+
+
+def _uses_first_class(survey: Survey, ways: dict[masks.Kind, Way], color_ids: dict[int, int]) -> bool:
+    """Whether a visible pixel has class 0."""
+    codes = {code for code, index in color_ids.items() if index == 0}
+    for kind in ("gray", "RGB"):
+        values = survey.values[kind]
+        if kind == "gray" and ways[kind] == "colors":
+            values = {value * 0x010101 for value in values}
+        if (0 in values) if ways[kind] == "ids" else (codes & set(values)):
+            return True
+    return 0 in survey.colors if ways["palette"] == "ids" else any(codes & set(of) for of in survey.colors.values())
+
+
+def _distinct(values: np.ndarray) -> list[int]:
+    """The distinct values, sorted. Masks have long runs of equal values, and only the first of each is sorted."""
+    flat = values.ravel()
+    if not flat.size:
+        return []
+    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    return [int(value) for value in np.unique(np.append(flat[starts], flat[0]))]
+
+
+def _is_gray(code: int) -> bool:
+    return code == (code & 255) * 0x010101
+
+
+def _is_ignore_color(mask: masks.StoredMask) -> bool:
+    return mask.palette is not None and int(mask.palette[IGNORE_LABEL]) == masks.color_code(IGNORE_COLOR)
+
+
+def _first(values: dict[int, pathlib.Path]) -> str:
+    return str(values[max(values)])
