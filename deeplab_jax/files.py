@@ -9,7 +9,8 @@ from typing import Any
 
 from deeplab_jax.errors import UserError
 
-_DIGESTS_FILE = "digests.json"
+#: File of a folder with the digests of its other files, see `write_digests`.
+DIGESTS_FILE = "digests.json"
 
 
 def create_folder(folder: pathlib.Path, name: str) -> None:
@@ -62,7 +63,7 @@ def write_digests(folder: pathlib.Path, *, exclude: Sequence[str] = ()) -> None:
     """
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     digests = {name: file_digest(folder / name) for name in files if name not in exclude}
-    (folder / _DIGESTS_FILE).write_text(json.dumps(digests, indent=1))
+    (folder / DIGESTS_FILE).write_text(json.dumps(digests, indent=1))
 
 
 def find_damage(folder: pathlib.Path) -> str | None:
@@ -72,13 +73,13 @@ def find_damage(folder: pathlib.Path) -> str | None:
       The first problem, as the end of a sentence about the folder; None if there is none.
     """
     try:
-        digests = json.loads((folder / _DIGESTS_FILE).read_bytes())
+        digests = json.loads((folder / DIGESTS_FILE).read_bytes())
     except FileNotFoundError:
-        return f"it has no {_DIGESTS_FILE}"
+        return f"it has no {DIGESTS_FILE}"
     except ValueError:
-        return f"its {_DIGESTS_FILE} is not valid JSON"
+        return f"its {DIGESTS_FILE} is not valid JSON"
     if not isinstance(digests, dict) or not digests:
-        return f"its {_DIGESTS_FILE} names no files"
+        return f"its {DIGESTS_FILE} names no files"
     for name, digest in digests.items():
         try:
             if file_digest(folder / name) != digest:

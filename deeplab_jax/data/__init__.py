@@ -1,7 +1,7 @@
 """Data sets: preparing them, checking them, and streaming them to the network."""
 
 from deeplab_jax.data.dataset import Dataset, Download, RawDataset, RawExample, Source
-from deeplab_jax.data.eval_pipeline import eval_batches
+from deeplab_jax.data.eval_pipeline import check_labels, eval_batches
 from deeplab_jax.data.images import IMAGE_SUFFIXES, ImageLike, as_image, read_image, read_mask
 from deeplab_jax.data.pipeline import decode_example, decode_examples, train_batches
 from deeplab_jax.data.protocol import EvalProtocol, bucket, pad_color, protocol_for, set_input_size
@@ -27,6 +27,7 @@ __all__ = [
     "Source",
     "as_image",
     "bucket",
+    "check_labels",
     "dataset_names",
     "decode_example",
     "decode_examples",

@@ -1,10 +1,7 @@
-"""Runs of several processes: start-up, agreement on config and step, and preemption."""
+"""Runs of several processes: start-up, and agreement on config and step."""
 
 import functools
 import json
-import signal
-import threading
-from types import FrameType
 from typing import Any
 
 import jax
@@ -116,37 +113,3 @@ def gather(value: Any) -> list[Any]:
     longest = np.max(multihost_utils.process_allgather(np.int32(len(content))))
     padded = np.frombuffer(content.ljust(int(longest)), np.uint8)
     return [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)]
-
-
-class Preemption:
-    """Notices SIGTERM to any process of the run. A context manager.
-
-    With one process the signal sets a flag. With several, JAX's coordination service lets them agree on a step that
-    none of them has passed.
-    """
-
-    def __init__(self):
-        self._told, self._previous = False, None
-        # JAX's service listens on its own; Python's signal handlers belong to the main thread.
-        self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-
-    def __enter__(self) -> "Preemption":
-        if self._listens:
-            self._previous = signal.signal(signal.SIGTERM, self._take_signal)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def reached(self, step: int) -> bool:
-        """Returns True if the run must save and stop after this step.
-
-        All processes get True at the same step. Call it at every step.
-        """
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._told
-
-    def _take_signal(self, number: int, frame: FrameType | None) -> None:
-        self._told = True
