@@ -1,8 +1,9 @@
 """Data sets: preparing them, checking them, and streaming them to the network."""
 
 from deeplab_jax.data.dataset import Dataset, Download, RawDataset, RawExample, Source
-from deeplab_jax.data.eval_pipeline import check_labels, eval_batches
-from deeplab_jax.data.images import IMAGE_SUFFIXES, ImageLike, as_image, read_image, read_mask
+from deeplab_jax.data.eval_pipeline import eval_batches
+from deeplab_jax.data.image_files import IMAGE_SUFFIXES, describe_left_out, list_images
+from deeplab_jax.data.images import ImageLike, as_image, read_image, read_mask
 from deeplab_jax.data.pipeline import decode_example, decode_examples, train_batches
 from deeplab_jax.data.protocol import EvalProtocol, bucket, pad_color, protocol_for, set_input_size
 from deeplab_jax.data.registry import (
@@ -27,13 +28,14 @@ __all__ = [
     "Source",
     "as_image",
     "bucket",
-    "check_labels",
     "dataset_names",
     "decode_example",
     "decode_examples",
     "default_data_dir",
+    "describe_left_out",
     "eval_batches",
     "get_dataset",
+    "list_images",
     "open_source",
     "open_split",
     "pad_color",

@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, ImageOps
 
+from deeplab_jax.data.image_files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from deeplab_jax.data.image_files import list_images as list_images
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
-#: Suffixes of files that are read as images, in lower case.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 #: A path, a PIL image, or a uint8 RGB array of shape (height, width, 3).
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
