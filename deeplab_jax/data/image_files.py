@@ -67,7 +67,7 @@ def list_images(folder: pathlib.Path, *, recursive: bool = False) -> tuple[list[
             for path in sorted(path for path in current.iterdir() if not is_clutter(path.name)):
                 if path.is_dir():
                     (folders if recursive else left_out).append(path)
-                elif is_image_name(path.name) and (path.is_file() or not path.exists()):  # or a broken link, but not a pipe
+                elif is_image_name(path.name) and (path.is_file() or not path.exists()):  # no pipe, but broken links
                     images.append(path)
                 else:
                     left_out.append(path)
