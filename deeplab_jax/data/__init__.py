@@ -2,6 +2,7 @@
 
 from deeplab_jax.data.dataset import Dataset, Download, RawDataset, RawExample, Source
 from deeplab_jax.data.eval_pipeline import eval_batches
+from deeplab_jax.data.fingerprint import describe_change, fingerprint
 from deeplab_jax.data.image_files import IMAGE_SUFFIXES, describe_left_out, list_images
 from deeplab_jax.data.images import ImageLike, as_image, read_image, read_mask
 from deeplab_jax.data.pipeline import decode_example, decode_examples, train_batches
@@ -32,8 +33,10 @@ __all__ = [
     "decode_example",
     "decode_examples",
     "default_data_dir",
+    "describe_change",
     "describe_left_out",
     "eval_batches",
+    "fingerprint",
     "get_dataset",
     "list_images",
     "open_source",

@@ -73,15 +73,6 @@ class RawExample:
             )
         return image, label.astype(np.uint8)
 
-    def encode(self, label_set: LabelSet) -> dict[str, Any]:
-        """The example as it is stored: `image` and `label` as encoded bytes, `id` as text.
-
-        Raises:
-          UserError: see `read`.
-        """
-        image, label = self.read(label_set)
-        return {"image": image, "label": images.encode_mask(label), "id": self.id}
-
 
 @dataclasses.dataclass(frozen=True)
 class RawDataset:

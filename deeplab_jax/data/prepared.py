@@ -15,6 +15,7 @@ import numpy as np
 from deeplab_jax import progress
 from deeplab_jax.data import images, tf_example
 from deeplab_jax.data.dataset import RawDataset, RawExample
+from deeplab_jax.data.split_summary import SplitSummary
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 
@@ -68,6 +69,9 @@ class PreparedSource:
         )
         self._records = ArrayRecordDataSource([shard for part in split.split("+") for shard in shards[part]])
         self._largest_size = None
+        summaries = metadata.get("splits", {})
+        #: The stored `SplitSummary` of a single split; None for several, and for data sets of older versions.
+        self.summary: dict[str, Any] | None = summaries.get(split)
 
     @staticmethod
     def split_names(folder: pathlib.Path) -> list[str]:
@@ -132,8 +136,12 @@ def write_dataset(name: str, raw: RawDataset, data_dir: pathlib.Path) -> pathlib
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="incomplete.") as scratch:
             target = pathlib.Path(scratch) / _VERSION
             target.mkdir()
-            splits = [_write_split(target, name, split, raw.label_set, raw.splits[split]) for split in raw.splits]
-            _write_descriptions(target, name, raw.label_set, splits)
+            summaries = {split: SplitSummary(raw.label_set.num_classes) for split in raw.splits}
+            splits = [
+                _write_split(target, name, split, raw.label_set, examples, summaries[split])
+                for split, examples in raw.splits.items()
+            ]
+            _write_descriptions(target, name, raw.label_set, splits, summaries)
             target.rename(folder)
     except OSError as error:
         raise UserError(
@@ -181,16 +189,23 @@ def _read_description(folder: pathlib.Path, file: str) -> dict[str, Any]:
 
 
 def _write_split(
-    folder: pathlib.Path, name: str, split: str, label_set: LabelSet, examples: list[RawExample]
+    folder: pathlib.Path,
+    name: str,
+    split: str,
+    label_set: LabelSet,
+    examples: list[RawExample],
+    summary: SplitSummary,
 ) -> dict[str, Any]:
-    """Writes the records of one split and returns its entry in `dataset_info.json`."""
+    """Writes the records of one split, adds them to its summary, and returns its entry in `dataset_info.json`."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
     shard_bytes, lengths = [], []
     writer = None
     for example in progress.track(examples, f"prepare {split}"):
-        encoded = example.encode(label_set)
-        record = tf_example.serialize(encoded | {"id": encoded["id"].encode()})
+        image, label = example.read(label_set)
+        summary.add(example.id, example.image, label)
+        encoded = {"image": image, "label": images.encode_mask(label), "id": example.id.encode()}
+        record = tf_example.serialize(encoded)
         if writer is None or shard_bytes[-1] >= _SHARD_BYTES:
             if writer is not None:
                 writer.close()
@@ -212,7 +227,13 @@ def _write_split(
     }
 
 
-def _write_descriptions(folder: pathlib.Path, name: str, label_set: LabelSet, splits: list[dict[str, Any]]) -> None:
+def _write_descriptions(
+    folder: pathlib.Path,
+    name: str,
+    label_set: LabelSet,
+    splits: list[dict[str, Any]],
+    summaries: dict[str, SplitSummary],
+) -> None:
     """Writes the JSON files of a TFDS data set."""
     info = {
         "name": name,
@@ -221,6 +242,10 @@ def _write_descriptions(folder: pathlib.Path, name: str, label_set: LabelSet, sp
         "disableShuffling": True,
         "splits": splits,
     }
-    metadata = {"class_names": label_set.class_names, "palette": label_set.palette}
+    metadata = {
+        "class_names": label_set.class_names,
+        "palette": label_set.palette,
+        "splits": {split: summary.values() for split, summary in summaries.items()},
+    }
     for file, values in (("dataset_info", info), ("features", _FEATURES), ("metadata", metadata)):
         (folder / f"{file}.json").write_text(json.dumps(values, indent=2))

@@ -394,16 +394,16 @@ def test_a_second_run_does_nothing(own_folder, tmp_path):
 
 
 def test_an_interrupted_run_leaves_nothing(own_folder, tmp_path, monkeypatch):
-    encode, calls = RawExample.encode, []
+    read, calls = RawExample.read, []
 
     def interrupted(self, label_set):
         calls.append(self.id)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return encode(self, label_set)
+        return read(self, label_set)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RawExample, "encode", interrupted)
+        patch.setattr(RawExample, "read", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare("folder", source=own_folder, data_dir=tmp_path / "data")
     assert_nothing_left("folder", tmp_path / "data")
@@ -417,15 +417,15 @@ def test_a_killed_run_leaves_no_prepared_data_set(sbd_folder, tmp_path):
         import os, pathlib, signal, sys
         from deeplab_jax.data import dataset, prepare
 
-        encode, calls = dataset.RawExample.encode, []
+        read, calls = dataset.RawExample.read, []
 
         def killed(self, label_set):
             calls.append(self.id)
             if len(calls) == 5:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return encode(self, label_set)
+            return read(self, label_set)
 
-        dataset.RawExample.encode = killed
+        dataset.RawExample.read = killed
         prepare.prepare("sbd", source=pathlib.Path(sys.argv[1]), data_dir=pathlib.Path(sys.argv[2]))
     """
     data_dir = tmp_path / "data"

@@ -1,0 +1,56 @@
+"""The summary of a prepared split: its number of examples, digests of names and content, and pixels per class."""
+
+import hashlib
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from deeplab_jax.files import file_digest
+from deeplab_jax.labels import IGNORE_LABEL
+
+
+class SplitSummary:
+    """Collects the summary of a split while its examples are written."""
+
+    def __init__(self, num_classes: int):
+        self._ids: list[str] = []
+        self._content = hashlib.sha256()
+        self._pixels = np.zeros(256, np.int64)
+        self._num_classes = num_classes
+
+    def add(self, example_id: str, image: pathlib.Path, label: UInt8[np.ndarray, "height width"]) -> None:
+        """Adds an example.
+
+        The file of the image counts, not its stored form, which depends on the version of the encoder.
+        """
+        self._ids.append(example_id)
+        self._content.update(f"{file_digest(image)} {label.shape}".encode())
+        self._content.update(np.ascontiguousarray(label))
+        self._pixels += np.bincount(label.ravel(), minlength=256)
+
+    @property
+    def class_pixels(self) -> list[int]:
+        """Number of pixels of each class."""
+        return [int(count) for count in self._pixels[: self._num_classes]]
+
+    @property
+    def is_all_ignored(self) -> bool:
+        """True if no pixel of any mask has a class."""
+        return not any(self.class_pixels)
+
+    def values(self) -> dict[str, Any]:
+        """The summary for a JSON file: `examples`, `ids`, `content`, `class_pixels` and `ignored_pixels`."""
+        return summarize_ids(self._ids) | {
+            "content": self._content.hexdigest(),
+            "class_pixels": self.class_pixels,
+            "ignored_pixels": int(self._pixels[IGNORE_LABEL]),
+        }
+
+
+def summarize_ids(ids: Iterable[str]) -> dict[str, Any]:
+    """The part of a summary that needs names alone: `examples`, their number, and `ids`, a digest in their order."""
+    ids = list(ids)
+    return {"examples": len(ids), "ids": hashlib.sha256("\0".join(ids).encode()).hexdigest()}
