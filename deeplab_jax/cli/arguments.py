@@ -48,12 +48,22 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     """Adds `--json`; see `deeplab_jax.cli.output.show`."""
     parser.add_argument(
         "--json",
-        type=pathlib.Path,
+        type=writable_file,
         nargs="?",
         const=STDOUT,
         metavar="FILE",
         help="print the results as JSON instead, or also write them to FILE",
     )
+
+
+def writable_file(text: str) -> pathlib.Path:
+    """Parses the path of a file to write, and checks that this is possible before any work starts."""
+    path = pathlib.Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"cannot write {text}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write {text}: it is {'a folder' if path.is_dir() else 'read-only'}")
+    return path
 
 
 def size(text: str) -> tuple[int, int]:

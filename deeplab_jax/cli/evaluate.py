@@ -26,7 +26,8 @@ def run(args: argparse.Namespace) -> None:
     compilation_cache.enable()
     launch.join_processes(args, parse_config(args.config_arguments, base=config_lib.base_config()))
     from deeplab_jax import pretrained
-    from deeplab_jax.evaluation.evaluator import evaluate, evaluate_network
+    from deeplab_jax.errors import UserError
+    from deeplab_jax.evaluation.evaluator import evaluate_network, evaluate_workdir
     from deeplab_jax.parallel import processes
     from deeplab_jax.workdir import layout
 
@@ -37,13 +38,22 @@ def run(args: argparse.Namespace) -> None:
         config.data.name = args.data
     if args.data_dir is not None:
         config.data.data_dir = str(args.data_dir)
+    place, failure = None, None
     if network is None:
-        scores = evaluate(args.workdir, config=config, split=args.split)
+        result = evaluate_workdir(args.workdir, config=config, split=args.split)
+        scores = result.values
+        try:
+            result.save()
+            place = f"{' and '.join(result.names)} in {args.workdir}"
+        except UserError as error:  # reported after the scores, which took longer than anything else
+            failure = error
     else:
         scores = evaluate_network(network, args.preset, config=config, split=args.split)
+    output.log_scores(scores, place)
     if processes.is_leader():
         output.show([], scores, args.json)
-    output.log_scores(scores, args.workdir)
+    if failure is not None:
+        raise failure
 
 
 COMMAND = Command(

@@ -28,6 +28,15 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
+def end_process(message: object, code: int) -> NoReturn:
+    """Reports why, and ends the process from any thread, whatever the main thread is doing."""
+    from deeplab_jax.cli.logging_setup import console
+
+    console().show_cursor()  # a progress bar hides it
+    report(message)
+    exit_at_once(code)
+
+
 def exit_at_once(code: int) -> NoReturn:
     """Ends the process without running exit handlers or destructors."""
     sys.stdout.flush()

@@ -252,6 +252,7 @@ _CHECKPOINT = {
 
 _DISTRIBUTED = {
     "heartbeat_seconds": Field(30, "seconds without a heartbeat before a process is considered dead"),
+    "connect_seconds": Field(120, "seconds to wait at the start until all processes have connected"),
 }
 
 _MESH = {

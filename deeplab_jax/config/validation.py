@@ -11,7 +11,13 @@ from deeplab_jax.config.schema import DURATION_FIELDS, FIELDS, check_choices
 from deeplab_jax.errors import UserError
 
 _REQUIRED = ("model.backbone", "data.name", "data.batch_size", "data.image_size")
-_AT_LEAST_ONE = ("checkpoint.keep", "log.every_steps", "mesh.fsdp_min_size", "distributed.heartbeat_seconds")
+_AT_LEAST_ONE = (
+    "checkpoint.keep",
+    "log.every_steps",
+    "mesh.fsdp_min_size",
+    "distributed.heartbeat_seconds",
+    "distributed.connect_seconds",
+)
 
 
 def validate(config: ConfigDict, *, training: bool = True) -> None:

@@ -1,8 +1,8 @@
 """Data worker processes, which live exactly as long as the run that needs them.
 
 Grain starts the workers and passes batches through shared memory. This module adds what a run needs when something goes
-wrong. A signal to the whole process group stops the run in an orderly way, so workers ignore it. Workers end when the run
-is killed. Shared memory is removed even if all processes of a run are killed at once: then the next run does it.
+wrong. A signal to the whole process group stops the run in an orderly way, so workers ignore it. Workers end when the
+run is killed. Shared memory is removed even if all processes of a run are killed at once: then the next run does it.
 """
 
 import atexit
@@ -42,9 +42,8 @@ def iterate(dataset: "grain.IterDataset", workers: int) -> Iterator[Any]:
     """
     import grain
 
-    _check_shared_memory()
-    name = _claim_name()
     _start_resource_tracker()
+    name = _claim_shared_memory()
     # Workers take whole batches in turn, which keeps their order.
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
     dataset = dataset.mp_prefetch(options, functools.partial(_set_up_worker, name))
@@ -63,7 +62,10 @@ def iterate(dataset: "grain.IterDataset", workers: int) -> Iterator[Any]:
 
 def _describe_death(code: int) -> str:
     if code == -getattr(signal, "SIGBUS", 0):  # a page of shared memory that does not exist
-        return f"a data worker process ran out of shared memory; enlarge /dev/shm (docker: --shm-size), or {_USE_THREADS}"
+        return (
+            "a data worker process ran out of shared memory; enlarge /dev/shm (docker run --shm-size=8g), or "
+            f"{_USE_THREADS}"
+        )
     return (
         "a data worker process died (killed, or out of memory); run the same command again to continue, with a smaller "
         "--config.data.workers if memory is the problem"
@@ -114,19 +116,6 @@ def _end_with_parent(name: str) -> None:
     os._exit(1)
 
 
-def _check_shared_memory() -> None:
-    try:
-        multiprocessing.get_context("spawn").Lock()
-        block = shared_memory.SharedMemory(create=True, size=1)
-    except OSError as error:
-        raise UserError(
-            f"data workers need shared memory, which this machine does not provide (/dev/shm: {error.strerror}); "
-            f"{_USE_THREADS}"
-        ) from error
-    block.close()
-    block.unlink()
-
-
 def _start_resource_tracker() -> None:
     """Starts Python's process that removes shared memory when this one is killed, without its warnings about it.
 
@@ -150,8 +139,28 @@ _FOLDER = pathlib.Path("/dev/shm")
 _claimed: list[IO[str]] = []  # the open file whose lock shows that this process is alive
 
 
-def _claim_name() -> str:
+def _claim_shared_memory() -> str:
     """Returns the prefix of this process's shared memory, and removes that of runs that have died.
+
+    Raises:
+      UserError: there is no shared memory.
+    """
+    try:
+        name = _claim_name()
+        multiprocessing.get_context("spawn").Lock()
+        block = shared_memory.SharedMemory(f"{name}-test", create=True, size=1)
+    except OSError as error:
+        raise UserError(
+            f"data workers need shared memory, which this machine does not provide (/dev/shm: {error.strerror}); "
+            f"{_USE_THREADS}"
+        ) from error
+    block.close()
+    block.unlink()
+    return name
+
+
+def _claim_name() -> str:
+    """Returns the prefix that this process has claimed.
 
     A process holds the lock of the file of this name as long as it lives. Unlike process ids, that also works between
     containers that share /dev/shm.

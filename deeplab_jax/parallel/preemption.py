@@ -11,11 +11,9 @@ import jax
 from jax.experimental import multihost_utils
 
 from deeplab_jax.errors import Preempted
+from deeplab_jax.parallel.launcher import CAUSES
 
 logger = logging.getLogger(__name__)
-
-#: What people call each signal.
-CAUSES = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C", "SIGHUP": "a closed terminal (SIGHUP)"}
 
 
 class Preemption:

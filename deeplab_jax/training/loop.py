@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
 from deeplab_jax import data, visualization
+from deeplab_jax.data.eval_pipeline import check_labels
 from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.evaluation.evaluator import Evaluator
-from deeplab_jax.evaluation.report import save_scores
+from deeplab_jax.evaluation.report import Result
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import processes, sharding
@@ -32,9 +33,7 @@ from deeplab_jax.workdir.checkpoint import Checkpoints
 logger = logging.getLogger(__name__)
 
 
-def train(
-    config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemption | None = None
-) -> dict[str, Any]:
+def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemption | None = None) -> dict[str, Any]:
     """Trains a network and evaluates it. All results are written to `workdir`.
 
     If the workdir has a checkpoint, training continues from it and ends exactly as it would have without the
@@ -42,8 +41,8 @@ def train(
 
     Args:
       config: see `deeplab_jax.config.base_config`.
-      workdir: gets `config.json`, `labels.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events, `metrics.json`,
-        `gallery.png`, `curves.png`, `learning_rate.png`, and `profile/` if `log.profile_steps` is set.
+      workdir: gets `config.json`, `labels.json`, `data.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events,
+        `metrics.json`, `gallery.png`, `curves.png`, `learning_rate.png`, and `profile/` if `log.profile_steps` is set.
       preemption: notices signals. Default: they are noticed while this function runs.
 
     Returns:
@@ -68,7 +67,8 @@ def train(
         if preemption is None:
             preemption = stack.enter_context(Preemption())
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
-        layout.write_config(workdir, config, label_set)
+        fingerprints = {"train": data.fingerprint(train_source), "evaluate": data.fingerprint(eval_source)}
+        layout.write_config(workdir, config, label_set, fingerprints)
         state, notes = _first_state(config, program, checkpoints, durations.total)
         first_step = int(state.step)
         writer = stack.enter_context(_writer(config, workdir, first_step, durations.total, notes))
@@ -181,9 +181,9 @@ def _open_data(config: ConfigDict) -> tuple[data.Source, data.Source]:
     train_source = data.open_split(config, config.data.train_split)
     eval_source = data.open_split(config, config.data.eval_split)
     if config.loss.teacher is None:
-        data.check_labels(train_source)
+        check_labels(train_source)
     if config.eval.ignored_pixels == "exclude":
-        data.check_labels(eval_source)
+        check_labels(eval_source)
     return train_source, eval_source
 
 
@@ -289,11 +289,12 @@ def _write_results(
     total_steps: int,
 ) -> dict[str, Any]:
     """Writes the results of a finished run; returns the contents of `metrics.json`."""
-    scores = save_scores(workdir, scores, label_set, config, total_steps)
+    result = Result(workdir, scores, label_set, config, total_steps)
+    result.save()
     if processes.is_leader():
         visualization.plot_learning_rate(program.learning_rate, total_steps, path=workdir / "learning_rate.png")
         visualization.plot_curves(workdir / "metrics.jsonl", path=workdir / "curves.png")
-    return scores
+    return result.values
 
 
 def _is_due(step: int, every: int | None) -> bool:

@@ -22,7 +22,7 @@ from deeplab_jax import files
 from deeplab_jax.errors import UserError
 from deeplab_jax.parallel import processes
 from deeplab_jax.workdir.checkpoint_lock import lock_for_reading, try_lock_for_deletion
-from deeplab_jax.workdir.layout import CHECKPOINTS
+from deeplab_jax.workdir.layout import CHECKPOINTS, checkpoint_steps
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,8 @@ class Checkpoints:
         )
         if not read_only:
             _create_folder(self._folder)
-        elif self._folder.exists() and not self._folder.is_dir():
-            raise UserError(f"{self._folder} is a file, not a folder of checkpoints; restore the folder from a copy")
+        else:
+            checkpoint_steps(workdir)  # fails if it is not a folder
         with _quiet_absl():
             self._manager = _open_manager(self._folder, options, handlers)
 
@@ -78,7 +78,7 @@ class Checkpoints:
 
     def found_step(self) -> int | None:
         """Returns the step of the newest checkpoint that this process sees, intact or damaged; None without one."""
-        return max(_steps(self._folder), default=None)
+        return max(checkpoint_steps(self.workdir), default=None)
 
     def latest_step(self) -> int | None:
         """Finds the newest intact checkpoint and returns its step; None if there is no checkpoint yet.
@@ -97,8 +97,8 @@ class Checkpoints:
                 self._manager.reload()  # some may have been renamed
             if self._intact_step == _VANISHED:
                 raise UserError(
-                    f"the checkpoints in {self._folder} are replaced faster than they can be read; try again, or let the "
-                    "training save less often (checkpoint.every)"
+                    f"the checkpoints in {self._folder} are replaced faster than they can be read; try again, or let "
+                    "the training save less often (checkpoint.every)"
                 )
             if self._intact_step == _NO_STEP:
                 raise UserError(
@@ -231,7 +231,7 @@ class Checkpoints:
         damaged: list[pathlib.Path] = []
         deadline = time.monotonic() + _VANISHING_SECONDS
         while True:
-            steps = _steps(self._folder)
+            steps = checkpoint_steps(self.workdir)
             has_vanished = not steps
             for folder in (self._folder / str(step) for step in steps):
                 if self._read_only and not self._hold(folder):
@@ -263,7 +263,7 @@ class Checkpoints:
 
     def _delete_old(self) -> None:
         """Deletes all checkpoints but the newest, the best, and those that another process reads."""
-        for step in _steps(self._folder)[self._keep :]:
+        for step in checkpoint_steps(self.workdir)[self._keep :]:
             folder = self._folder / str(step)
             if step == self._best_saved_step:
                 continue
@@ -283,12 +283,6 @@ class _DigestedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
         await asyncio.to_thread(files.write_digests, pathlib.Path(self.get()), exclude=("_CHECKPOINT_METADATA",))
         await super().finalize()
         await asyncio.to_thread(self.after_save)
-
-
-def _steps(folder: pathlib.Path) -> list[int]:
-    """Returns the steps of the checkpoints in a folder, newest first. Other names are incomplete or set aside."""
-    paths = folder.iterdir() if folder.is_dir() else ()
-    return sorted((int(path.name) for path in paths if path.name.isdigit()), reverse=True)
 
 
 def _rename_damaged(folder: pathlib.Path) -> None:
