@@ -3,7 +3,10 @@
 import logging
 import os
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:  # `--help` does not import JAX
+    from deeplab_jax.parallel.preemption import Preemption
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +31,21 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def end_process(message: object, code: int) -> NoReturn:
-    """Reports why, and ends the process from any thread, whatever the main thread is doing."""
-    from deeplab_jax.cli.logging_setup import console
+def notice_signals(advice: str = "") -> "Preemption":
+    """Returns a context manager that notices signals, even while the main thread compiles or computes.
 
-    console().show_cursor()  # a progress bar hides it
-    report(message)
-    exit_at_once(code)
+    If nothing would be lost, or after a second Ctrl-C, it reports the signal and ends the process. `advice` is the end of
+    that line.
+    """
+    from deeplab_jax.cli.logging_setup import console
+    from deeplab_jax.parallel.preemption import Preemption
+
+    def end(code: int, line: str) -> NoReturn:
+        console().show_cursor()  # a progress bar hides it
+        report(f"{line}{advice}")
+        exit_at_once(code)
+
+    return Preemption(end=end)
 
 
 def exit_at_once(code: int) -> NoReturn:

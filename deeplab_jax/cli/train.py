@@ -2,7 +2,6 @@
 
 import argparse
 import pathlib
-from typing import NoReturn
 
 from deeplab_jax.cli import exits, launch, malloc
 from deeplab_jax.cli.command import Command
@@ -29,17 +28,11 @@ def run(args: argparse.Namespace) -> None:
     compilation_cache.enable()
     config = parse_config(args.config_arguments)
     launch.join_processes(args, config)
-    from deeplab_jax.parallel.preemption import Preemption
     from deeplab_jax.training import loop
 
-    # From here on, a signal that stops the run is noticed even while a program is compiled.
-    with Preemption(end=_stop_at_once) as preemption:
+    with exits.notice_signals("; run the same command again to resume") as preemption:
         scores = loop.train(config, args.workdir, preemption=preemption)
     log_scores(scores, f"metrics.json and gallery.png in {args.workdir}")
-
-
-def _stop_at_once(code: int, line: str) -> NoReturn:
-    exits.end_process(f"{line}; run the same command again to resume", code)
 
 
 COMMAND = Command(

@@ -179,10 +179,16 @@ def _claim_name() -> str:
         file.close()
         return _claim_name()
     _claimed.append(file)
-    atexit.register(path.unlink, missing_ok=True)
+    atexit.register(_release)
     # The same prefix for Python's named semaphores, which it keeps in the same folder.
     multiprocessing.current_process()._config["semprefix"] = f"/{path.name}"
     return path.name
+
+
+def _release() -> None:
+    file = _claimed.pop()
+    pathlib.Path(file.name).unlink(missing_ok=True)
+    file.close()
 
 
 def _remove_abandoned() -> None:

@@ -57,14 +57,14 @@ class Checkpoints:
         handlers["notes"] = ocp.JsonCheckpointHandler()
         # Orbax itself keeps every checkpoint; `_delete_old` deletes them, since it knows about readers.
         folder_type = type("Folder", (_DigestedFolder,), {"after_save": staticmethod(self._delete_old)})
-        options = ocp.CheckpointManagerOptions(
-            cleanup_tmp_directories=not read_only, read_only=read_only, temporary_path_class=folder_type
-        )
         if not read_only:
             _create_folder(self._folder)
         else:
             checkpoint_steps(workdir)  # fails if it is not a folder
         with _quiet_absl():
+            options = ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories=not read_only, read_only=read_only, temporary_path_class=folder_type
+            )
             self._manager = _open_manager(self._folder, options, handlers)
 
     def __enter__(self) -> "Checkpoints":

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -79,8 +80,8 @@ def test_what_a_killed_process_group_leaves_is_removed_by_the_next_run(reader):
 def owner(pid: int) -> str:
     """The prefix of the shared memory of a process: the name of the file that it keeps open and locked."""
     targets = [os.readlink(path) for path in pathlib.Path(f"/proc/{pid}/fd").iterdir()]
-    (name,) = {pathlib.Path(target).name for target in targets if target.startswith("/dev/shm/deeplab_jax-")}
-    return name
+    (match,) = filter(None, (re.fullmatch("/dev/shm/(deeplab_jax-[0-9a-f]{8})", target) for target in targets))
+    return match[1]
 
 
 def left_of(name: str) -> list[str]:

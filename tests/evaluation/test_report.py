@@ -13,9 +13,9 @@ from deeplab_jax.evaluation.report import results_suffix
         ({"eval.batch_size": 3, "data.workers": 2, "mesh.data": 2, "eval.every": "5 steps"}, None, ""),
         ({}, "train", "-split=train"),
         ({"data.eval_split": "train"}, None, "-split=train"),
-        ({"eval.scales": (0.5, 1.0), "eval.flip": True}, None, "-eval.scales=0.5,1.0;eval.flip=True"),
+        ({"eval.scales": (0.5, 1.0), "eval.flip": True}, None, "-eval.flip=True;eval.scales=0.5,1.0"),
         ({"train.compute_dtype": "bfloat16"}, None, "-train.compute_dtype=bfloat16"),
-        ({"data.data_dir": "/data/new"}, None, "-data.data_dir=datanew-1d6f2d41"),
+        ({"data.data_dir": "/data/new"}, None, "-data.data_dir=datanew-3484365d"),
     ],
 )
 def test_the_name_tells_what_differs(tiny_config, changes, split, suffix):

@@ -240,6 +240,7 @@ def test_a_run_that_repeats_an_evaluation_has_it_once(tmp_path):
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_run_goes_on_without_events_if_their_disk_is_full(tmp_path, caplog):
     with quiet(tmp_path, tensorboard=True) as writer:
+        writer._events.close()
         writer._events._file = open("/dev/full", "wb", buffering=0)
         for step in range(1, 40):  # more than any queue holds
             writer.write_train(step, {"loss": 1.0})
