@@ -123,18 +123,18 @@ def wait_for_exit(process):
 def test_ctrl_c_in_a_terminal_saves_and_a_second_one_ends_at_once(straight, tmp_path):
     """With steps of a second. The main thread spends nearly all of its time in JAX, outside Python."""
     workdir = tmp_path / "run"
-    arguments = (*SLOW_STEPS, "--config.log.every_steps=1", "--config.eval.every=None")
+    arguments = (*SLOW_STEPS, "--config.log.every_steps=1", "--config.eval.every=100000 steps")
     terminal = runs.start_in_terminal(workdir, *arguments, config=NO_CHECKPOINTS)
-    runs.wait_for(lambda: runs.has_logged(workdir))
+    terminal.wait_for(lambda: runs.has_logged(workdir))
     terminal.press_ctrl_c()
     assert wait_for_exit(terminal.process) == 130, terminal.output
     (step,) = saved_steps(workdir)
     assert "Ctrl-C: finishing this step and saving; press Ctrl-C to stop at once without saving" in terminal.output
     assert f"stopped by Ctrl-C at step {step} of 100000; the state is saved in {workdir}{RESUME}" in terminal.output
     terminal = runs.start_in_terminal(workdir, *arguments, config=NO_CHECKPOINTS)
-    runs.wait_for(lambda: max(runs.logged_steps(workdir)) > step)
+    terminal.wait_for(lambda: max(runs.logged_steps(workdir)) > step)
     terminal.press_ctrl_c()
-    runs.wait_for(lambda: "finishing this step" in terminal.output, seconds=20)
+    terminal.wait_for(lambda: "finishing this step" in terminal.output)
     terminal.press_ctrl_c()
     begin = time.monotonic()
     assert wait_for_exit(terminal.process) == 130
@@ -146,7 +146,7 @@ def test_ctrl_c_in_a_terminal_saves_and_a_second_one_ends_at_once(straight, tmp_
 def test_a_closed_terminal_saves(straight, tmp_path):
     workdir = tmp_path / "run"
     terminal = runs.start_in_terminal(workdir, config=NO_CHECKPOINTS)
-    runs.wait_for(lambda: runs.has_logged(workdir))
+    terminal.wait_for(lambda: runs.has_logged(workdir))
     terminal.process.send_signal(signal.SIGHUP)
     assert wait_for_exit(terminal.process) == 129, terminal.output
     (step,) = saved_steps(workdir)
@@ -159,7 +159,7 @@ def test_ctrl_c_while_the_step_is_compiled_ends_at_once(straight, tmp_path, monk
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     workdir = tmp_path / "run"
     terminal = runs.start_in_terminal(workdir, config=NO_CHECKPOINTS)
-    runs.wait_for(lambda: (workdir / "data.json").exists())
+    terminal.wait_for(lambda: (workdir / "data.json").exists())
     time.sleep(2)
     begin = time.monotonic()
     terminal.press_ctrl_c()

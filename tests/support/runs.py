@@ -164,6 +164,11 @@ class Terminal:
         self.output = ""
         threading.Thread(target=self._read, daemon=True).start()
 
+    def wait_for(self, condition) -> None:
+        """Waits while the training runs; fails if it ends."""
+        wait_for(lambda: condition() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.output
+
     def press_ctrl_c(self) -> None:
         os.write(self._fd, b"\x03")
 
