@@ -34,8 +34,8 @@ def leave(code: int) -> NoReturn:
 def notice_signals(advice: str = "") -> "Preemption":
     """Returns a context manager that notices signals, even while the main thread compiles or computes.
 
-    If nothing would be lost, or after a second Ctrl-C, it reports the signal and ends the process. `advice` is the end of
-    that line.
+    If nothing would be lost, or after a second Ctrl-C, it reports the signal and ends the process. `advice` is the end
+    of that line.
     """
     from deeplab_jax.cli.logging_setup import console
     from deeplab_jax.parallel.preemption import Preemption

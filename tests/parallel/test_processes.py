@@ -262,7 +262,9 @@ def test_processes_that_never_connect_are_reported_soon(tmp_path, index):
     assert not any("Traceback" in line for line in err)
 
 
-_LISTENING = _GATHER + """
+_LISTENING = (
+    _GATHER
+    + """
 import os, pathlib
 from deeplab_jax.parallel import sharding
 sockets = {os.readlink(path) for path in pathlib.Path("/proc/self/fd").iterdir() if path.exists() or path.is_symlink()}
@@ -273,6 +275,7 @@ for table in ("tcp", "tcp6"):
             print("listens", local.partition(":")[0], flush=True)
 processes.gather(0)
 """
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net/tcp")

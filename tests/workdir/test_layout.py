@@ -10,7 +10,6 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.labels import SYNTHETIC
 from deeplab_jax.workdir import layout
 
-
 SPLIT = {"examples": 16, "ids": "12ab"}
 TRAIN = {
     "name": "synthetic",

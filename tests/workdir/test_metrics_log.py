@@ -239,15 +239,15 @@ def test_a_run_that_repeats_an_evaluation_has_it_once(tmp_path):
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_run_goes_on_without_events_if_their_disk_is_full(tmp_path, caplog):
-    with quiet(tmp_path, tensorboard=True) as writer:
+    with quiet(tmp_path, tensorboard=True) as writer, pathlib.Path("/dev/full").open("wb", buffering=0) as full:
         writer._events.close()
-        writer._events._file = open("/dev/full", "wb", buffering=0)
+        writer._events._file = full
         for step in range(1, 40):  # more than any queue holds
             writer.write_train(step, {"loss": 1.0})
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 40))
-    assert [message for message in caplog.messages if "TensorBoard" in message] == [
-        f"cannot write TensorBoard events to {tmp_path / 'tensorboard'}: No space left on device; continuing without them"
-    ]
+    folder, reason = tmp_path / "tensorboard", "No space left on device; continuing without them"
+    messages = [message for message in caplog.messages if "TensorBoard" in message]
+    assert messages == [f"cannot write TensorBoard events to {folder}: {reason}"]
 
 
 def test_a_run_goes_on_without_events_if_their_folder_cannot_be_created(tmp_path, caplog):
