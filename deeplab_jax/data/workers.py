@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import grain
 
 _USE_THREADS = "set --config.data.workers=0 to read in threads of the main process"
-_PREFIX = "deeplab_jax-"  # of the names of shared memory
+_PREFIX = "deeplab_jax-"  # names of shared memory begin with it
 _IGNORED_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 

@@ -37,7 +37,7 @@ class Preemption:
     def __init__(self, end: Callable[[int, str], None] | None = None):
         self.is_saved = True
         self._end = end
-        self._name: str | None = None  # of the first signal
+        self._name: str | None = None  # the first signal
         self._previous_handlers, self._sockets, self._previous_fd = {}, (), -1
 
     @property
@@ -52,7 +52,7 @@ class Preemption:
 
     @property
     def cause(self) -> str:
-        """What stops the run, for messages."""
+        """The reason why the run stops, for messages."""
         return CAUSES[self._name or "SIGTERM"]
 
     def stopped(self, where: str) -> Preempted:

@@ -269,7 +269,7 @@ class Checkpoints:
                 continue
             with try_lock_for_deletion(folder) as is_locked:
                 if is_locked:
-                    shutil.rmtree(folder, ignore_errors=True)  # what is left is tried again after the next save
+                    shutil.rmtree(folder, ignore_errors=True)  # the rest goes after the next save
 
 
 class _DigestedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
