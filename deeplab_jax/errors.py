@@ -21,9 +21,18 @@ class UsageError(Exception):
 
 
 class Preempted(Exception):
-    """Training received SIGTERM and has saved its state. Running the same command again resumes it."""
+    """A signal stopped training, which has saved its state. Running the same command again resumes it.
+
+    Attributes:
+      exit_code: one of `EXIT_CODES`, by the signal.
+    """
 
     EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h: try again
+    EXIT_CODES = {"SIGTERM": EXIT_CODE, "SIGINT": 130, "SIGHUP": 129}  # the others as shells report them
+
+    def __init__(self, message: str, exit_code: int = EXIT_CODE):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 _PERMISSIONS = "check the permissions of the file and of its folder"

@@ -63,7 +63,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     """Adds `--json`; see `deeplab_jax.cli.output.show`."""
     parser.add_argument(
         "--json",
-        type=path,
+        type=writable_file,
         nargs="?",
         const=STDOUT,
         metavar="FILE",
@@ -85,6 +85,16 @@ def name_or_path(text: str) -> str:
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def writable_file(text: str) -> pathlib.Path:
+    """Parses the path of a file to write, and checks that this is possible before any work starts."""
+    file = path(text)
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"cannot write {text}: there is no folder {file.parent}")
+    if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write {text}: it is {'a folder' if file.is_dir() else 'read-only'}")
+    return file
 
 
 def add_image_range(parser: argparse.ArgumentParser) -> None:

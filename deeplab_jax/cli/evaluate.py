@@ -1,9 +1,17 @@
 """`deeplab-jax evaluate`."""
 
 import argparse
+import contextlib
+import os
+from typing import TYPE_CHECKING
 
-from deeplab_jax.cli import arguments, launch, malloc
+from deeplab_jax.cli import arguments, exits, launch, malloc
 from deeplab_jax.cli.command import Command
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from deeplab_jax.pretrained import PretrainedNetwork
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,15 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluates, and logs the scores."""
     from deeplab_jax import config as config_lib
-    from deeplab_jax.cli import compilation_cache, output
+    from deeplab_jax.cli import compilation_cache
     from deeplab_jax.cli.config_flags import parse_config
 
     malloc.prepare_jax()  # before anything creates JAX's backend
     compilation_cache.enable()
     launch.join_processes(args, parse_config(args.config_arguments, base=config_lib.base_config()))
     from deeplab_jax import pretrained
-    from deeplab_jax.evaluation.evaluator import evaluate, evaluate_network
-    from deeplab_jax.parallel import processes
     from deeplab_jax.workdir import layout
 
     network = pretrained.load(args.preset) if args.workdir is None else None
@@ -37,13 +43,33 @@ def run(args: argparse.Namespace) -> None:
         config.data.name = args.data
     if args.data_dir is not None:
         config.data.data_dir = str(args.data_dir)
+    # In a run of several processes, the launcher ends this one.
+    with exits.notice_signals() if exits.SUPERVISED not in os.environ else contextlib.nullcontext():
+        _evaluate(args, config, network)
+
+
+def _evaluate(args: argparse.Namespace, config: "ConfigDict", network: "PretrainedNetwork | None") -> None:
+    from deeplab_jax.cli import output
+    from deeplab_jax.errors import UserError
+    from deeplab_jax.evaluation.evaluator import evaluate_network, evaluate_workdir
+    from deeplab_jax.parallel import processes
+
+    place, failure = None, None
     if network is None:
-        scores = evaluate(args.workdir, config=config, split=args.split)
+        result = evaluate_workdir(args.workdir, config=config, split=args.split)
+        scores = result.values
+        try:
+            result.save()
+            place = f"{' and '.join(result.names)} in {args.workdir}"
+        except UserError as error:  # reported after the scores, which took longer than anything else
+            failure = error
     else:
         scores = evaluate_network(network, args.preset, config=config, split=args.split)
+    output.log_scores(scores, place)
     if processes.is_leader():
         output.show([], scores, args.json)
-    output.log_scores(scores, args.workdir)
+    if failure is not None:
+        raise failure
 
 
 COMMAND = Command(

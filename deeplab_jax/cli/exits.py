@@ -4,7 +4,10 @@ import contextlib
 import logging
 import os
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:  # `--help` does not import JAX
+    from deeplab_jax.parallel.preemption import Preemption
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,23 @@ def leave(code: int) -> NoReturn:
     if SUPERVISED in os.environ:
         exit_at_once(code)
     sys.exit(code)
+
+
+def notice_signals(advice: str = "") -> "Preemption":
+    """Returns a context manager that notices signals, even while the main thread compiles or computes.
+
+    If nothing would be lost, or after a second Ctrl-C, it reports the signal and ends the process. `advice` is the end
+    of that line.
+    """
+    from deeplab_jax.cli.logging_setup import console
+    from deeplab_jax.parallel.preemption import Preemption
+
+    def end(code: int, line: str) -> NoReturn:
+        console().show_cursor()  # a progress bar hides it
+        report(f"{line}{advice}")
+        exit_at_once(code)
+
+    return Preemption(end=end)
 
 
 def exit_at_once(code: int) -> NoReturn:

@@ -45,8 +45,13 @@ def join_processes(args: argparse.Namespace, config: "ConfigDict") -> None:
     if exits.SUPERVISED in os.environ:
         from deeplab_jax.parallel import processes
 
-        heartbeat_seconds = config.distributed.heartbeat_seconds
-        processes.start(args.coordinator, args.num_processes, args.process_id, heartbeat_seconds=heartbeat_seconds)
+        processes.start(
+            args.coordinator,
+            args.num_processes,
+            args.process_id,
+            heartbeat_seconds=config.distributed.heartbeat_seconds,
+            connect_seconds=config.distributed.connect_seconds,
+        )
         if not processes.is_leader():
             logging_setup.silence()
         return

@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command and exits.
 
     Exit codes: 0 on success; 1 for a user's mistake, for an unexpected error, or if a process of a distributed run
-    died; 2 for an invalid command line; 75 if SIGTERM stopped training after the state was saved; 130 for Ctrl-C.
+    died; 2 for an invalid command line; 75 if SIGTERM stopped training after the state was saved; 130 for Ctrl-C; 129
+    for a closed terminal.
 
     Args:
       argv: the command line without the program's name (default: this process's).
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             exits.fail(error, error.EXIT_CODE)
         except Preempted as stopped:
             exits.report(f"{stopped}; run the same command again to resume")
-            sys.exit(Preempted.EXIT_CODE)
+            sys.exit(stopped.exit_code)
         except KeyboardInterrupt:
             resume = (
                 "; run the same command again to resume from the newest checkpoint" if argv[:1] == ["train"] else ""

@@ -82,10 +82,9 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def log_scores(scores: dict[str, Any], workdir: pathlib.Path | None) -> None:
-    """Logs the main scores of an evaluation in one line."""
-    where = "" if workdir is None else f"; see metrics.json and gallery.png in {workdir}"
-    logger.info(
-        f"mean IoU {scores['mean_iou']:.4f}, pixel accuracy {scores['pixel_accuracy']:.4f}, loss {scores['loss']:.4f} "
-        f"on {scores['num_images']} images{where}"
-    )
+def log_scores(scores: dict[str, Any], place: str | None) -> None:
+    """Logs the main scores of an evaluation in one line, which ends with the place of all scores, if any."""
+    names = {"mean IoU": "mean_iou", "pixel accuracy": "pixel_accuracy", "loss": "loss"}
+    shown = [f"{name} {scores[key]:.4f}" for name, key in names.items() if scores[key] is not None]
+    where = "" if place is None else f"; see {place}"
+    logger.info("%s on %d images%s", ", ".join(shown), scores["num_images"], where)

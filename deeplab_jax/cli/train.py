@@ -2,7 +2,7 @@
 
 import argparse
 
-from deeplab_jax.cli import arguments, launch, malloc
+from deeplab_jax.cli import arguments, exits, launch, malloc
 from deeplab_jax.cli.command import Command
 
 
@@ -29,7 +29,9 @@ def run(args: argparse.Namespace) -> None:
     launch.join_processes(args, config)
     from deeplab_jax.training import loop
 
-    log_scores(loop.train(config, args.workdir), args.workdir)
+    with exits.notice_signals("; run the same command again to resume") as preemption:
+        scores = loop.train(config, args.workdir, preemption=preemption)
+    log_scores(scores, f"metrics.json and gallery.png in {args.workdir}")
 
 
 COMMAND = Command(

@@ -308,6 +308,9 @@ _DISTRIBUTED = {
     "heartbeat_seconds": Field(
         30, "seconds without a heartbeat before a process is considered dead", range=ranges.COUNT
     ),
+    "connect_seconds": Field(
+        120, "seconds to wait at the start until all processes have connected", range=ranges.COUNT
+    ),
 }
 
 _MESH = {

@@ -8,6 +8,7 @@ import numpy as np
 
 from deeplab_jax.data.pipeline import decode_example, positions, stream
 from deeplab_jax.data.protocol import EvalProtocol
+from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
 
@@ -44,6 +45,28 @@ def eval_batches(
     indices = positions(num_batches * batch_size * process_count)[process_index::process_count]
     dataset = indices.map(_EvalExample(source, protocol)).batch(batch_size, drop_remainder=True, batch_fn=_collate)
     return stream(dataset, workers)
+
+
+def check_labels(source) -> None:
+    """Checks that a split has labeled pixels. Reads examples up to the first that has one, so mostly a single one.
+
+    Args:
+      source: a split, see `deeplab_jax.data.open_source`.
+
+    Raises:
+      UserError: every pixel of the split has the ignore label.
+    """
+    for index in range(len(source)):
+        try:
+            label = decode_example(source[index])["label"]
+        except UserError:  # it cannot be read, which is reported where it is used
+            return
+        if np.any(label != IGNORE_LABEL):
+            return
+    raise UserError(
+        f"{source.name}/{source.split} has no labeled pixels: all pixels of its {len(source)} masks have the ignore "
+        f"label {IGNORE_LABEL}; check the masks and the class list, and prepare the data set again"
+    )
 
 
 class _EvalExample:

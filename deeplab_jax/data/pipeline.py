@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from deeplab_jax.data import images, transforms
+from deeplab_jax.data import images, transforms, workers
 from deeplab_jax.data.sampling import RepeatedSource
 from deeplab_jax.errors import UserError
 
@@ -101,37 +101,27 @@ def positions(count: int) -> "grain.MapDataset":
     return grain.MapDataset.range(count)
 
 
-def stream(dataset: "grain.MapDataset", workers: int) -> Iterator[Any]:
-    """Iterates over a data set that is read in the background, by threads or by `workers` processes.
+def stream(dataset: "grain.MapDataset", num_workers: int) -> Iterator[Any]:
+    """Iterates over a data set that is read in the background, by threads or by `num_workers` processes.
 
     Raises:
-      UserError: a stored example is damaged, or a worker process died.
+      UserError: a stored example is damaged, a worker process died, or there is no shared memory for workers.
     """
-    with contextlib.closing(iter(_parallel(dataset, workers))) as batches:
-        try:
-            yield from batches
-        except UserError as error:  # Grain may append its traceback to the message
-            raise UserError(str(error).partition("\n")[0]) from error
-        except RuntimeError as error:
-            if "terminated unexpectedly" not in str(error):  # Grain has no exception type for a dead worker
-                raise
-            raise UserError(
-                "a data worker process died (killed, or out of memory); run the same command again to continue, with "
-                "a smaller --config.data.workers if memory is the problem"
-            ) from error
-
-
-def _parallel(dataset: "grain.MapDataset", workers: int) -> "grain.IterDataset":
     import grain
 
     if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which only absl.app parses
         flags.FLAGS.mark_as_parsed()
-    if workers == 0:
+    if num_workers == 0:
         cv2.setNumThreads(1)  # examples are read in parallel already
-        return dataset.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=8))
-    # Workers take whole batches in turn, which keeps their order.
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)).mp_prefetch(options)
+        examples = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=8)))
+    else:
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+        examples = workers.iterate(dataset.to_iter_dataset(options), num_workers)
+    with contextlib.closing(examples) as batches:
+        try:
+            yield from batches
+        except UserError as error:  # Grain may append its traceback to the message
+            raise UserError(str(error).partition("\n")[0]) from error
 
 
 def _stream_seed(seed: int) -> int:

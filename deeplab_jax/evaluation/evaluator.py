@@ -1,8 +1,10 @@
 """Exact, counted evaluation: every image of a split once, integer counts, labels at their own size."""
 
 import contextlib
+import logging
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +13,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
 from deeplab_jax import data, pretrained, progress
+from deeplab_jax.data.eval_pipeline import check_labels
 from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import metrics, report
@@ -22,6 +25,8 @@ from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
 from deeplab_jax.pretrained import PretrainedNetwork
 from deeplab_jax.workdir import layout
+
+logger = logging.getLogger(__name__)
 
 #: Number of examples in the gallery of an evaluation.
 GALLERY_SIZE = 8
@@ -43,17 +48,19 @@ class Evaluator:
         self._config, self._source, self._mesh = config, source, mesh
         self._step = jit_eval_step(config, model, mesh)
 
-    def __call__(self, variables: Any) -> dict[str, Any]:
+    def __call__(self, variables: Any, *, before_batch: Callable[[], None] | None = None) -> dict[str, Any]:
         """Scores the whole split.
 
         Args:
           variables: the variables that `model.apply` takes.
+          before_batch: called before each batch; it ends the evaluation by raising an exception.
 
         Returns:
           The scores of `deeplab_jax.evaluation.metrics.scores`, `loss`, `num_images`, and `gallery`: image, label and
           prediction (uint8 arrays) of the first `GALLERY_SIZE` examples.
 
         Raises:
+          UserError: the split has no labeled pixels.
           RuntimeError: the number of images evaluated differs from the size of the split.
         """
         totals, examples, previous = metrics.Totals(self._source.label_set.num_classes), [], None
@@ -68,6 +75,8 @@ class Evaluator:
         )
         with contextlib.closing(batches):
             for batch in progress.track(batches, "evaluate", math.ceil(len(self._source) / batch_size)):
+                if before_batch is not None:
+                    before_batch()
                 arrays = {name: batch[name] for name in ("image", "label", "size", "valid")}
                 result = self._step(variables, sharding.to_global(arrays, self._mesh))
                 if previous is not None:  # read one step late, so the device is never idle
@@ -82,6 +91,8 @@ class Evaluator:
                 f"{totals.num_images} images were evaluated, but {self._source.split} has {len(self._source)}"
             )
         scores = totals.scores(self._source.label_set.class_names)
+        if scores["num_pixels"] == 0:  # `check_labels` read only images until one had labels
+            raise UserError(f"split {self._source.split} has no pixel to score: all have the ignore label")
         return scores | {"num_images": totals.num_images, "gallery": examples}
 
 
@@ -98,32 +109,44 @@ def evaluate(
       split: split of the data set; default: `data.eval_split`.
 
     Returns:
-      The scores. For a workdir they are also written to its `metrics.json`, with a `gallery.png` next to it.
+      The scores. For a workdir they are also written to its `metrics.json`, with a `gallery.png` next to it. Scores of
+      another split or config get files of their own, see `deeplab_jax.evaluation.report.results_suffix`. If the workdir
+      cannot be written, a warning says so.
 
     Raises:
       UserError: there is no such network or it has no checkpoint or no classes, the data set is not prepared, or its
         classes differ from the network's.
     """
     path = local_path(name_or_path)
-    if pretrained.is_workdir(path):
-        return _evaluate_workdir(path, config, split)
-    return evaluate_network(pretrained.load(name_or_path), name_or_path, config=config, split=split)
+    if not pretrained.is_workdir(path):
+        return evaluate_network(pretrained.load(name_or_path), name_or_path, config=config, split=split)
+    result = evaluate_workdir(path, config=config, split=split)
+    try:
+        result.save()
+    except UserError as error:  # the scores took longer than anything else
+        logger.warning("the scores are not saved: %s", error)
+    return result.values
 
 
-def _evaluate_workdir(workdir: pathlib.Path, config: ConfigDict | None, split: str | None) -> dict[str, Any]:
+def evaluate_workdir(
+    workdir: pathlib.Path, *, config: ConfigDict | None = None, split: str | None = None
+) -> report.Result:
+    """Scores the newest checkpoint of a workdir without writing anything; see `evaluate`."""
     # Orbax takes a third of a second to import, which other networks do not need.
     from deeplab_jax.workdir.checkpoint import Checkpoints
 
-    config = layout.read_config(workdir) if config is None else config
+    own_config = layout.read_config(workdir)
+    config = own_config if config is None else config
     label_set = layout.read_labels(workdir)
     source, model, mesh = _prepare(config, label_set, split, training=True, whose=f"the network in {workdir}")
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
+        if checkpoints.latest_step() is None:
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
         variables = checkpoints.restore_variables(_abstract_on(mesh, model, config))
+        step = checkpoints.latest_step()
     scores = Evaluator(config, model, source, mesh)(variables)
-    return report.save_scores(workdir, scores, source.label_set, config, step)
+    suffix = report.results_suffix(config, own_config, split=split)
+    return report.Result(workdir, scores, source.label_set, config, step, suffix)
 
 
 def evaluate_network(
@@ -157,6 +180,8 @@ def _prepare(
         can_split_rows=protocol.can_split_rows,
     )
     source = data.open_split(config, split or config.data.eval_split)
+    if config.eval.ignored_pixels == "exclude":
+        check_labels(source)
     if source.label_set.class_names != label_set.class_names:
         raise UserError(
             f"{config.data.name} has the classes {', '.join(source.label_set.class_names)}, but {whose} was trained on "

@@ -1,6 +1,10 @@
 """The results of an evaluation: a gallery of examples, and the files in a workdir."""
 
+import dataclasses
+import functools
+import hashlib
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -40,27 +44,86 @@ def without_gallery(scores: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in scores.items() if name != "gallery"}
 
 
-def save_scores(
-    workdir: pathlib.Path, scores: dict[str, Any], label_set: LabelSet, config: ConfigDict, step: int
-) -> dict[str, Any]:
-    """Writes `metrics.json` and `gallery.png` on process 0.
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The result of an evaluation in a workdir.
 
-    Args:
-      workdir: the folder to write to.
+    Attributes:
+      workdir: the workdir.
       scores: scores of an `Evaluator`, with their gallery.
       label_set: class names and palette of the gallery.
       config: the config of the evaluation.
       step: training step of the evaluated variables.
+      suffix: end of the names of the files, see `results_suffix`.
+    """
+
+    workdir: pathlib.Path
+    scores: dict[str, Any]
+    label_set: LabelSet
+    config: ConfigDict
+    step: int
+    suffix: str = ""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The contents of the JSON file."""
+        return without_gallery(self.scores) | {"step": self.step, "config": config_lib.to_dict(self.config)}
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The names of the JSON file and the gallery."""
+        return f"metrics{self.suffix}.json", f"gallery{self.suffix}.png"
+
+    def save(self) -> None:
+        """Writes the scores and the gallery to the workdir, on process 0.
+
+        Raises:
+          UserError: the files cannot be written.
+        """
+        if not processes.is_leader():
+            return
+        json_file, gallery_file = (self.workdir / name for name in self.names)
+        write_json(json_file, self.values)
+        if self.scores["gallery"]:
+            images, labels, predictions = zip(*self.scores["gallery"], strict=True)
+            visualization.plot_segmentation_mask_gallery(
+                images, labels, predictions, label_set=self.label_set, path=gallery_file
+            )
+
+
+# Groups whose fields change the scores, but for some.
+_SCORED_GROUPS = ("model", "data", "loss", "eval")
+_UNSCORED_FIELDS = (
+    "data.eval_split", "data.batch_size", "data.workers", "data.unreadable", "eval.batch_size", "eval.every",
+)  # fmt: skip
+_LONGEST_SUFFIX = 100  # file names may have 255 bytes
+
+
+def results_suffix(config: ConfigDict, own_config: ConfigDict, *, split: str | None = None) -> str:
+    """Names an evaluation by what differs from the one at the end of the training, which has the suffix "".
+
+    Args:
+      config: the config of the evaluation.
+      own_config: the config of the run.
+      split: the split that is scored, if not `data.eval_split`.
 
     Returns:
-      The contents of `metrics.json`.
+      For example "-eval.scales=0.5,1.0" or "-split=train". Long or ambiguous names end with a digest.
     """
-    gallery = scores["gallery"]
-    values = without_gallery(scores) | {"step": step, "config": config_lib.to_dict(config)}
-    if processes.is_leader():
-        write_json(workdir / "metrics.json", values)
-        if gallery:
-            images, labels, predictions = zip(*gallery, strict=True)
-            path = workdir / "gallery.png"
-            visualization.plot_segmentation_mask_gallery(images, labels, predictions, label_set=label_set, path=path)
-    return values
+    changed = config_lib.differences(config, own_config, groups=_SCORED_GROUPS)
+    parts = {field: _value(config, field) for field in changed if field not in _UNSCORED_FIELDS}
+    if config.train.compute_dtype != own_config.train.compute_dtype:
+        parts["train.compute_dtype"] = config.train.compute_dtype
+    scored_split = split or config.data.eval_split
+    if scored_split != own_config.data.eval_split:
+        parts["split"] = scored_split
+    if not parts:
+        return ""
+    full = ";".join(f"{field}={value}" for field, value in parts.items())
+    readable = re.sub(r"[^A-Za-z0-9.,;=+_-]", "", full)[:_LONGEST_SUFFIX]
+    return f"-{readable}" if readable == full else f"-{readable}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+
+
+def _value(config: ConfigDict, field: str) -> str:
+    value = functools.reduce(lambda group, name: group[name], field.split("."), config)
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -18,6 +18,9 @@ from collections.abc import Sequence
 
 from deeplab_jax.errors import Preempted
 
+#: What people call the signals that stop a run.
+CAUSES = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C", "SIGHUP": "a closed terminal (SIGHUP)"}
+
 #: The address that local runs listen on. Unlike the machine's own name it always resolves.
 LOOPBACK = "127.0.0.1"
 
@@ -39,7 +42,8 @@ def run(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> tuple
     """Runs commands concurrently until all have exited or one has died.
 
     The first command inherits this process's output. The output of the others is shown only if one fails on its own.
-    SIGTERM and SIGINT are forwarded. If the launcher itself is killed, its processes get SIGTERM (on Linux).
+    The commands get SIGTERM, Ctrl-C and SIGHUP from the launcher alone, with SIGTERM after the other two. A second
+    Ctrl-C kills them. If the launcher itself is killed, its processes get SIGTERM (on Linux).
 
     Args:
       commands: one command per process.
@@ -50,15 +54,19 @@ def run(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> tuple
     """
     with contextlib.ExitStack() as stack:
         errors = [None] + [stack.enter_context(tempfile.TemporaryFile()) for _ in commands[1:]]
-        processes = []
+        processes, received = [], []
 
         def forward(number: int, frame: object) -> None:
+            received.append(signal.Signals(number).name)
             for process in processes:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGTERM)
+                for forwarded in dict.fromkeys((number, signal.SIGTERM)):
+                    if process.poll() is None:
+                        process.send_signal(forwarded)
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            stack.callback(signal.signal, number, signal.signal(number, forward))
+        for name in Preempted.EXIT_CODES:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` sets it
+                stack.callback(signal.signal, number, signal.signal(number, forward))
         stack.callback(_kill, processes)
         for command, error in zip(commands, errors, strict=True):
             processes.append(
@@ -68,12 +76,19 @@ def run(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> tuple
                     stdout=error,
                     stderr=error,
                     preexec_fn=_end_with_parent,
+                    process_group=0 if os.name == "posix" else -1,  # or a terminal would send them Ctrl-C as well
                 )
             )
-        code, failed = _wait(processes)
+        code, failed = _wait(processes, received)
         if failed is None:
             return code, None
         num_waiting = _kill(processes)
+        if received and code < 0:
+            first = "SIGINT" if _is_impatient(received) else received[0]
+            return Preempted.EXIT_CODES[first], (
+                f"stopped by {CAUSES[first]} without saving; run the same command again to resume from the newest "
+                "checkpoint"
+            )
         ended = f"; terminated the {num_waiting} waiting for it" if num_waiting else ""
         if code > 0:  # it has reported its own error
             if failed == 0:
@@ -89,14 +104,22 @@ def run(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> tuple
         )
 
 
-def _wait(processes: Sequence[subprocess.Popen]) -> tuple[int, int | None]:
+def _is_impatient(received: Sequence[str]) -> bool:
+    """True after a second Ctrl-C, or one after another signal."""
+    return "SIGINT" in received[1:]
+
+
+def _wait(processes: Sequence[subprocess.Popen], received: Sequence[str]) -> tuple[int, int | None]:
     """Returns the exit code, and the index of the process that failed first, or None.
 
-    A process killed by a signal comes before failed ones, since it explains their failures.
+    A process killed by a signal comes before failed ones, since it explains their failures. `received` are the names of
+    the signals that the launcher has received so far.
     """
     while True:
         codes = [process.poll() for process in processes]
-        failed = [i for i, code in enumerate(codes) if code not in (None, 0, Preempted.EXIT_CODE)]
+        if _is_impatient(received) and None in codes:
+            return -signal.SIGKILL, codes.index(None)
+        failed = [i for i, code in enumerate(codes) if code not in (None, 0, *Preempted.EXIT_CODES.values())]
         if failed:
             first = min(failed, key=lambda i: (codes[i] > 0, i))
             return codes[first], first

@@ -1,10 +1,13 @@
-"""Runs of several processes: start-up, agreement on config and step, and preemption."""
+"""Runs of several processes: start-up, and agreement on config and step."""
 
+import contextlib
 import functools
+import ipaddress
 import json
-import signal
+import logging
+import socket
 import threading
-from types import FrameType
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,11 +19,20 @@ from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
 from deeplab_jax.parallel.launcher import LOOPBACK
 
+logger = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS = 5  # then a process says what it waits for
+
 _MAY_DIFFER = ("data.data_dir", "data.workers")  # settings of a single machine
 
 
 def start(
-    coordinator: str | None, num_processes: int | None, process_id: int | None, *, heartbeat_seconds: int
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    *,
+    heartbeat_seconds: int,
+    connect_seconds: int,
 ) -> None:
     """Connects this process to the others of its run. Call it before anything uses a device.
 
@@ -31,27 +43,75 @@ def start(
       process_id: index of this process, from 0.
       heartbeat_seconds: seconds without a heartbeat before a process is considered dead. The others then abort, see
         `deeplab_jax.parallel.launcher`.
+      connect_seconds: seconds to wait until all processes have connected.
 
     Raises:
       UserError: the processes cannot connect.
     """
+    who = "this process" if process_id is None else f"process {process_id}"
+    where = "the cluster" if coordinator is None else coordinator
+    is_local = coordinator is not None and _is_local(coordinator)
+    if process_id == 0:
+        awaited = f"{who} waits for the other {num_processes - 1} of {num_processes} processes at {where}"
+    else:
+        awaited = f"{who} waits for process 0 at {where} and for the others"
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for CPU devices only
     try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            cluster_detection_method=None if coordinator is None else "deactivate",
-            heartbeat_timeout_seconds=heartbeat_seconds,
-        )
+        with _announce(awaited):
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                cluster_detection_method=None if coordinator is None else "deactivate",
+                initialization_timeout=connect_seconds,
+                heartbeat_timeout_seconds=heartbeat_seconds,
+                coordinator_bind_address=coordinator if is_local else None,
+            )
     except (RuntimeError, ValueError) as error:
-        who = "this process" if process_id is None else f"process {process_id}"
+        reason = " ".join(str(error).split())
+        if "DEADLINE_EXCEEDED" in reason or "UNAVAILABLE" in reason:
+            raise UserError(
+                f"{awaited}, but not all have connected within {connect_seconds} seconds; check that every process has "
+                "started, that process 0 runs on that host, and that a firewall does not block the port "
+                "(--config.distributed.connect_seconds sets the time)"
+            ) from error
         raise UserError(
-            f"{who} cannot join the run at {coordinator or 'the cluster'}: {' '.join(str(error).split())}; start every "
-            "process with the same address and number of processes"
+            f"{who} cannot join the run at {where}: {reason}; start every process with the same address and number of "
+            "processes"
         ) from error
-    if coordinator is not None and coordinator.startswith(f"{LOOPBACK}:"):
+    if is_local:
         _bind_cpu_collectives(LOOPBACK)
+
+
+def _is_local(coordinator: str) -> bool:
+    """True if all processes run on this machine, so nothing needs to listen on other addresses.
+
+    Raises:
+      UserError: the address is not HOST:PORT, or the host does not exist.
+    """
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or int(port) >= 2**16:
+        raise UserError(f"--coordinator {coordinator} is not HOST:PORT, for example 10.0.0.1:1234")
+    try:
+        addresses = {info[4][0] for info in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)}
+    except OSError as error:
+        raise UserError(
+            f"--coordinator {coordinator}: the host name {host} does not resolve ({error.strerror}); use the IP "
+            "address of the machine of process 0"
+        ) from None
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
+
+
+@contextlib.contextmanager
+def _announce(text: str) -> Iterator[None]:
+    """Logs what is awaited if the block takes long. Other processes than the first log nothing else, but this."""
+    timer = threading.Timer(_PATIENCE_SECONDS, lambda: logger.warning("%s", text))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _bind_cpu_collectives(hostname: str) -> None:
@@ -116,37 +176,3 @@ def gather(value: Any) -> list[Any]:
     longest = np.max(multihost_utils.process_allgather(np.int32(len(content))))
     padded = np.frombuffer(content.ljust(int(longest)), np.uint8)
     return [json.loads(row.tobytes()) for row in multihost_utils.process_allgather(padded)]
-
-
-class Preemption:
-    """Notices SIGTERM to any process of the run. A context manager.
-
-    With one process the signal sets a flag. With several, JAX's coordination service lets them agree on a step that
-    none of them has passed.
-    """
-
-    def __init__(self):
-        self._told, self._previous = False, None
-        # JAX's service listens on its own; Python's signal handlers belong to the main thread.
-        self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
-
-    def __enter__(self) -> "Preemption":
-        if self._listens:
-            self._previous = signal.signal(signal.SIGTERM, self._take_signal)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._listens:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def reached(self, step: int) -> bool:
-        """Returns True if the run must save and stop after this step.
-
-        All processes get True at the same step. Call it at every step.
-        """
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._told
-
-    def _take_signal(self, number: int, frame: FrameType | None) -> None:
-        self._told = True

@@ -7,7 +7,9 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,11 +21,13 @@ from jaxtyping import PyTree
 from deeplab_jax import files
 from deeplab_jax.errors import UserError
 from deeplab_jax.parallel import processes
-from deeplab_jax.workdir.layout import CHECKPOINTS
+from deeplab_jax.workdir.checkpoint_lock import lock_for_reading, try_lock_for_deletion
+from deeplab_jax.workdir.layout import CHECKPOINTS, checkpoint_steps
 
 logger = logging.getLogger(__name__)
 
-_NO_STEP = -1
+_NO_STEP, _VANISHED = -1, -2
+_VANISHING_SECONDS, _VANISHING_PAUSE = 30, 0.02  # how long a reader looks for a checkpoint that is not deleted
 _DISK_IS_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
@@ -45,31 +49,36 @@ class Checkpoints:
         self.workdir = workdir
         self._folder = workdir.absolute() / CHECKPOINTS
         self._read_only = read_only
-        self._policy = _NewestAndBest(keep)
-        self._best, self._intact_step = None, None
+        self._keep = keep
+        self._best, self._best_saved_step, self._intact_step = None, None, None
+        self._reading = contextlib.ExitStack()  # the lock of the checkpoint that is read
         # Named here, so that a manager that has not read or written yet can inspect the items.
         handlers = {item: ocp.StandardCheckpointHandler() for item in ("variables", "training")}
         handlers["notes"] = ocp.JsonCheckpointHandler()
+        # Orbax itself keeps every checkpoint; `_delete_old` deletes them, since it knows about readers.
+        folder_type = type("Folder", (_DigestedFolder,), {"after_save": staticmethod(self._delete_old)})
+        if not read_only:
+            _create_folder(self._folder)
+        else:
+            checkpoint_steps(workdir)  # fails if it is not a folder
         with _quiet_absl():
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=self._policy,
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
-                temporary_path_class=_DigestedFolder,
+                cleanup_tmp_directories=not read_only, read_only=read_only, temporary_path_class=folder_type
             )
-            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+            self._manager = _open_manager(self._folder, options, handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind, value, traceback) -> None:
-        if kind is None:
-            self.wait()
-        self._manager.close()
+        with self._reading:
+            if kind is None:
+                self.wait()
+            self._manager.close()
 
     def found_step(self) -> int | None:
         """Returns the step of the newest checkpoint that this process sees, intact or damaged; None without one."""
-        return self._manager.latest_step()
+        return max(checkpoint_steps(self.workdir), default=None)
 
     def latest_step(self) -> int | None:
         """Finds the newest intact checkpoint and returns its step; None if there is no checkpoint yet.
@@ -84,7 +93,13 @@ class Checkpoints:
             # Only one process reads, or processes might choose differently on a failing disk.
             step = self._find_intact_step() if processes.is_leader() else 0
             self._intact_step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-            self._manager.reload()  # some may have been renamed
+            if not self._read_only:
+                self._manager.reload()  # some may have been renamed
+            if self._intact_step == _VANISHED:
+                raise UserError(
+                    f"the checkpoints in {self._folder} are replaced faster than they can be read; try again, or let "
+                    "the training save less often (checkpoint.every)"
+                )
             if self._intact_step == _NO_STEP:
                 raise UserError(
                     f"every checkpoint in {self._folder} is damaged; restore the folder from a copy, or choose another "
@@ -102,7 +117,6 @@ class Checkpoints:
         if mean_iou is None or (self._best is not None and mean_iou <= self._best["mean_iou"]):
             return False
         self._best = {"step": step, "mean_iou": mean_iou}
-        self._policy.best_step = step
         return True
 
     def save(self, step: int, *, variables: PyTree, training: PyTree, notes: dict[str, Any] | None = None) -> None:
@@ -129,6 +143,8 @@ class Checkpoints:
                 "are free; free some space and run the same command again to continue"
             )
         with _disk_errors(self._folder):
+            self._manager.wait_until_finished()
+            self._best_saved_step = None if self._best is None else self._best["step"]
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -168,16 +184,16 @@ class Checkpoints:
             ),
         )
         self._best = restored.notes["best"]
-        if self._best is not None:
-            self._policy.best_step = self._best["step"]
         return restored.variables, restored.training, restored.notes
 
     def restore_variables(self, like: PyTree) -> PyTree:
         """Restores the variables of the newest checkpoint, with the shapes and shardings of `like`."""
-        restored = self._manager.restore(
-            self.latest_step(), args=ocp.args.Composite(variables=ocp.args.StandardRestore(_abstract(like)))
-        )
-        return restored.variables
+
+        def read(step: int) -> PyTree:
+            args = ocp.args.Composite(variables=ocp.args.StandardRestore(_abstract(like)))
+            return self._manager.restore(step, args=args).variables
+
+        return self._read(read)
 
     def saved_variables(self, step: int | None = None) -> PyTree:
         """Reads the variables of a checkpoint, whatever their shapes, as NumPy arrays in each process.
@@ -185,47 +201,88 @@ class Checkpoints:
         Args:
           step: step of the checkpoint; default: the newest.
         """
-        step = self.latest_step() if step is None else step
-        metadata = self._manager.item_metadata(step)["variables"]
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), metadata.tree)
-        restored = self._manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(like)))
-        return jax.device_get(restored.variables)
+
+        def read(step: int) -> PyTree:
+            tree = self._manager.item_metadata(step)["variables"].tree
+            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+            restored = self._manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(like)))
+            return jax.device_get(restored.variables)
+
+        return self._read(read) if step is None else read(step)
+
+    def _read(self, read: Callable[[int], PyTree]) -> PyTree:
+        """Reads the newest checkpoint. If it vanishes on a disk without locks, reads the next one."""
+        while True:
+            step = self.latest_step()
+            try:
+                return read(step)
+            except Exception:
+                is_there = (self._folder / str(step) / files.DIGESTS_FILE).exists()
+                if is_there or not self._read_only or jax.process_count() > 1:
+                    raise
+                self._intact_step = None
 
     def _find_intact_step(self) -> int:
-        damaged = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        """Returns the step of the newest intact checkpoint; `_NO_STEP` if all are damaged.
+
+        While a reader looks, a training may delete each of them. Then there is a newer one.
+        """
+        damaged: list[pathlib.Path] = []
+        deadline = time.monotonic() + _VANISHING_SECONDS
+        while True:
+            steps = checkpoint_steps(self.workdir)
+            has_vanished = not steps
+            for folder in (self._folder / str(step) for step in steps):
+                if self._read_only and not self._hold(folder):
+                    has_vanished = True
+                elif (damage := files.find_damage(folder)) is None:
+                    if not self._read_only:
+                        for other in damaged:
+                            _rename_damaged(other)
+                    return int(folder.name)
+                elif folder not in damaged:
+                    damaged.append(folder)
+                    logger.warning("checkpoint %s is damaged (%s); using the previous one", folder, damage)
+            if not has_vanished:
+                return _NO_STEP  # nothing is renamed, or the next start would find none and train from scratch
+            if time.monotonic() > deadline:
+                return _VANISHED
+            time.sleep(_VANISHING_PAUSE)
+
+    def _hold(self, folder: pathlib.Path) -> bool:
+        """Keeps a training from deleting a checkpoint while this object is open; False if it does so already."""
+        self._reading.close()
+        try:
+            file = lock_for_reading(folder)
+        except OSError:  # damaged
+            return True
+        if file is not None:
+            self._reading.enter_context(file)
+        return file is not None
+
+    def _delete_old(self) -> None:
+        """Deletes all checkpoints but the newest, the best, and those that another process reads."""
+        for step in checkpoint_steps(self.workdir)[self._keep :]:
             folder = self._folder / str(step)
-            damage = files.find_damage(folder)
-            if damage is None:
-                if not self._read_only:
-                    for other in damaged:
-                        _rename_damaged(other)
-                return step
-            damaged.append(folder)
-            logger.warning("checkpoint %s is damaged (%s); using the previous one", folder, damage)
-        return _NO_STEP  # nothing is renamed, or the next start would find no checkpoint and train from scratch
+            if step == self._best_saved_step:
+                continue
+            with try_lock_for_deletion(folder) as is_locked:
+                if is_locked:
+                    shutil.rmtree(folder, ignore_errors=True)  # the rest goes after the next save
 
 
 class _DigestedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """The folder of a checkpoint that is being written. Digests are its last file before it gets its final name."""
 
     async def finalize(self) -> None:
-        if self.get_final().name.isdigit():  # the whole checkpoint, not one of its items
-            # Orbax writes the commit time after this; restoring does not need it.
-            await asyncio.to_thread(files.write_digests, pathlib.Path(self.get()), exclude=("_CHECKPOINT_METADATA",))
+        if not self.get_final().name.isdigit():  # one of its items
+            await super().finalize()
+            return
+        # Orbax writes the commit time after this; restoring does not need it.
+        await asyncio.to_thread(files.write_digests, pathlib.Path(self.get()), exclude=("_CHECKPOINT_METADATA",))
         await super().finalize()
-
-
-class _NewestAndBest:
-    """Tells Orbax which checkpoints to keep: the newest ones and the best."""
-
-    def __init__(self, keep: int):
-        self._keep, self.best_step = keep, None
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        oldest = max(0, len(checkpoints) - self._keep)
-        return [i >= oldest or checkpoint.step == self.best_step for i, checkpoint in enumerate(checkpoints)]
+        await asyncio.to_thread(self.after_save)
 
 
 def _rename_damaged(folder: pathlib.Path) -> None:
@@ -233,6 +290,32 @@ def _rename_damaged(folder: pathlib.Path) -> None:
     if target.exists():  # from an earlier run of the same step
         shutil.rmtree(target)
     folder.rename(target)
+
+
+def _create_folder(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write checkpoints to {folder}: {error.strerror}; check the folder and the disk's free space, or "
+            "choose another --workdir"
+        ) from None
+
+
+def _open_manager(
+    folder: pathlib.Path, options: ocp.CheckpointManagerOptions, handlers: dict[str, Any]
+) -> ocp.CheckpointManager:
+    """Opens Orbax's manager. It lists the checkpoints, one of which a training may just delete."""
+    deadline = time.monotonic() + _VANISHING_SECONDS
+    while True:
+        try:
+            return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+        except FileNotFoundError:
+            if not options.read_only or time.monotonic() > deadline:
+                raise
+        time.sleep(_VANISHING_PAUSE)
 
 
 def _abstract(tree: PyTree) -> PyTree:

@@ -1,18 +1,23 @@
-"""The files of a workdir: the config and classes of a run, and the lock that keeps a second training out."""
+"""The files of a workdir: the config, classes and data of a run, and the lock that keeps a second training out."""
 
 import contextlib
 import errno
+import logging
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
+from deeplab_jax import data
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json, write_json
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import processes
+
+logger = logging.getLogger(__name__)
 
 #: Folder of a workdir that holds the checkpoints, one folder per step.
 CHECKPOINTS = "checkpoints"
@@ -24,30 +29,90 @@ _FREE_FIELDS = (
     "model.zero_unreached_taps", "data.data_dir", "data.workers", "data.eval_split", "data.unreadable",
     "train.nonfinite", "train.remat",
 )  # fmt: skip
-_CONFIG_FILE, _LABELS_FILE, _LOCK_FILE = "config.json", "labels.json", "lock"
+_CONFIG_FILE, _LABELS_FILE, _DATA_FILE, _LOCK_FILE = "config.json", "labels.json", "data.json", "lock"
 
 
-def write_config(workdir: pathlib.Path, config: ConfigDict, label_set: LabelSet) -> None:
-    """Writes the config and the classes of a run. If the workdir has checkpoints, checks that they are of the same run.
+def write_config(
+    workdir: pathlib.Path, config: ConfigDict, label_set: LabelSet, fingerprints: dict[str, dict[str, Any]]
+) -> None:
+    """Writes the config, classes and data of a run. If the workdir has checkpoints, they must be of the same run.
 
     A run that stopped before its first checkpoint has nothing to continue, so a new one replaces it.
 
+    Args:
+      workdir: the workdir.
+      config: a whole config.
+      label_set: the classes of the data set.
+      fingerprints: `deeplab_jax.data.fingerprint` of the data to `train` and to `evaluate` on.
+
     Raises:
-      UserError: the folder is not writable, or its run has a different config.
+      UserError: the folder is not writable, or its run has a different config, other classes or other training data.
     """
-    path = workdir / _CONFIG_FILE
-    if path.exists() and _has_checkpoint(workdir):
-        differences = config_lib.differences(config, read_config(workdir, for_training=True), groups=_FIXED_GROUPS)
-        lines = [line for field, line in differences.items() if field not in _FREE_FIELDS]
-        if lines:
-            raise UserError(
-                f"{workdir} holds a run with a different config ({'; '.join(lines)}); choose another --workdir, or "
-                "pass the run's own values to continue it"
-            )
+    if checkpoint_steps(workdir):
+        _check_config(workdir, config)
+        _check_data(workdir, fingerprints)
     if not processes.is_leader():
         return
-    write_json(path, config_lib.to_saved(config))
+    write_json(workdir / _CONFIG_FILE, config_lib.to_saved(config))
     write_json(workdir / _LABELS_FILE, {"class_names": label_set.class_names, "palette": label_set.palette})
+    write_json(workdir / _DATA_FILE, fingerprints)
+
+
+def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
+    """Returns the steps of the checkpoints in a workdir, intact or damaged, newest first.
+
+    Folders with other names are incomplete or set aside.
+
+    Raises:
+      UserError: the folder cannot be read.
+    """
+    folder = workdir / CHECKPOINTS
+    try:
+        return sorted((int(name) for name in os.listdir(folder) if name.isdigit()), reverse=True)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(
+            f"cannot read the checkpoints in {folder}: {error.strerror}; it must be a readable folder"
+        ) from None
+
+
+def _check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    for name in (_CONFIG_FILE, _LABELS_FILE):
+        if not (workdir / name).exists():
+            raise UserError(
+                f"{workdir} has checkpoints but no {name}, so the run cannot be continued; restore the file from a "
+                "copy, or choose another --workdir"
+            )
+    differences = config_lib.differences(config, read_config(workdir, for_training=True), groups=_FIXED_GROUPS)
+    lines = [line for field, line in differences.items() if field not in _FREE_FIELDS]
+    if lines:
+        raise UserError(
+            f"{workdir} holds a run with a different config ({'; '.join(lines)}); choose another --workdir, or "
+            "pass the run's own values to continue it"
+        )
+
+
+def _check_data(workdir: pathlib.Path, fingerprints: dict[str, dict[str, Any]]) -> None:
+    """Compares the data with that of the run; a run of an older version has only stored its classes."""
+    now = fingerprints["train"]
+    stored = read_json(workdir / _DATA_FILE) if (workdir / _DATA_FILE).exists() else {}
+    classes = {"class_names": list(read_labels(workdir).class_names)}
+    try:
+        change = data.describe_change(stored.get("train", now | classes), now)
+        # The evaluation does not change the training, so it may use other data: a split of another name.
+        before = stored.get("evaluate", fingerprints["evaluate"])
+        scores_change = data.describe_change(before, fingerprints["evaluate"])
+        is_same_split = list(before["splits"]) == list(fingerprints["evaluate"]["splits"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{workdir / _DATA_FILE} is damaged: {error!r}; restore it from a copy, or delete it") from None
+    if change is not None:
+        raise UserError(
+            f"the data of the run in {workdir} has changed: {change}; prepare the data set as it was to continue the "
+            "run, or choose another --workdir"
+        )
+    if scores_change is not None and is_same_split:
+        logger.warning("the evaluation data has changed: %s; earlier scores are not comparable", scores_change)
 
 
 @contextlib.contextmanager
@@ -71,7 +136,13 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         return
     import fcntl
 
-    with (workdir / _LOCK_FILE).open("w") as file:
+    try:
+        file = (workdir / _LOCK_FILE).open("w")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {workdir / _LOCK_FILE}: {error.strerror}; check the folder, or choose another --workdir"
+        ) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -106,12 +177,6 @@ def read_labels(workdir: pathlib.Path) -> LabelSet:
         return LabelSet(tuple(values["class_names"]), tuple(tuple(color) for color in values["palette"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{workdir / _LABELS_FILE} is damaged: {error}") from None
-
-
-def _has_checkpoint(workdir: pathlib.Path) -> bool:
-    """True if there is a checkpoint, intact or damaged. Folders with other names are incomplete or set aside."""
-    folder = workdir / CHECKPOINTS
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def _run_file(workdir: pathlib.Path, name: str) -> pathlib.Path:

@@ -14,6 +14,7 @@ from deeplab_jax import progress, visualization
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import LabelSet
+from deeplab_jax.workdir.tensorboard import Events
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -33,6 +34,7 @@ class Writer:
       total_steps: number of training steps, for the progress and the remaining time.
       batch_size: global batch size, for the speed in images.
       start_step: step of the checkpoint that the run continues from; 0 starts from scratch.
+      repeats_evaluation: the run evaluates the state of `start_step` again, as a finished run does.
       tensorboard: write TensorBoard events.
       enabled: False writes nothing, for every process but one.
     """
@@ -44,6 +46,7 @@ class Writer:
         total_steps: int,
         batch_size: int,
         start_step: int = 0,
+        repeats_evaluation: bool = False,
         tensorboard: bool = True,
         enabled: bool = True,
     ):
@@ -51,6 +54,7 @@ class Writer:
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._start_step = start_step
+        self._repeats_evaluation = repeats_evaluation or start_step == total_steps
         self._use_tensorboard = tensorboard
         self._enabled = enabled
         self._events = None
@@ -63,13 +67,12 @@ class Writer:
         path = self._workdir / METRICS_FILE
         with _disk_errors(path):
             self._workdir.mkdir(parents=True, exist_ok=True)
-            _drop_lines_after(path, self._start_step, final=self._start_step == self._total_steps)
-            path.touch()  # fail now, not after the first hundred steps, if it is not writable
+            _drop_lines_after(path, self._start_step, repeats_evaluation=self._repeats_evaluation)
+            with path.open("a"):  # fail now, not after the first hundred steps, if it is not writable
+                pass
         if self._use_tensorboard:
-            from tensorboardX import SummaryWriter  # imports protobuf, which prediction does not need
-
             purge_step = self._start_step + 1 if self._start_step else None
-            self._events = SummaryWriter(str(self._workdir / TENSORBOARD_FOLDER), purge_step=purge_step)
+            self._events = Events(self._workdir / TENSORBOARD_FOLDER, purge_step=purge_step)
         self._bar = self._stack.enter_context(progress.bar("train", self._total_steps, completed=self._start_step))
         self._bar.update(status="compiling")
         return self
@@ -77,8 +80,7 @@ class Writer:
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
         if self._events is not None:
-            with _disk_errors(self._workdir / TENSORBOARD_FOLDER):
-                self._events.close()
+            self._events.close()
 
     def write_train(self, step: int, scalars: dict[str, int | float | None]) -> None:
         """Writes training metrics at `step`.
@@ -126,7 +128,7 @@ class Writer:
             self._write_scalars("eval", values, step)
             if self._events is not None and scores.get("gallery"):
                 strip = visualization.gallery_strip(*zip(*scores["gallery"], strict=True), label_set)
-                self._events.add_image("eval/gallery", strip, step, dataformats="HWC")
+                self._events.add_image("eval/gallery", strip, step)
             shown = _summary(values, "mean_iou", "pixel_accuracy", "loss", "num_images")
             logger.info("step %d/%d  evaluation: %s", step, self._total_steps, shown)
 
@@ -145,9 +147,9 @@ class Writer:
     def _write_scalars(self, group: str, values: dict[str, Any], step: int) -> None:
         if self._events is None:
             return
-        for name, value in values.items():
-            if _finite(value) is not None and not isinstance(value, dict):
-                self._events.add_scalar(f"{group}/{name}", float(value), step)
+        numbers = {name: value for name, value in values.items() if not isinstance(value, dict)}
+        finite = {f"{group}/{name}": float(value) for name, value in numbers.items() if _finite(value) is not None}
+        self._events.add_scalars(finite, step)
 
 
 class _StepClock:
@@ -155,7 +157,7 @@ class _StepClock:
 
     def __init__(self):
         self._last: tuple[int, float] | None = None
-        self._paused = 0.0
+        self._paused, self._is_paused = 0.0, False
 
     def rate(self, step: int) -> float | None:
         """Returns the speed since the last call; None on the first."""
@@ -167,31 +169,39 @@ class _StepClock:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        start = time.perf_counter()
+        """Leaves out the time spent inside. A pause within a pause counts once."""
+        if self._is_paused:
+            yield
+            return
+        start, self._is_paused = time.perf_counter(), True
         try:
             yield
         finally:
             self._paused += time.perf_counter() - start
+            self._is_paused = False
 
 
-def _drop_lines_after(path: pathlib.Path, step: int, *, final: bool) -> None:
+def _drop_lines_after(path: pathlib.Path, step: int, *, repeats_evaluation: bool) -> None:
     """Drops the lines of `metrics.jsonl` after `step`, atomically.
 
-    A run that continues at its last step (`final`) repeats the last evaluation, so the line of that evaluation is
-    dropped too, and so is a line that a crash cut short.
+    A run that repeats the evaluation at `step` drops that line too. Damaged lines are dropped: one at the end was cut
+    short by a crash, others are reported.
     """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    kept, damaged = [], []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
             values = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        repeated = final and values["step"] == step and "eval" in values
-        if values["step"] <= step and not repeated:
-            kept.append(line + "\n")
-    write_atomically(path, "".join(kept).encode())
+            is_repeated = repeats_evaluation and values["step"] == step and "eval" in values
+            if values["step"] <= step and not is_repeated:
+                kept.append(line + b"\n")
+        except (ValueError, TypeError, KeyError, RecursionError):
+            damaged.append(number)
+    if damaged and damaged != [len(lines)]:
+        logger.warning("%s: dropped %d damaged lines, the first is line %d", path, len(damaged), damaged[0])
+    write_atomically(path, b"".join(kept))
 
 
 @contextlib.contextmanager

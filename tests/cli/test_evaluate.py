@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from deeplab_jax.data.sources import synthetic
 from deeplab_jax.pretrained import bundle, load
 
 
@@ -19,12 +21,47 @@ def test_evaluating_again_gives_the_same_scores(run, workdir, tmp_path):
 
 def test_split_and_protocol_can_be_changed(run, workdir):
     arguments = ["--split", "train", "--config.eval.protocol=squeeze", "--config.data.num_examples=10", "--json"]
+    before = (workdir / "metrics.json").read_bytes()
     code, out, err = run("evaluate", "--workdir", workdir, *arguments)
     assert code == 0, err
-    scores = json.loads((workdir / "metrics.json").read_text())
+    assert (workdir / "metrics.json").read_bytes() == before
+    (file,) = workdir.glob("metrics-*.json")
+    assert file.name == "metrics-data.num_examples=10;eval.protocol=squeeze;split=train.json"
+    assert (workdir / "gallery-data.num_examples=10;eval.protocol=squeeze;split=train.png").exists()
+    scores = json.loads(file.read_text())
     assert json.loads(out) == scores
     assert scores["num_images"] == 10
     assert scores["config"]["eval"]["protocol"] == "squeeze"
+
+
+def test_scores_that_cannot_be_saved_are_shown(run, workdir):
+    scores = json.loads((workdir / "metrics.json").read_text())
+    (workdir / "metrics.json").unlink()
+    (workdir / "metrics.json").mkdir()
+    code, out, err = run("evaluate", "--workdir", workdir, "--json")
+    assert code == 1
+    assert json.loads(out) == scores
+    assert err[-2].startswith(f"mean IoU {scores['mean_iou']:.4f}, ")
+    assert err[-1].startswith(f"deeplab-jax: cannot write {workdir / 'metrics.json'}: Is a directory")
+
+
+def test_a_json_file_that_cannot_be_written_is_rejected_first(run, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for file, message in (("none/scores.json", "there is no folder"), ("folder", "it is a folder")):
+        code, out, err = run("evaluate", "--workdir", tmp_path, "--json", tmp_path / file)
+        assert (code, out, len(err)) == (2, "", 1)
+        assert f"cannot write {tmp_path / file}: {message}" in err[0]
+
+
+def test_a_split_without_labeled_pixels_is_rejected(fails, workdir, monkeypatch):
+    original = synthetic.SyntheticSource.__getitem__
+
+    def ignored(self, index):
+        example = original(self, index)
+        return example | {"label": np.full_like(example["label"], 255)}
+
+    monkeypatch.setattr(synthetic.SyntheticSource, "__getitem__", ignored)
+    fails("evaluate", "--workdir", workdir, message="synthetic/val has no labeled pixels: all pixels of its 200 masks")
 
 
 def test_a_preset_is_evaluated_without_writing_files(run, trained, tmp_path):

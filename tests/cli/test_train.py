@@ -8,8 +8,8 @@ from deeplab_jax.config import to_dict, to_saved
 def test_a_run_writes_scores_config_images_and_a_checkpoint(trained, tiny_config):
     names = {path.name for path in trained.iterdir()}
     assert names == {
-        "checkpoints", "config.json", "curves.png", "gallery.png", "labels.json", "learning_rate.png", "lock",
-        "metrics.json", "metrics.jsonl",
+        "checkpoints", "config.json", "curves.png", "data.json", "gallery.png", "labels.json", "learning_rate.png",
+        "lock", "metrics.json", "metrics.jsonl",
     }  # fmt: skip
     scores = json.loads((trained / "metrics.json").read_text())
     assert scores["step"] == 2

@@ -1,7 +1,6 @@
 """The launcher of local processes, with small programs in the place of trainings."""
 
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -89,44 +88,59 @@ def test_an_error_of_the_first_process_adds_no_line(capfd):
 _PARENT = """
     import sys
     from deeplab_jax.parallel import launcher
-    patient = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); print(flush=True);"
-    patient += "time.sleep(60)"
-    code, line = launcher.run([[sys.executable, "-c", patient]] * 2, {})
+    save = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit({code})); "
+    save += "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    code, line = launcher.run([[sys.executable, "-c", save + "print(flush=True); time.sleep(60)"]] * 2, {{}})
     print(line, file=sys.stderr)
     sys.exit(code)
 """
 
 
-@pytest.fixture
-def parent():
+def start_parent(code):
+    """Starts a launcher in a process group of its own, with two processes that end with a code on SIGTERM."""
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(_PARENT)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", textwrap.dedent(_PARENT).format(code=code)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     process.stdout.readline()  # the first is ready
     runs.wait_for(lambda: len(runs.children(process.pid)) == 2)
     time.sleep(0.3)  # and the second
+    return process
+
+
+@pytest.fixture
+def parent():
+    process = start_parent(75)
     yield process
     process.kill()
     process.communicate()
 
 
-def test_sigterm_reaches_every_process(parent):
-    parent.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_to_the_group_reaches_every_process_once_as_sigterm(parent, name):
+    os.killpg(parent.pid, getattr(signal, name))
     _, err = parent.communicate(timeout=20)
     assert (parent.returncode, err) == (75, "None\n")
+
+
+def test_a_second_ctrl_c_kills_the_processes():
+    process = start_parent("None if time.sleep(60) else 0")  # saving takes long
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err == (
+        "stopped by Ctrl-C without saving; run the same command again to resume from the newest checkpoint\n"
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a process that its parent died")
 def test_no_process_outlives_its_parent(parent):
     pids = runs.children(parent.pid)
-    assert all(_running(pid) for pid in pids)
+    assert all(runs.is_running(pid) for pid in pids)
     parent.kill()
-    runs.wait_for(lambda: not any(_running(pid) for pid in pids), seconds=20)  # fails after so long
-
-
-def _running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        return "Z" not in pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (ProcessLookupError, FileNotFoundError):
-        return False
+    runs.wait_for(lambda: not any(runs.is_running(pid) for pid in pids), seconds=20)  # fails after so long

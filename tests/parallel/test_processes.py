@@ -213,7 +213,7 @@ _GATHER = """
 import sys
 from deeplab_jax.parallel import launcher, processes
 index = int(sys.argv[3].partition("=")[2])
-processes.start(sys.argv[1].partition("=")[2], 2, index, heartbeat_seconds=100)
+processes.start(sys.argv[1].partition("=")[2], 2, index, heartbeat_seconds=100, connect_seconds=100)
 print(processes.gather(index), flush=True)
 """
 
@@ -229,6 +229,64 @@ def test_local_processes_connect_where_the_machines_own_name_does_not_resolve(ca
     commands = [[*renamed, sys.executable, "-c", _GATHER, *launch] for launch in launcher.local_launches(2)]
     assert launcher.run(commands, runs.environment(1)) == (0, None)
     assert capfd.readouterr().out.splitlines()[-1] == "[0, 1]"
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "message"),
+    [
+        ("nowhere.invalid:1234", "the host name nowhere.invalid does not resolve .*; use the IP address"),
+        ("10.0.0.1", "is not HOST:PORT, for example 10.0.0.1:1234"),
+        ("10.0.0.1:http", "is not HOST:PORT"),
+        (":1234", "is not HOST:PORT"),
+    ],
+)
+def test_an_address_that_cannot_be_right_is_named(coordinator, message):
+    with pytest.raises(UserError, match=f"^--coordinator {coordinator}.*{message}"):
+        processes.start(coordinator, 2, 1, heartbeat_seconds=10, connect_seconds=10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_processes_that_never_connect_are_reported_soon(tmp_path, index):
+    coordinator = f"127.0.0.1:{runs.free_port()}"
+    place = ["--coordinator", coordinator, "--num-processes", "2", "--process-id", str(index)]
+    process = runs.start(tmp_path / "run", *place, "--config.distributed.connect_seconds=8", devices=1)
+    code, err = runs.finish(process, seconds=60)
+    assert code == 1
+    awaited = {
+        0: f"process 0 waits for the other 1 of 2 processes at {coordinator}",
+        1: f"process 1 waits for process 0 at {coordinator} and for the others",
+    }[index]
+    assert f"warning: {awaited}" in err
+    assert err[-1].startswith(f"deeplab-jax: {awaited}, but not all have connected within 8 seconds; check that")
+    assert not any("Traceback" in line for line in err)
+
+
+_LISTENING = (
+    _GATHER
+    + """
+import os, pathlib
+from deeplab_jax.parallel import sharding
+sockets = {os.readlink(path) for path in pathlib.Path("/proc/self/fd").iterdir() if path.exists() or path.is_symlink()}
+for table in ("tcp", "tcp6"):
+    for line in pathlib.Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
+        _, local, _, state, *_, inode = line.split()[:10]
+        if state == "0A" and f"socket:[{inode}]" in sockets:
+            print("listens", local.partition(":")[0], flush=True)
+processes.gather(0)
+"""
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/net/tcp")
+@pytest.mark.filterwarnings("ignore:os.fork")
+def test_local_processes_listen_on_the_loopback_address_alone(capfd):
+    commands = [[sys.executable, "-c", _LISTENING, *launch] for launch in launcher.local_launches(2)]
+    assert launcher.run(commands, runs.environment(1)) == (0, None)
+    listening = {line.split()[1] for line in capfd.readouterr().out.splitlines() if line.startswith("listens")}
+    # 127.0.0.1, and the same address in IPv6
+    assert listening
+    assert listening <= {"0100007F", "0000000000000000FFFF00000100007F"}
 
 
 def test_fields_that_processes_must_agree_on_are_named(monkeypatch, tiny_config):

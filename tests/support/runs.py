@@ -1,12 +1,19 @@
 """Runs of `tiny_experiment.py` in separate processes, and the results they write, for tests that kill them."""
 
+import collections
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
+import pty
+import re
 import signal
 import socket
 import subprocess
 import sys
+import termios
+import threading
 import time
 
 import jax
@@ -30,7 +37,12 @@ def environment(devices: int) -> dict[str, str]:
 
 
 def start(
-    workdir: pathlib.Path, *arguments: str, devices: int = 1, config: str = "", variables: dict[str, str] | None = None
+    workdir: pathlib.Path,
+    *arguments: str,
+    devices: int = 1,
+    config: str = "",
+    variables: dict[str, str] | None = None,
+    new_session: bool = False,
 ) -> subprocess.Popen:
     return subprocess.Popen(
         command(workdir, *arguments, config=config),
@@ -38,6 +50,7 @@ def start(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=new_session,
     )
 
 
@@ -86,6 +99,96 @@ def data_workers(pid: int) -> list[int]:
         int(id) for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children") for id in path.read_text().split()
     ]
     return [id for id in started if b"spawn_main" in pathlib.Path(f"/proc/{id}/cmdline").read_bytes()]
+
+
+def is_running(pid: int) -> bool:
+    """False for a process that has ended, also while its parent has not noticed."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def processes_with(variable: str) -> list[int]:
+    """The ids of the processes that were started with an environment variable, and of their children."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            names = [line.partition(b"=")[0] for line in (path / "environ").read_bytes().split(b"\0")]
+            if variable.encode() in names and is_running(int(path.name)):
+                found.append(int(path.name))
+    return found
+
+
+def abandoned_memory() -> list[str]:
+    """The names of shared memory of data workers whose run has died, for which no process holds a lock."""
+    folder = pathlib.Path("/dev/shm")
+    by_owner = collections.defaultdict(list)
+    for name in os.listdir(folder):
+        if match := re.match(r"(?:sem\.)?(deeplab_jax-[0-9a-f]{8})", name):
+            by_owner[match[1]].append(name)
+    return [name for owner, names in by_owner.items() if not _is_locked(folder / owner) for name in names]
+
+
+def _is_locked(path: pathlib.Path) -> bool:
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+class Terminal:
+    """A training in the foreground of a terminal of its own, where Ctrl-C can be pressed.
+
+    Attributes:
+      process: the training.
+      output: what it has printed so far.
+    """
+
+    def __init__(self, words: list[str], variables: dict[str, str]):
+        self._fd, terminal = pty.openpty()
+        self.process = subprocess.Popen(
+            words,
+            env=variables,
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(terminal)
+        self.output = ""
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def wait_for(self, condition) -> None:
+        """Waits while the training runs; fails if it ends."""
+        wait_for(lambda: condition() or self.process.poll() is not None)
+        assert self.process.poll() is None, self.output
+
+    def press_ctrl_c(self) -> None:
+        os.write(self._fd, b"\x03")
+
+    def close(self) -> None:
+        """Closes the terminal's window: the kernel sends SIGHUP."""
+        os.close(self._fd)
+
+    def _read(self) -> None:
+        while True:
+            try:
+                read = os.read(self._fd, 2**16)
+            except OSError:  # the process has ended
+                return
+            if not read:
+                return
+            self.output += read.decode(errors="replace")
+
+
+def start_in_terminal(workdir: pathlib.Path, *arguments: str, config: str = "", devices: int = 1) -> Terminal:
+    return Terminal(command(workdir, *arguments, config=config), environment(devices) | {"COLUMNS": "200"})
 
 
 def kill(process: subprocess.Popen) -> None:

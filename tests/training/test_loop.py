@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from deeplab_jax.data.sources import synthetic
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluator import evaluate
 from deeplab_jax.training import loop as train_module
@@ -177,6 +178,19 @@ def test_a_wrong_config_stops_before_anything_is_written(change, message, tmp_pa
     change(config)
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_split_without_labeled_pixels_is_rejected_first(tmp_path, monkeypatch):
+    original = synthetic.SyntheticSource.__getitem__
+
+    def ignored(self, index):
+        example = original(self, index)
+        return example | {"label": np.full_like(example["label"], 255)} if self.split == "val" else example
+
+    monkeypatch.setattr(synthetic.SyntheticSource, "__getitem__", ignored)
+    with pytest.raises(UserError, match="^synthetic/val has no labeled pixels"):
+        train(experiment(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -220,6 +220,63 @@ def test_a_reader_does_not_disturb_a_run_that_is_saving(two_saved, tmp_path):
     assert half_written.is_dir()
 
 
+def test_a_checkpoint_is_not_deleted_while_it_is_read(tmp_path):
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, make_state(1))
+        checkpoints.wait()
+        with checkpoint.Checkpoints(tmp_path, read_only=True) as reader:
+            assert reader.latest_step() == 1
+            save(checkpoints, make_state(2))
+            checkpoints.wait()
+            assert steps_of(tmp_path) == [1, 2]
+            assert_identical(reader.saved_variables(), make_state(1).variables)
+        save(checkpoints, make_state(3))
+    assert steps_of(tmp_path) == [3]
+
+
+def test_a_reader_takes_the_next_checkpoint_if_one_vanishes(two_saved, tmp_path, monkeypatch, caplog):
+    """As on a disk without locks: the training replaces checkpoint 1 by 2 between two steps of the reader."""
+    workdir = tmp_path / "run"
+    (workdir / "checkpoints").mkdir(parents=True)
+    first = shutil.copytree(two_saved / "checkpoints" / "1", workdir / "checkpoints" / "1")
+    original, looks = checkpoint.lock_for_reading, []
+
+    def replace(folder):
+        looks.append(folder.name)
+        if len(looks) == 1:
+            shutil.copytree(two_saved / "checkpoints" / "2", workdir / "checkpoints" / "2")
+            shutil.rmtree(first)
+        return original(folder)
+
+    monkeypatch.setattr(checkpoint, "lock_for_reading", replace)
+    with checkpoint.Checkpoints(workdir, read_only=True) as reader:
+        assert reader.latest_step() == 2
+        assert looks == ["1", "2"]
+        # Now 2 is replaced by 1, after the reader has found it.
+        shutil.copytree(two_saved / "checkpoints" / "1", first)
+        shutil.rmtree(workdir / "checkpoints" / "2")
+        assert_identical(reader.saved_variables(), make_state(1).variables)
+    assert caplog.messages == []
+
+
+def test_checkpoints_that_are_replaced_all_the_time_are_not_called_damaged(two_saved, tmp_path, monkeypatch, caplog):
+    workdir = shutil.copytree(two_saved, tmp_path / "run")
+    monkeypatch.setattr(checkpoint, "_VANISHING_SECONDS", 0.1)
+    monkeypatch.setattr(checkpoint, "lock_for_reading", lambda folder: None)
+    refused = pytest.raises(UserError, match="are replaced faster than they can be read")
+    with checkpoint.Checkpoints(workdir, read_only=True) as reader, refused:
+        reader.latest_step()
+    assert caplog.messages == []
+
+
+def test_a_file_in_the_place_of_the_checkpoints_is_named(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match="^cannot write checkpoints to .*checkpoints: File exists"):
+        checkpoint.Checkpoints(tmp_path)
+    with pytest.raises(UserError, match="^cannot read the checkpoints in .*checkpoints: Not a directory"):
+        checkpoint.Checkpoints(tmp_path, read_only=True)
+
+
 # ---- Full disks ----
 
 

@@ -10,19 +10,28 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.labels import SYNTHETIC
 from deeplab_jax.workdir import layout
 
+SPLIT = {"examples": 16, "ids": "12ab"}
+TRAIN = {
+    "name": "synthetic",
+    "class_names": list(SYNTHETIC.class_names),
+    "palette": [list(color) for color in SYNTHETIC.palette],
+    "splits": {"train": SPLIT},
+}
+DATA = {"train": TRAIN, "evaluate": TRAIN | {"splits": {"val": SPLIT}}}
+
 
 @pytest.fixture
 def begun(tmp_path, tiny_config) -> pathlib.Path:
     workdir = tmp_path / "runs" / "first"
     with layout.lock(workdir):
-        layout.write_config(workdir, tiny_config, SYNTHETIC)
+        layout.write_config(workdir, tiny_config, SYNTHETIC, DATA)
     return workdir
 
 
 def test_the_config_and_the_classes_can_be_read_back(begun, tiny_config):
     assert to_dict(layout.read_config(begun)) == to_dict(tiny_config)
     assert layout.read_labels(begun) == SYNTHETIC
-    assert sorted(path.name for path in begun.iterdir()) == ["config.json", "labels.json", "lock"]
+    assert sorted(path.name for path in begun.iterdir()) == ["config.json", "data.json", "labels.json", "lock"]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +50,7 @@ def test_a_run_does_not_continue_with_a_different_config(begun, tiny_config, gro
     before = (begun / "config.json").read_bytes()
     tiny_config[group][field] = value
     with pytest.raises(UserError, match="holds a run with a different config") as caught:
-        layout.write_config(begun, tiny_config, SYNTHETIC)
+        layout.write_config(begun, tiny_config, SYNTHETIC, DATA)
     assert f"({shown})" in str(caught.value)
     assert (begun / "config.json").read_bytes() == before
 
@@ -51,7 +60,7 @@ def test_a_run_without_a_checkpoint_is_replaced_by_one_with_another_config(begun
     if left is not None:
         (begun / left).mkdir(parents=True)
     tiny_config.optimizer.learning_rate = 0.5
-    layout.write_config(begun, tiny_config, SYNTHETIC)
+    layout.write_config(begun, tiny_config, SYNTHETIC, DATA)
     assert layout.read_config(begun).optimizer.learning_rate == 0.5
 
 
@@ -77,8 +86,74 @@ def test_a_run_without_a_checkpoint_is_replaced_by_one_with_another_config(begun
 def test_fields_that_do_not_change_the_training_may_change(begun, tiny_config, group, field, value):
     (begun / "checkpoints" / "1").mkdir(parents=True)
     tiny_config[group][field] = value
-    layout.write_config(begun, tiny_config, SYNTHETIC)
+    layout.write_config(begun, tiny_config, SYNTHETIC, DATA)
     assert layout.read_config(begun)[group][field] == value
+
+
+def with_train(**changes):
+    return DATA | {"train": TRAIN | changes}
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["", "old"])
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        (with_train(splits={"train": SPLIT | {"examples": 9}}), "split train had 16 images and now has 9"),
+        (with_train(splits={"train": SPLIT | {"ids": "34cd"}}), "images of other names, or in another order"),
+        (with_train(class_names=["ring", "disk"]), r"it had 6 classes \(.*\) and now has 2 \(ring, disk\)"),
+        (with_train(class_names=[*TRAIN["class_names"][:-1], "cat"]), "class 5 was bar and now is cat"),
+    ],
+)
+def test_a_run_does_not_continue_with_other_data(begun, tiny_config, now, message, is_old):
+    (begun / "checkpoints" / "1").mkdir(parents=True)
+    if is_old:  # an older version stored nothing but the classes
+        (begun / "data.json").unlink()
+    before = {path.name: path.read_bytes() for path in begun.iterdir() if path.is_file()}
+    if is_old and "class" not in message:
+        layout.write_config(begun, tiny_config, SYNTHETIC, now)
+        return
+    with pytest.raises(UserError, match=f"^the data of the run in {begun} has changed: .*{message}; prepare the data"):
+        layout.write_config(begun, tiny_config, SYNTHETIC, now)
+    assert {path.name: path.read_bytes() for path in begun.iterdir() if path.is_file()} == before
+
+
+def test_other_data_to_evaluate_on_is_reported(begun, tiny_config, caplog):
+    (begun / "checkpoints" / "1").mkdir(parents=True)
+    another_split = DATA | {"evaluate": TRAIN | {"splits": {"test": SPLIT}}}
+    layout.write_config(begun, tiny_config, SYNTHETIC, another_split)
+    assert caplog.messages == []
+    changed = DATA | {"evaluate": TRAIN | {"splits": {"test": SPLIT | {"examples": 9}}}}
+    layout.write_config(begun, tiny_config, SYNTHETIC, changed)
+    (message,) = caplog.messages
+    assert message.startswith("the evaluation data has changed: split test had 16 images and now has 9")
+
+
+@pytest.mark.parametrize("name", ["config.json", "labels.json"])
+def test_a_run_without_its_config_or_classes_does_not_continue(begun, tiny_config, name):
+    (begun / "checkpoints" / "1").mkdir(parents=True)
+    (begun / name).unlink()
+    with pytest.raises(UserError, match=f"^{begun} has checkpoints but no {name}, so the run cannot be continued"):
+        layout.write_config(begun, tiny_config, SYNTHETIC, DATA)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"train": {}}', '{"train": 3}'])
+def test_a_damaged_description_of_the_data_is_named(begun, tiny_config, content):
+    (begun / "checkpoints" / "1").mkdir(parents=True)
+    (begun / "data.json").write_text(content)
+    with pytest.raises(UserError, match=f"^{begun / 'data.json'} is damaged"):
+        layout.write_config(begun, tiny_config, SYNTHETIC, DATA)
+
+
+def test_files_and_folders_of_the_wrong_kind_are_named(tmp_path, tiny_config):
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(UserError, match=f"^cannot write {tmp_path / 'lock'}: Is a directory"), layout.lock(tmp_path):
+        pass
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(UserError, match=f"^cannot read the checkpoints in {tmp_path / 'checkpoints'}: Not a directory"):
+        layout.write_config(tmp_path, tiny_config, SYNTHETIC, DATA)
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=f"^cannot read {tmp_path / 'config.json'}: Is a directory"):
+        layout.read_config(tmp_path)
 
 
 def test_one_training_at_a_time_runs_in_a_workdir(begun):

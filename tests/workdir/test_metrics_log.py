@@ -146,6 +146,19 @@ def test_speed_excludes_compilation_pauses_and_evaluations(tmp_path, clock):
     assert speeds == [None, 2.0, 0.5]
 
 
+def test_a_pause_within_a_pause_counts_once(tmp_path, clock):
+    with quiet(tmp_path) as writer:
+        writer.write_train(1, {"loss": 1.0})
+        clock.now += 4
+        with writer.pause():
+            clock.now += 100
+            with writer.pause():
+                clock.now += 100
+            clock.now += 100
+        writer.write_train(2, {"loss": 1.0})
+    assert lines(tmp_path)[-1]["steps_per_second"] == 0.25
+
+
 def test_a_pause_that_fails_still_ends(tmp_path, clock):
     with quiet(tmp_path) as writer:
         writer.write_train(1, {"loss": 1.0})
@@ -176,6 +189,21 @@ def test_a_continued_run_has_every_step_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("damaged", "is_reported"),
+    [(b"\xff\xfe\n", False), (b"{}\n", False), (b"[1]\n\n", True), (b'{"step": 5, "loss": "\xff"}\n{}\n', True)],
+)
+def test_damaged_lines_are_dropped(tmp_path, caplog, damaged, is_reported):
+    with quiet(tmp_path) as writer:
+        writer.write_train(10, {"loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(damaged)
+    with quiet(tmp_path, start_step=20):
+        pass
+    assert [line["step"] for line in lines(tmp_path)] == [10]
+    assert ("dropped 2 damaged lines, the first is line 2" in caplog.text) == is_reported
+
+
 def test_a_run_from_scratch_drops_the_lines_of_a_run_without_a_checkpoint(tmp_path):
     for loss in (1.0, 2.0):
         with quiet(tmp_path) as writer:
@@ -198,6 +226,36 @@ def test_tensorboard_hides_repeated_steps(tmp_path):
         pass
     starts = [event for event in events(tmp_path) if event.HasField("session_log")]
     assert [(event.step, event.session_log.status) for event in starts] == [(21, event_pb2.SessionLog.START)]
+
+
+def test_a_run_that_repeats_an_evaluation_has_it_once(tmp_path):
+    with quiet(tmp_path) as writer:
+        writer.write_train(20, {"loss": 1.0})
+        writer.write_evaluation(20, {"mean_iou": 0.3}, VOC)
+    with quiet(tmp_path, start_step=20, repeats_evaluation=True) as writer:
+        writer.write_evaluation(20, {"mean_iou": 0.4}, VOC)
+    assert [line.get("eval") for line in lines(tmp_path)] == [None, {"mean_iou": 0.4}]
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_run_goes_on_without_events_if_their_disk_is_full(tmp_path, caplog):
+    with quiet(tmp_path, tensorboard=True) as writer, pathlib.Path("/dev/full").open("wb", buffering=0) as full:
+        writer._events.close()
+        writer._events._file = full
+        for step in range(1, 40):  # more than any queue holds
+            writer.write_train(step, {"loss": 1.0})
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 40))
+    folder, reason = tmp_path / "tensorboard", "No space left on device; continuing without them"
+    messages = [message for message in caplog.messages if "TensorBoard" in message]
+    assert messages == [f"cannot write TensorBoard events to {folder}: {reason}"]
+
+
+def test_a_run_goes_on_without_events_if_their_folder_cannot_be_created(tmp_path, caplog):
+    (tmp_path / "tensorboard").write_text("")
+    with quiet(tmp_path, tensorboard=True) as writer:
+        writer.write_train(1, {"loss": 1.0})
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+    assert caplog.text.count("cannot write TensorBoard events") == 1
 
 
 def test_a_disabled_writer_touches_nothing(tmp_path, caplog):
