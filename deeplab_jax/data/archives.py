@@ -10,7 +10,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO
 
 from deeplab_jax import budget, progress
 from deeplab_jax.errors import UserError
@@ -40,7 +39,7 @@ def extract(archive: pathlib.Path, folder: pathlib.Path, *, is_needed: Callable[
       UserError: the archive is damaged, of another kind, or expands to an implausible size.
     """
 
-    def unpack(name: str, content: BinaryIO, left: budget.Budget) -> None:
+    def unpack(name: str, content: io.IOBase, left: budget.Budget) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         left.spend(_FILE_COST)
@@ -63,7 +62,7 @@ def extract(archive: pathlib.Path, folder: pathlib.Path, *, is_needed: Callable[
         raise UserError(f"archive {archive} cannot be unpacked: {' '.join(str(error).split())}") from None
 
 
-def tar_members(archive: pathlib.Path, left: budget.Budget) -> Iterator[tuple[tarfile.TarInfo, BinaryIO]]:
+def tar_members(archive: pathlib.Path, left: budget.Budget) -> Iterator[tuple[tarfile.TarInfo, io.IOBase]]:
     """Yields the regular files of a tar archive in order, compressed by gzip, bzip2, xz or not.
 
     Args:
@@ -89,7 +88,7 @@ def tar_members(archive: pathlib.Path, left: budget.Budget) -> Iterator[tuple[ta
             pass
 
 
-def read_member(member: tarfile.TarInfo, content: BinaryIO, left: budget.Budget) -> bytes:
+def read_member(member: tarfile.TarInfo, content: io.IOBase, left: budget.Budget) -> bytes:
     """Reads what `tar_members` yielded into memory, after counting its size."""
     left.spend(member.size)
     return b"".join(iter(lambda: content.read(_CHUNK), b""))
@@ -119,7 +118,7 @@ def _unpack_zip(archive: pathlib.Path, is_needed, left: budget.Budget, unpack) -
                     unpack(entry.filename, content, left)
 
 
-def _open_entry(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> BinaryIO:
+def _open_entry(file: zipfile.ZipFile, entry: zipfile.ZipInfo) -> io.IOBase:
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         # zipfile decompresses whole chunks of the others, which can be a million times larger
         raise zipfile.BadZipFile("its compression is neither deflate nor none; pack it again")
@@ -131,7 +130,7 @@ def _is_inside(name: str) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
-def _decompressed(file: BinaryIO, stack: contextlib.ExitStack) -> BinaryIO:
+def _decompressed(file: io.IOBase, stack: contextlib.ExitStack) -> io.IOBase:
     start = file.read(6)
     file.seek(0)
     if start.startswith(b"\x1f\x8b"):
@@ -144,7 +143,7 @@ def _decompressed(file: BinaryIO, stack: contextlib.ExitStack) -> BinaryIO:
 class _CountedStream:
     """What `tarfile` needs of a file. Counts the bytes, only goes forward, and refuses headers of any size."""
 
-    def __init__(self, file: BinaryIO, left: budget.Budget):
+    def __init__(self, file: io.IOBase, left: budget.Budget):
         self._file, self._left, self._position = file, left, 0
 
     def read(self, size: int) -> bytes:
@@ -168,7 +167,7 @@ class _CountedStream:
 class _XzReader(io.RawIOBase):
     """Decompresses xz with bounded memory, which `lzma.open` does not offer: a header can claim four gigabytes."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: io.IOBase):
         self._file, self._decoder = file, lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
 
     def readable(self) -> bool:

@@ -33,6 +33,11 @@ _CSS = pathlib.Path(__file__).with_suffix(".css")
 _HEAD = "<h1>deeplab_jax</h1> <p>Semantic segmentation demo. Your images stay on the machine that serves this page.</p>"
 _HINT = '<p class="time">The first image of each size takes longer, because the network is compiled for it.</p>'
 
+# What the page's script asks of Gradio. Its other routes fetch addresses, keep histories or call functions by name.
+_API = "/gradio_api/"
+_ROUTES = ("queue/", "upload", "heartbeat/", "startup-events", "info", "cancel", "reset", "app_id", "login_check")
+_FILE_ROUTE = "file="
+
 # The browser may only contact this server, even if a Gradio release asks for more.
 _POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'"
 
@@ -102,7 +107,7 @@ def build_app(
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
-    app.add_middleware(_KeepRequestsHere)
+    app.add_middleware(_Guard, files=files)
     return gradio.mount_gradio_app(
         app,
         _blocks(gradio, networks, files, max_bytes, examples),
@@ -148,19 +153,31 @@ def respond(
     return result.overlay, mask, _report(result)
 
 
-class _KeepRequestsHere:
-    """ASGI middleware that forbids the browser to contact other servers."""
+class _Guard:
+    """ASGI middleware that serves only what the page needs, and forbids the browser to contact other servers."""
 
-    def __init__(self, app: Any):
-        self._app = app
+    def __init__(self, app: Any, files: pathlib.Path):
+        self._app, self._files = app, files
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and not self._is_open(scope["path"]):
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b"Not found"})
+            return
+
         async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], (b"content-security-policy", _POLICY)]}
             await send(message)
 
         await self._app(scope, receive, send_with_policy)
+
+    def _is_open(self, path: str) -> bool:
+        route = path.removeprefix(_API)
+        if route == path or route.startswith(_ROUTES):
+            return True
+        named = route.removeprefix(_FILE_ROUTE)
+        return named != route and uploads.find_upload(self._files, named) is not None
 
 
 def _blocks(
@@ -227,7 +244,8 @@ def _blocks(
 def _take_only_uploads(image: Any) -> None:
     """Makes an image component pass on the path that a visitor sends. `respond` checks it and opens the file.
 
-    Gradio would open the file with Pillow, in any format, and before that copy it, or download it if it is an address.
+    Gradio would first copy any file of the server to the page's folder, or download it if it is an address: it protects
+    only pages that it serves itself. Then it would open the file with Pillow, in any format.
     """
 
     async def keep(path: str) -> str:

@@ -58,7 +58,7 @@ def find_upload(files: pathlib.Path, path: str | None) -> pathlib.Path | None:
         return None
     try:
         resolved = pathlib.Path(path).resolve(strict=True)  # follows links, so one that leads outside is outside
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # missing, a zero byte, a circle of links
         return None
     return resolved if resolved.is_relative_to(files.resolve()) and resolved.is_file() else None
 

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from deeplab_jax.budget import PICKLE_INSTRUCTIONS, PICKLE_INTEGER_BITS
+from deeplab_jax import budget
 
 _MOST_ARGUMENTS = 16
 _SHOWN = 80  # characters of a name in a message
@@ -66,8 +66,8 @@ def run(
             for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
                 if opcode.name == "STOP":
                     return machine.pop()
-                if count >= PICKLE_INSTRUCTIONS:
-                    raise BadPickle(f"it has more than {PICKLE_INSTRUCTIONS} instructions")
+                if count >= budget.PICKLE_INSTRUCTIONS:
+                    raise BadPickle(f"it has more than {budget.PICKLE_INSTRUCTIONS} instructions")
                 machine.step(opcode.name, argument)
     except (ValueError, TypeError, IndexError, KeyError, OverflowError) as error:
         raise BadPickle(str(error)) from None
@@ -91,7 +91,7 @@ class _Machine:
     def step(self, name: str, argument: Any) -> None:
         """Executes one instruction."""
         if name in _LITERALS:
-            if type(argument) is int and argument.bit_length() > PICKLE_INTEGER_BITS:
+            if type(argument) is int and argument.bit_length() > budget.PICKLE_INTEGER_BITS:
                 raise BadPickle(f"it has an integer of {argument.bit_length()} bits")
             self._stack.append(argument)
         elif name in _CONSTANTS:

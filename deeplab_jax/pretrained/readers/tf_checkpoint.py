@@ -61,8 +61,8 @@ def _open(path: pathlib.Path) -> tuple[str, Callable[[str], np.ndarray], budget.
         try:
             left.grow(budget.file_size(pathlib.Path(name)))
             return np.memmap(name, np.uint8, "r")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        except OSError as error:
+            raise UserError(f"{name} cannot be read: {error.strerror or error}") from None
 
     if not pathlib.Path(f"{prefix}.index").is_file():
         raise UserError(f"{path} is not a checkpoint: there is no file {prefix}.index")

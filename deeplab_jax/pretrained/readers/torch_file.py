@@ -109,10 +109,6 @@ class _Tensor:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.storage.dtype.itemsize
-
 
 # ---- The two file layouts ----
 
@@ -168,8 +164,8 @@ def _views(
 ) -> dict[str, np.ndarray]:
     arrays = {}
     for name, tensor in state_dict.items():
-        left.spend(tensor.nbytes)  # tensors can share their numbers, but importers copy each
         arrays[name] = _view(abridge(name), tensor, storages[tensor.storage.key], big_endian)
+        left.spend(arrays[name].nbytes)  # tensors can share their numbers, but importers copy each
     return arrays
 
 

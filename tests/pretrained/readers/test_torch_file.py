@@ -221,7 +221,7 @@ def test_a_tensor_may_fill_its_storage(tmp_path):
         ((6, 0, (2.0, 3), (3, 1)), "has the impossible shape"),
         ((6, 0, (1,) * 70, (1,) * 70), "impossible shape"),
         ((6, 0, (1, 1), (2**80, 1)), "impossible shape"),
-        ((7, 0, (2, 3), (3, 1)), "the numbers of weight are truncated"),
+        ((7, 0, (2, 3), (3, 1)), "the numbers of 'weight' are truncated"),
     ],
 )
 def test_a_tensor_outside_its_storage_is_refused(numbers, message, tmp_path):

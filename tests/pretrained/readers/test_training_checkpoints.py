@@ -43,7 +43,6 @@ CHECKPOINTS = {
         "model_ema": {**state_dict("module.", scale=2), "n_averaged": Tensor(np.asarray(3))},
     },
     "averaged weights": {"n_averaged": Tensor(np.asarray(3)), **state_dict("module.")},
-    "nested twice": {"state": {"model": state_dict()}, "step": 3},
 }
 
 
