@@ -50,7 +50,9 @@ class LabelSet:
         for name, color in zip(self.class_names, self.palette, strict=True):
             if not isinstance(name, str):
                 raise ValueError(f"class name {name!r:.40} is not text")
-            if len(color) != 3 or not all(isinstance(value, (int, np.integer)) and 0 <= value <= 255 for value in color):
+            if len(color) != 3 or not all(
+                isinstance(value, (int, np.integer)) and 0 <= value <= 255 for value in color
+            ):
                 raise ValueError(f"class {name!r:.40} has the color {color!r:.40}, not three integers from 0 to 255")
 
     def __repr__(self) -> str:

@@ -124,9 +124,7 @@ def build_app(
     )
 
 
-def respond(
-    networks: networks_lib.Networks, files: pathlib.Path, image: str | None, name: str
-) -> tuple[Any, Any, str]:
+def respond(networks: networks_lib.Networks, files: pathlib.Path, image: str | None, name: str) -> tuple[Any, Any, str]:
     """Handles a click on the button.
 
     Args:

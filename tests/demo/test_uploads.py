@@ -68,7 +68,8 @@ def test_only_files_in_the_folder_are_found(temporary, tmp_path):
         assert uploads.find_upload(files, str(inside)) == inside
         assert uploads.find_upload(files, f"{files}/b/../a/photo.png") is None  # there is no b
         for name in (
-            None, "", ".", str(outside), f"{files}/../page.lock", f"{files}_/photo.png", f"{files}/link.png", f"{files}/a",
-            f"{files}/loop.png", "/etc/passwd", "/dev/zero", f"{inside}\0", f"file://{inside}", "http://127.0.0.1/a.png", "a" * 9999,
+            None, "", ".", str(outside), f"{files}/../page.lock", f"{files}_/photo.png", f"{files}/link.png",
+            f"{files}/a", f"{files}/loop.png", "/etc/passwd", "/dev/zero", f"{inside}\0", f"file://{inside}",
+            "http://127.0.0.1/a.png", "a" * 9999,
         ):  # fmt: skip
             assert uploads.find_upload(files, name) is None, name

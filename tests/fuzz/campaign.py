@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 
 from tests.fuzz.worker import SECONDS
 
-#: How many inputs each reader gets, relative to others. Tracing a network takes a second, so files that describe networks get fewer.
+#: How many inputs each reader gets, relative to others. Tracing a network takes a second, so files that describe
+#: networks get fewer.
 WEIGHTS = {
-    "torch": 30, "safetensors": 10, "keras": 10, "tflite": 10, "tensorflow": 10, "bundle": 2, "workdir": 4, "images": 10,
-    "masks": 6, "annotations": 6, "archives": 10,
+    "torch": 30, "safetensors": 10, "keras": 10, "tflite": 10, "tensorflow": 10, "bundle": 2, "workdir": 4,
+    "images": 10, "masks": 6, "annotations": 6, "archives": 10,
 }  # fmt: skip
 _START = 240  # seconds until the worker has read all valid files; a busy machine compiles slowly
 
@@ -108,7 +109,7 @@ class _Worker:
 
     def _start(self) -> list[str]:
         folder = self._stack.enter_context(tempfile.TemporaryDirectory())
-        self._log = self._stack.enter_context(tempfile.TemporaryFile("w+"))
+        self._log = self._stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
         root = pathlib.Path(__file__).parents[2]
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root), "TF_CPP_MIN_LOG_LEVEL": "3"}
         self._process = subprocess.Popen(
@@ -141,9 +142,12 @@ class _Worker:
 def lines(report: Report) -> Iterator[str]:
     """Yields the lines that the command prints."""
     for reader in sorted({reader for reader, _ in report.counts}):
-        counts = {outcome: report.counts[reader, outcome] for outcome in ("read", "refused", "traceback", "beyond budget")}
+        counts = {
+            outcome: report.counts[reader, outcome] for outcome in ("read", "refused", "traceback", "beyond budget")
+        }
         yield f"{reader:12} " + "  ".join(f"{outcome} {count:6,}" for outcome, count in counts.items())
     yield (
         f"{report.total():,} fuzzed inputs: {report.total('traceback'):,} tracebacks, "
-        f"{report.total('beyond budget'):,} beyond budget; at most {report.seconds:.1f} s and {report.peak / 1e6:.0f} MB each"
+        f"{report.total('beyond budget'):,} beyond budget; at most {report.seconds:.1f} s and "
+        f"{report.peak / 1e6:.0f} MB each"
     )

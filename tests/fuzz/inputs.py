@@ -57,7 +57,18 @@ class Target:
 def make_targets(folder: pathlib.Path) -> list[Target]:
     """Writes the valid files to a folder."""
     targets = []
-    for make in (_torch, _safetensors, _keras, _tflite, _tensorflow, _bundle, _workdir, _images, _annotations, _archives):
+    for make in (
+        _torch,
+        _safetensors,
+        _keras,
+        _tflite,
+        _tensorflow,
+        _bundle,
+        _workdir,
+        _images,
+        _annotations,
+        _archives,
+    ):
         place = folder / make.__name__
         place.mkdir()
         targets += make(place)
@@ -119,7 +130,10 @@ def _mutate_header(rng: random.Random, content: bytes) -> bytes:
 
 
 def _keras(folder: pathlib.Path) -> list[Target]:
-    rows = [("layers/conv2d", "conv1", "0", "conv1/kernel", (3, 3, 1, 2)), ("layers/conv2d", "conv1", "1", "conv1/bias", (2,))]
+    rows = [
+        ("layers/conv2d", "conv1", "0", "conv1/kernel", (3, 3, 1, 2)),
+        ("layers/conv2d", "conv1", "1", "conv1/bias", (2,)),
+    ]
     rows += [("layers/batch_normalization", "bn", str(i), f"bn/{i}", (2,)) for i in range(4)]
     values = {path: np.ones(shape, np.float32) for *_, path, shape in rows}
     with h5py.File(folder / "a.weights.h5", "w") as file:
@@ -154,16 +168,25 @@ def _tensorflow(folder: pathlib.Path) -> list[Target]:
     variables = {f"scope/{name}": np.ones((2, 3), np.float32) for name in "abcdef"}
     tf_checkpoint_writer.write_checkpoint(prefix, variables, blocks=2)
     index, data = (prefix.with_name(f"model.ckpt.{end}") for end in ("index", "data-00000-of-00001"))
-    entries = {name: tf_checkpoint_writer.entry(np.ones(6, np.float32), offset=0, size=24, crc=b"\0\0\0\0") for name in (b"a", b"b")}
+    entries = {
+        name: tf_checkpoint_writer.entry(np.ones(6, np.float32), offset=0, size=24, crc=b"\0\0\0\0")
+        for name in (b"a", b"b")
+    }
 
     def mutate_entries(rng: random.Random, _: bytes) -> bytes:
         """An index with valid checksums and damaged entries."""
-        damaged = {b"": tf_checkpoint_writer.field(1, 1)} | {key: mutate_bytes(rng, value) for key, value in entries.items()}
+        damaged = {b"": tf_checkpoint_writer.field(1, 1)} | {
+            key: mutate_bytes(rng, value) for key, value in entries.items()
+        }
         block = tf_checkpoint_writer.with_trailer(mutate_bytes(rng, tf_checkpoint_writer.block_of(damaged)))
-        return tf_checkpoint_writer.table_of([block] * rng.choice((1, 1, 3)), last_keys=[bytes([i]) for i in range(3)][: 3])
+        return tf_checkpoint_writer.table_of(
+            [block] * rng.choice((1, 1, 3)), last_keys=[bytes([i]) for i in range(3)][:3]
+        )
 
     def mutate_blocks(rng: random.Random, _: bytes) -> bytes:
-        damaged = {b"": tf_checkpoint_writer.field(1, 1)} | {key: mutate_bytes(rng, value) for key, value in entries.items()}
+        damaged = {b"": tf_checkpoint_writer.field(1, 1)} | {
+            key: mutate_bytes(rng, value) for key, value in entries.items()
+        }
         block = tf_checkpoint_writer.with_trailer(tf_checkpoint_writer.block_of(damaged))
         return tf_checkpoint_writer.table_of([block], last_keys=[b"z"])
 
@@ -175,7 +198,9 @@ def _tensorflow(folder: pathlib.Path) -> list[Target]:
     with tarfile.open(folder / "a.tar.gz", "w:gz") as tar:
         for path in (index, data):
             tar.add(path, path.name)
-    targets.append(_target("tensorflow", folder / "a.tar.gz", _mutate_gzip, lambda path: import_file(path, "tf-deeplab")))
+    targets.append(
+        _target("tensorflow", folder / "a.tar.gz", _mutate_gzip, lambda path: import_file(path, "tf-deeplab"))
+    )
     return targets
 
 
@@ -309,7 +334,9 @@ def _mutate_png(rng: random.Random, content: bytes) -> bytes:
     chunks[place] = kind, payload
     if rng.random() < 0.1:
         chunks.insert(place, rng.choice(chunks))
-    parts = [struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks]
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    ]
     return content[:8] + b"".join(parts)
 
 
@@ -349,5 +376,3 @@ def _archives(folder: pathlib.Path) -> list[Target]:
     targets = [_target("archives", path, mutate_bytes, read) for path in sorted(folder.iterdir())]
     targets.append(_target("archives", folder / "a.tar.gz", _mutate_gzip, read))
     return targets
-
-

@@ -7,8 +7,8 @@ import random
 from typing import Any
 
 _ODD_VALUES = (
-    None, True, False, 0, -1, 1, 255, 256, 10**9, 2**31, 2**63, -(2**63), 2**200, 0.5, 1e308, -0.0, "", "a", "\0", "\ud800",
-    "x" * 300, [], {}, [[]], [0] * 100, {"a": {}}, [1, 2, 3, 4], "float64", "../../etc/passwd",
+    None, True, False, 0, -1, 1, 255, 256, 10**9, 2**31, 2**63, -(2**63), 2**200, 0.5, 1e308, -0.0, "", "a", "\0",
+    "\ud800", "x" * 300, [], {}, [[]], [0] * 100, {"a": {}}, [1, 2, 3, 4], "float64", "../../etc/passwd",
 )  # fmt: skip
 
 
@@ -74,14 +74,15 @@ def _random_place(rng: random.Random, root: list) -> tuple[Any, Any]:
 
 
 _NAMES = (
-    b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"ctorch\nSize\n",
-    b"cposix\nsystem\n", b"cargparse\nNamespace\n", b"ctorch._utils\n_rebuild_parameter\n",
+    b"ccollections\nOrderedDict\n", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n",
+    b"ctorch\nSize\n", b"cposix\nsystem\n", b"cargparse\nNamespace\n", b"ctorch._utils\n_rebuild_parameter\n",
 )  # fmt: skip
 _PIECES = (
-    b"N", b"K\x01", b"}", b"]", b")", b"(", b"(", b"\x85", b"\x86", b"\x87", b"t", b"l", b"d", b"a", b"e", b"s", b"u", b"R", b"b",
-    b"\x81", b"o", b"0", b"1", b"2", b"Q", b"q\x01", b"h\x01", b"q\x02", b"h\x02", b"\x94", b"U\x01a", b"X\x01\0\0\0w",
-    b"U\x07storage", b"\x8a\x09" + b"\xff" * 9, b"\x8b\x00\x01\x00\x00" + b"\x7f" * 256, b"J\xff\xff\xff\xff", b"\x8f", b"\x90",
-    b"\x91", b"G" + b"\x7f" * 8, b"I1\n", b"L9\n", b"B\x02\0\0\0ab", b"C\x01a",
+    b"N", b"K\x01", b"}", b"]", b")", b"(", b"(", b"\x85", b"\x86", b"\x87", b"t", b"l", b"d", b"a", b"e", b"s", b"u",
+    b"R", b"b", b"\x81", b"o", b"0", b"1", b"2", b"Q", b"q\x01", b"h\x01", b"q\x02", b"h\x02", b"\x94", b"U\x01a",
+    b"X\x01\0\0\0w", b"U\x07storage", b"\x8a\x09" + b"\xff" * 9, b"\x8b\x00\x01\x00\x00" + b"\x7f" * 256,
+    b"J\xff\xff\xff\xff", b"\x8f", b"\x90", b"\x91", b"G" + b"\x7f" * 8, b"I1\n", b"L9\n", b"B\x02\0\0\0ab",
+    b"C\x01a",
 )  # fmt: skip
 
 

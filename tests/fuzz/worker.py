@@ -1,5 +1,6 @@
 """The process that reads damaged files: one line in, `target seed`, one JSON line out. The parent restarts it."""
 
+import contextlib
 import faulthandler
 import json
 import logging
@@ -13,8 +14,8 @@ import time
 import traceback
 import warnings
 
-#: What one input may cost: seconds of a busy machine, and bytes beyond what the process had before. `deeplab_jax.budget`
-#: allows 512 MB of arrays for a small file, which a reader may hold twice.
+#: What one input may cost: seconds of a busy machine, and bytes beyond what the process had before.
+#: `deeplab_jax.budget` allows 512 MB of arrays for a small file, which a reader may hold twice.
 SECONDS, MEMORY = 20, 1 << 30
 _ADDRESS_SPACE = 3 << 30  # of the whole input, so that a failure does not take the machine down
 
@@ -34,7 +35,8 @@ def main() -> None:
 
     targets = make_targets(pathlib.Path(sys.argv[1]))
     for target in targets:
-        target.read()  # valid files are read; also imports and compiles what is needed
+        with contextlib.suppress(UserError):  # small files are not all whole networks
+            target.read()  # imports and traces what is needed
     print(json.dumps([target.reader for target in targets]), file=answers, flush=True)
     _limit_address_space()
     signal.signal(signal.SIGALRM, _raise_too_slow)

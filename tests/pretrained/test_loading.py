@@ -166,7 +166,9 @@ def test_weights_that_are_not_finite_are_refused_by_the_name_of_the_first(folder
     variables["params"]["decoder"]["refine1_conv"]["kernel"][0] = value
     bundle.save(dataclasses.replace(network, variables=variables), tmp_path / "net")
     for read in (load, from_pretrained, deeplab_jax.Predictor.from_pretrained, deeplab_jax.evaluate):
-        with pytest.raises(UserError, match=r"net: weight params/classifier/kernel contains NaN or infinity; the file is"):
+        with pytest.raises(
+            UserError, match=r"net: weight params/classifier/kernel contains NaN or infinity; the file is"
+        ):
             read(tmp_path / "net")
     with pytest.raises(UserError, match="net: weight params/classifier/kernel contains NaN"):
         import_file(tmp_path / "net", "deeplab_jax")
@@ -185,7 +187,9 @@ def test_a_run_that_diverged_is_not_evaluated(workdir):
 
     with Checkpoints(workdir) as checkpoints:
         variables = jax.tree.map(np.array, checkpoints.saved_variables())
-        variables["batch_stats"]["backbone"] = jax.tree.map(lambda leaf: leaf * np.nan, variables["batch_stats"]["backbone"])
+        variables["batch_stats"]["backbone"] = jax.tree.map(
+            lambda leaf: leaf * np.nan, variables["batch_stats"]["backbone"]
+        )
         checkpoints.save(1000, variables=variables, training={"step": np.asarray(1000)})
     for read in (load, deeplab_jax.evaluate):
         with pytest.raises(UserError, match=r"run: weight batch_stats/backbone/.* contains NaN or infinity"):

@@ -29,9 +29,7 @@ def serving(*arguments: str, temporary: pathlib.Path | None = None) -> Iterator[
 
 
 @contextlib.contextmanager
-def running(
-    *arguments: str, temporary: pathlib.Path | None = None
-) -> Iterator[tuple[str, subprocess.Popen]]:
+def running(*arguments: str, temporary: pathlib.Path | None = None) -> Iterator[tuple[str, subprocess.Popen]]:
     """Like `serving`, but yields the process too, which the caller ends."""
     command = [sys.executable, "-m", "deeplab_jax", "demo", "--port", "0", *arguments]
     with tempfile.TemporaryFile("w+") as log:
@@ -54,5 +52,3 @@ def _wait_for_address(server: subprocess.Popen, log: io.TextIOBase) -> str:
         assert server.poll() is None, f"the server ended: {text}"
         time.sleep(0.2)
     raise AssertionError(f"no address after {PATIENCE} s: {text}")
-
-

@@ -95,9 +95,7 @@ def _only_prefix(path: pathlib.Path, names: list[str]) -> str:
     return names[0].removesuffix(".index")
 
 
-def _read_variables(
-    prefix: str, load: Callable[[str], np.ndarray], left: budget.Budget
-) -> dict[str, np.ndarray]:
+def _read_variables(prefix: str, load: Callable[[str], np.ndarray], left: budget.Budget) -> dict[str, np.ndarray]:
     entries = _read_table(load(f"{prefix}.index").tobytes(), left)
     # The first key is empty: a BundleHeaderProto.
     header = dict(_fields(entries.pop(b"", b"")))
@@ -110,9 +108,7 @@ def _read_variables(
     return {name: _read_variable(repr(name)[1:-1], entry, shards, left) for name, entry in names.items()}
 
 
-def _read_variable(
-    name: str, entry: bytes, shards: Callable[[int], np.ndarray], left: budget.Budget
-) -> np.ndarray:
+def _read_variable(name: str, entry: bytes, shards: Callable[[int], np.ndarray], left: budget.Budget) -> np.ndarray:
     fields = _fields(entry)
     if any(number == 7 for number, _ in fields):
         raise UserError(f"variable {name} is partitioned; save the checkpoint without a partitioner")

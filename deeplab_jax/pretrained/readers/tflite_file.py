@@ -2,8 +2,8 @@
 
 A TFLite file is a FlatBuffer. Field numbers and enumerations are those of TensorFlow's schema (`schema.fbs`, version
 3), which only ever appends. The layout of tables, vectors and offsets is described under "FlatBuffer binary format" in
-the internals of FlatBuffers. Every offset is checked, so a damaged or hostile file is refused. Offsets may point to the same
-bytes again and again, so what is copied from them is bounded too.
+the internals of FlatBuffers. Every offset is checked, so a damaged or hostile file is refused. Offsets may point to the
+same bytes again and again, so what is copied from them is bounded too.
 """
 
 import dataclasses

@@ -59,9 +59,7 @@ def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         content = budget.read_bytes(path)
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}; expected a file of PyTorch weights"
-        ) from None
+        raise UserError(f"cannot read {path}: {error.strerror or error}; expected a file of PyTorch weights") from None
     try:
         if content.startswith(b"PK"):
             arrays = _read_zip(content, path)

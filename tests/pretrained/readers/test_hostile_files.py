@@ -102,8 +102,8 @@ def test_a_dictionary_shared_by_many_keys_is_searched_once(tmp_path):
 def test_tensors_that_share_their_numbers_are_counted(tmp_path, small_budget):
     number = np.zeros(10_000, np.float32)
     tensor = (
-        b"ctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuJ" + struct.pack("<i", 10_000)
-        + b"tQK\x00J" + struct.pack("<i", 10_000) + b"\x85K\x01\x85tR"
+        b"ctorch._utils\n_rebuild_tensor_v2\n((U\x07storagectorch\nFloatStorage\nU\x010U\x03cpuJ"
+        + struct.pack("<i", 10_000) + b"tQK\x00J" + struct.pack("<i", 10_000) + b"\x85K\x01\x85tR"
     )  # fmt: skip
     names = b"".join(b"U\x03%03dh\x01" % i for i in range(100))
     path = save_pickle(tmp_path / "a.pth", b"\x80\x02" + tensor + b"q\x010}(" + names + b"u.", [number])
@@ -231,7 +231,9 @@ def test_an_index_whose_keys_grow(tmp_path, small_budget):
 def test_variables_that_share_their_bytes_are_counted(tmp_path, small_budget):
     value = np.zeros(10_000, np.float32)
     entry = writer.entry(value, offset=0, size=value.nbytes, crc=writer.checksum(value.tobytes()))
-    writer.write_files(tmp_path / "a.ckpt", {b"": writer.field(1, 1)} | {b"%03d" % i: entry for i in range(100)}, value.tobytes())
+    writer.write_files(
+        tmp_path / "a.ckpt", {b"": writer.field(1, 1)} | {b"%03d" % i: entry for i in range(100)}, value.tobytes()
+    )
     assert_refused(tf_checkpoint.read, tmp_path / "a.ckpt", "expands to more than")
 
 
@@ -254,7 +256,9 @@ def test_an_archive_of_a_checkpoint_that_expands(tmp_path, small_budget):
 # ---- Shared ----
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b"[" * 65 + b"]" * 65, b" " * (9 << 20), b"NaN", b"9" * 5000, b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b"[" * 65 + b"]" * 65, b" " * (9 << 20), b"NaN", b"9" * 5000, b"\xff"]
+)
 def test_json(content):
     with pytest.raises(ValueError, match="."):
         budget.parse_json(content)

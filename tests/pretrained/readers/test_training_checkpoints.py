@@ -27,8 +27,18 @@ CHECKPOINTS = {
     "DataParallel": state_dict("module."),
     "torch.compile": state_dict("_orig_mod."),
     "compiled and distributed": state_dict("module._orig_mod."),
-    "PyTorch's tutorial": {"epoch": 3, "model_state_dict": state_dict(), "optimizer_state_dict": OPTIMIZER, "loss": 0.3},
-    "PyTorch's ImageNet example": {"epoch": 3, "state_dict": state_dict("module."), "optimizer": OPTIMIZER, "best": SCORE},
+    "PyTorch's tutorial": {
+        "epoch": 3,
+        "model_state_dict": state_dict(),
+        "optimizer_state_dict": OPTIMIZER,
+        "loss": 0.3,
+    },
+    "PyTorch's ImageNet example": {
+        "epoch": 3,
+        "state_dict": state_dict("module."),
+        "optimizer": OPTIMIZER,
+        "best": SCORE,
+    },
     "torchvision's references": {"model": state_dict(), "optimizer": OPTIMIZER, "args": ARGUMENTS, "epoch": 3},
     "Lightning": {
         "epoch": 3,
@@ -57,7 +67,10 @@ def test_the_network_in_a_training_checkpoint_is_read(tmp_path, kind, protocol):
 
 def test_layers_of_a_sequential_keep_their_numbers(tmp_path):
     tensor = Tensor(np.zeros(1, np.float32))
-    assert set(read_torch_file(save(tmp_path / "a.pth", {"0.weight": tensor, "0.bias": tensor}))) == {"0.weight", "0.bias"}
+    assert set(read_torch_file(save(tmp_path / "a.pth", {"0.weight": tensor, "0.bias": tensor}))) == {
+        "0.weight",
+        "0.bias",
+    }
 
 
 def test_several_networks_are_listed(tmp_path):
@@ -69,7 +82,9 @@ def test_several_networks_are_listed(tmp_path):
 @pytest.mark.parametrize("key", ["model", "epoch"])
 def test_a_pickled_network_object_is_refused_by_its_name(tmp_path, key):
     path = save(tmp_path / "a.pth", {"epoch": 3, key: Object(Name("nets", "UNet"), (), {"depth": 5})})
-    with pytest.raises(UserError, match="a.pth needs 'nets.UNet', which could run code, so it is refused; ask its author"):
+    with pytest.raises(
+        UserError, match="a.pth needs 'nets.UNet', which could run code, so it is refused; ask its author"
+    ):
         read_torch_file(path)
 
 
