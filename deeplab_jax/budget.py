@@ -1,4 +1,4 @@
-"""What reading a file of a stranger may cost. All limits of the readers stand here; `docs/security.md` explains them.
+"""Limits on the cost of reading untrusted files, for all readers. `docs/security.md` explains them.
 
 A file can claim anything: a header of gigabytes, an array that no disk holds, a value inside itself. So readers count
 what they read, headers included, and stop with one line when a file costs more than its size can justify.

@@ -141,7 +141,7 @@ def _decompressed(file: io.IOBase, stack: contextlib.ExitStack) -> io.IOBase:
 
 
 class _CountedStream:
-    """What `tarfile` needs of a file. Counts the bytes, only goes forward, and refuses headers of any size."""
+    """The file object for `tarfile`. Counts the bytes, only moves forward, and refuses huge headers."""
 
     def __init__(self, file: io.IOBase, left: budget.Budget):
         self._file, self._left, self._position = file, left, 0

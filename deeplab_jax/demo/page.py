@@ -33,7 +33,7 @@ _CSS = pathlib.Path(__file__).with_suffix(".css")
 _HEAD = "<h1>deeplab_jax</h1> <p>Semantic segmentation demo. Your images stay on the machine that serves this page.</p>"
 _HINT = '<p class="time">The first image of each size takes longer, because the network is compiled for it.</p>'
 
-# What the page's script asks of Gradio. Its other routes fetch addresses, keep histories or call functions by name.
+# The routes of Gradio that the page uses. Others fetch addresses, keep histories or call functions by name.
 _API = "/gradio_api/"
 _ROUTES = ("queue/", "upload", "heartbeat/", "startup-events", "info", "cancel", "reset", "app_id", "login_check")
 _FILE_ROUTE = "file="

@@ -20,6 +20,7 @@ from PIL import Image
 from deeplab_jax.data import archives, images
 from deeplab_jax.data.sources import folder as folder_source
 from deeplab_jax.data.sources.sbd import read_class_mask
+from deeplab_jax.errors import UserError
 from deeplab_jax.labels import SYNTHETIC, VOC
 from deeplab_jax.pretrained import PretrainedNetwork, bundle, import_file
 from deeplab_jax.pretrained.network import model_config, variable_shapes
@@ -305,17 +306,15 @@ def _images(folder: pathlib.Path) -> list[Target]:
 
 
 def _try_all(readers: list[Callable[[], object]]) -> None:
-    """Calls all; raises the last user error, so that the outcome counts as refused."""
-    from deeplab_jax.errors import UserError
-
-    refused = None
+    """Calls all; raises the last user error if all refuse."""
+    refused = []
     for read in readers:
         try:
             read()
         except UserError as error:
-            refused = error
-    if refused is not None:
-        raise refused
+            refused.append(error)
+    if len(refused) == len(readers):
+        raise refused[-1]
 
 
 def _mutate_png(rng: random.Random, content: bytes) -> bytes:

@@ -129,7 +129,6 @@ def change_config(folder, **values):
             {"class_names": list("abcdef"), "palette": [[0, 0, 256]] * 6},
             "class 'a' has the color .*, not three integers",
         ),
-        ({"class_names": list("abcdef"), "palette": [[0, 0]] * 6}, "class 'a' has the color .*, not three integers"),
         ({"class_names": list("abcde") + [3], "palette": [[0, 0, 0]] * 6}, "class name 3 is not text"),
         ({"image_size": [10**9, 10**9]}, "config.json is damaged: ValueError: image_size 1000000000x1000000000"),
         ({"image_size": [10**400, 1]}, "config.json is damaged: "),
