@@ -9,11 +9,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from deeplab_jax import budget
 from deeplab_jax.errors import UserError, from_os_error
 
 #: File of a folder with the digests of its other files, see `write_digests`.
 DIGESTS_FILE = "digests.json"
-_MAX_JSON_BYTES = 64 << 20
 
 # A drive of Windows has one letter. `pathlib.Path` makes one slash of two.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -88,7 +88,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path} {'is not a file' if path.exists() else 'is missing'}")
     try:
         with path.open("rb") as file:
-            content = file.read(_MAX_JSON_BYTES + 1)
+            content = file.read(budget.JSON_BYTES + 1)
     except OSError as error:
         raise from_os_error(error, f"cannot read {path}") from None
     return parse_json(content, path)
@@ -104,19 +104,33 @@ def parse_json(content: bytes, name: object) -> dict[str, Any]:
     Raises:
       UserError: the content is something else.
     """
-    if len(content) > _MAX_JSON_BYTES:
-        raise UserError(f"{name} is larger than {_MAX_JSON_BYTES >> 20} MiB, the limit for JSON files")
+    if len(content) > budget.JSON_BYTES:
+        raise UserError(f"{name} is larger than {budget.JSON_BYTES >> 20} MiB, the limit for JSON files")
     try:
         values = json.loads(content.decode(), parse_constant=_reject_constant, object_pairs_hook=_unique_names)
+        is_deep = _is_deeper(values, budget.JSON_DEPTH)
     except RecursionError:
-        raise UserError(f"{name} is damaged: its JSON is nested too deeply") from None
+        is_deep = True
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is damaged: byte {error.start} is not UTF-8") from None
     except ValueError as error:
         raise UserError(f"{name} is damaged: not valid JSON ({error})") from None
+    if is_deep:
+        raise UserError(f"{name} is damaged: its JSON is nested more than {budget.JSON_DEPTH} levels deep")
     if not isinstance(values, dict):
         raise UserError(f"{name} is damaged: it is not a JSON object")
     return values
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects are nested more than `depth` levels deep."""
+    level = [[value]]
+    for _ in range(depth + 1):
+        nested = (parent.values() if isinstance(parent, dict) else parent for parent in level)
+        level = [child for children in nested for child in children if isinstance(child, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def _reject_constant(name: str) -> NoReturn:

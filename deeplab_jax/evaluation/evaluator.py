@@ -114,8 +114,8 @@ def evaluate(
       cannot be written, a warning says so.
 
     Raises:
-      UserError: there is no such network or it has no checkpoint or no classes, the data set is not prepared, or its
-        classes differ from the network's.
+      UserError: there is no such network or it has no checkpoint or no classes, a weight is NaN or infinite, the data
+        set is not prepared, or its classes differ from the network's.
     """
     path = local_path(name_or_path)
     if not pretrained.is_workdir(path):
@@ -144,6 +144,8 @@ def evaluate_workdir(
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
         variables = checkpoints.restore_variables(_abstract_on(mesh, model, config))
         step = checkpoints.latest_step()
+    if jax.process_count() == 1:  # arrays of several processes cannot be read by one
+        pretrained.check_finite(variables, workdir)
     scores = Evaluator(config, model, source, mesh)(variables)
     suffix = report.results_suffix(config, own_config, split=split)
     return report.Result(workdir, scores, source.label_set, config, step, suffix)

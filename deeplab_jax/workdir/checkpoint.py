@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -18,7 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from deeplab_jax import files
+from deeplab_jax import budget, files
 from deeplab_jax.errors import UserError
 from deeplab_jax.parallel import processes
 from deeplab_jax.workdir.checkpoint_lock import lock_for_reading, try_lock_for_deletion
@@ -204,6 +205,7 @@ class Checkpoints:
 
         def read(step: int) -> PyTree:
             tree = self._manager.item_metadata(step)["variables"].tree
+            self._check_sizes(step, tree)
             sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
             restored = self._manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(like)))
@@ -222,6 +224,14 @@ class Checkpoints:
                 if is_there or not self._read_only or jax.process_count() > 1:
                     raise
                 self._intact_step = None
+
+    def _check_sizes(self, step: int, tree: PyTree) -> None:
+        """Checks that the arrays, whose shapes are text in the checkpoint, are no larger than its files can justify."""
+        folder = self._folder / str(step)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        left = budget.Budget(f"checkpoint {folder}", size)
+        for leaf in jax.tree.leaves(tree):
+            left.spend(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize)
 
     def _find_intact_step(self) -> int:
         """Returns the step of the newest intact checkpoint; `_NO_STEP` if all are damaged.

@@ -7,13 +7,13 @@ the rates are 12, 24, 36 at output strides 8 and 16 alike. Encoders expect Image
 documentation says.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.files import read_json
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pretrained.importers.torchvision import (
     SKIPPED,
@@ -42,11 +42,11 @@ def load(path: pathlib.Path) -> PretrainedNetwork:
     if not config_path.is_file():
         return from_state_dict(read_torch_file(path))
     try:
-        config = json.loads(config_path.read_text())
+        config = read_json(config_path)
         kind = config["_model_class"]
         output_stride = int(config.get("encoder_output_stride", 16))
         atrous_rates = tuple(int(rate) for rate in config.get("decoder_atrous_rates", (12, 24, 36)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{config_path} is not a config of segmentation_models.pytorch ({type(error).__name__}: {error}); "
             f"move {path.name} to a folder of its own"
