@@ -283,7 +283,7 @@ def test_without_a_bar_each_report_is_logged(tmp_path, clock, caplog):
     ]
 
 
-def test_with_a_bar_only_evaluations_are_logged(tmp_path, clock, caplog):
+def test_lines_that_a_bar_shows_are_marked(tmp_path, clock, caplog):
     caplog.set_level("INFO")
     console = rich.console.Console(file=io.StringIO(), force_terminal=True, width=100)
     progress.show_on(console)
@@ -300,7 +300,12 @@ def test_with_a_bar_only_evaluations_are_logged(tmp_path, clock, caplog):
     shown = console.file.getvalue()
     assert "loss 1.25  8 images/s  0:00:10 left" in shown
     assert "20/40" in shown
-    assert caplog.messages == ["step 20/40  evaluation: mean_iou 0.5"]
+    logged = {record.getMessage(): getattr(record, progress.SHOWN_IN_BAR, False) for record in caplog.records}
+    assert logged == {
+        "step 10/40  loss 2.5": True,
+        "step 20/40  loss 1.25  8 images/s  0:00:10 left": True,
+        "step 20/40  evaluation: mean_iou 0.5": False,
+    }
 
 
 def test_a_workdir_that_cannot_be_written_is_a_users_mistake(tmp_path):
