@@ -207,7 +207,7 @@ def _output_stride(graph: tflite_file.Graph) -> int:
         raise UserError(f"it has {len(strides)} depthwise convolutions")
     stride = 2 * math.prod(strides)
     if stride not in (8, 16, 32):
-        raise UserError(f"its convolutions give output stride {stride}")
+        raise UserError(f"{len(strides)} depthwise convolutions give output stride {stride}")
     return stride
 
 

@@ -195,8 +195,10 @@ def _attribute(group: h5py.Group, key: str, left: budget.Budget) -> Any:
 
 
 def _value(dataset: h5py.Dataset, left: budget.Budget) -> np.ndarray:
-    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise ValueError(f"{dataset.name!r} is not an array in the file")
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{dataset.name!r} is not an array")
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f"{dataset.name} is stored outside the file")
     if dataset.dtype.kind not in "fiub" or dataset.shape is None:
         raise ValueError(f"{dataset.name!r} is not an array of numbers but of {dataset.dtype}")
     if dataset.id.get_create_plist().get_nfilters():
