@@ -47,6 +47,13 @@ class LabelSet:
             raise ValueError(f"{len(self.class_names)} class names but {len(self.palette)} colors")
         if len(self.class_names) > IGNORE_LABEL:
             raise ValueError(f"{len(self.class_names)} classes; at most {IGNORE_LABEL} fit below the ignore label")
+        for name, color in zip(self.class_names, self.palette, strict=True):
+            if not isinstance(name, str):
+                raise ValueError(f"class name {name!r:.40} is not text")
+            if len(color) != 3 or not all(
+                isinstance(value, (int, np.integer)) and 0 <= value <= 255 for value in color
+            ):
+                raise ValueError(f"class {name!r:.40} has the color {color!r:.40}, not three integers from 0 to 255")
 
     def __repr__(self) -> str:
         names = self.class_names

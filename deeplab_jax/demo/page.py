@@ -7,13 +7,13 @@ import os
 import pathlib
 import signal
 import socket
-import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from deeplab_jax.demo import networks as networks_lib
+from deeplab_jax.demo import uploads
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import SYNTHETIC
 
@@ -33,6 +33,11 @@ _CSS = pathlib.Path(__file__).with_suffix(".css")
 _HEAD = "<h1>deeplab_jax</h1> <p>Semantic segmentation demo. Your images stay on the machine that serves this page.</p>"
 _HINT = '<p class="time">The first image of each size takes longer, because the network is compiled for it.</p>'
 
+# The routes of Gradio that the page uses. Others fetch addresses, keep histories or call functions by name.
+_API = "/gradio_api/"
+_ROUTES = ("queue/", "upload", "heartbeat/", "startup-events", "info", "cancel", "reset", "app_id", "login_check")
+_FILE_ROUTE = "file="
+
 # The browser may only contact this server, even if a Gradio release asks for more.
 _POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'"
 
@@ -46,7 +51,7 @@ def serve(
     max_bytes: int,
     max_pixels: int,
 ) -> None:
-    """Serves the page until Ctrl-C or SIGTERM, and logs its address.
+    """Serves the page until Ctrl-C, SIGTERM or SIGHUP, and logs its address.
 
     Loads the networks in `named` and `workdir` before it serves, so that mistakes are reported at once.
 
@@ -62,17 +67,17 @@ def serve(
       UserError: Gradio is not installed, the address is not available, or a network cannot be loaded.
     """
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
-        # SIGTERM must leave this block too, which deletes the folder. Uvicorn raises the signal again after shutdown.
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-        stack.callback(signal.signal, signal.SIGTERM, before)
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deeplab_jax_demo_"))
-        os.environ["GRADIO_TEMP_DIR"] = folder  # Gradio reads it on import and later
+        # These must leave this block too, which deletes the folder. Uvicorn raises a signal again after shutdown.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            stack.callback(signal.signal, number, signal.signal(number, signal.default_int_handler))
+        files = stack.enter_context(uploads.open_folder())
+        os.environ["GRADIO_TEMP_DIR"] = str(files)  # Gradio reads it on import and later
         _import_gradio()
         listener = stack.enter_context(_bind(host, port))
         networks = networks_lib.Networks(networks_lib.find_networks(named, workdir), max_pixels=max_pixels)
         label_sets = [networks.label_set(name) for name in networks.names[: max(1, len(named) + (workdir is not None))]]
-        examples = _draw_examples(pathlib.Path(folder)) if SYNTHETIC in label_sets else []
-        app = build_app(networks, max_bytes=max_bytes, examples=examples)
+        examples = _draw_examples(files) if SYNTHETIC in label_sets else []
+        app = build_app(networks, files, max_bytes=max_bytes, examples=examples)
         import uvicorn
 
         address, port = listener.getsockname()[:2]
@@ -84,12 +89,13 @@ def serve(
 
 
 def build_app(
-    networks: networks_lib.Networks, *, max_bytes: int, examples: Sequence[pathlib.Path] = ()
+    networks: networks_lib.Networks, files: pathlib.Path, *, max_bytes: int, examples: Sequence[pathlib.Path] = ()
 ) -> "fastapi.FastAPI":
     """Builds the page as an ASGI application.
 
     Args:
       networks: the networks to offer.
+      files: the folder of uploads, see `uploads.open_folder`; no other file is opened.
       max_bytes: largest accepted upload; larger ones are rejected while they arrive.
       examples: sample images.
 
@@ -101,10 +107,10 @@ def build_app(
 
     app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
 
-    app.add_middleware(_KeepRequestsHere)
+    app.add_middleware(_Guard, files=files)
     return gradio.mount_gradio_app(
         app,
-        _blocks(gradio, networks, max_bytes, examples),
+        _blocks(gradio, networks, files, max_bytes, examples),
         path="/",
         footer_links=[],
         run_history=False,
@@ -118,12 +124,13 @@ def build_app(
     )
 
 
-def respond(networks: networks_lib.Networks, image: str | None, name: str) -> tuple[Any, Any, str]:
+def respond(networks: networks_lib.Networks, files: pathlib.Path, image: str | None, name: str) -> tuple[Any, Any, str]:
     """Handles a click on the button.
 
     Args:
       networks: the networks on offer.
-      image: path of the uploaded file; None without one.
+      files: the folder of uploads.
+      image: what the visitor sent as the path of the uploaded file; None without one.
       name: the chosen network.
 
     Returns:
@@ -132,7 +139,9 @@ def respond(networks: networks_lib.Networks, image: str | None, name: str) -> tu
     """
     if image is None:
         return None, None, _problem("upload an image first")
-    path = pathlib.Path(image)
+    path = uploads.find_upload(files, image)
+    if path is None:
+        return None, None, _problem("this image is not on the server; upload it again")
     try:
         result = networks.segment(path, name)
     except UserError as error:
@@ -142,13 +151,18 @@ def respond(networks: networks_lib.Networks, image: str | None, name: str) -> tu
     return result.overlay, mask, _report(result)
 
 
-class _KeepRequestsHere:
-    """ASGI middleware that forbids the browser to contact other servers."""
+class _Guard:
+    """ASGI middleware that serves only what the page needs, and forbids the browser to contact other servers."""
 
-    def __init__(self, app: Any):
-        self._app = app
+    def __init__(self, app: Any, files: pathlib.Path):
+        self._app, self._files = app, files
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and not self._is_open(scope["path"]):
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b"Not found"})
+            return
+
         async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], (b"content-security-policy", _POLICY)]}
@@ -156,9 +170,20 @@ class _KeepRequestsHere:
 
         await self._app(scope, receive, send_with_policy)
 
+    def _is_open(self, path: str) -> bool:
+        route = path.removeprefix(_API)
+        if route == path or route.startswith(_ROUTES):
+            return True
+        named = route.removeprefix(_FILE_ROUTE)
+        return named != route and uploads.find_upload(self._files, named) is not None
+
 
 def _blocks(
-    gradio: Any, networks: networks_lib.Networks, max_bytes: int, examples: Sequence[pathlib.Path]
+    gradio: Any,
+    networks: networks_lib.Networks,
+    files: pathlib.Path,
+    max_bytes: int,
+    examples: Sequence[pathlib.Path],
 ) -> "gradio.Blocks":
     kinds = f"JPEG, PNG, WebP, BMP or TIFF, up to {max_bytes / 2**20:g} MB and {networks.max_pixels / 1e6:g} megapixels"
     with gradio.Blocks(
@@ -177,8 +202,7 @@ def _blocks(
                     elem_id="image",
                     placeholder="Drop an image here, or click to choose one",
                 )
-                # Gradio would open the file with Pillow. read_image does that later, with clear error messages.
-                image.preprocess = lambda payload: payload and payload.path
+                _take_only_uploads(image)
                 gradio.HTML(f"<p>{kinds}</p>", elem_id="kinds", padding=False)
                 network = gradio.Dropdown(list(networks.names), label="Network", filterable=False, elem_id="network")
                 button = gradio.Button("Segment", variant="primary", elem_id="run")
@@ -204,7 +228,7 @@ def _blocks(
                     )
                 report = gradio.HTML(_HINT, elem_id="report", padding=False)
         button.click(
-            lambda image, name: respond(networks, image, name),
+            lambda image, name: respond(networks, files, image, name),
             [image, network],
             [overlay, mask, report],
             show_progress_on=[overlay, mask],
@@ -213,6 +237,20 @@ def _blocks(
         )
         blocks.queue(max_size=_WAITING, api_open=False)
     return blocks
+
+
+def _take_only_uploads(image: Any) -> None:
+    """Makes an image component pass on the path that a visitor sends. `respond` checks it and opens the file.
+
+    Gradio would first copy any file of the server to the page's folder, or download it if it is an address: it protects
+    only pages that it serves itself. Then it would open the file with Pillow, in any format.
+    """
+
+    async def keep(path: str) -> str:
+        return path
+
+    image.preprocess = lambda payload: payload and payload.path
+    image.async_move_resource_to_block_cache = keep
 
 
 def _report(result: networks_lib.Segmentation) -> str:

@@ -100,8 +100,8 @@ def evaluate(
       The scores. For a workdir they are also written to its `metrics.json`, with a `gallery.png` next to it.
 
     Raises:
-      UserError: there is no such network or it has no checkpoint or no classes, the data set is not prepared, or its
-        classes differ from the network's.
+      UserError: there is no such network or it has no checkpoint or no classes, a weight is NaN or infinite, the data
+        set is not prepared, or its classes differ from the network's.
     """
     path = pathlib.Path(name_or_path)
     if pretrained.is_workdir(path):
@@ -121,6 +121,8 @@ def _evaluate_workdir(workdir: pathlib.Path, config: ConfigDict | None, split: s
         if step is None:
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
         variables = checkpoints.restore_variables(_abstract_on(mesh, model, config))
+    if jax.process_count() == 1:  # arrays of several processes cannot be read by one
+        pretrained.check_finite(variables, workdir)
     scores = Evaluator(config, model, source, mesh)(variables)
     return report.save_scores(workdir, scores, source.label_set, config, step)
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
-from deeplab_jax import ops
+from deeplab_jax import budget, ops
 from deeplab_jax.config import check_choices
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models.atrous import scale_rates
@@ -54,6 +54,7 @@ def build_model(
             f"model.backbone={fields['backbone']!r} does not exist{suggest(str(fields['backbone']), BACKBONES)}"
         )
     check_choices("model", fields)
+    _check_numbers(fields)
     try:
         scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])
     except ValueError as error:
@@ -141,6 +142,17 @@ def lower_initializer(create: Callable[[], Any], sharding: Any = None) -> jax.st
     """
     options = _INIT_COMPILER_OPTIONS.get(jax.default_backend())
     return jax.jit(create, out_shardings=sharding, compiler_options=options).lower()
+
+
+def _check_numbers(fields: Mapping[str, Any]) -> None:
+    """Checks that tracing the network ends: a config can come with the weights of a stranger."""
+    for name, value in fields.items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if len(numbers) > budget.MODEL_NUMBERS:
+            raise UserError(f"model.{name} has {len(numbers)} values; at most {budget.MODEL_NUMBERS} are possible")
+        for number in numbers:
+            if isinstance(number, (int, float)) and not abs(number) <= budget.MODEL_NUMBER:
+                raise UserError(f"model.{name} has the value {number:g}; at most {budget.MODEL_NUMBER} is possible")
 
 
 def _check_options(fields: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from deeplab_jax.pretrained.loading import (
     preset_config,
 )
 from deeplab_jax.pretrained.merge import merge
-from deeplab_jax.pretrained.network import PretrainedNetwork, average
+from deeplab_jax.pretrained.network import PretrainedNetwork, average, check_finite
 from deeplab_jax.pretrained.presets import Preset, list_presets
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Preset",
     "PretrainedNetwork",
     "average",
+    "check_finite",
     "from_pretrained",
     "import_file",
     "is_workdir",

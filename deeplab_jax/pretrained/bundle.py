@@ -13,17 +13,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from deeplab_jax import budget
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import create_folder, write_atomically
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import DeepLabV3Plus, abstract_variables
-from deeplab_jax.pretrained.network import PretrainedNetwork, model_config, variable_shapes
+from deeplab_jax.pretrained.network import PretrainedNetwork, first_line, model_config, variable_shapes
+from deeplab_jax.pretrained.readers import safetensors_file
 
 #: The two files of a folder.
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
@@ -118,21 +119,19 @@ def load(folder: pathlib.Path) -> PretrainedNetwork:
         report = tuple(str(line) for line in values["report"])
         if image_size is not None:
             image_size = height, width = tuple(int(extent) for extent in image_size)
-            if min(height, width) < 1:
+            if not 1 <= min(height, width) <= max(height, width) <= budget.INPUT_SIDE:
                 raise ValueError(f"image_size {height}x{width}")
         if protocol not in config_lib.PROTOCOLS:
             raise ValueError(f"protocol {protocol!r}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG_FILE} is damaged: {type(error).__name__}: {_first_line(error)}") from None
-    arrays = _read_arrays(folder / WEIGHTS_FILE)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG_FILE}: {error}") from None
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{folder / CONFIG_FILE} is damaged: {type(error).__name__}: {first_line(error)}") from None
+    arrays = safetensors_file.read(folder / WEIGHTS_FILE)
     try:
         shapes = variable_shapes(model, label_set and label_set.num_classes)
-    except UserError:
-        raise
-    except Exception as error:  # field values that no network has can fail anywhere
-        raise UserError(
-            f"{folder / CONFIG_FILE} does not describe a network: {type(error).__name__}: {_first_line(error)}"
-        ) from None
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG_FILE} does not describe a network: {error}") from None
     if misfit := _find_misfit(shapes, {name: value.shape for name, value in arrays.items()}):
         raise UserError(f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {misfit}")
     arrays = {name: value.astype(np.float32, copy=False) for name, value in arrays.items()}
@@ -164,13 +163,9 @@ def _to_half(kernel: np.ndarray, path: str) -> np.ndarray:
     return kernel.astype(np.float16)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
-
-
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = budget.read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except (OSError, ValueError) as error:
@@ -181,12 +176,3 @@ def _read_config(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(version, int) or not 1 <= version <= config_lib.VERSION:
         raise UserError(f"{path} has version {version}; this deeplab_jax reads versions 1 to {config_lib.VERSION}")
     return values
-
-
-def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.pretrained import bundle
-from deeplab_jax.pretrained.network import PretrainedNetwork
+from deeplab_jax.pretrained.network import PretrainedNetwork, check_finite, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,21 +46,29 @@ def register_format(name: str, load: Callable[[pathlib.Path], PretrainedNetwork]
 
 
 def import_file(path: pathlib.Path, file_format: str) -> PretrainedNetwork:
-    """Reads a network from a file of another framework.
+    """Reads a network from a file of another framework, and checks that its weights are finite.
 
     Args:
       path: the file.
       file_format: a key of `FORMATS`.
 
     Raises:
-      UserError: the format or the file does not exist, or the file contains something else.
+      UserError: the format or the file does not exist, the file contains something else, or a weight is NaN or
+        infinite.
     """
     if file_format not in FORMATS:
         raise UserError(f"format {file_format!r} does not exist{suggest(file_format, FORMATS)}")
     try:
-        return FORMATS[file_format].load(path)
+        network = FORMATS[file_format].load(path)
+        check_finite(network.variables, path)
+        return network
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        # An importer takes an array for a kernel, or a value of a config for a number, that is something else here.
+        raise UserError(
+            f"{path} does not have the layout of the format {file_format}: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 def _importer(module: str) -> Callable[[pathlib.Path], PretrainedNetwork]:

@@ -13,7 +13,6 @@ from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models import PARTS, DeepLabV3Plus, abstract_variables, build_model, random_variables
 from deeplab_jax.pretrained import bundle, presets
 from deeplab_jax.pretrained.formats import import_file
-from deeplab_jax.pretrained.importers import workdir
 from deeplab_jax.pretrained.merge import merge
 from deeplab_jax.pretrained.network import PretrainedNetwork
 
@@ -37,11 +36,11 @@ def load(name_or_path: str | pathlib.Path = DEFAULT_PRESET) -> PretrainedNetwork
         `deeplab-jax convert` wrote; or the workdir of a training run.
 
     Raises:
-      UserError: there is no such preset, folder or workdir, or it cannot be read.
+      UserError: there is no such preset, folder or workdir, it cannot be read, or a weight is NaN or infinite.
     """
     path = pathlib.Path(name_or_path)
     if path.is_dir():
-        return workdir.load(path) if is_workdir(path) else bundle.load(path)
+        return import_file(path, "workdir" if is_workdir(path) else "deeplab_jax")
     if path.exists() or len(path.parts) > 1:
         problem = "is a file; run `deeplab-jax convert` to import it" if path.exists() else "does not exist"
         raise UserError(f"{path} {problem}; expected the name of a preset, a saved network or a workdir")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from deeplab_jax.config import base_config
 from deeplab_jax.errors import UserError
-from deeplab_jax.labels import VOC, VOC_CLASS_NAMES, LabelSet
+from deeplab_jax.labels import IGNORE_LABEL, VOC, VOC_CLASS_NAMES, LabelSet
 from deeplab_jax.models import BACKBONES, abstract_variables, build_model
 
 
@@ -44,6 +45,27 @@ class PretrainedNetwork:
             f"PretrainedNetwork({self.model.backbone}, {classes}, {count / 1e6:.1f}M parameters, "
             f"{self.protocol} {size})"
         )
+
+
+def check_finite(variables: Any, source: str | pathlib.Path) -> None:
+    """Checks that weights are numbers. One NaN makes every prediction of a network meaningless, without a word.
+
+    Args:
+      variables: `params` and `batch_stats`.
+      source: the file or folder they come from, for the message.
+
+    Raises:
+      UserError: one is NaN or infinite; the message names the first.
+    """
+    for path, leaf in traverse_util.flatten_dict(dict(variables), sep="/").items():
+        values = np.asarray(leaf)
+        with np.errstate(all="ignore"):
+            # The sum is fast and needs no memory. It can also overflow, so that it only acquits.
+            if not np.isfinite(values.sum()) and not np.isfinite(values).all():
+                raise UserError(
+                    f"{source}: weight {path} contains NaN or infinity; the file is damaged, or its training diverged: "
+                    "use an earlier checkpoint or another file"
+                )
 
 
 def average(networks: Sequence[PretrainedNetwork]) -> PretrainedNetwork:
@@ -90,9 +112,17 @@ def variable_shapes(model: ConfigDict, num_classes: int | None) -> dict[str, tup
     Args:
       model: `config.model`.
       num_classes: number of classes; None for the variables of the backbone alone.
+
+    Raises:
+      UserError: no network has these fields.
     """
-    # A backbone can be registered again under its name.
-    shapes = _trace_shapes(FrozenConfigDict(model), num_classes or 1, id(BACKBONES.get(model.backbone)))
+    try:
+        # A backbone can be registered again under its name.
+        shapes = _trace_shapes(FrozenConfigDict(model), num_classes or 1, id(BACKBONES.get(model.backbone)))
+    except UserError:
+        raise
+    except Exception as error:  # field values that no network has can fail anywhere
+        raise UserError(f"no network has these fields: {type(error).__name__}: {first_line(error)}") from None
     return {
         path: shape for path, shape in shapes.items() if num_classes is not None or path.split("/")[1] == "backbone"
     }
@@ -105,7 +135,18 @@ def _trace_shapes(model: FrozenConfigDict, num_classes: int, backbone_id: int) -
 
 
 def voc_or_numbered_labels(num_classes: int) -> LabelSet:
-    """Returns Pascal VOC's classes if there are 21, otherwise `class 0`, `class 1` and so on."""
+    """Returns Pascal VOC's classes if there are 21, otherwise `class 0`, `class 1` and so on.
+
+    Raises:
+      UserError: labels of one byte cannot count them.
+    """
+    if not 0 < num_classes <= IGNORE_LABEL:
+        raise UserError(f"the network has {num_classes} classes; 1 to {IGNORE_LABEL} are supported")
     if num_classes == len(VOC_CLASS_NAMES):
         return VOC
     return LabelSet.from_names(tuple(f"class {i}" for i in range(num_classes)))
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an exception's message."""
+    return str(error).partition("\n")[0]

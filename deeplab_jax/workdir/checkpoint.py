@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -16,7 +17,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from deeplab_jax import files
+from deeplab_jax import budget, files
 from deeplab_jax.errors import UserError
 from deeplab_jax.parallel import processes
 from deeplab_jax.workdir.layout import CHECKPOINTS
@@ -187,10 +188,19 @@ class Checkpoints:
         """
         step = self.latest_step() if step is None else step
         metadata = self._manager.item_metadata(step)["variables"]
+        self._check_sizes(step, metadata.tree)
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), metadata.tree)
         restored = self._manager.restore(step, args=ocp.args.Composite(variables=ocp.args.StandardRestore(like)))
         return jax.device_get(restored.variables)
+
+    def _check_sizes(self, step: int, tree: PyTree) -> None:
+        """Checks that the arrays, whose shapes are text in the checkpoint, are no larger than its files can justify."""
+        folder = self._folder / str(step)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        left = budget.Budget(f"checkpoint {folder}", size)
+        for leaf in jax.tree.leaves(tree):
+            left.spend(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize)
 
     def _find_intact_step(self) -> int:
         damaged = []

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from deeplab_jax import budget
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_json
@@ -120,10 +120,10 @@ def _has_checkpoint(workdir: pathlib.Path) -> bool:
 
 def _read_json(workdir: pathlib.Path, name: str) -> dict[str, Any]:
     try:
-        values = json.loads((workdir / name).read_text())
+        values = budget.read_json(workdir / name)
     except FileNotFoundError:
         raise UserError(f"{workdir} does not hold a run: it has no {name}; `deeplab-jax train` writes one") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{workdir / name} is damaged: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{workdir / name} is damaged: it is not a JSON object")

@@ -1,12 +1,16 @@
 """Unpacking archives: nothing is written outside the target folder, and damage is reported."""
 
+import dataclasses
 import io
+import lzma
 import tarfile
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 
+from deeplab_jax import budget
 from deeplab_jax.data import archives
 from deeplab_jax.errors import UserError
 
@@ -131,18 +135,22 @@ def write_bomb(path, size):
             tar.addfile(member, io.BytesIO(bytes(size)))
 
 
+@pytest.fixture
+def small_budget(monkeypatch):
+    """Archives may always cost 64 kB, and a hundred times their size."""
+    monkeypatch.setattr(budget, "ARCHIVE", dataclasses.replace(budget.ARCHIVE, fixed=1 << 16))
+
+
 @pytest.mark.parametrize("name", ["bomb.zip", "bomb.tgz"])
-def test_an_archive_bomb_is_rejected(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(archives, "_ALWAYS_ALLOWED", 1 << 16)
+def test_an_archive_bomb_is_rejected(tmp_path, small_budget, name):
     write_bomb(tmp_path / name, 20_000_000)
-    with pytest.raises(UserError, match=rf"archive .*{name} expands to more than 100 times its size"):
+    with pytest.raises(UserError, match=rf"archive .*{name} expands to more than \d+ MB, .* pass the folder$"):
         unpack(tmp_path / name, tmp_path / "out")
     written = sum(len(content) for content in files_under(tmp_path / "out").values())
     assert written <= 100 * (tmp_path / name).stat().st_size
 
 
-def test_thousands_of_empty_files_are_rejected(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "_ALWAYS_ALLOWED", 1 << 16)
+def test_thousands_of_empty_files_are_rejected(tmp_path, small_budget):
     with tarfile.open(tmp_path / "many.tgz", "w:gz") as tar:
         for i in range(2000):
             tar.addfile(tarfile.TarInfo(f"{i}"))
@@ -160,3 +168,66 @@ def test_an_entry_without_a_name_is_reported_as_damage(tmp_path):
     archive.write_bytes(content[:at] + b"\0" + content[at + 1 :])
     with pytest.raises(UserError, match="an entry has no name$"):
         unpack(archive, tmp_path / "out")
+
+
+def test_skipped_members_of_a_tar_are_counted(tmp_path, small_budget):
+    write_bomb(tmp_path / "bomb.tgz", 20_000_000)
+    with pytest.raises(UserError, match="expands to more than"):
+        unpack(tmp_path / "bomb.tgz", tmp_path / "out", is_needed=lambda name: False)
+
+
+def test_a_header_that_claims_gigabytes_is_rejected_before_it_is_read(tmp_path):
+    member = tarfile.TarInfo("././@PaxHeader")
+    member.type, member.size = tarfile.XHDTYPE, 8 << 30
+    (tmp_path / "a.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(10_000))
+    with pytest.raises(UserError, match="a.tar cannot be unpacked: a header claims 8589934592 bytes"):
+        unpack(tmp_path / "a.tar", tmp_path / "out")
+
+
+def test_a_sparse_member_that_claims_terabytes_is_rejected(tmp_path, small_budget):
+    member = tarfile.TarInfo("zeros")
+    member.pax_headers = {"GNU.sparse.map": "0,1", "GNU.sparse.size": str(2**43), "GNU.sparse.numblocks": "1"}
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        member.size = 1
+        tar.addfile(member, io.BytesIO(b"a"))
+    with pytest.raises(UserError, match="expands to more than"):
+        unpack(tmp_path / "a.tar", tmp_path / "out")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_whose_entries_expand_without_a_limit_is_rejected(tmp_path, compression):
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", compression) as file:
+        file.writestr("zeros", bytes(10_000_000))
+    with pytest.raises(UserError, match="compression is neither deflate nor none; pack it again"):
+        unpack(tmp_path / "bomb.zip", tmp_path / "out")
+
+
+def test_an_xz_dictionary_of_a_gigabyte_is_rejected(tmp_path):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"))
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 20}]
+    packed = bytearray(lzma.compress(content.getvalue(), check=lzma.CHECK_NONE, filters=filters))
+    (tmp_path / "a.tar.xz").write_bytes(packed)
+    unpack(tmp_path / "a.tar.xz", tmp_path / "out")
+    at = packed.index(bytes([0x21, 1]), 12) + 2  # filter LZMA2 with one byte of properties, the size of the dictionary
+    packed[at] = 40  # four gigabytes
+    header = packed[12 : 12 + 4 * packed[12]]
+    packed[12 + len(header) : 16 + len(header)] = zlib.crc32(header).to_bytes(4, "little")
+    (tmp_path / "bomb.tar.xz").write_bytes(packed)
+    with pytest.raises(UserError, match=r"bomb.tar.xz cannot be unpacked: .*[Mm]emory"):
+        unpack(tmp_path / "bomb.tar.xz", tmp_path / "out")
+
+
+@pytest.mark.parametrize("padding", [0, 8])
+def test_an_xz_archive_of_several_streams_is_unpacked(tmp_path, padding):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        member = tarfile.TarInfo("random.bin")
+        member.size = len(CONTENT)
+        tar.addfile(member, io.BytesIO(CONTENT))
+    whole = content.getvalue()
+    parts = [lzma.compress(part, preset=0) for part in (whole[:1_000_000], whole[1_000_000:])]
+    (tmp_path / "a.tar.xz").write_bytes(parts[0] + bytes(padding) + parts[1] + bytes(padding))
+    unpack(tmp_path / "a.tar.xz", tmp_path / "out")
+    assert files_under(tmp_path / "out") == {"random.bin": CONTENT}

@@ -200,7 +200,7 @@ def test_error_messages_do_not_reveal_the_servers_folders(networks, photo, tmp_p
         (str(damaged), "tiny", "Image &lt;b&gt;me &amp; you.jpg cannot be read"),
         (str(photo), "tinny", "Network &#x27;tinny&#x27; is not on the menu."),
     ):
-        overlay, mask, report = page.respond(networks, image, name)
+        overlay, mask, report = page.respond(networks, tmp_path, image, name)
         assert overlay is None
         assert mask is None
         assert message in report
@@ -209,7 +209,7 @@ def test_error_messages_do_not_reveal_the_servers_folders(networks, photo, tmp_p
 
 
 def test_mask_is_a_palette_image_and_legend_is_text(networks, predictor, photo):
-    overlay, mask, report = page.respond(networks, str(photo), "tiny")
+    overlay, mask, report = page.respond(networks, photo.parent, str(photo), "tiny")
     expected = own_labels(predictor, photo)
     assert mask.mode == "P"
     assert np.array_equal(np.asarray(mask), expected)
@@ -226,7 +226,7 @@ def test_class_names_are_escaped_in_html(predictor, photo):
     names = tuple(f"<i>{name}</i>" for name in predictor.label_set.class_names)
     other = ByBrightness(LabelSet(names, predictor.label_set.palette))
     networks = networks_lib.Networks({"tiny": lambda: other}, max_pixels=PLENTY)
-    *_, report = page.respond(networks, str(photo), "tiny")
+    *_, report = page.respond(networks, photo.parent, str(photo), "tiny")
     assert "&lt;i&gt;" in report
     assert "<i>" not in report
 

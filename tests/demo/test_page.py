@@ -19,7 +19,8 @@ pytest.importorskip("selenium", reason="needs selenium")
 if not (shutil.which("chromium") and shutil.which("chromedriver")):
     pytest.skip("needs chromium and chromedriver", allow_module_level=True)
 
-from tests.support.demo_browser import Page, serving  # noqa: E402
+from tests.support.demo_browser import Page  # noqa: E402
+from tests.support.demo_server import serving  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -126,6 +126,13 @@ def change_config(folder, **values):
         ({"model": 3}, "config.json is damaged: "),
         ({"palette": None}, "config.json is damaged: TypeError"),
         (
+            {"class_names": list("abcdef"), "palette": [[0, 0, 256]] * 6},
+            "class 'a' has the color .*, not three integers",
+        ),
+        ({"class_names": list("abcde") + [3], "palette": [[0, 0, 0]] * 6}, "class name 3 is not text"),
+        ({"image_size": [10**9, 10**9]}, "config.json is damaged: ValueError: image_size 1000000000x1000000000"),
+        ({"image_size": [10**400, 1]}, "config.json is damaged: "),
+        (
             {"class_names": ["a"], "palette": [[0, 0, 0]]},
             "does not fit its config.json: params/classifier/bias and 1 mo",
         ),
@@ -163,4 +170,33 @@ def test_damaged_and_missing_files_are_named(folder):
         load(folder)
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match="config.json is missing"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"aspp_channels": 10**9}, "model.aspp_channels has the value 1e\\+09; at most 65536 is possible"),
+        ({"width_multiplier": 1e300}, "model.width_multiplier has the value 1e\\+300"),
+        ({"input_std": [1e300] * 3}, "model.input_std has the value 1e\\+300"),
+        ({"atrous_rates": [6] * 100_000}, "model.atrous_rates has 100000 values; at most 64 are possible"),
+        ({"atrous_rates": [2**40]}, "model.atrous_rates has the value"),
+        ({"aspp_channels": 60_000}, "model.safetensors does not fit its config.json: "),
+    ],
+)
+def test_sizes_of_a_hostile_config_are_named(folder, fields, match):
+    model = json.loads((folder / "config.json").read_text())["model"]
+    change_config(folder, model=model | fields)
+    with pytest.raises(UserError, match=match) as caught:
+        load(folder)
+    assert len(str(caught.value)) < 500
+
+
+def test_deep_json_and_huge_headers_are_named(folder):
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    weights.write_bytes((1 << 40).to_bytes(8, "little") + weights.read_bytes()[8:])
+    with pytest.raises(UserError, match="model.safetensors is damaged: its header claims 1099511627776 bytes"):
+        load(folder)
+    config.write_text('{"format":' + "[" * 100_000)
+    with pytest.raises(UserError, match="config.json is damaged: its JSON is nested more than 64 levels deep"):
         load(folder)

@@ -156,3 +156,41 @@ def test_a_saved_network_predicts_the_labels_of_its_run(folder, trained):
     expected = deeplab_jax.Predictor.from_pretrained(trained)(image)
     result = deeplab_jax.Predictor.from_pretrained(folder)(image)
     np.testing.assert_array_equal(result.label_map, expected.label_map)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_refused_by_the_name_of_the_first(folder, tmp_path, value):
+    network = load(folder)
+    variables = jax.tree.map(np.array, network.variables)
+    variables["params"]["classifier"]["kernel"][0, 0, 3, 1] = value
+    variables["params"]["decoder"]["refine1_conv"]["kernel"][0] = value
+    bundle.save(dataclasses.replace(network, variables=variables), tmp_path / "net")
+    for read in (load, from_pretrained, deeplab_jax.Predictor.from_pretrained, deeplab_jax.evaluate):
+        with pytest.raises(
+            UserError, match=r"net: weight params/classifier/kernel contains NaN or infinity; the file is"
+        ):
+            read(tmp_path / "net")
+    with pytest.raises(UserError, match="net: weight params/classifier/kernel contains NaN"):
+        import_file(tmp_path / "net", "deeplab_jax")
+
+
+def test_large_finite_weights_are_accepted(folder, tmp_path):
+    network = load(folder)
+    variables = jax.tree.map(np.array, network.variables)
+    variables["params"]["classifier"]["kernel"][:] = np.finfo(np.float32).max  # their sum is infinite
+    bundle.save(dataclasses.replace(network, variables=variables), tmp_path / "net")
+    assert load(tmp_path / "net").label_set == network.label_set
+
+
+def test_a_run_that_diverged_is_not_evaluated(workdir):
+    from deeplab_jax.workdir.checkpoint import Checkpoints
+
+    with Checkpoints(workdir) as checkpoints:
+        variables = jax.tree.map(np.array, checkpoints.saved_variables())
+        variables["batch_stats"]["backbone"] = jax.tree.map(
+            lambda leaf: leaf * np.nan, variables["batch_stats"]["backbone"]
+        )
+        checkpoints.save(1000, variables=variables, training={"step": np.asarray(1000)})
+    for read in (load, deeplab_jax.evaluate):
+        with pytest.raises(UserError, match=r"run: weight batch_stats/backbone/.* contains NaN or infinity"):
+            read(workdir)

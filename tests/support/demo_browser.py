@@ -1,62 +1,24 @@
-"""Starts the demo server as a user does, and drives its page in headless Chromium."""
+"""Drives the demo page in headless Chromium."""
 
 import base64
-import contextlib
 import io
 import json
-import os
 import pathlib
-import re
-import subprocess
-import sys
 import tempfile
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 
 from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-_PATIENCE = 240  # seconds; a busy machine compiles slowly
+from tests.support.demo_server import PATIENCE
+
 _FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-
-
-@contextlib.contextmanager
-def serving(*arguments: str, temporary: pathlib.Path | None = None) -> Iterator[str]:
-    """Runs `deeplab-jax demo`, yields its address, and stops it with SIGTERM.
-
-    Args:
-      *arguments: arguments of the command.
-      temporary: its folder for temporary files (default: the system's).
-    """
-    command = [sys.executable, "-m", "deeplab_jax", "demo", "--port", "0", *arguments]
-    with tempfile.TemporaryFile("w+") as log:
-        environment = os.environ if temporary is None else {**os.environ, "TMPDIR": str(temporary)}
-        server = subprocess.Popen(command, stderr=log, env=environment)
-        try:
-            yield _wait_for_address(server, log)
-        finally:
-            server.terminate()
-            code = server.wait(60)
-        assert code == 0
-
-
-def _wait_for_address(server: subprocess.Popen, log: io.TextIOBase) -> str:
-    deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:
-        log.seek(0)
-        text = log.read()
-        if found := re.search(r"Open (http://\S+) in a browser", text):
-            return found[1]
-        assert server.poll() is None, f"the server ended: {text}"
-        time.sleep(0.2)
-    raise AssertionError(f"no address after {_PATIENCE} s: {text}")
 
 
 class Page:
@@ -95,7 +57,7 @@ class Page:
             elements = driver.find_elements(By.CSS_SELECTOR, selector)
             return next((e.text or " " for e in elements if e.is_displayed() and text in e.text), None)
 
-        return WebDriverWait(self.driver, _PATIENCE, ignored_exceptions=_stale()).until(find)
+        return WebDriverWait(self.driver, PATIENCE, ignored_exceptions=_stale()).until(find)
 
     def open(self, address: str) -> None:
         """Loads the page."""

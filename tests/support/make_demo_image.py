@@ -6,7 +6,8 @@ Requires the extra `demo`, selenium, chromium and chromedriver. Other arguments 
 import argparse
 import pathlib
 
-from tests.support.demo_browser import Page, serving
+from tests.support.demo_browser import Page
+from tests.support.demo_server import serving
 
 
 def main() -> None:

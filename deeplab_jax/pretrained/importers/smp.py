@@ -7,12 +7,12 @@ the rates are 12, 24, 36 at output strides 8 and 16 alike. Encoders expect Image
 documentation says.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from deeplab_jax import budget
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pretrained.importers.torchvision import (
@@ -42,7 +42,7 @@ def load(path: pathlib.Path) -> PretrainedNetwork:
     if not config_path.is_file():
         return from_state_dict(read_torch_file(path))
     try:
-        config = json.loads(config_path.read_text())
+        config = budget.read_json(config_path)
         kind = config["_model_class"]
         output_stride = int(config.get("encoder_output_stride", 16))
         atrous_rates = tuple(int(rate) for rate in config.get("decoder_atrous_rates", (12, 24, 36)))

@@ -203,8 +203,10 @@ class _Follower:
 
 def _output_stride(graph: tflite_file.Graph) -> int:
     strides = [op.options["stride_height"] for op in graph.operators if op.kind == "DEPTHWISE_CONV_2D"]
+    if len(strides) != sum(stage.units for stage in STAGES):
+        raise UserError(f"it has {len(strides)} depthwise convolutions")
     stride = 2 * math.prod(strides)
-    if len(strides) != sum(stage.units for stage in STAGES) or stride not in (8, 16, 32):
+    if stride not in (8, 16, 32):
         raise UserError(f"{len(strides)} depthwise convolutions give output stride {stride}")
     return stride
 

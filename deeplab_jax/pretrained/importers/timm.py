@@ -5,13 +5,13 @@ Source of the layouts: timm 1.0.31, `models/resnet.py` (names and shapes are tor
 more blocks, groups or attention (`resnet50d`, `mobilenetv2_110d`, `resnext50_32x4d`...) are refused.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from deeplab_jax import budget
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.mobilenet_v2 import STAGES
 from deeplab_jax.pretrained.importers.torchvision import abridge, find_resnet, find_width, load_backbone, resnet_table
@@ -33,7 +33,7 @@ def load(path: pathlib.Path) -> PretrainedNetwork:
     if not config_path.is_file():
         return from_state_dict(read_torch_file(path))
     try:
-        config = json.loads(config_path.read_text())["pretrained_cfg"]
+        config = budget.read_json(config_path)["pretrained_cfg"]
         # Six digits: 255 * 0.406 is 103.53 and a rounding error.
         mean, std = (tuple(round(255 * float(value), 6) for value in config[key]) for key in ("mean", "std"))
     except (OSError, ValueError, KeyError, TypeError) as error:

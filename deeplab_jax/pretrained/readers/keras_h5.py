@@ -9,12 +9,15 @@ There are two layouts:
   and arrays by name, such as `conv1_conv/kernel:0`.
 
 A `.keras` file is a zip archive with a `model.weights.h5` in the first layout and a `config.json`.
+
+Keras writes plain arrays and hard links. Links to other files, compressed arrays, whose chunks can expand without a
+limit, and types other than numbers are refused.
 """
 
 import contextlib
 import dataclasses
 import io
-import json
+import math
 import pathlib
 import re
 import zipfile
@@ -24,6 +27,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from deeplab_jax import budget
+from deeplab_jax.data import archives
 from deeplab_jax.errors import UserError
 
 _CONV = ("kernel", "bias")
@@ -61,18 +66,21 @@ def read(path: pathlib.Path) -> tuple[list[Layer], dict[str, Any]]:
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; expected a .weights.h5, .h5 or .keras file")
+    left = budget.Budget(str(path), budget.file_size(path))
     with contextlib.ExitStack() as stack:
         try:
             if zipfile.is_zipfile(path):
                 archive = stack.enter_context(zipfile.ZipFile(path))
-                config = json.loads(archive.read("config.json"))
-                file = stack.enter_context(h5py.File(io.BytesIO(archive.read("model.weights.h5"))))
+                config = budget.parse_json(archives.read_zip_entry(archive, "config.json", left))
+                if not isinstance(config, dict):
+                    raise ValueError("its config.json is not a JSON object")
+                weights = archives.read_zip_entry(archive, "model.weights.h5", left)
+                file = stack.enter_context(h5py.File(io.BytesIO(weights)))
             else:
                 config = {}
                 file = stack.enter_context(h5py.File(path))
-            root = file.get("model_weights", file)
-            layers = list(_by_names(root) if "layer_names" in _attributes(root) else _by_places(root))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            layers = _read_layers(file, left)
+        except (*archives.DAMAGED, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{path} is not a weight file of Keras or is damaged: {reason}") from None
     if not layers:
@@ -108,46 +116,95 @@ def numbered(name: str, number: int) -> str:
     return f"{name}_{number}" if number else name
 
 
-def _by_places(root: h5py.Group) -> Iterator[Layer]:
-    groups = []
-    # visititems does not follow links out of the file
-    root.visititems(lambda path, item: groups.append(path) if path.rpartition("/")[2] == "vars" else None)
-    for path in groups:
-        group = root[path]
-        place = path.rpartition("/")[0]
-        values = [_value(group[key]) for key in sorted(group, key=int)]
+def _read_layers(file: h5py.File, left: budget.Budget) -> list[Layer]:
+    root = _child(file, "model_weights") if "model_weights" in file else file
+    names = _attributes(root, left)
+    return list(_by_names(root, names["layer_names"], left) if "layer_names" in names else _by_places(root, left))
+
+
+def _by_places(root: h5py.Group, left: budget.Budget) -> Iterator[Layer]:
+    for path, group in _groups(root):
+        place, _, last = path.rpartition("/")
+        if last != "vars":
+            continue
+        values = [_value(_child(group, key), left) for key in sorted(group, key=int)]
         leaves = _ARRAY_NAMES.get(re.sub(r"_\d+$", "", place.rpartition("/")[2]), ())
         if len(values) > len(leaves):
             leaves = tuple(map(str, range(len(values))))
         if values:
-            name = group.attrs.get("name")
+            name = _attribute(group, "name", left) if "name" in group.attrs else None
             yield Layer(place, None if name is None else _text(name), dict(zip(leaves, values, strict=False)))
 
 
-def _by_names(root: h5py.Group) -> Iterator[Layer]:
-    for layer_name in _attributes(root)["layer_names"]:
+def _by_names(root: h5py.Group, layer_names: Sequence[str], left: budget.Budget) -> Iterator[Layer]:
+    for layer_name in layer_names:
+        layer = _child(root, layer_name)
         arrays: dict[str, dict[str, np.ndarray]] = {}
-        for weight_name in _attributes(root[layer_name]).get("weight_names", ()):
+        for weight_name in _attributes(layer, left).get("weight_names", ()):
             name, _, leaf = weight_name.rpartition("/")
             # a nested model is one layer here; the name of the weight tells its layer
-            arrays.setdefault(name, {})[leaf.partition(":")[0]] = _value(root[layer_name][weight_name])
+            arrays.setdefault(name, {})[leaf.partition(":")[0]] = _value(_child(layer, weight_name), left)
         for name, values in arrays.items():
             yield Layer(name, name, values)
 
 
-def _attributes(group: h5py.Group) -> dict[str, list[str]]:
+def _groups(root: h5py.Group) -> Iterator[tuple[str, h5py.Group]]:
+    """Yields the groups below a group with their paths, in the order of their names.
+
+    HDF5's own visitor descends recursively, so a deeply nested file would exhaust the stack of the process.
+    """
+    waiting, count = [("", root)], 0
+    while waiting:
+        path, group = waiting.pop()
+        if path:
+            yield path, group
+        children = []
+        for key in group:
+            count += 1
+            if count > budget.HDF5_OBJECTS or path.count("/") >= budget.HDF5_DEPTH:
+                raise ValueError("it has too many or too deeply nested groups")
+            child = _child(group, key)
+            if isinstance(child, h5py.Group):
+                children.append((f"{path}/{key}".lstrip("/"), child))
+        waiting += reversed(children)
+
+
+def _child(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
+    """Returns an item that is stored in the file itself."""
+    item = group
+    for key in filter(None, path.split("/")):
+        if not isinstance(item.get(key, getlink=True), h5py.HardLink):
+            raise ValueError(f"{path!r} is missing or a link to another place")
+        item = item[key]
+    return item
+
+
+def _attributes(group: h5py.Group, left: budget.Budget) -> dict[str, list[str]]:
     """Reads `layer_names` and `weight_names`; a long list is split into `layer_names0`, `layer_names1`..."""
     lists: dict[str, list[str]] = {}
     for key in sorted(group.attrs, key=lambda key: (len(key), key)):
         match = re.fullmatch(r"(layer_names|weight_names)\d*", key)
         if match:
-            lists.setdefault(match[1], []).extend(_text(item) for item in group.attrs[key])
+            lists.setdefault(match[1], []).extend(_text(item) for item in _attribute(group, key, left))
     return lists
 
 
-def _value(dataset: h5py.Dataset) -> np.ndarray:
+def _attribute(group: h5py.Group, key: str, left: budget.Budget) -> Any:
+    stored = group.attrs.get_id(key)
+    left.spend(math.prod(stored.shape) * max(1, stored.dtype.itemsize))
+    return group.attrs[key]
+
+
+def _value(dataset: h5py.Dataset, left: budget.Budget) -> np.ndarray:
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{dataset.name!r} is not an array")
     if dataset.external or dataset.is_virtual:
         raise ValueError(f"{dataset.name} is stored outside the file")
+    if dataset.dtype.kind not in "fiub" or dataset.shape is None:
+        raise ValueError(f"{dataset.name!r} is not an array of numbers but of {dataset.dtype}")
+    if dataset.id.get_create_plist().get_nfilters():
+        raise ValueError(f"{dataset.name!r} is compressed; store it plainly with `h5repack -f NONE`")
+    left.spend(math.prod((*(dataset.chunks or (0,)), dataset.dtype.itemsize)) + dataset.size * dataset.dtype.itemsize)
     return np.asarray(dataset[()])
 
 

@@ -6,17 +6,16 @@ name of a variable, its value a BundleEntryProto (TensorFlow, `core/protobuf/ten
 file and offset of the values. Every offset and every checksum is verified.
 """
 
-import contextlib
 import functools
 import math
 import pathlib
 import struct
-import tarfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
+from deeplab_jax import budget
+from deeplab_jax.data import archives
 from deeplab_jax.errors import UserError
 
 _FOOTER_SIZE, _MAGIC = 48, 0xDB4775248B80FB57
@@ -41,43 +40,52 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: there is no checkpoint, or it is damaged, compressed or partitioned.
     """
-    with _open(path) as (prefix, load):
-        try:
-            return _read_variables(prefix, load)
-        except (ValueError, IndexError, struct.error, UnicodeDecodeError) as error:
-            raise UserError(f"checkpoint {prefix} is damaged: {error}") from None
+    prefix, load, left = _open(path)
+    try:
+        return _read_variables(prefix, load, left)
+    except (ValueError, TypeError, IndexError, OverflowError, struct.error) as error:
+        raise UserError(f"checkpoint {prefix} is damaged: {error}") from None
 
 
-@contextlib.contextmanager
-def _open(path: pathlib.Path) -> Iterator[tuple[str, Callable[[str], np.ndarray]]]:
-    """Opens a checkpoint; yields its prefix and a function that reads a file by name."""
-    if path.is_file() and tarfile.is_tarfile(path):
-        with _open_archive(path) as opened:
-            yield opened
-        return
+def _open(path: pathlib.Path) -> tuple[str, Callable[[str], np.ndarray], budget.Budget]:
+    """Opens a checkpoint; returns its prefix, a function that reads a file by name, and the budget."""
     if path.is_dir():
         prefix = _only_prefix(path, [str(file) for file in sorted(path.glob("*.index"))])
     else:
         prefix = str(path).removesuffix(".index")
-        if not pathlib.Path(f"{prefix}.index").is_file():
-            raise UserError(f"{path} is not a checkpoint: there is no file {prefix}.index")
-    yield prefix, _load_file
+    if path.is_file() and not pathlib.Path(f"{prefix}.index").is_file():
+        return _open_archive(path)
+    left = budget.Budget(f"checkpoint {prefix}", 0)
+
+    def load(name: str) -> np.ndarray:
+        try:
+            left.grow(budget.file_size(pathlib.Path(name)))
+            return np.memmap(name, np.uint8, "r")
+        except OSError as error:
+            raise UserError(f"{name} cannot be read: {error.strerror or error}") from None
+
+    if not pathlib.Path(f"{prefix}.index").is_file():
+        raise UserError(f"{path} is not a checkpoint: there is no file {prefix}.index")
+    return prefix, load, left
 
 
-@contextlib.contextmanager
-def _open_archive(path: pathlib.Path) -> Iterator[tuple[str, Callable[[str], np.ndarray]]]:
+def _open_archive(path: pathlib.Path) -> tuple[str, Callable[[str], np.ndarray], budget.Budget]:
+    files, size = {}, path.stat().st_size
+    left = budget.Budget(f"archive {path}", size)
     try:
-        with tarfile.open(path, "r:*") as archive:
-            members = {member.name: member for member in archive if member.isreg()}
-
-            def load(name: str) -> np.ndarray:
-                if name not in members:
-                    raise UserError(f"archive {path} has no file {name}")
-                return np.frombuffer(archive.extractfile(members[name]).read(), np.uint8)
-
-            yield _only_prefix(path, [name for name in members if name.endswith(".index")]), load
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        for member, content in archives.tar_members(path, budget.Budget(f"archive {path}", size, budget.ARCHIVE)):
+            if member.name.endswith(".index") or ".data-" in member.name:
+                files[member.name] = np.frombuffer(archives.read_member(member, content, left), np.uint8)
+                left.grow(member.size)
+    except archives.DAMAGED as error:
         raise UserError(f"archive {path} cannot be read: {error}") from None
+
+    def load(name: str) -> np.ndarray:
+        if name not in files:
+            raise UserError(f"archive {path} has no file {name}")
+        return files[name]
+
+    return _only_prefix(path, [name for name in files if name.endswith(".index")]), load, left
 
 
 def _only_prefix(path: pathlib.Path, names: list[str]) -> str:
@@ -87,39 +95,35 @@ def _only_prefix(path: pathlib.Path, names: list[str]) -> str:
     return names[0].removesuffix(".index")
 
 
-def _load_file(name: str) -> np.ndarray:
-    try:
-        return np.memmap(name, np.uint8, "r")
-    except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror}") from None
-
-
-def _read_variables(prefix: str, load: Callable[[str], np.ndarray]) -> dict[str, np.ndarray]:
-    entries = _read_table(load(f"{prefix}.index").tobytes())
+def _read_variables(prefix: str, load: Callable[[str], np.ndarray], left: budget.Budget) -> dict[str, np.ndarray]:
+    entries = _read_table(load(f"{prefix}.index").tobytes(), left)
     # The first key is empty: a BundleHeaderProto.
     header = dict(_fields(entries.pop(b"", b"")))
     num_shards = header.get(1, 0)
-    if num_shards < 1 or header.get(2, 0) != 0:
+    if not 1 <= num_shards < 100_000 or header.get(2, 0) != 0:
         raise ValueError(f"{num_shards} data files, byte order {header.get(2, 0)}")
     shards = functools.cache(lambda number: load(f"{prefix}.data-{number:05d}-of-{num_shards:05d}"))
     # Keys that start with a zero byte are slices of partitioned variables, whose own entry follows.
     names = {key.decode(): entry for key, entry in entries.items() if not key.startswith(b"\0")}
-    return {name: _read_variable(name, entry, shards) for name, entry in names.items()}
+    return {name: _read_variable(repr(name)[1:-1], entry, shards, left) for name, entry in names.items()}
 
 
-def _read_variable(name: str, entry: bytes, shards: Callable[[int], np.ndarray]) -> np.ndarray:
+def _read_variable(name: str, entry: bytes, shards: Callable[[int], np.ndarray], left: budget.Budget) -> np.ndarray:
     fields = _fields(entry)
     if any(number == 7 for number, _ in fields):
         raise UserError(f"variable {name} is partitioned; save the checkpoint without a partitioner")
     values = dict(fields)
     if values.get(1) not in _DTYPES:
-        raise UserError(f"variable {name} has the non-numeric type {values.get(1)} of TensorFlow's types.proto")
+        raise UserError(f"variable {name} has the non-numeric type {values.get(1)!r:.20} of TensorFlow's types.proto")
     dtype = np.dtype(_DTYPES[values[1]])
     shape = tuple(dict(_fields(dim)).get(1, 0) for number, dim in _fields(values.get(2, b"")) if number == 2)
+    if len(shape) > budget.DIMENSIONS or not all(type(extent) is int for extent in shape):
+        raise ValueError(f"variable {name} has an invalid shape of {len(shape)} dimensions")
     offset, size = values.get(4, 0), values.get(5, 0)
     stored = shards(values.get(3, 0))[offset : offset + size]
     if stored.size != size or size != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"variable {name} of shape {shape} has {stored.size} of {size} bytes")
+    left.spend(size)  # variables can share their bytes
     if _masked(crc32c(stored)) != values.get(6, 0):
         raise ValueError(f"variable {name} has a wrong checksum")
     if values[1] == _BFLOAT16:
@@ -127,20 +131,23 @@ def _read_variable(name: str, entry: bytes, shards: Callable[[int], np.ndarray])
     return np.array(stored).view(dtype).reshape(shape)
 
 
-def _read_table(content: bytes) -> dict[bytes, bytes]:
+def _read_table(content: bytes, left: budget.Budget) -> dict[bytes, bytes]:
     if len(content) < _FOOTER_SIZE or struct.unpack_from("<Q", content, len(content) - 8) != (_MAGIC,):
         raise ValueError("the index is not a table")
     footer = content[-_FOOTER_SIZE:]
     _, _, position = _handle(footer, 0)  # handle of the meta index, which is empty
     offset, size, _ = _handle(footer, position)
-    entries = {}
-    for value in _read_block(content, offset, size).values():
+    entries, total = {}, 0
+    for value in _read_block(content, offset, size, left).values():
         offset, size, _ = _handle(value, 0)
-        entries |= _read_block(content, offset, size)
+        total += size
+        if total > len(content):
+            raise ValueError("the blocks of the index overlap")
+        entries |= _read_block(content, offset, size, left)
     return entries
 
 
-def _read_block(content: bytes, offset: int, size: int) -> dict[bytes, bytes]:
+def _read_block(content: bytes, offset: int, size: int, left: budget.Budget) -> dict[bytes, bytes]:
     block = content[offset : offset + size]
     trailer = content[offset + size : offset + size + _TRAILER_SIZE]
     if len(trailer) != _TRAILER_SIZE or size < 4:
@@ -161,6 +168,7 @@ def _read_block(content: bytes, offset: int, size: int) -> dict[bytes, bytes]:
         length, position = _varint(block, position)
         if shared > len(key) or position + unshared + length > end:
             raise ValueError(f"an entry of the block at {offset} reaches beyond it")
+        left.spend(shared)  # keys that repeat the one before can be far longer than the block
         key = key[:shared] + block[position : position + unshared]
         entries[key] = block[position + unshared : position + unshared + length]
         position += unshared + length

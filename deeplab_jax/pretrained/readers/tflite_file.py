@@ -2,7 +2,8 @@
 
 A TFLite file is a FlatBuffer. Field numbers and enumerations are those of TensorFlow's schema (`schema.fbs`, version
 3), which only ever appends. The layout of tables, vectors and offsets is described under "FlatBuffer binary format" in
-the internals of FlatBuffers. Every offset is checked, so a damaged or hostile file is refused.
+the internals of FlatBuffers. Every offset is checked, so a damaged or hostile file is refused. Offsets may point to the
+same bytes again and again, so what is copied from them is bounded too.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from deeplab_jax import budget
 from deeplab_jax.errors import UserError
 
 SAME_PADDING, VALID_PADDING = 0, 1
@@ -124,14 +126,14 @@ def read(path: pathlib.Path) -> Graph:
       UserError: the file is missing, damaged, or not a TFLite file.
     """
     try:
-        content = path.read_bytes()
+        content = budget.read_bytes(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     if content[4:8] != b"TFL3":
         raise UserError(f"{path} is not a TFLite file (no identifier TFL3)")
     try:
-        return _graph(content)
-    except (struct.error, ValueError, IndexError) as error:
+        return _graph(content, budget.Budget(str(path), len(content)))
+    except (struct.error, ValueError, IndexError, OverflowError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
@@ -140,9 +142,8 @@ class _Table:
 
     def __init__(self, content: bytes, position: int):
         self._content, self._position = content, position
-        vtable = position - _scalar(content, position, "i")
-        entries = max(0, _scalar(content, vtable, "H") - 4) // 2
-        self._offsets = struct.unpack_from(f"<{entries}H", content, vtable + 4)
+        self._vtable = position - _scalar(content, position, "i")
+        self._entries = max(0, _scalar(content, self._vtable, "H") - 4) // 2
 
     def scalar(self, number: int, kind: str, default: int) -> int:
         place = self._place(number)
@@ -153,24 +154,39 @@ class _Table:
         return None if place is None else _Table(self._content, place + _scalar(self._content, place, "I"))
 
     def tables(self, number: int) -> "list[_Table]":
-        start, count = self._vector(number)
+        start, count = self._vector(number, budget.TFLITE_ITEMS)
         places = (start + 4 * i for i in range(count))
         return [_Table(self._content, place + _scalar(self._content, place, "I")) for place in places]
 
     def array(self, number: int, dtype) -> np.ndarray:
+        """Returns a vector of numbers as a view, of any length inside the file."""
         start, count = self._vector(number)
         return np.frombuffer(self._content, np.dtype(dtype).newbyteorder("<"), count, start)
 
+    def integers(self, number: int, limit: int) -> tuple[int, ...]:
+        """Returns a short vector of int32."""
+        start, count = self._vector(number, limit)
+        return struct.unpack_from(f"<{count}i", self._content, start)
+
+    def text(self, number: int) -> str:
+        start, count = self._vector(number, budget.TFLITE_NAME)
+        return self._content[start : start + count].decode("utf-8", "replace")
+
     def _place(self, number: int) -> int | None:
-        offset = self._offsets[number] if number < len(self._offsets) else 0
+        if number >= self._entries:
+            return None
+        offset = _scalar(self._content, self._vtable + 4 + 2 * number, "H")
         return self._position + offset if offset else None
 
-    def _vector(self, number: int) -> tuple[int, int]:
+    def _vector(self, number: int, limit: int | None = None) -> tuple[int, int]:
         place = self._place(number)
         if place is None:
             return 0, 0
         start = place + _scalar(self._content, place, "I")
-        return start + 4, _scalar(self._content, start, "I")
+        count = _scalar(self._content, start, "I")
+        if limit is not None and count > limit:
+            raise ValueError(f"a list has {count} items; at most {limit} are read")
+        return start + 4, count
 
 
 def _scalar(content: bytes, start: int, kind: str):
@@ -180,14 +196,17 @@ def _scalar(content: bytes, start: int, kind: str):
     return value
 
 
-def _graph(content: bytes) -> Graph:
+def _graph(content: bytes, left: budget.Budget) -> Graph:
     model = _Table(content, _scalar(content, 0, "I"))
     codes = [_operator_code(code) for code in model.tables(1)]
     buffers = [buffer.array(0, np.uint8) for buffer in model.tables(4)]
     subgraph = model.tables(2)[0]
     tensors = [_tensor(table, buffers) for table in subgraph.tables(0)]
+    for tensor in tensors:
+        if tensor.constant is not None:
+            left.spend(4 * tensor.constant.size)  # importers copy constants to float32, also those that share a buffer
     operators = [_operator(table, codes) for table in subgraph.tables(3)]
-    inputs, outputs = (tuple(subgraph.array(number, np.int32).tolist()) for number in (1, 2))
+    inputs, outputs = (subgraph.integers(number, budget.TFLITE_OPERANDS) for number in (1, 2))
     for numbers in (inputs, outputs, *(op.inputs for op in operators), *(op.outputs for op in operators)):
         if any(not -1 <= number < len(tensors) for number in numbers):
             raise ValueError(f"tensor {max(numbers)} does not exist")
@@ -201,8 +220,7 @@ def _operator_code(code: _Table) -> str:
 
 
 def _tensor(table: _Table, buffers: Sequence[np.ndarray]) -> Tensor:
-    name = table.array(3, np.uint8).tobytes().decode("utf-8", "replace")
-    shape = tuple(table.array(0, np.int32).tolist())
+    name, shape = table.text(3), table.integers(0, budget.DIMENSIONS)
     kind = table.scalar(1, "b", 0)
     dtype = np.dtype(_DTYPES[kind]) if kind in _DTYPES else None
     stored, constant = buffers[table.scalar(2, "I", 0)], None
@@ -218,7 +236,7 @@ def _tensor(table: _Table, buffers: Sequence[np.ndarray]) -> Tensor:
         scales = quantization.array(2, np.float32)
         zero_points, axis = quantization.array(3, np.int64), quantization.scalar(6, "i", 0)
         if not zero_points.size:
-            zero_points = np.zeros(scales.size, np.int64)
+            zero_points = np.broadcast_to(np.int64(0), scales.shape)
         if zero_points.size != scales.size:
             raise ValueError(f"tensor {name!r} has {scales.size} scales and {zero_points.size} zero points")
     return Tensor(name, shape, dtype, constant, scales, zero_points, axis)
@@ -232,5 +250,5 @@ def _operator(table: _Table, codes: Sequence[str]) -> Operator:
         name: default if options is None else options.scalar(number, form, default)
         for name, (number, form, default) in known.items()
     }
-    inputs, outputs = (tuple(table.array(number, np.int32).tolist()) for number in (1, 2))
+    inputs, outputs = (table.integers(number, budget.TFLITE_OPERANDS) for number in (1, 2))
     return Operator(kind, inputs, outputs, values)

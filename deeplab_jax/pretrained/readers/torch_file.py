@@ -1,34 +1,35 @@
 """Reader of PyTorch state dicts. Needs no PyTorch and executes no code from the file.
 
-A `.pth` file is a pickle, and a pickle is a program: unpickling it calls whatever functions it names. This reader
-interprets the instructions itself (`pickletools.genops` parses them and runs nothing). It supports the few instructions
-that containers, numbers and tensors need, and the few functions that PyTorch rebuilds tensors with. Everything else is
-refused.
-
 The two file layouts are those of torch/serialization.py (PyTorch 2). Since version 1.6: a zip archive of `data.pkl` and
 uncompressed `data/<key>`. Before: three pickles of metadata, the pickled object, the pickled list of keys, and for
-each key the number of elements (int64) and the elements.
+each key the number of elements (int64) and the elements. `pickle_machine` interprets the pickles.
+
+Training scripts save more than the network, and wrap it. The reader finds the state dict among the optimizer, the
+epoch and the arguments, and removes the names of wrappers such as `module.` (DataParallel) and `model.` (Lightning).
 """
 
 import dataclasses
 import io
 import math
 import pathlib
-import pickletools
 import struct
-import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 
+from deeplab_jax import budget
 from deeplab_jax.errors import UserError
+from deeplab_jax.pretrained.readers import pickle_machine, safetensors_file
+from deeplab_jax.pretrained.readers.pickle_machine import BadPickle, Opaque, StandIn, abridge
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_NESTED = ("state_dict", "model")  # where training scripts store the network next to optimizer and epoch
+# Where training scripts store the network, in order of preference: weights that are averaged come last.
+_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights")
+_LEVELS = 4  # of dictionaries around a state dict
+_NOT_WEIGHTS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
 _STORAGE_DTYPES = {
     "FloatStorage": np.float32,
     "DoubleStorage": np.float64,
@@ -41,39 +42,29 @@ _STORAGE_DTYPES = {
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
 }
-_SAFETENSORS_DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": jnp.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
 
 
 def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a state dict by name, from a `.pth`, `.pt`, `.bin` or `.safetensors` file.
+    """Reads the tensors of a state dict by name, from a `.pth`, `.pt`, `.ckpt`, `.bin` or `.safetensors` file.
 
-    A state dict under the key `state_dict` or `model` is used. bfloat16 becomes float32, which represents it exactly.
+    In a checkpoint of a training script, the state dict is found by its usual names, such as `state_dict` or `model`,
+    or because it is the only one. A first component that all names share, such as `module.`, is removed. bfloat16
+    becomes float32, which represents it exactly.
 
     Raises:
-      UserError: the file does not exist, is damaged, contains no state dict, or needs more than tensors.
+      UserError: the file does not exist, is damaged, contains no state dict or several, or needs more than tensors.
     """
+    if path.suffix == ".safetensors":
+        return _as_float32(_without_wrapper(safetensors_file.read(path)))
     try:
-        content = path.read_bytes()
+        content = budget.read_bytes(path)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; expected a file of PyTorch weights") from None
+        raise UserError(f"cannot read {path}: {error.strerror or error}; expected a file of PyTorch weights") from None
     try:
-        if path.suffix == ".safetensors":
-            arrays = _read_safetensors(content)
-        elif content.startswith(b"PK"):
-            arrays = _read_zip(content)
+        if content.startswith(b"PK"):
+            arrays = _read_zip(content, path)
         elif content.startswith(b"\x80"):
-            arrays = _read_legacy(content)
+            arrays = _read_legacy(content, path)
         else:
             raise _Damaged("it is neither a zip archive nor a pickle")
     except _Refused as error:
@@ -81,16 +72,17 @@ def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} needs {error}, which could run code, so it is refused; "
             "ask its author for the weights only: torch.save(model.state_dict(), ...)"
         ) from None
-    except _Damaged as error:
+    except (_Damaged, BadPickle) as error:
+        problem = f"its pickle is invalid ({error})" if isinstance(error, BadPickle) else error
         raise UserError(
-            f"{path} is not a file of PyTorch weights: {error}; "
+            f"{path} is not a file of PyTorch weights: {problem}; "
             "expected a complete file written by torch.save(model.state_dict(), ...)"
         ) from None
-    return {name: array.astype(np.float32) if array.dtype == jnp.bfloat16 else array for name, array in arrays.items()}
+    return _as_float32(_without_wrapper(arrays))
 
 
 class _Refused(Exception):
-    """The file uses a function or an instruction that this reader does not support."""
+    """The network needs a function or an object that this reader does not support."""
 
 
 class _Damaged(Exception):
@@ -119,7 +111,7 @@ class _Tensor:
 # ---- The two file layouts ----
 
 
-def _read_zip(content: bytes) -> dict[str, np.ndarray]:
+def _read_zip(content: bytes, path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
@@ -132,63 +124,47 @@ def _read_zip(content: bytes) -> dict[str, np.ndarray]:
             if len(pickles) != 1:
                 raise _Damaged("the archive has no data.pkl")
             folder = pickles[0].removesuffix("data.pkl")
-            state_dict = _state_dict(_run(io.BytesIO(archive.read(pickles[0]))))
+            state_dict = _find_state_dict(_run(io.BytesIO(archive.read(pickles[0]))))
             big_endian = f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") == b"big"
             keys = {tensor.storage.key for tensor in state_dict.values()}
             missing = [key for key in keys if f"{folder}data/{key}" not in entries]
             if missing:
-                raise _Damaged(f"the archive has no data/{missing[0]}")
+                raise _Damaged(f"the archive has no data/{missing[0][:40]}")
             storages = {key: archive.read(f"{folder}data/{key}") for key in keys}
     except (zipfile.BadZipFile, struct.error, EOFError, RuntimeError, ValueError, OverflowError, OSError) as error:
         raise _Damaged(f"the archive cannot be opened ({error})") from None
-    return {name: _view(name, tensor, storages[tensor.storage.key], big_endian) for name, tensor in state_dict.items()}
+    return _views(state_dict, storages, big_endian, budget.Budget(str(path), len(content)))
 
 
-def _read_legacy(content: bytes) -> dict[str, np.ndarray]:
+def _read_legacy(content: bytes, path: pathlib.Path) -> dict[str, np.ndarray]:
     stream = io.BytesIO(content)
     if _run(stream) != _LEGACY_MAGIC:
         raise _Damaged("it is a pickle, but PyTorch did not write it")
     _run(stream)  # the protocol version; there is only one
     system = _run(stream)
     announced: dict[str, _Storage] = {}
-    state_dict = _state_dict(_run(stream, announced))
+    state_dict = _find_state_dict(_run(stream, announced))
     keys = _run(stream)
-    if not isinstance(keys, list) or set(map(repr, keys)) != set(map(repr, announced)):
+    if type(keys) is not list or not all(type(key) is str for key in keys) or set(keys) != set(announced):
         raise _Damaged("its list of storages does not match its tensors")
     storages = {}
     for key in keys:
         size = int.from_bytes(stream.read(8), "little")
         if size != announced[key].size:
-            raise _Damaged(f"storage {key!r} has {size} numbers instead of {announced[key].size}")
+            raise _Damaged(f"storage {abridge(key)} has {size} numbers instead of {announced[key].size}")
         storages[key] = stream.read(min(size * announced[key].dtype.itemsize, len(content)))
-    big_endian = isinstance(system, dict) and system.get("little_endian") is False
-    return {name: _view(name, tensor, storages[tensor.storage.key], big_endian) for name, tensor in state_dict.items()}
+    big_endian = type(system) is dict and system.get("little_endian") is False
+    return _views(state_dict, storages, big_endian, budget.Budget(str(path), len(content)))
 
 
-def _read_safetensors(content: bytes) -> dict[str, np.ndarray]:
-    try:
-        tensors = safetensors.deserialize(content)
-    except safetensors.SafetensorError as error:
-        raise _Damaged(str(error)) from None
+def _views(
+    state_dict: Mapping[str, _Tensor], storages: Mapping[str, bytes], big_endian: bool, left: budget.Budget
+) -> dict[str, np.ndarray]:
     arrays = {}
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):  # the library returns them in random order
-        if tensor["dtype"] not in _SAFETENSORS_DTYPES:
-            raise _Damaged(f"{name} has the unsupported type {tensor['dtype']}")
-        dtype = _SAFETENSORS_DTYPES[tensor["dtype"]]
-        arrays[name] = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+    for name, tensor in state_dict.items():
+        arrays[name] = _view(abridge(name), tensor, storages[tensor.storage.key], big_endian)
+        left.spend(arrays[name].nbytes)  # tensors can share their numbers, but importers copy each
     return arrays
-
-
-def _state_dict(root: Any) -> Mapping[str, _Tensor]:
-    for key in _NESTED:
-        if isinstance(root, dict) and isinstance(root.get(key), dict):
-            root = root[key]
-    if not isinstance(root, dict) or not root:
-        raise _Damaged("it does not contain a state dict")
-    for name, value in root.items():
-        if not isinstance(name, str) or not isinstance(value, _Tensor):
-            raise _Damaged(f"entry {name!r} is not a tensor")
-    return root
 
 
 def _view(name: str, tensor: _Tensor, storage: bytes, big_endian: bool) -> np.ndarray:
@@ -209,142 +185,127 @@ def _view(name: str, tensor: _Tensor, storage: bytes, big_endian: bool) -> np.nd
         raise _Damaged(f"{name} has an impossible shape ({error})") from None
 
 
-# ---- Pickle instructions ----
+# ---- The state dict in a file ----
 
 
-def _rebuild_tensor(storage, offset, shape, strides, *_) -> _Tensor:
-    """Stands for `torch._utils._rebuild_tensor` and `_v2`; further arguments concern gradients."""
-    if not isinstance(storage, _Storage):
-        raise _Damaged("a tensor has no storage")
-    numbers = (offset, *shape, *strides)
-    if not all(type(number) is int and number >= 0 for number in numbers) or len(shape) != len(strides):
-        raise _Damaged(f"a tensor has the impossible shape {shape}, strides {strides} or offset {offset}")
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+def _find_state_dict(root: Any) -> Mapping[str, _Tensor]:
+    """Returns the state dict of a file: the object itself, or one that a training script stored in it."""
+    for _ in range(_LEVELS):
+        if type(root) is Opaque:
+            raise _Refused(root.name)
+        if type(root) is not dict or not root:
+            raise _Damaged("it does not contain a state dict")
+        key = None if _has_tensors(root) else _find_nested(root)
+        if key is None:
+            break
+        root = root[key]
+    if opaque := next((value for value in root.values() if type(value) is Opaque), None):
+        raise _Refused(opaque.name)
+    for name, value in root.items():
+        if type(name) is not str or type(value) is not _Tensor:
+            raise _Damaged(f"entry {abridge(name) if type(name) is str else name} is not a tensor")
+    return root
 
 
-def _rebuild_parameter(tensor, *_) -> _Tensor:
-    """Stands for `torch._utils._rebuild_parameter`; further arguments concern gradients."""
-    return tensor
+def _find_nested(root: Mapping[Any, Any]) -> Any:
+    """Returns the key of the state dict in the dictionary of a training script; None if it has none."""
+    dictionaries = {id(value): key for key, value in root.items() if type(value) is dict}  # each once
+    found = [key for key in dictionaries.values() if _has_tensors(root[key])]
+    known = [key for key in _NESTED if type(root.get(key)) is dict and (key in found or not found)]
+    if not known and len(found) > 1:
+        names = ", ".join(abridge(str(key)) for key in found[:5])
+        raise _Damaged(f"it has {len(found)} state dicts ({names}); save one of them")
+    return next(iter(known or found), None)
 
 
-# Names that a file may use. Values are only looked up and compared, or called if they are in `_CALLABLE`.
-_GLOBALS: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): dict,
-    ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    **{("torch", name): np.dtype(dtype) for name, dtype in _STORAGE_DTYPES.items()},
-}
-_CALLABLE: tuple[Callable, ...] = (dict, tuple, _rebuild_tensor, _rebuild_parameter)
+def _has_tensors(values: Mapping[Any, Any]) -> bool:
+    return any(type(value) is _Tensor for value in values.values())
 
-_LITERALS = (
-    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
-    "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING",
-)  # fmt: skip
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-_MARK = object()
+
+def _without_wrapper(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Removes first components that all names share, unless they number the layers of a `Sequential`."""
+    arrays = {name: array for name, array in arrays.items() if name not in _NOT_WEIGHTS or len(arrays) == 1}
+    while True:
+        parts = [name.partition(".") for name in arrays]
+        first = {head for head, _, _ in parts}
+        if len(first) != 1 or not all(rest for _, _, rest in parts) or first.pop().isdigit():
+            return arrays
+        arrays = dict(zip((rest for _, _, rest in parts), arrays.values(), strict=True))
+
+
+def _as_float32(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array.astype(np.float32) if array.dtype == jnp.bfloat16 else array for name, array in arrays.items()}
+
+
+# ---- What PyTorch's pickles name ----
 
 
 def _run(stream: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
-    """Interprets the pickle at the position of a stream, and leaves the stream after it.
+    """Interprets a pickle of PyTorch; `storages` receives its storages by key."""
 
-    Args:
-      stream: the file.
-      storages: receives the storages of the pickle, by key.
+    def load_storage(identity: tuple) -> _Storage:
+        kind, dtype, key, _, size, *view = identity  # with a device; `view` is None since PyTorch 0.4
+        known = kind == "storage" and isinstance(dtype, np.dtype) and type(key) is str and _is_size(size)
+        if not known or view not in ([], [None]):
+            raise BadPickle("it has an unknown kind of storage")
+        storage = _Storage(dtype, key, size)
+        if storages is not None:
+            storages[key] = storage
+        return storage
 
-    Raises:
-      _Refused: a function or an instruction that containers and tensors do not need.
-      _Damaged: invalid instructions.
-    """
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pickletools warns about escape sequences in damaged names
-            for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name == "STOP":
-                    return stack.pop()
-                _step(opcode.name, argument, stack, memo, {} if storages is None else storages)
-    except (ValueError, TypeError, IndexError, KeyError, StopIteration) as error:
-        raise _Damaged(f"its pickle is invalid ({error})") from None
-    raise _Damaged("its pickle has no end")
+    return pickle_machine.run(stream, _NAMES, load_storage)
 
 
-def _step(name: str, argument: Any, stack: list[Any], memo: dict[int, Any], storages: dict[str, _Storage]) -> None:
-    """Executes one instruction of the pickle machine, see the docstrings of `pickletools`."""
-    if name in _LITERALS:
-        stack.append(argument)
-    elif name in _CONSTANTS:
-        stack.append(_CONSTANTS[name])
-    elif name in _EMPTY:
-        stack.append(_EMPTY[name]())
-    elif name in _TUPLES:
-        items = stack[-_TUPLES[name] :]
-        del stack[-_TUPLES[name] :]
-        stack.append(tuple(items))
-    elif name in ("BINPUT", "LONG_BINPUT"):
-        memo[argument] = stack[-1]
-    elif name == "MEMOIZE":
-        memo[len(memo)] = stack[-1]
-    elif name in ("BINGET", "LONG_BINGET"):
-        stack.append(memo[argument])
-    elif name == "MARK":
-        stack.append(_MARK)
-    elif name == "TUPLE":
-        stack.append(tuple(_pop_to_mark(stack)))
-    elif name in ("APPEND", "APPENDS"):
-        items = _pop_to_mark(stack) if name == "APPENDS" else [stack.pop()]
-        _expect(stack[-1], list).extend(items)
-    elif name in ("SETITEM", "SETITEMS"):
-        items = _pop_to_mark(stack) if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
-        _expect(stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
-    elif name == "GLOBAL":
-        stack.append(_lookup(*argument.split(" ", 1)))
-    elif name == "STACK_GLOBAL":
-        function = stack.pop()
-        stack.append(_lookup(stack.pop(), function))
-    elif name == "REDUCE":
-        arguments = _expect(stack.pop(), tuple)
-        function = stack.pop()
-        if not any(function is known for known in _CALLABLE):
-            raise _Refused(f"a call of a {type(function).__name__}")
-        stack.append(function(*arguments))
-    elif name == "BUILD":
-        stack.pop()  # attributes: a state dict has `_metadata` with the versions of its modules
-        _expect(stack[-1], dict)
-    elif name == "BINPERSID":
-        storage = _storage(*stack.pop())
-        storages[storage.key] = storage
-        stack.append(storage)
-    elif name not in ("PROTO", "FRAME"):
-        raise _Refused(f"the pickle instruction {name}")
+def _is_size(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 1 << 63
 
 
-def _lookup(module: Any, name: Any) -> Any:
-    if (module, name) not in _GLOBALS:
-        raise _Refused(repr(f"{module}.{name}"))
-    return _GLOBALS[module, name]
+def _is_shape(value: Any) -> bool:
+    return type(value) in (list, tuple) and len(value) <= budget.DIMENSIONS
 
 
-def _storage(kind, dtype, key, device, size, view=None) -> _Storage:
-    """Returns the storage of a tensor's persistent id; `view` is None since PyTorch 0.4."""
-    known = kind == "storage" and isinstance(dtype, np.dtype) and isinstance(key, str) and type(size) is int
-    if not known or view is not None:
-        raise _Damaged("it has an unknown kind of storage")
-    return _Storage(dtype, key, size)
+def _rebuild_tensor(*arguments: Any) -> _Tensor:
+    """Stands for `torch._utils._rebuild_tensor` and `_v2`; arguments after the strides concern gradients."""
+    storage, offset, shape, strides, *_ = arguments
+    if type(storage) is not _Storage:
+        raise BadPickle("a tensor has no storage")
+    if not (_is_shape(shape) and _is_shape(strides)):
+        raise BadPickle(f"a tensor has the impossible shape of something else than at most {budget.DIMENSIONS} numbers")
+    if not all(map(_is_size, (offset, *shape, *strides))) or len(shape) != len(strides):
+        raise BadPickle("a tensor has the impossible shape, strides or offset")
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _pop_to_mark(stack: list[Any]) -> list[Any]:
-    start = next(i for i in reversed(range(len(stack))) if stack[i] is _MARK)
-    items = stack[start + 1 :]
-    del stack[start:]
-    return items
+def _rebuild_parameter(*arguments: Any) -> Any:
+    """Stands for `torch._utils._rebuild_parameter`; arguments after the tensor concern gradients."""
+    return arguments[0]
 
 
-def _expect(value: Any, kind: type) -> Any:
-    if type(value) is not kind:
-        raise TypeError(f"{type(value).__name__} instead of a {kind.__name__}")
-    return value
+def _ordered_dict(*arguments: Any) -> dict:
+    """Stands for `collections.OrderedDict`. Python 2 passed a list of pairs; later versions fill it afterwards."""
+    if not arguments:
+        return {}
+    (pairs,) = arguments
+    if type(pairs) is not list:
+        raise BadPickle("a dictionary is not made of a list of pairs")
+    result = pickle_machine.pairs_to_dict(pairs)
+    pairs.clear()  # a file could have the same list copied again and again
+    return result
+
+
+def _size(*arguments: Any) -> tuple:
+    """Stands for `torch.Size`."""
+    (shape,) = arguments
+    if not _is_shape(shape):
+        raise BadPickle("a tensor has an impossible shape")
+    return tuple(shape)
+
+
+_NAMES: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): StandIn(_ordered_dict),
+    ("torch", "Size"): StandIn(_size),
+    ("torch._utils", "_rebuild_tensor"): StandIn(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): StandIn(_rebuild_tensor),
+    ("torch._utils", "_rebuild_parameter"): StandIn(_rebuild_parameter),
+    **{("torch", name): np.dtype(dtype) for name, dtype in _STORAGE_DTYPES.items()},
+}

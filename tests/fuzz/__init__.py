@@ -1,0 +1,1 @@
+"""Fuzzing of every reader of files: `python -m tests.fuzz --inputs 10000` prints what happened."""
