@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from deeplab_jax.data.image_files import IMAGE_FORMATS
 from deeplab_jax.demo import networks as networks_lib
 from deeplab_jax.demo import uploads
-from deeplab_jax.data.image_files import IMAGE_FORMATS
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import SYNTHETIC
 
