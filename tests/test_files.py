@@ -52,8 +52,8 @@ def test_json_for_a_folder_that_is_not_there_is_one_line(tmp_path):
         (b"{", "is damaged: not valid JSON"),
         (b"[1]", "is damaged: it is not a JSON object"),
         (b"\xff\xfe{\x00}\x00", "is damaged: byte 0 is not UTF-8"),
-        (b'{"a": ' * 100_000, "is damaged: its JSON is nested too deeply"),
-        (b'{"a": ' + b"[" * 100_000, "is damaged: its JSON is nested too deeply"),
+        (b'{"a": ' * 100_000, "is damaged: its JSON is nested more than 64 levels deep"),
+        (b'{"a": ' + b"[" * 100_000, "is damaged: its JSON is nested more than 64 levels deep"),
         (b'{"a": NaN}', "is damaged: not valid JSON .NaN is not a JSON number"),
         (b'{"a": -Infinity}', "is damaged: not valid JSON .-Infinity is not a JSON number"),
         (b'{"a": 1, "b": {"c": 1, "c": 2}}', "is damaged: not valid JSON .the name 'c' appears twice"),
@@ -72,7 +72,7 @@ def test_json_of_any_size_is_not_read_into_memory(tmp_path):
     path = tmp_path / "config.json"
     with path.open("wb") as file:
         file.truncate(1 << 40)  # a hole, which takes no space
-    with pytest.raises(UserError, match=f"^{path} is larger than 64 MiB, the limit for JSON files$"):
+    with pytest.raises(UserError, match=f"^{path} is larger than 8 MiB, the limit for JSON files$"):
         read_json(path)
 
 
