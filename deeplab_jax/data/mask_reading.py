@@ -4,6 +4,7 @@
   RGB masks that are gray everywhere are treated in the same way.
 - Palette masks are read by color if all their colors are in the class list, and else by index.
 - Transparent pixels were not painted. They have the first class if no other pixel has it, and are ignored otherwise.
+  A transparent palette index, or gray value, keeps the class of its id or of its color.
 
 Data that fits two readings with different results is rejected, and so are masks that use 255, the ignore label, where
 they seem to mean a class.
@@ -55,8 +56,10 @@ class MaskReading:
         """
         mask = masks.load_mask(path)
         by_ids = self.ways[mask.kind] == "ids"
-        hidden = None if mask.hidden_by_value and by_ids else mask.hidden
         values = mask.values if by_ids else mask.codes()
+        hidden = mask.hidden
+        if hidden is not None and mask.hidden_by_value:  # only colors without a class are lost
+            hidden = None if by_ids else hidden & ~np.isin(values, list(self.color_ids))
         if by_ids and mask.kind == "RGB":
             values = values & 255
         if hidden is not None:  # any valid value; it is replaced below
@@ -75,6 +78,7 @@ class Survey:
     Attributes:
       values: for each kind, every visible value and the first file that contains it.
       colors: the color codes of each palette index, with the first file that has it.
+      hidden_colors: the color codes of transparent palette indices.
       has_hidden: whether a mask has transparent pixels apart from those of a gray value or palette index.
       has_visible: whether any pixel of any mask can be seen.
       only_255: the masks that contain 0 and 255 and nothing else.
@@ -85,6 +89,7 @@ class Survey:
         """Reads all masks; those that cannot be read are skipped, they raise when their example is read."""
         self.values: dict[masks.Kind, dict[int, pathlib.Path]] = {"gray": {}, "palette": {}, "RGB": {}}
         self.colors: dict[int, dict[int, pathlib.Path]] = {}
+        self.hidden_colors: set[int] = set()
         self.has_hidden = self.has_visible = self.with_255 = False
         self.only_255: list[pathlib.Path] = []
         for path in progress.track(list(paths), "read masks"):
@@ -105,6 +110,7 @@ class Survey:
             values.setdefault(value, mask.path)
         if mask.palette is not None:
             hidden = set() if mask.hidden is None else set(_distinct(mask.values[mask.hidden]))
+            self.hidden_colors.update(int(mask.palette[index]) for index in hidden)
             for index in set(found) - hidden:
                 self.colors.setdefault(index, {}).setdefault(int(mask.palette[index]), mask.path)
         elif mask.kind == "RGB":
@@ -139,7 +145,7 @@ def decide(survey: Survey, classes: ClassList) -> MaskReading:
         ways["RGB"] = "colors"
     ways["palette"] = _palette_way(survey, classes, color_ids, notes)
     hidden_label = 0
-    if survey.has_hidden:
+    if survey.has_hidden or (ways["palette"] == "colors" and not survey.hidden_colors <= set(color_ids)):
         hidden_label = IGNORE_LABEL if _uses_first_class(survey, ways, color_ids) else 0
         meaning = "ignored pixels" if hidden_label else f"{classes.label_set.class_names[0]}, the first class"
         notes.append(f"transparent pixels of masks are read as {meaning}")
@@ -260,7 +266,7 @@ def _palette_way(survey: Survey, classes: ClassList, color_ids: dict[int, int], 
         _check_first_id("palette", survey.values["palette"], classes.label_set.class_names)
         return "ids"
     if used and all(code in color_ids for _, code, _ in used):
-        return "colors"
+        return _ignored_index_way(used, color_ids, notes)
     for index, code, path in used:
         if color_ids.get(code, index) != index:
             name = classes.label_set.class_names[color_ids[code]] if color_ids[code] != IGNORE_LABEL else IGNORE_NAME
@@ -269,9 +275,28 @@ def _palette_way(survey: Survey, classes: ClassList, color_ids: dict[int, int], 
                 f"{masks.code_color(code)}, but other colors of it are not listed; list the colors of all its indices "
                 f"(`{IGNORE_NAME} r g b` for ignored pixels), or save class ids as gray PNGs"
             )
-    if not all(_is_gray(code) for _, code, _ in used):
+    if not all(_is_gray(code) or code in color_ids or code == masks.NO_COLOR for _, code, _ in used):
         notes.append("palette masks are read by index, because their colors are not those of classes.txt")
     return "ids"
+
+
+def _ignored_index_way(used: list[tuple[int, int, pathlib.Path]], color_ids: dict[int, int], notes: list[str]) -> Way:
+    """How palette masks are read whose colors all are in the class list.
+
+    They are colors, except where index 255 has the color of another index: many tools fill the end of a palette with
+    black, and 255 still is the ignore label.
+    """
+    others = {code for index, code, _ in used if index != IGNORE_LABEL}
+    filled = next((path for index, code, path in used if index == IGNORE_LABEL and code in others), None)
+    if filled is None:
+        return "colors"
+    if all(color_ids[code] == index for index, code, _ in used if index != IGNORE_LABEL):
+        notes.append(f"index {IGNORE_LABEL} of palette masks is read as ignored pixels, whatever its color")
+        return "ids"
+    raise UserError(
+        f"mask {filled} is a palette image whose index {IGNORE_LABEL} has the color of another index; give ignored "
+        f"pixels a color of their own and list it in classes.txt (`{IGNORE_NAME} r g b`)"
+    )
 
 
 def _check_one_palette(colors: dict[int, dict[int, pathlib.Path]]) -> None:
@@ -280,7 +305,8 @@ def _check_one_palette(colors: dict[int, dict[int, pathlib.Path]]) -> None:
     for index, codes in colors.items():
         for code, path in codes.items():
             other, other_path = first.setdefault(code, (index, path))
-            if other != index and other_path != path and len(codes) > 1:
+            differ = len(codes) > 1 or len(colors[other]) > 1  # else one palette has the color twice
+            if other != index and other_path != path and differ and code != masks.NO_COLOR:
                 raise UserError(
                     f"color {masks.code_color(code)} is index {other} in mask {other_path}, but {index} in {path}, so "
                     "their indices are not class ids; list the colors in classes.txt as `name r g b`"
@@ -296,7 +322,9 @@ def _uses_first_class(survey: Survey, ways: dict[masks.Kind, Way], color_ids: di
             values = {value * 0x010101 for value in values}
         if (0 in values) if ways[kind] == "ids" else (codes & set(values)):
             return True
-    return 0 in survey.colors if ways["palette"] == "ids" else any(codes & set(of) for of in survey.colors.values())
+    if ways["palette"] == "ids":
+        return 0 in survey.values["palette"]
+    return bool(codes & survey.hidden_colors) or any(codes & set(of) for of in survey.colors.values())
 
 
 def _distinct(values: np.ndarray) -> list[int]:

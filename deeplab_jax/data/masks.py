@@ -15,6 +15,8 @@ from deeplab_jax.labels import IGNORE_COLOR, IGNORE_LABEL, LabelSet
 
 Kind = Literal["gray", "palette", "RGB"]
 
+NO_COLOR = -1  # the color code of values that do not have a color
+
 _GRAY_CODE = 0x010101  # times a gray value: the code of its color
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
@@ -29,7 +31,7 @@ class StoredMask:
       path: the file.
       kind: gray, palette or RGB. Gray values of fewer than 8 bits are indices of a palette: value 1 of 1 bit is white.
       values: gray values, palette indices, or color codes (`0xrrggbb`).
-      palette: color code of each palette index; None for other kinds.
+      palette: color code of each palette index, `NO_COLOR` after the end of a short palette; None for other kinds.
       hidden: pixels that are fully transparent; None if there are none.
       hidden_by_value: transparency belongs to a gray value or a palette index, so an id is not lost where it is hidden.
     """
@@ -44,7 +46,7 @@ class StoredMask:
     def codes(self) -> Integer[np.ndarray, "height width"]:
         """The color code of each pixel."""
         if self.kind == "gray":
-            return np.where(self.values > 255, -1, self.values) * _GRAY_CODE
+            return np.where(self.values > 255, NO_COLOR, self.values.astype(np.int64) * _GRAY_CODE)
         return self.values if self.palette is None else self.palette[self.values]
 
 
@@ -98,7 +100,7 @@ def load_mask(path: pathlib.Path) -> StoredMask:
     if mode == "LA":
         pixels = np.asarray(image)
         hidden = _hidden(pixels[..., 0], pixels[..., 1], path)
-        return StoredMask(path, "gray", pixels[..., 0].astype(np.int64), hidden=_if_any(hidden))
+        return StoredMask(path, "gray", pixels[..., 0], hidden=_if_any(hidden))
     if mode not in ("L", "1", "F") and not mode.startswith("I"):
         raise UserError(f"mask {path} has mode {mode}; save it as a gray or palette PNG of class ids")
     pixels = np.asarray(image)
@@ -107,7 +109,8 @@ def load_mask(path: pathlib.Path) -> StoredMask:
     if pixels.dtype.kind == "f" and not (np.isfinite(pixels).all() and np.equal(pixels, np.round(pixels)).all()):
         raise UserError(f"mask {path} contains fractions; save it as a gray or palette PNG of class ids")
     hidden = pixels == transparency if isinstance(transparency, int) else None
-    return StoredMask(path, "gray", pixels.astype(np.int64), hidden=_if_any(hidden), hidden_by_value=True)
+    values = pixels if pixels.dtype == np.uint8 else pixels.astype(np.int64)
+    return StoredMask(path, "gray", values, hidden=_if_any(hidden), hidden_by_value=True)
 
 
 def read_mask(path: pathlib.Path, label_set: LabelSet, *, by_color: bool = False) -> UInt8[np.ndarray, "height width"]:
@@ -126,7 +129,9 @@ def read_mask(path: pathlib.Path, label_set: LabelSet, *, by_color: bool = False
       UserError: the file is missing or truncated, or contains a color or an id that is not assigned to any class.
     """
     mask = load_mask(path)
-    is_gray = mask.kind == "gray" or (mask.palette is not None and not (mask.palette % _GRAY_CODE).any())
+    is_gray = mask.kind == "gray"
+    if mask.palette is not None:
+        is_gray = not (mask.palette[mask.palette != NO_COLOR] % _GRAY_CODE).any()
     if mask.kind == "RGB" or (by_color and is_gray):
         return look_up_colors(mask.codes(), color_ids(label_set), path)
     check_label(mask.values, label_set, str(path))
@@ -164,7 +169,10 @@ def look_up_colors(
     position = np.minimum(np.searchsorted(known, codes), len(known) - 1)
     match = known[position] == codes
     if not match.all():
-        color = code_color(int(codes[~match][0]))
+        code = int(codes[~match][0])
+        if code == NO_COLOR:
+            raise UserError(f"mask {path} contains values that do not have a color; save class ids as a gray PNG")
+        color = code_color(code)
         raise UserError(
             f"mask {path} contains color {color}, which is not assigned to any class; add it to classes.txt as "
             "`name r g b`"
@@ -210,18 +218,18 @@ def _few_bits_mask(pixels: np.ndarray, path: pathlib.Path, bits: int, inverted: 
 
 
 def _palette_mask(image: Image.Image, path: pathlib.Path) -> StoredMask:
-    colors = np.zeros((256, 3), np.int64)
-    stored = np.array(image.getpalette("RGB"), np.int64).reshape(-1, 3)
-    colors[: len(stored)] = stored
+    stored = np.array(image.getpalette("RGB"), np.int64).reshape(-1, 3)[:256]
+    codes = np.full(256, NO_COLOR)
+    codes[: len(stored)] = stored @ np.array([1 << 16, 1 << 8, 1])
     transparency = image.info.get("transparency")
     alphas = np.full(256, 255, np.uint8)
     if isinstance(transparency, bytes):
         alphas[: len(transparency)] = np.frombuffer(transparency[:256], np.uint8)
     elif isinstance(transparency, int):
         alphas[transparency] = 0
-    indices = np.asarray(image).astype(np.int64)
-    codes = colors @ np.array([1 << 16, 1 << 8, 1])
-    return StoredMask(path, "palette", indices, codes, _if_any(alphas[indices] == 0), hidden_by_value=True)
+    indices = np.asarray(image)
+    hidden = alphas[indices] == 0 if alphas.min() == 0 else None
+    return StoredMask(path, "palette", indices, codes, _if_any(hidden), hidden_by_value=True)
 
 
 def _hidden(colors: np.ndarray, opacity: np.ndarray, path: pathlib.Path) -> Bool[np.ndarray, "height width"]:

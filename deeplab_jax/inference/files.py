@@ -186,7 +186,7 @@ def find_images(
 
     Args:
       inputs: images and folders of images.
-      output: a folder to leave out, because it contains results of earlier predictions.
+      output: a folder to leave out where it is inside an input, because it contains results of earlier predictions.
 
     Returns:
       The images in the order of the inputs, in folders sorted. The values are their paths relative to the folder in
@@ -217,10 +217,12 @@ def _find_in_folder(folder: pathlib.Path, output: pathlib.Path | None) -> list[p
                 f"--output {output} is also an input, so results would be predicted next time; choose another --output"
             )
         results = output.resolve()
-        images, left_out = (
-            [path for path in paths if not path.parent.resolve().is_relative_to(results)]
-            for paths in (images, left_out)
-        )
+        # An output folder that contains the input is not left out: all images would be.
+        inside = set()
+        if not folder.resolve().is_relative_to(results):
+            parents = {path.parent for path in (*images, *left_out)}
+            inside = {parent for parent in parents if parent.resolve().is_relative_to(results)}
+        images, left_out = ([path for path in paths if path.parent not in inside] for paths in (images, left_out))
     others = f": {data.describe_left_out(left_out)}" if left_out else ""
     if not images:
         raise UserError(f"folder {folder} contains no images ({', '.join(data.IMAGE_SUFFIXES)}){others}")

@@ -100,6 +100,14 @@ def test_a_pair_names_a_mask_of_another_name(root):
     assert masks(read_raw(root)) == {"p0": "corrected.png", "p1": "p2.png"}
 
 
+def test_lists_may_give_an_image_different_masks(root):
+    (root / "train.txt").write_text("p0 p1\n")
+    (root / "val.txt").write_text("p0 p2\np3\n")
+    splits = read_raw(root).splits
+    named = {split: [example.read_label.args[0].name for example in examples] for split, examples in splits.items()}
+    assert named == {"train": ["p1.png"], "val": ["p2.png", "p3.png"]}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -135,11 +143,13 @@ def test_other_text_files_are_not_lists(root):
     (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\nleaf:48,112,32::\n")
     (root / "README.txt").write_text("Leaves of 2024.\n\np0 is blurred.\n")
     (root / "train_log.txt").write_text("epoch 1\nepoch 2\n" + "p0 " * 5000)
+    (root / "license.txt").write_bytes("© 2024 Jürgen".encode("latin-1"))
     (root / "five.txt").write_text("p0\np1\n")
     raw = read_raw(root)
     assert ids(raw) == {"five": ["p0", "p1"]}
     assert [note for note in raw.notes if "README.txt is not read as a list of a split" in note]
     assert [note for note in raw.notes if "labelmap.txt" in note]
+    assert [note for note in raw.notes if "license.txt" in note]
     assert "2 images in no list: p2.png, p3.png" in raw.notes
 
 

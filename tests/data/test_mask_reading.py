@@ -238,6 +238,39 @@ def test_palettes_that_differ_are_refused_without_colors(refused):
     )
 
 
+def shortened(label, size):
+    """A palette image with the colors of the first `size` indices alone."""
+    image = Image.fromarray(label)
+    image.putpalette(TABLE[:size].tobytes())
+    return image
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_palettes_of_the_colors_that_each_mask_contains_are_refused(refused, swap):
+    palette = TABLE.copy()
+    palette[1] = TABLE[2]  # the file has two colors, of which the second is that of stem
+    pair = [indexed(STEM), indexed((STEM == 2).astype(np.uint8), palette)]
+    refused("is index [12] in mask .*, but [12] in .*, so their indices", NAMES, *(pair[::-1] if swap else pair))
+
+
+BORDER = np.where(np.arange(8) == 7, np.uint8(255), STEM)
+
+
+@pytest.mark.parametrize("size", [200, 256])
+def test_index_255_without_a_color_of_its_own_is_ignored(labels_of, size):
+    table = TABLE.copy()
+    table[255] = 0
+    mask = indexed(BORDER, table) if size == 256 else shortened(BORDER, size)
+    np.testing.assert_array_equal(labels_of(COLORS, mask, mask), [BORDER, BORDER])
+
+
+def test_index_255_without_a_color_of_its_own_is_refused_where_others_are_colors(refused):
+    palette = np.zeros((256, 3), np.uint8)
+    palette[ORDER] = TABLE[:3]
+    label = np.where(BORDER == 255, 255, ORDER[BORDER % 255]).astype(np.uint8)
+    refused("index 255 has the color of another index; give ignored", COLORS, indexed(label, palette))
+
+
 def test_a_palette_of_other_colors_is_read_by_index(labels_of, tmp_path):
     palette = np.full((256, 3), 9, np.uint8)
     palette[1], palette[2] = (200, 1, 1), (1, 1, 200)
@@ -251,6 +284,23 @@ def test_a_transparent_palette_entry_keeps_its_id(labels_of, tmp_path):
     root = make(tmp_path / "written", NAMES, indexed(STEM))
     indexed(STEM).save(root / "masks" / "p0.png", transparency=0)
     np.testing.assert_array_equal(labels_of(NAMES, Image.open(root / "masks" / "p0.png")), [STEM])
+
+
+def saved_with_transparent_index(path, mask):
+    mask.save(path, transparency=0)
+    return Image.open(path)
+
+
+def test_a_transparent_palette_entry_keeps_its_color(labels_of, tmp_path):
+    mask = saved_with_transparent_index(tmp_path / "mask.png", indexed(STEM))
+    classes = "leaf 48 112 32\nstem 176 112 32\nbackground 0 0 0\n"
+    np.testing.assert_array_equal(labels_of(classes, mask), [np.array([2, 0, 1])[STEM]])
+
+
+def test_a_transparent_palette_entry_without_a_class_is_ignored(labels_of, tmp_path):
+    mask = saved_with_transparent_index(tmp_path / "mask.png", indexed(STEM))
+    np.testing.assert_array_equal(labels_of(COLORS.partition("\n")[2], mask), [np.array([255, 0, 1])[STEM]])
+    assert check("folder", source=tmp_path / "own").notes == ("transparent pixels of masks are read as ignored pixels",)
 
 
 # Alpha

@@ -101,6 +101,12 @@ def test_the_output_folder_is_not_an_input(tmp_path):
         files.result_paths([tmp_path / "masks"], tmp_path / "masks" / "monday" / "..")
 
 
+def test_results_may_go_to_a_folder_that_contains_the_input(tmp_path):
+    draw(tmp_path, "holiday/a.png", "holiday/sub/b.png")
+    paths = files.result_paths([tmp_path / "holiday"], tmp_path)
+    assert [pair[0] for pair in paths.values()] == [tmp_path / "a_mask.png", tmp_path / "sub" / "b_mask.png"]
+
+
 def test_an_input_is_never_replaced(tmp_path):
     draw(tmp_path, "a.png", "a_mask.png")
     inputs = [tmp_path / "a.png", tmp_path / "a_mask.png"]

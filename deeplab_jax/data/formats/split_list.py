@@ -33,12 +33,20 @@ def read_list(path: pathlib.Path, images: Index, masks: Index) -> list[Entry] | 
     separated by white space or a comma. Lines that begin with `#` are comments.
 
     Returns:
-      The lines; None if the file is not a list: it is not named like a split, and few of its lines name an image.
+      The lines; None if the file is not a list: it is not named like a split, and few of its lines name an image, or
+      it cannot be read.
 
     Raises:
-      UserError: a line names no image, or a mask that does not exist.
+      UserError: a line names no image, or a mask that does not exist; or a file named like a split cannot be read.
     """
-    numbered = [(number, line.strip()) for number, line in enumerate(read_lines(path), 1)]
+    is_named_like_split = _SPLIT_NAME.fullmatch(path.stem) is not None
+    try:
+        lines = read_lines(path)
+    except UserError:
+        if is_named_like_split:
+            raise
+        return None
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1)]
     entries, unknown = [], []
     for number, line in numbered:
         entry = _parse(line, images, masks) if line else None
@@ -46,7 +54,7 @@ def read_list(path: pathlib.Path, images: Index, masks: Index) -> list[Entry] | 
             entries.append(entry)
         elif line and not line.startswith("#"):
             unknown.append((number, line))
-    if len(entries) <= len(unknown) and not _SPLIT_NAME.fullmatch(path.stem):
+    if len(entries) <= len(unknown) and not is_named_like_split:
         return None
     if unknown:
         number, line = unknown[0]

@@ -53,13 +53,17 @@ def read_raw(root: pathlib.Path, *, val_fraction: float = 0.2) -> RawDataset:
     lists, other_files = _read_lists(root, Index(images, "images"), Index(masks, "masks"))
     notes += [f"{path.name} is not read as a list of a split: its lines do not name images" for path in other_files]
     splits = lists or _split_by_folder(root, images) or _split_by_hash(root, images, val_fraction)
-    used = {name: masks[mask] for name, mask in mask_names.items()}
+    # The mask of a line of a list, or of the same name. Lists can give an image different masks.
+    splits = {
+        split: [Entry(entry.image, entry.mask or mask_names.get(entry.image)) for entry in listed]
+        for split, listed in splits.items()
+    }
     entries = [entry for split in splits.values() for entry in split]
-    used |= {entry.image: masks[entry.mask] for entry in entries if entry.mask}
-    notes += _describe_unused(images, masks, entries, used)
-    reading = decide(Survey({used[entry.image]: None for entry in entries if entry.image in used}), classes)
+    used = {entry.mask: masks[entry.mask] for entry in entries if entry.mask}
+    notes += _describe_unused(images, masks, entries, {*used, *mask_names.values()})
+    reading = decide(Survey(used.values()), classes)
     examples = {
-        split: [_example(entry, images, used.get(entry.image), mask_names, reading) for entry in listed]
+        split: [_example(entry, images, masks, mask_names, reading) for entry in listed]
         for split, listed in splits.items()
     }
     return RawDataset(label_set=classes.label_set, splits=examples, notes=(*notes, *reading.notes))
@@ -118,14 +122,13 @@ def _describe_unused(
     images: dict[str, pathlib.Path],
     masks: dict[str, pathlib.Path],
     entries: Iterable[Entry],
-    used: dict[str, pathlib.Path],
+    used: set[str],
 ) -> list[str]:
-    """Images that are in no split, and masks that belong to no image."""
-    taken = {path for name, path in used.items() if name in images}
+    """Images that are in no split, and masks that belong to no image; `used` are the names of those that do."""
     listed = {entry.image for entry in entries}
     notes = []
     for kind, unused in (
-        ("masks without an image", [path for path in masks.values() if path not in taken]),
+        ("masks without an image", [path for name, path in masks.items() if name not in used]),
         ("images in no list", [path for name, path in images.items() if name not in listed]),
     ):
         if unused:
@@ -176,13 +179,13 @@ def _split_by_hash(root: pathlib.Path, images: Iterable[str], val_fraction: floa
 def _example(
     entry: Entry,
     images: dict[str, pathlib.Path],
-    mask: pathlib.Path | None,
+    masks: dict[str, pathlib.Path],
     mask_names: dict[str, str],
     reading: MaskReading,
 ) -> RawExample:
     image = images[entry.image]
-    if mask is not None:
-        return RawExample(id=entry.image, image=image, read_label=functools.partial(reading.read, mask))
+    if entry.mask is not None:
+        return RawExample(id=entry.image, image=image, read_label=functools.partial(reading.read, masks[entry.mask]))
     other, other_mask = next(iter(mask_names.items()), ("", ""))
     expected = other_mask.replace(other, entry.image) if other and other in other_mask else entry.image
     return RawExample(id=entry.image, image=image, read_label=functools.partial(_raise_no_mask, image, expected))
