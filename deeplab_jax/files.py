@@ -173,10 +173,14 @@ def find_damage(folder: pathlib.Path) -> str | None:
         return f"its {DIGESTS_FILE} names no files"
     for name, digest in digests.items():
         try:
+            # The folder may come from a stranger: reading a device or a pipe would never end.
+            if pathlib.PurePath(name).is_absolute() or ".." in pathlib.PurePath(name).parts:
+                return f"its {DIGESTS_FILE} names the file {name!r}, which is outside the folder"
+            budget.file_size(folder / name)
             if file_digest(folder / name) != digest:
                 return f"its file {name} has changed since it was written"
         except OSError as error:
-            return f"its file {name} cannot be read: {error.strerror}"
+            return f"its file {name} cannot be read: {error.strerror or error}"
         except ValueError as error:  # a name that no file can have
             return f"its {DIGESTS_FILE} names the file {name!r}: {error}"
     return None

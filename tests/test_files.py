@@ -4,11 +4,12 @@ import errno
 import json
 import os
 import pathlib
+import re
 
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import create_folder, local_path, read_json, write_json
+from deeplab_jax.files import create_folder, find_damage, local_path, read_json, write_json
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
@@ -52,8 +53,8 @@ def test_json_for_a_folder_that_is_not_there_is_one_line(tmp_path):
         (b"{", "is damaged: not valid JSON"),
         (b"[1]", "is damaged: it is not a JSON object"),
         (b"\xff\xfe{\x00}\x00", "is damaged: byte 0 is not UTF-8"),
-        (b'{"a": ' * 100_000, "is damaged: its JSON is nested too deeply"),
-        (b'{"a": ' + b"[" * 100_000, "is damaged: its JSON is nested too deeply"),
+        (b'{"a": ' * 100_000, "is damaged: its JSON is nested more than 64 levels deep"),
+        (b'{"a": ' + b"[" * 100_000, "is damaged: its JSON is nested more than 64 levels deep"),
         (b'{"a": NaN}', "is damaged: not valid JSON .NaN is not a JSON number"),
         (b'{"a": -Infinity}', "is damaged: not valid JSON .-Infinity is not a JSON number"),
         (b'{"a": 1, "b": {"c": 1, "c": 2}}', "is damaged: not valid JSON .the name 'c' appears twice"),
@@ -72,7 +73,7 @@ def test_json_of_any_size_is_not_read_into_memory(tmp_path):
     path = tmp_path / "config.json"
     with path.open("wb") as file:
         file.truncate(1 << 40)  # a hole, which takes no space
-    with pytest.raises(UserError, match=f"^{path} is larger than 64 MiB, the limit for JSON files$"):
+    with pytest.raises(UserError, match=f"^{path} is larger than 8 MiB, the limit for JSON files$"):
         read_json(path)
 
 
@@ -84,6 +85,18 @@ def test_json_that_is_missing_or_a_folder_or_a_pipe_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(UserError, match="pipe.json is not a file$"):
         read_json(tmp_path / "pipe.json")
+
+
+# ---- Digests ----
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../../../../../../../../dev/zero", "pipe", "zero"])
+def test_digests_name_only_files_of_their_folder(tmp_path, name):
+    """Reading one of the others would never end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "digests.json").write_text(json.dumps({name: "0" * 64}))
+    assert re.search("outside the folder$|cannot be read: it is not a regular file$", find_damage(tmp_path))
 
 
 # ---- Paths ----
