@@ -21,6 +21,22 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
 
 
+def test_links_and_pipes_are_not_replaced(tmp_path):
+    """As root, `--json /dev/stdout` replaced the device by a file."""
+    (tmp_path / "file.json").write_text("{}")
+    link, pipe = tmp_path / "link.json", tmp_path / "pipe"
+    link.symlink_to("file.json")
+    write_json(link, {"loss": 1})
+    assert link.is_symlink()
+    assert read_json(tmp_path / "file.json") == {"loss": 1}
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_json(pipe, {"loss": 2})
+    assert json.loads(os.read(reader, 100)) == {"loss": 2}
+    os.close(reader)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.json", "link.json", "pipe"]
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_json_that_cannot_be_written_is_one_line_and_leaves_the_old_file(tmp_path, monkeypatch, number):
     path = tmp_path / "metrics.json"
