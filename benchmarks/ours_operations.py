@@ -35,7 +35,7 @@ def build(operation: operations.Operation, kind: str):
             feature_group_count=operation.channels if operation.kind == "depthwise" else 1,
         )
     if operation.kind == "max-pool":
-        return functools.partial(ops.max_pool, window_shape=window, strides=strides, padding=padding)
+        return functools.partial(chosen.max_pool, window_shape=window, strides=strides, padding=padding)
     if operation.kind == "resize":
         return functools.partial(chosen.resize_bilinear, size=(operation.out_size,) * 2)
     if kind == "xla":

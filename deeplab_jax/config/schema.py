@@ -103,7 +103,7 @@ _MODEL = {
     "input_std": Field(
         (58.395, 57.12, 57.375),
         "standard deviation that centered images are divided by, per channel",
-        range=ranges.ABOVE_ZERO,
+        range=ranges.DIVISOR,
     ),
 }
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from deeplab_jax.data.image_files import IMAGE_FORMATS
 from deeplab_jax.demo import networks as networks_lib
 from deeplab_jax.demo import uploads
 from deeplab_jax.errors import UserError
@@ -184,7 +185,8 @@ def _blocks(
     max_bytes: int,
     examples: Sequence[pathlib.Path],
 ) -> "gradio.Blocks":
-    kinds = f"JPEG, PNG, WebP, BMP or TIFF, up to {max_bytes / 2**20:g} MB and {networks.max_pixels / 1e6:g} megapixels"
+    formats = f"{', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}"
+    kinds = f"{formats}, up to {max_bytes / 2**20:g} MB and {networks.max_pixels / 1e6:g} megapixels"
     with gradio.Blocks(
         title="deeplab_jax", analytics_enabled=False, fill_width=True, delete_cache=_DELETE_AFTER
     ) as blocks:

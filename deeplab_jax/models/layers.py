@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from deeplab_jax.ops import Operations, batch_norm, lax_padding, max_pool
+from deeplab_jax.ops import Operations, batch_norm, lax_padding
 from deeplab_jax.ops.precision import accumulator
 
 KERNEL_INITS = {
@@ -291,7 +291,7 @@ class Layers:
         self, x: Float[Array, "batch height width channels"], *, window: int, stride: int
     ) -> Float[Array, "batch out_h out_w channels"]:
         """Max-pools with the part's padding. Returns ceil(size / stride) pixels per axis."""
-        return max_pool(x, (window, window), (stride, stride), lax_padding(self.padding, (window, window)))
+        return self.ops.max_pool(x, (window, window), (stride, stride), lax_padding(self.padding, (window, window)))
 
     def add(self, shortcut: Float[Array, "..."], residual: Float[Array, "..."]) -> Float[Array, "..."]:
         """Adds the residual branch of a unit to its shortcut."""

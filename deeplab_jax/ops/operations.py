@@ -8,6 +8,7 @@ from jax import lax
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.ops.norm import batch_norm
+from deeplab_jax.ops.pool import max_pool
 from deeplab_jax.ops.resize import resize_bilinear, resize_bilinear_of_split_rows
 
 #: Environment variable that turns the CPU backend off when it is set to `xla`.
@@ -24,6 +25,7 @@ class Operations:
     Attributes:
       name: the name of the set.
       conv_general_dilated: has the signature of `jax.lax.conv_general_dilated`.
+      max_pool: has the signature of `deeplab_jax.ops.max_pool`.
       batch_norm: has the signature of `deeplab_jax.ops.batch_norm`.
       resize_bilinear: has the signature of `deeplab_jax.ops.resize_bilinear`.
       add: adds a residual branch to its shortcut; has the signature of `jax.lax.add`.
@@ -33,6 +35,7 @@ class Operations:
 
     name: str
     conv_general_dilated: Callable = dataclasses.field(repr=False)
+    max_pool: Callable = dataclasses.field(repr=False)
     batch_norm: Callable = dataclasses.field(repr=False)
     resize_bilinear: Callable = dataclasses.field(repr=False)
     add: Callable = dataclasses.field(repr=False)
@@ -42,6 +45,7 @@ class Operations:
 XLA = Operations(
     name="xla",
     conv_general_dilated=lax.conv_general_dilated,
+    max_pool=max_pool,
     batch_norm=batch_norm,
     resize_bilinear=resize_bilinear,
     add=lax.add,

@@ -234,7 +234,7 @@ def test_a_program_that_does_not_fit_is_reported_as_such(monkeypatch, on_cpu_dev
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--topology", "v5e:2x4", "--batch-per-chip", "0"], "--batch-per-chip: '0' is not an integer of at least 1"),
+        (["--topology", "v5e:2x4", "--batch-per-chip", "0"], "--batch-per-chip: '0' is not an integer between 1 and"),
         (["--topology", "v7:2x2"], "unknown topology 'v7:2x2'"),
         ([], "the following arguments are required: --topology"),
     ],

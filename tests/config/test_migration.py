@@ -1,5 +1,6 @@
 """Configs that earlier versions wrote are read as this version's: one of each kind, and every field that changed."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -33,6 +34,14 @@ OVERRIDES = {
     "mesh.data": 1,
 }
 
+PART = {
+    "name": "synthetic",
+    "class_names": list(SYNTHETIC.class_names),
+    "palette": [list(color) for color in SYNTHETIC.palette],
+    "splits": {},
+}
+FINGERPRINTS = {"train": PART, "evaluate": PART}
+
 
 def read(name):
     return json.loads((DATA / name).read_text())
@@ -56,12 +65,13 @@ def test_a_workdir_of_version_1_has_the_config_of_the_command_that_wrote_it(same
 def test_a_run_of_version_1_continues_in_its_workdir(same_config, tmp_path):
     (tmp_path / "config.json").write_text((DATA / "workdir_version1.json").read_text())
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
-    layout.write_config(tmp_path, same_config, SYNTHETIC)
+    (tmp_path / "labels.json").write_text(json.dumps(dataclasses.asdict(SYNTHETIC)))
+    layout.write_config(tmp_path, same_config, SYNTHETIC, FINGERPRINTS)
     assert json.loads((tmp_path / "config.json").read_text())["version"] == VERSION
-    layout.write_config(tmp_path, same_config, SYNTHETIC)
+    layout.write_config(tmp_path, same_config, SYNTHETIC, FINGERPRINTS)
     same_config.optimizer.warmup = "6%"
     with pytest.raises(UserError, match=r"\(optimizer.warmup: '6%' / '5%'\)"):
-        layout.write_config(tmp_path, same_config, SYNTHETIC)
+        layout.write_config(tmp_path, same_config, SYNTHETIC, FINGERPRINTS)
 
 
 @pytest.mark.parametrize("name", ["shipped_lite0_version1.json", "shipped_lite2_version1.json"])
@@ -119,9 +129,10 @@ def test_a_run_with_a_removed_field_can_be_used_but_not_continued(same_config, t
     values["optimizer"]["end_learning_rate"] = 1e-5
     (tmp_path / "config.json").write_text(json.dumps(values))
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    (tmp_path / "labels.json").write_text(json.dumps(dataclasses.asdict(SYNTHETIC)))
     assert differences(layout.read_config(tmp_path), same_config, groups=("model", "data", "optimizer")) == {}
     with pytest.raises(UserError, match="config.json: optimizer.end_learning_rate no longer exists"):
-        layout.write_config(tmp_path, same_config, SYNTHETIC)
+        layout.write_config(tmp_path, same_config, SYNTHETIC, FINGERPRINTS)
 
 
 def test_the_second_moment_of_adam_matters_to_adam_alone():

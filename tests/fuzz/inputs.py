@@ -240,7 +240,7 @@ def _workdir(folder: pathlib.Path) -> list[Target]:
     run = folder / "run"
     run.mkdir()
     config = config_lib.load_config("quickstart", steps=2)
-    layout.write_config(run, config, SYNTHETIC)
+    layout.write_config(run, config, SYNTHETIC, {"train": {}, "evaluate": {}})
     variables = {"params": {"a": {"kernel": np.ones((3, 2), np.float32)}}, "batch_stats": {}}
     with Checkpoints(run) as checkpoints:
         checkpoints.save(1, variables=variables, training={"step": np.asarray(1)})

@@ -186,7 +186,7 @@ def test_make_loss_passes_its_options(name, function):
     ("fields", "message"),
     [
         ({"name": "kears"}, r"loss\.name='kears' does not exist.*keras"),
-        ({"label_smoothing": 1.0}, r"loss\.label_smoothing=1\.0 must be at least 0 and below 1"),
+        ({"label_smoothing": 1.0}, r"loss\.label_smoothing=1\.0 must be a number of at least 0 and below 1"),
         ({"label_smoothing": -0.1}, r"loss\.label_smoothing"),
         ({"class_weights": (1.0, 2.0)}, r"loss\.class_weights has 2 values for 5 classes"),
     ],

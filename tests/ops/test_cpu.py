@@ -21,6 +21,7 @@ from tests.support.operations import (
     conv,
     depthwise_conv,
     few,
+    max_pool,
     random,
     random_cotangent,
     sizes,
@@ -112,6 +113,21 @@ def test_large_3x3_convolutions_make_four_multiplications_for_nine(monkeypatch, 
     assert multiplications(functools.partial(conv, **options), x, kernel) / taps == pytest.approx(share, rel=0.12)
 
 
+@few
+@given(size=sizes, window=st.integers(2, 4), stride=st.integers(1, 4), seed=st.integers(0, 9))
+def test_max_pool_gives_the_gradient_of_equal_values_to_the_first(size, window, stride, seed):
+    x = np.random.default_rng(seed).integers(0, 3, (2, *size, 3)).astype(float)  # ties everywhere
+    assert_equals_xla(functools.partial(max_pool, window=window, stride=stride, padding="same_upper"), x)
+
+
+@few
+@given(size=sizes, stride=st.integers(1, 3), padding=paddings, seed=st.integers(0, 9))
+def test_max_pool_equals_xla(size, stride, padding, seed):
+    assert_equals_xla(
+        functools.partial(max_pool, window=3, stride=stride, padding=padding), random((2, *size, 3), seed)
+    )
+
+
 @pytest.mark.parametrize(("window", "band_values"), [(1, 0), (3, 8000), (3, 10**9)])  # tiles in bands, and in one
 def test_a_chain_of_units_keeps_one_array_per_unit(monkeypatch, window, band_values):
     """The gradient keeps the output of each convolution and computes that of ReLU again."""
@@ -193,6 +209,7 @@ CASES = {
     "depthwise": (depthwise_conv, {}, (8, 8, 6, 5), (3, 3, 1, 5)),
     "strided depthwise": (depthwise_conv, {"stride": 2}, (8, 9, 6, 5), (5, 5, 1, 5)),
     "sparse depthwise": (depthwise_conv, {"rate": 5}, (8, 8, 6, 5), (3, 3, 1, 5)),
+    "max-pool": (max_pool, {"window": 3, "stride": 2}, (8, 8, 6, 5)),
 }
 cases = pytest.mark.parametrize("name", CASES)
 

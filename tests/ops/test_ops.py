@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deeplab_jax import ops
 from deeplab_jax.errors import UserError
-from tests.support.operations import CPU, TOLERANCE, conv, depthwise_conv, few, random, resize, sizes
+from tests.support.operations import CPU, TOLERANCE, conv, depthwise_conv, few, max_pool, random, resize, sizes
 
 pytestmark = pytest.mark.usefixtures("float64")
 paddings = st.sampled_from(ops.PADDINGS)
@@ -95,14 +95,15 @@ def test_max_pool_equals_loops(size, stride, padding):
         for column in range(out_size[1]):
             top, left = row * stride, column * stride
             expected[:, row, column] = padded[:, top : top + 3, left : left + 3].max(axis=(1, 2))
-    output = ops.max_pool(jnp.asarray(x), (3, 3), (stride, stride), ops.lax_padding(padding, (3, 3)))
-    np.testing.assert_array_equal(output, expected)
+    for using in SETS:
+        output = max_pool(jnp.asarray(x), window=3, stride=stride, padding=padding, using=using)
+        np.testing.assert_array_equal(output, expected)
 
 
-def test_max_pool_ignores_padding_if_all_values_are_negative():
+@pytest.mark.parametrize("using", SETS, ids=lambda using: using.name)
+def test_max_pool_ignores_padding_if_all_values_are_negative(using):
     x = jnp.full((1, 5, 5, 1), -3.0)
-    output = ops.max_pool(x, (3, 3), (2, 2), ops.lax_padding("symmetric", (3, 3)))
-    np.testing.assert_array_equal(output, np.full((1, 3, 3, 1), -3.0))
+    np.testing.assert_array_equal(max_pool(x, window=3, stride=2, using=using), np.full((1, 3, 3, 1), -3.0))
 
 
 def flax_batch_norm(x, scale, bias, epsilon):
@@ -182,7 +183,7 @@ def test_operations_keep_bfloat16(using):
         lambda x: [
             conv(x, jnp.ones((1, 1, 2, 3), jnp.bfloat16), using=using),
             depthwise_conv(x, jnp.ones((3, 3, 1, 2), jnp.bfloat16), using=using),
-            ops.max_pool(x, (3, 3), (2, 2), "SAME"),
+            max_pool(x, window=3, stride=2, using=using),
             resize(x, size=(9, 9), using=using),
             resize(x, size=(10, 14), using=using),
             resize(x, size=(9, 9), align_corners=True, using=using),

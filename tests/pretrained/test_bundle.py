@@ -176,11 +176,11 @@ def test_damaged_and_missing_files_are_named(folder):
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
-        ({"aspp_channels": 10**9}, "model.aspp_channels has the value 1e\\+09; at most 65536 is possible"),
-        ({"width_multiplier": 1e300}, "model.width_multiplier has the value 1e\\+300"),
-        ({"input_std": [1e300] * 3}, "model.input_std has the value 1e\\+300"),
+        ({"aspp_channels": 10**9}, "model.aspp_channels=1000000000 must be an integer between 1 and 65536"),
+        ({"width_multiplier": 1e300}, r"model.width_multiplier=1e\+300 must be a number above 0"),
+        ({"input_std": [1e300] * 3}, "model.input_std=.* each value must be a number above 0"),
         ({"atrous_rates": [6] * 100_000}, "model.atrous_rates has 100000 values; at most 64 are possible"),
-        ({"atrous_rates": [2**40]}, "model.atrous_rates has the value"),
+        ({"atrous_rates": [2**40]}, "model.atrous_rates=.* each value must be an integer between 1 and"),
         ({"aspp_channels": 60_000}, "model.safetensors does not fit its config.json: "),
     ],
 )

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from deeplab_jax import ops
-from tests.support.operations import CPU, conv, depthwise_conv
+from tests.support.operations import CPU, conv, depthwise_conv, max_pool
 
 # Operation, whether to time the gradients of these arguments instead of the value, and the shapes of the arguments.
 CASES = {
@@ -22,6 +22,7 @@ CASES = {
     "banded kernel gradient": (functools.partial(conv, stride=2), (1,), (1, 512, 512, 3), (7, 7, 3, 64)),
     "depthwise": (depthwise_conv, None, (1, 64, 64, 96), (3, 3, 1, 96)),
     "depthwise gradients": (depthwise_conv, (0, 1), (1, 64, 64, 96), (3, 3, 1, 96)),
+    "max-pool gradient": (functools.partial(max_pool, window=3, stride=2), (0,), (1, 128, 128, 64)),
 }
 
 

@@ -37,6 +37,10 @@ def depthwise_conv(x, kernel, **options):
     return conv(x, kernel, groups=x.shape[-1], **options)
 
 
+def max_pool(x, *, using=CPU, window, stride, padding="symmetric"):
+    return using.max_pool(x, (window, window), (stride, stride), ops.lax_padding(padding, (window, window)))
+
+
 def resize(x, *, using=CPU, size, align_corners=False):
     return using.resize_bilinear(x, size, align_corners=align_corners)
 

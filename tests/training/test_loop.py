@@ -95,6 +95,9 @@ def train_three_steps(config, workdir, monkeypatch):
         def __init__(self, batches):
             self._batches = batches
 
+        def __iter__(self):
+            return self
+
         def __next__(self):
             if len(taken) == 3:
                 raise Killed

@@ -303,7 +303,7 @@ def test_every_step_has_the_rate_of_its_count():
         ({"name": "adam", "momentum_rule": "keras"}, r"optimizer\.momentum_rule='keras' is for sgd"),
         ({"clip": "globl", "clip_norm": 1.0}, r"optimizer\.clip='globl' does not exist.*global"),
         ({"clip": "global"}, r"optimizer\.clip='global' needs optimizer\.clip_norm above 0"),
-        ({"clip": "per_variable", "clip_norm": -1.0}, r"needs optimizer\.clip_norm above 0"),
+        ({"clip": "per_variable", "clip_norm": -1.0}, r"optimizer\.clip_norm=-1\.0 must be a number above 0"),
         ({"weight_decay_rule": "coupled"}, r"optimizer\.weight_decay_rule='coupled' does not exist"),
         ({"frozen": ("backbon",)}, r"optimizer\.frozen names 'backbon', which is not a part of the network.*backbone"),
         (
