@@ -53,14 +53,20 @@ def create_folder(folder: pathlib.Path, name: str) -> None:
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """Writes a file, or replaces its content. Readers see the old content or the new one, never a part of it.
 
+    A link stays, and the file that it points at is replaced. A device or a pipe, such as `/dev/stdout`, is written to.
+
     Raises:
       UserError: the file cannot be written; an existing one is unchanged.
     """
     path = local_path(path)
-    temporary = path.with_name(path.name + ".part")
+    target = pathlib.Path(os.path.realpath(path))
+    temporary = target.with_name(target.name + ".part")
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
         temporary.write_bytes(content)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         with contextlib.suppress(OSError):  # where it cannot be written, it may not be removed either
             temporary.unlink(missing_ok=True)
@@ -173,10 +179,14 @@ def find_damage(folder: pathlib.Path) -> str | None:
         return f"its {DIGESTS_FILE} names no files"
     for name, digest in digests.items():
         try:
+            # The folder may come from a stranger: reading a device or a pipe would never end.
+            if pathlib.PurePath(name).is_absolute() or ".." in pathlib.PurePath(name).parts:
+                return f"its {DIGESTS_FILE} names the file {name!r}, which is outside the folder"
+            budget.file_size(folder / name)
             if file_digest(folder / name) != digest:
                 return f"its file {name} has changed since it was written"
         except OSError as error:
-            return f"its file {name} cannot be read: {error.strerror}"
+            return f"its file {name} cannot be read: {error.strerror or error}"
         except ValueError as error:  # a name that no file can have
             return f"its {DIGESTS_FILE} names the file {name!r}: {error}"
     return None

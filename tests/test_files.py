@@ -4,11 +4,12 @@ import errno
 import json
 import os
 import pathlib
+import re
 
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import create_folder, local_path, read_json, write_json
+from deeplab_jax.files import create_folder, find_damage, local_path, read_json, write_json
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
@@ -18,6 +19,22 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path):
         write_json(path, {"loss": float("nan")})
     assert json.loads(path.read_text()) == {"loss": 1.5}
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_links_and_pipes_are_not_replaced(tmp_path):
+    """As root, `--json /dev/stdout` replaced the device by a file."""
+    (tmp_path / "file.json").write_text("{}")
+    link, pipe = tmp_path / "link.json", tmp_path / "pipe"
+    link.symlink_to("file.json")
+    write_json(link, {"loss": 1})
+    assert link.is_symlink()
+    assert read_json(tmp_path / "file.json") == {"loss": 1}
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_json(pipe, {"loss": 2})
+    assert json.loads(os.read(reader, 100)) == {"loss": 2}
+    os.close(reader)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.json", "link.json", "pipe"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
@@ -84,6 +101,18 @@ def test_json_that_is_missing_or_a_folder_or_a_pipe_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(UserError, match="pipe.json is not a file$"):
         read_json(tmp_path / "pipe.json")
+
+
+# ---- Digests ----
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../../../../../../../../dev/zero", "pipe", "zero"])
+def test_digests_name_only_files_of_their_folder(tmp_path, name):
+    """Reading one of the others would never end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "digests.json").write_text(json.dumps({name: "0" * 64}))
+    assert re.search("outside the folder$|cannot be read: it is not a regular file$", find_damage(tmp_path))
 
 
 # ---- Paths ----

@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import os
+import signal
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from deeplab_jax.cli import arguments, exits, launch, malloc
@@ -43,9 +45,23 @@ def run(args: argparse.Namespace) -> None:
         config.data.name = args.data
     if args.data_dir is not None:
         config.data.data_dir = str(args.data_dir)
-    # In a run of several processes, the launcher ends this one.
-    with exits.notice_signals() if exits.SUPERVISED not in os.environ else contextlib.nullcontext():
+    with _end_on_signals():
         _evaluate(args, config, network)
+
+
+@contextlib.contextmanager
+def _end_on_signals() -> Iterator[None]:
+    """Makes signals end the evaluation at once. In a run of several processes, the launcher reports them."""
+    if exits.SUPERVISED not in os.environ:
+        with exits.notice_signals():
+            yield
+        return
+    # JAX's coordination service has taken SIGTERM, and only a training asks it for signals.
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _evaluate(args: argparse.Namespace, config: "ConfigDict", network: "PretrainedNetwork | None") -> None:

@@ -13,7 +13,7 @@ from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.files import local_path
 
 _REQUIRED = ("model.backbone", "data.name", "data.batch_size", "data.image_size")
-_ONLY_FOR_TRAINING = ("optimizer", "checkpoint", "log")
+_ONLY_FOR_TRAINING = ("optimizer", "checkpoint", "log", "train.seed")  # groups and fields
 
 
 def validate(config: ConfigDict, *, training: bool = True) -> None:
@@ -30,8 +30,11 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
         if _get(config, field) is None:
             raise UserError(f"{field} is not set; set it in the config file or with --config.{field}=...")
     for group in FIELDS:
-        if training or group not in _ONLY_FOR_TRAINING:
+        if training:
             check_fields(group, config[group])
+        elif group not in _ONLY_FOR_TRAINING:
+            used = {name: value for name, value in config[group].items() if f"{group}.{name}" not in _ONLY_FOR_TRAINING}
+            check_fields(group, used)
     for field in DURATION_FIELDS:
         if training and (text := _get(config, field)) is not None:
             parse_duration(text, field=field, allow_percent=field != "train.duration")

@@ -7,7 +7,7 @@ import os
 import pathlib
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -68,9 +68,8 @@ def serve(
       UserError: Gradio is not installed, the address is not available, or a network cannot be loaded.
     """
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
-        # These must leave this block too, which deletes the folder. Uvicorn raises a signal again after shutdown.
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            stack.callback(signal.signal, number, signal.signal(number, signal.default_int_handler))
+        # They must leave this block too, which deletes the folder. Uvicorn raises a signal again after shutdown.
+        stack.enter_context(_interrupt_on_signals())
         files = stack.enter_context(uploads.open_folder())
         os.environ["GRADIO_TEMP_DIR"] = str(files)  # Gradio reads it on import and later
         _import_gradio()
@@ -296,6 +295,16 @@ def _draw_examples(folder: pathlib.Path) -> list[pathlib.Path]:
     for i, path in enumerate(paths):
         visualization.save_image(path, scenes[i]["image"])
     return paths
+
+
+@contextlib.contextmanager
+def _interrupt_on_signals() -> Iterator[None]:
+    """Makes SIGTERM and SIGHUP end the block like Ctrl-C. A signal that is ignored stays ignored, as `nohup` needs."""
+    with contextlib.ExitStack() as stack:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                stack.callback(signal.signal, number, signal.signal(number, signal.default_int_handler))
+        yield
 
 
 def _import_gradio() -> Any:

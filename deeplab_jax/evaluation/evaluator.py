@@ -138,7 +138,7 @@ def evaluate_workdir(
     own_config = layout.read_config(workdir)
     config = own_config if config is None else config
     label_set = layout.read_labels(workdir)
-    source, model, mesh = _prepare(config, label_set, split, training=True, whose=f"the network in {workdir}")
+    source, model, mesh = _prepare(config, label_set, split, whose=f"the network in {workdir}")
     with Checkpoints(workdir, read_only=True) as checkpoints:
         if checkpoints.latest_step() is None:
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
@@ -162,17 +162,17 @@ def evaluate_network(
     if network.label_set is None:
         raise UserError(f"{name_or_path} is a {network.model.backbone} backbone without classes; train from it first")
     config = pretrained.preset_config(network) if config is None else config
-    source, model, mesh = _prepare(config, network.label_set, split, training=False, whose=str(name_or_path))
+    source, model, mesh = _prepare(config, network.label_set, split, whose=str(name_or_path))
     variables, _ = pretrained.merge(_abstract_on(mesh, model, config), network.variables)
     scores = Evaluator(config, model, source, mesh)(variables)
     return report.without_gallery(scores) | {"config": config_lib.to_dict(config)}
 
 
 def _prepare(
-    config: ConfigDict, label_set: LabelSet, split: str | None, *, training: bool, whose: str
+    config: ConfigDict, label_set: LabelSet, split: str | None, *, whose: str
 ) -> tuple[Any, nn.Module, jax.sharding.Mesh]:
     """Checks the config and opens the split; returns the split, the network and the mesh."""
-    config_lib.validate(config, training=training)
+    config_lib.validate(config, training=False)  # earlier versions trained with values that are illegal now
     protocol = protocol_for(config)
     mesh_lib.validate_mesh(
         config,

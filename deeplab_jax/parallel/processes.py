@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from deeplab_jax.parallel.launcher import LOOPBACK
 logger = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 5  # then a process says what it waits for
+_RESOLVE_PAUSE = 1  # seconds between look-ups of a host name
 
 _MAY_DIFFER = ("data.data_dir", "data.workers")  # settings of a single machine
 
@@ -50,11 +52,15 @@ def start(
     """
     who = "this process" if process_id is None else f"process {process_id}"
     where = "the cluster" if coordinator is None else coordinator
-    is_local = coordinator is not None and _is_local(coordinator)
     if process_id == 0:
         awaited = f"{who} waits for the other {num_processes - 1} of {num_processes} processes at {where}"
     else:
         awaited = f"{who} waits for process 0 at {where} and for the others"
+    is_local = False
+    if coordinator is not None:
+        with _announce(awaited):
+            # In Kubernetes, the name of process 0 exists only once its pod runs, which may start later.
+            is_local = _is_local(coordinator, patience=0 if process_id == 0 else connect_seconds)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for CPU devices only
     try:
         with _announce(awaited):
@@ -83,8 +89,12 @@ def start(
         _bind_cpu_collectives(LOOPBACK)
 
 
-def _is_local(coordinator: str) -> bool:
+def _is_local(coordinator: str, *, patience: int) -> bool:
     """True if all processes run on this machine, so nothing needs to listen on other addresses.
+
+    Args:
+      coordinator: the address.
+      patience: seconds to wait until the host exists.
 
     Raises:
       UserError: the address is not HOST:PORT, or the host does not exist.
@@ -92,13 +102,19 @@ def _is_local(coordinator: str) -> bool:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or int(port) >= 2**16:
         raise UserError(f"--coordinator {coordinator} is not HOST:PORT, for example 10.0.0.1:1234")
-    try:
-        addresses = {info[4][0] for info in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)}
-    except OSError as error:
-        raise UserError(
-            f"--coordinator {coordinator}: the host name {host} does not resolve ({error.strerror}); use the IP "
-            "address of the machine of process 0"
-        ) from None
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+            break
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"--coordinator {coordinator}: the host name {host} does not resolve ({error.strerror}); use the "
+                    "IP address of the machine of process 0"
+                ) from None
+        time.sleep(_RESOLVE_PAUSE)
+    addresses = {info[4][0] for info in found}
     return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
 
 

@@ -28,6 +28,7 @@ from deeplab_jax.workdir.layout import CHECKPOINTS, checkpoint_steps
 logger = logging.getLogger(__name__)
 
 _NO_STEP, _VANISHED = -1, -2
+_DAMAGED, _DELETED = "damaged", "deleted"  # suffixes of folders that are set aside
 _VANISHING_SECONDS, _VANISHING_PAUSE = 30, 0.02  # how long a reader looks for a checkpoint that is not deleted
 _DISK_IS_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
@@ -249,7 +250,7 @@ class Checkpoints:
                 elif (damage := files.find_damage(folder)) is None:
                     if not self._read_only:
                         for other in damaged:
-                            _rename_damaged(other)
+                            _rename(other, _DAMAGED)
                     return int(folder.name)
                 elif folder not in damaged:
                     damaged.append(folder)
@@ -272,14 +273,20 @@ class Checkpoints:
         return file is not None
 
     def _delete_old(self) -> None:
-        """Deletes all checkpoints but the newest, the best, and those that another process reads."""
+        """Deletes all checkpoints but the newest, the best, and those that another process reads.
+
+        A checkpoint is first renamed. A reader that finds a part of one would take it for damaged.
+        """
+        for rest in self._folder.glob(f"*.{_DELETED}"):  # a training was killed while it deleted them
+            shutil.rmtree(rest, ignore_errors=True)
         for step in checkpoint_steps(self.workdir)[self._keep :]:
             folder = self._folder / str(step)
             if step == self._best_saved_step:
                 continue
             with try_lock_for_deletion(folder) as is_locked:
                 if is_locked:
-                    shutil.rmtree(folder, ignore_errors=True)  # the rest goes after the next save
+                    with contextlib.suppress(OSError):  # it goes after the next save
+                        shutil.rmtree(_rename(folder, _DELETED))
 
 
 class _DigestedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
@@ -295,11 +302,12 @@ class _DigestedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
         await asyncio.to_thread(self.after_save)
 
 
-def _rename_damaged(folder: pathlib.Path) -> None:
-    target = folder.with_name(f"{folder.name}.damaged")
+def _rename(folder: pathlib.Path, suffix: str) -> pathlib.Path:
+    """Sets a checkpoint aside, so that its folder is not one of a step anymore; returns the new folder."""
+    target = folder.with_name(f"{folder.name}.{suffix}")
     if target.exists():  # from an earlier run of the same step
         shutil.rmtree(target)
-    folder.rename(target)
+    return folder.rename(target)
 
 
 def _create_folder(folder: pathlib.Path) -> None:

@@ -22,7 +22,7 @@ def lock_for_reading(folder: pathlib.Path) -> IO[bytes] | None:
     try:
         file = (folder / DIGESTS_FILE).open("rb")
     except FileNotFoundError:
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir():  # a training renames what it deletes
             raise
         return None
     is_locked = _lock(file, exclusive=False)

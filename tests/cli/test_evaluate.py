@@ -1,10 +1,12 @@
 """`deeplab-jax evaluate`."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
 
+from deeplab_jax.cli import evaluate, exits
 from deeplab_jax.data.sources import synthetic
 from deeplab_jax.pretrained import bundle, load
 
@@ -95,3 +97,15 @@ def test_a_run_without_a_checkpoint_is_rejected(fails, workdir, tmp_path, monkey
         step.rename(tmp_path / f"moved_{step.name}")
     fails(*command, "--workdir", workdir, message="has no checkpoint yet")
     assert not (tmp_path / "out").exists()
+
+
+def test_sigterm_ends_an_evaluation_by_several_processes(monkeypatch):
+    """Without this, JAX's coordination service keeps the signal for a training."""
+    monkeypatch.setenv(exits.SUPERVISED, "1")
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with evaluate._end_on_signals():
+            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)

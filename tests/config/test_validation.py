@@ -73,7 +73,8 @@ def test_fields_that_only_training_needs_may_be_unset_otherwise():
     config.update_from_flattened_dict(
         {"model.backbone": "resnet50_v1", "data.name": "sbd", "data.batch_size": 1, "data.image_size": (64, 64)}
     )
-    config.optimizer.momentum, config.log.every_steps = 2.0, 0  # an earlier version accepted them
+    # An earlier version accepted these.
+    config.optimizer.momentum, config.log.every_steps, config.train.seed = 2.0, 0, -1
     validate(config, training=False)
     with pytest.raises(UserError, match="^optimizer.learning_rate is not set"):
         validate(config)

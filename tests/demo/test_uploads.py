@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 
-from deeplab_jax.demo import uploads
+from deeplab_jax.demo import page, uploads
 
 
 @pytest.fixture
@@ -73,3 +73,15 @@ def test_only_files_in_the_folder_are_found(temporary, tmp_path):
             "http://127.0.0.1/a.png", "a" * 9999,
         ):  # fmt: skip
             assert uploads.find_upload(files, name) is None, name
+
+
+def test_nohup_keeps_the_page_when_the_terminal_closes():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)
+    try:
+        with page._interrupt_on_signals():
+            signal.raise_signal(signal.SIGHUP)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+        assert (signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM)) == (signal.SIG_IGN, before[1])
+    finally:
+        signal.signal(signal.SIGHUP, before[0])

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -242,7 +243,26 @@ def test_local_processes_connect_where_the_machines_own_name_does_not_resolve(ca
 )
 def test_an_address_that_cannot_be_right_is_named(coordinator, message):
     with pytest.raises(UserError, match=f"^--coordinator {coordinator}.*{message}"):
-        processes.start(coordinator, 2, 1, heartbeat_seconds=10, connect_seconds=10)
+        processes.start(coordinator, 2, 0, heartbeat_seconds=10, connect_seconds=10)
+
+
+def test_the_name_of_process_0_may_begin_to_resolve_later(monkeypatch):
+    """As in Kubernetes, where a pod has a name only once it runs."""
+    original, looks = socket.getaddrinfo, []
+
+    def resolve(host, *args, **options):
+        looks.append(host)
+        if len(looks) < 3:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return original("127.0.0.1", *args, **options)
+
+    monkeypatch.setattr(processes, "_RESOLVE_PAUSE", 0.01)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    assert processes._is_local("pod-0.run:1234", patience=60)
+    assert looks == ["pod-0.run"] * 3
+    looks.clear()
+    with pytest.raises(UserError, match="the host name pod-0.run does not resolve"):
+        processes._is_local("pod-0.run:1234", patience=0)
 
 
 @pytest.mark.slow

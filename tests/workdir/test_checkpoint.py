@@ -259,6 +259,43 @@ def test_a_reader_takes_the_next_checkpoint_if_one_vanishes(two_saved, tmp_path,
     assert caplog.messages == []
 
 
+def test_a_checkpoint_that_is_half_deleted_is_not_called_damaged(tmp_path, monkeypatch, caplog):
+    """The reader lists checkpoint 1, and opens it while the training deletes it."""
+    original, held = shutil.rmtree, []
+
+    def delete_slowly(folder, **options):
+        (folder / "digests.json").unlink()
+        assert checkpoint.lock_for_reading(folder.with_name("1")) is None
+        held.append(folder.name)
+        original(folder, **options)
+
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        save(checkpoints, make_state(1))
+        checkpoints.wait()
+        monkeypatch.setattr(checkpoint.shutil, "rmtree", delete_slowly)
+        save(checkpoints, make_state(2))
+        checkpoints.wait()
+    assert held == ["1.deleted"]
+    assert caplog.messages == []
+
+
+def test_what_a_killed_training_did_not_delete_goes_with_the_next_save(two_saved, tmp_path):
+    workdir = shutil.copytree(two_saved, tmp_path / "run")
+    (workdir / "checkpoints" / "1").rename(workdir / "checkpoints" / "1.deleted")
+    (workdir / "checkpoints" / "1.deleted" / "digests.json").unlink()
+    with checkpoint.Checkpoints(workdir, keep=3) as checkpoints:
+        assert checkpoints.latest_step() == 2
+        save(checkpoints, make_state(3))
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "3"]
+
+
+def test_an_empty_checkpoint_is_damaged(tmp_path):
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    refused = pytest.raises(UserError, match="^every checkpoint in .* is damaged")
+    with checkpoint.Checkpoints(tmp_path, read_only=True) as checkpoints, refused:
+        checkpoints.latest_step()
+
+
 def test_checkpoints_that_are_replaced_all_the_time_are_not_called_damaged(two_saved, tmp_path, monkeypatch, caplog):
     workdir = shutil.copytree(two_saved, tmp_path / "run")
     monkeypatch.setattr(checkpoint, "_VANISHING_SECONDS", 0.1)

@@ -29,6 +29,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 # Where training scripts store the network, in order of preference: weights that are averaged come last.
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights")
 _LEVELS = 4  # of dictionaries around a state dict
+_WRAPPERS = 16  # most components to remove from all names: each takes time in proportion to their lengths
 _NOT_WEIGHTS = ("n_averaged",)  # of torch.optim.swa_utils.AveragedModel
 _STORAGE_DTYPES = {
     "FloatStorage": np.float32,
@@ -225,12 +226,13 @@ def _has_tensors(values: Mapping[Any, Any]) -> bool:
 def _without_wrapper(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Removes first components that all names share, unless they number the layers of a `Sequential`."""
     arrays = {name: array for name, array in arrays.items() if name not in _NOT_WEIGHTS or len(arrays) == 1}
-    while True:
+    for _ in range(_WRAPPERS):
         parts = [name.partition(".") for name in arrays]
         first = {head for head, _, _ in parts}
         if len(first) != 1 or not all(rest for _, _, rest in parts) or first.pop().isdigit():
             return arrays
         arrays = dict(zip((rest for _, _, rest in parts), arrays.values(), strict=True))
+    return arrays
 
 
 def _as_float32(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
