@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 from PIL import Image
 
-from deeplab_jax.data import archives, images
+from deeplab_jax.data import archives, images, read_mask
 from deeplab_jax.data.sources import folder as folder_source
 from deeplab_jax.data.sources.sbd import read_class_mask
 from deeplab_jax.errors import UserError
@@ -301,7 +301,7 @@ def _images(folder: pathlib.Path) -> list[Target]:
     Image.fromarray(VOC.color_table()[label].astype(np.uint8)).save(masks / "color.png")
     for path in sorted(masks.iterdir()):
         for mutate in (mutate_bytes, _mutate_png):
-            targets.append(_target("masks", path, mutate, lambda path: images.read_mask(path, VOC)))
+            targets.append(_target("masks", path, mutate, lambda path: read_mask(path, VOC)))
     return targets
 
 
