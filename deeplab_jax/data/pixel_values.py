@@ -147,9 +147,11 @@ def _scale(values: np.ndarray, name: object, implied: ImageRange | None, given: 
         problem = _find_problem(low, high, implied)
         if problem:
             example = _suggest_range(low, high, values.dtype.kind)
+            fits = implied is not None and implied[0] <= low and high <= implied[1]
+            keep = f" ({implied[0]:g},{implied[1]:g} leaves this one dark)" if fits else ""
             raise UserError(
                 f"image {name} has {kind} values from {_text(low)} to {_text(high)}{problem}; choose which values are "
-                f"black and white in all your images, for example --image-range={example}"
+                f"black and white in all your images{keep}, for example --image-range={example}"
             )
     return _linear(values, *(given or implied))
 

@@ -116,8 +116,8 @@ def describe_failures(failed: Mapping[object, str], total: int) -> str:
         return reason
     names = ", ".join(str(path) for path in list(failed)[:_NAMED]) + (", ..." if len(failed) > _NAMED else "")
     return (
-        f"{len(failed)} of {total} inputs failed ({names}): {reason}; the others are done, fix these and run the same "
-        "command with --skip-existing"
+        f"{len(failed)} of {total} inputs failed ({names}): {reason}; the others are done; fix these and run the "
+        "command again with --skip-existing instead of --overwrite"
     )
 
 

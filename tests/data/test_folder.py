@@ -330,3 +330,15 @@ def test_messages_name_the_archive(tmp_path):
     path = pack(root, tmp_path / "without.zip", folder="photos/")
     with pytest.raises(UserError, match=rf"^{path}/classes\.txt does not exist"):
         check("folder", source=path)
+
+
+def test_a_subfolder_without_masks_is_left_out(tmp_path):
+    names = ["p0.png", "p1.png", "p2.png"]
+    raw = read_raw(make(tmp_path, [*names, "originals/x.png", "originals/y.png"], names))
+    assert sorted(sum(ids(raw).values(), [])) == ["p0", "p1", "p2"]
+    assert "images/originals/ is left out: no image in it has a mask" in raw.notes
+
+
+def test_masks_of_equal_and_of_longer_names_are_found_together(tmp_path):
+    raw = read_raw(make(tmp_path, ["p0.png", "p1.png", "p2.png"], ["p0.png", "p1_mask.png", "p2_mask.png"]))
+    assert masks(raw) == {"p0": "p0.png", "p1": "p1_mask.png", "p2": "p2_mask.png"}

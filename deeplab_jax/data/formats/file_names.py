@@ -91,7 +91,9 @@ def match_masks(images: Files, masks: Files) -> dict[str, str]:
     """
     exact = {name: name for name in images if name in masks}
     if exact:
-        return exact
+        others = {name: name for name in images if name not in exact}
+        unused = {name: path for name, path in masks.items() if name not in exact}
+        return exact | (_match_with_words(others, unused, pattern=_MEANS_MASK) if others else {})
     found = _match_with_words({name: name for name in images}, masks)
     if not found:
         cores = _without_common_word(images)

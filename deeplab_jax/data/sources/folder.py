@@ -52,6 +52,10 @@ def read_raw(root: pathlib.Path, *, val_fraction: float = 0.2) -> RawDataset:
     notes += _describe_match(mask_names)
     lists, other_files = _read_lists(root, Index(images, "images"), Index(masks, "masks"))
     notes += [f"{path.name} is not read as a list of a split: its lines do not name images" for path in other_files]
+    if not lists:
+        unlabeled = _folders_without_masks(images, mask_names)
+        images = {name: path for name, path in images.items() if _folder_of(name) not in unlabeled}
+        notes += [f"images/{folder}/ is left out: no image in it has a mask" for folder in sorted(unlabeled)]
     splits = lists or _split_by_folder(root, images) or _split_by_hash(root, images, val_fraction)
     # The mask of a line of a list, or of the same name. Lists can give an image different masks.
     splits = {
@@ -116,6 +120,17 @@ def _find_files(folders: _Folders) -> tuple[dict[str, pathlib.Path], list[pathli
 def _describe_match(mask_names: dict[str, str]) -> list[str]:
     image, mask = next(iter(mask_names.items()), ("", ""))
     return [] if image == mask else [f"images and masks are matched by parts of their names: {image} and {mask}"]
+
+
+def _folder_of(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _folders_without_masks(images: Iterable[str], mask_names: dict[str, str]) -> set[str]:
+    """The subfolders, such as `originals`, whose images all lack a mask, unless they are splits or it is all images."""
+    with_masks = {_folder_of(name) for name in mask_names}
+    others = {_folder_of(name) for name in images} - with_masks - {""} if with_masks else set()
+    return {folder for folder in others if not _SPLIT_FOLDER.fullmatch(folder.partition("/")[0])}
 
 
 def _describe_unused(
