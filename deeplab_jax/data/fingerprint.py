@@ -20,19 +20,20 @@ def fingerprint(source: Source) -> dict[str, Any]:
       source: one or several splits of a data set.
 
     Returns:
-      `name`, `class_names`, `palette`, and `splits`: for each split `examples`, their number; `ids`, a digest of their
+      `name`, `class_names`, and `splits`: for each split `examples`, their number; `ids`, a digest of their
       names in order; and `content`, a digest of their image files and labels. Compare two with `describe_change`.
     """
     return {
         "name": source.name,
         "class_names": list(source.label_set.class_names),
-        "palette": [list(color) for color in source.label_set.palette],
         "splits": _summarize(source),
     }
 
 
 def describe_change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """Compares two fingerprints.
+
+    Colors are not compared: they change how masks are drawn and nothing else.
 
     Returns:
       The first difference as a clause, for example "split train had 6 images and now has 9"; None if the data is the
@@ -42,8 +43,6 @@ def describe_change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
         return f"the data set was {before['name']} and now is {now['name']}"
     if before["class_names"] != now["class_names"]:
         return _describe_classes(before["class_names"], now["class_names"])
-    if before["palette"] != now["palette"]:
-        return "the colors of the classes changed"
     if list(before["splits"]) != list(now["splits"]):
         return f"the split was {'+'.join(before['splits'])} and now is {'+'.join(now['splits'])}"
     for split, summary in now["splits"].items():

@@ -37,7 +37,6 @@ OVERRIDES = {
 PART = {
     "name": "synthetic",
     "class_names": list(SYNTHETIC.class_names),
-    "palette": [list(color) for color in SYNTHETIC.palette],
     "splits": {},
 }
 FINGERPRINTS = {"train": PART, "evaluate": PART}

@@ -14,7 +14,6 @@ SPLIT = {"examples": 16, "ids": "12ab"}
 TRAIN = {
     "name": "synthetic",
     "class_names": list(SYNTHETIC.class_names),
-    "palette": [list(color) for color in SYNTHETIC.palette],
     "splits": {"train": SPLIT},
 }
 DATA = {"train": TRAIN, "evaluate": TRAIN | {"splits": {"val": SPLIT}}}
