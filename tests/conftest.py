@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 
 # Before anything imports jax: eight devices out of one CPU, and silent broadcasting of ranks is an error. Compiling is
 # what the suite spends its time on, and unoptimized code is compiled twice as fast.
@@ -11,6 +12,11 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
     if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+
+# Background jobs and `nohup` ignore these, and the processes that tests start would inherit it.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 from jaxtyping import install_import_hook  # noqa: E402
 

@@ -291,6 +291,7 @@ def test_the_parent_imports_no_framework():
     assert not {"jax", "numpy", "deeplab_jax"} & set(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_a_real_row_at_its_smallest(tmp_path):
     assert command.main(["metric", "--quick", "--repetitions", "1", "--output", str(tmp_path)]) == 0
     (entry,) = results.read(tmp_path).values()

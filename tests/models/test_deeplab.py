@@ -114,7 +114,7 @@ def test_residual_sums_are_an_operation(backbone, sums):
     ("backbone", "decoder", "dropout"),
     [
         ("tiny", "paper", 0.5),
-        ("small_mobilenet_v2", "smp", 0.0),
+        pytest.param("small_mobilenet_v2", "smp", 0.0, marks=pytest.mark.slow),
     ],
 )
 def test_rematerialization_changes_only_what_is_kept(backbone, decoder, dropout):

@@ -128,7 +128,10 @@ def test_max_pool_equals_xla(size, stride, padding, seed):
     )
 
 
-@pytest.mark.parametrize(("window", "band_values"), [(1, 0), (3, 8000), (3, 10**9)])  # tiles in bands, and in one
+@pytest.mark.parametrize(
+    ("window", "band_values"),
+    [(1, 0), (3, 8000), pytest.param(3, 10**9, marks=pytest.mark.slow)],  # tiles in bands, and in one
+)
 def test_a_chain_of_units_keeps_one_array_per_unit(monkeypatch, window, band_values):
     """The gradient keeps the output of each convolution and computes that of ReLU again."""
     monkeypatch.setattr(winograd, "_WHOLE_VALUES", band_values)

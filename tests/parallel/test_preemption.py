@@ -15,14 +15,6 @@ from deeplab_jax.parallel.preemption import Preemption
 NAMES = ["SIGTERM", "SIGINT", "SIGHUP"]
 
 
-@pytest.fixture(autouse=True)
-def default_sighup():
-    """`nohup` starts programs that ignore SIGHUP, this one too."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 def send(name):
     os.kill(os.getpid(), getattr(signal, name))
     time.sleep(0.01)

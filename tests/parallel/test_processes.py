@@ -83,6 +83,7 @@ def stop_when_logging(workdir, *arguments, devices, child=None):
     return max(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_of_two_saves_one_step_that_one_process_continues(single, tmp_path):
     step = stop_when_logging(tmp_path / "run", "--local-processes", "2", devices=2, child=1)
     assert 3 <= step < 10

@@ -42,6 +42,7 @@ def test_a_teacher_adds_the_logits_of_its_own_evaluation(trained, tiny_config, l
     np.testing.assert_allclose(batch["teacher_logits"], expected, rtol=1e-5, atol=1e-5)  # compiled apart, float32
 
 
+@pytest.mark.slow
 def test_a_teacher_may_see_the_view_enlarged_and_mirrored(trained, tiny_config, label_set):
     mesh = mesh_lib.make_mesh(tiny_config.mesh)
     images = np.random.default_rng(0).integers(0, 256, (8, 33, 33, 3)).astype(np.uint8)
@@ -89,9 +90,9 @@ def test_a_teacher_of_other_classes_is_refused(trained, tiny_config):
     ("fields", "line"),
     [
         ({"name": "keras"}, "^loss.teacher needs loss.name='softmax_cross_entropy' .it is 'keras'."),
-        ({"teacher_weight": 0.0}, "^loss.teacher_weight=0.0 must be above 0 and at most 1"),
+        ({"teacher_weight": 0.0}, "^loss.teacher_weight=0.0 must be a number above 0 and at most 1"),
         ({"teacher_scales": ()}, "^loss.teacher_scales=.. must be factors above 0"),
-        ({"teacher_scales": (1.0, 0.0)}, "^loss.teacher_scales=.1.0, 0.0. must be factors above 0"),
+        ({"teacher_scales": (1.0, 0.0)}, "^loss.teacher_scales=.1.0, 0.0.* must be"),
     ],
 )
 def test_the_fields_of_a_teacher_are_checked(tiny_config, fields, line):

@@ -237,7 +237,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(tmp_pat
         assert checkpoints.latest_step() == step - 1
 
 
-@pytest.mark.parametrize("start", ["random", "init_from", "teacher"])
+@pytest.mark.parametrize("start", ["random", "init_from", pytest.param("teacher", marks=pytest.mark.slow)])
 def test_the_step_is_compiled_once(straight, tmp_path, start):
     """It is compiled before the first call, for shapes and shardings that must be those of the call."""
     config = experiment(steps=2)
