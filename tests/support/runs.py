@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import termios
 import threading
 import time
 
@@ -141,6 +140,12 @@ def _is_locked(path: pathlib.Path) -> bool:
     return False
 
 
+# Makes standard input the terminal of this session and becomes the command. JAX does not allow a `preexec_fn`.
+_IN_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 class Terminal:
     """A training in the foreground of a terminal of its own, where Ctrl-C can be pressed.
 
@@ -152,13 +157,12 @@ class Terminal:
     def __init__(self, words: list[str], variables: dict[str, str]):
         self._fd, terminal = pty.openpty()
         self.process = subprocess.Popen(
-            words,
+            [sys.executable, "-c", _IN_TERMINAL, *words],
             env=variables,
             stdin=terminal,
             stdout=terminal,
             stderr=terminal,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(terminal)
         self.output = ""
