@@ -4,9 +4,10 @@ from deeplab_jax.data.dataset import Dataset, Download, RawDataset, RawExample, 
 from deeplab_jax.data.eval_pipeline import eval_batches
 from deeplab_jax.data.fingerprint import describe_change, fingerprint
 from deeplab_jax.data.image_files import IMAGE_SUFFIXES, describe_left_out, list_images
-from deeplab_jax.data.images import ImageLike, ImageRange, as_image, read_image
+from deeplab_jax.data.images import ImageLike, as_image, read_image
 from deeplab_jax.data.masks import read_mask
 from deeplab_jax.data.pipeline import decode_example, decode_examples, train_batches
+from deeplab_jax.data.pixel_values import ImageRange
 from deeplab_jax.data.protocol import EvalProtocol, bucket, pad_color, protocol_for, set_input_size
 from deeplab_jax.data.registry import (
     dataset_names,

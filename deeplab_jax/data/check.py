@@ -11,10 +11,11 @@ from jaxtyping import Int64
 from rich.table import Table
 
 from deeplab_jax import progress
-from deeplab_jax.data import images, masks
+from deeplab_jax.data import masks
 from deeplab_jax.data.dataset import RawExample, Source
 from deeplab_jax.data.leaks import find_leaks, is_scoring, is_training
 from deeplab_jax.data.pipeline import decode_example
+from deeplab_jax.data.pixel_values import ImageRange
 from deeplab_jax.data.prepare import open_raw
 from deeplab_jax.data.prepared import prepared_folder
 from deeplab_jax.data.registry import default_data_dir, get_dataset, open_source, split_names
@@ -72,7 +73,7 @@ def check(
     *,
     data_dir: pathlib.Path | None = None,
     source: pathlib.Path | None = None,
-    image_range: images.ImageRange | None = None,
+    image_range: ImageRange | None = None,
 ) -> Report:
     """Reads every example of a data set. Checks that sizes agree, labels are valid, and splits share no images.
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from deeplab_jax.data import images, masks
+from deeplab_jax.data.pixel_values import ImageRange
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 
@@ -57,7 +58,7 @@ class RawExample:
     id: str
     image: pathlib.Path
     read_label: Callable[[], np.ndarray]
-    image_range: images.ImageRange | None = None
+    image_range: ImageRange | None = None
 
     def read(self, label_set: LabelSet) -> tuple[bytes, np.ndarray]:
         """The encoded image and its checked uint8 label of shape (height, width).
@@ -91,7 +92,7 @@ class RawDataset:
     splits: dict[str, list[RawExample]]
     notes: tuple[str, ...] = ()
 
-    def with_image_range(self, image_range: images.ImageRange | None) -> "RawDataset":
+    def with_image_range(self, image_range: ImageRange | None) -> "RawDataset":
         """The same data set with `image_range` in all examples; None changes nothing."""
         if image_range is None:
             return self

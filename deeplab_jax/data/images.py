@@ -15,9 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from deeplab_jax.data import pixel_values
 from deeplab_jax.data.image_files import IMAGE_FORMATS
-from deeplab_jax.data.image_files import IMAGE_SUFFIXES as IMAGE_SUFFIXES
-from deeplab_jax.data.image_files import list_images as list_images
-from deeplab_jax.data.pixel_values import ImageRange as ImageRange
+from deeplab_jax.data.pixel_values import ImageRange
 from deeplab_jax.errors import UserError
 
 #: A path, a PIL image, or a uint8 RGB array of shape (height, width, 3).

@@ -12,8 +12,8 @@ from deeplab_jax.data import archives
 from deeplab_jax.data.dataset import Dataset, Download, RawDataset
 from deeplab_jax.data.download import download
 from deeplab_jax.data.image_files import is_clutter
-from deeplab_jax.data.images import ImageRange
 from deeplab_jax.data.leaks import find_leaks
+from deeplab_jax.data.pixel_values import ImageRange
 from deeplab_jax.data.prepared import is_complete, prepared_folder, write_dataset
 from deeplab_jax.data.registry import dataset_names, default_data_dir, get_dataset
 from deeplab_jax.errors import UserError

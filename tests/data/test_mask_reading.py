@@ -63,7 +63,7 @@ def labels_of(tmp_path):
 
 
 @pytest.fixture
-def refused(tmp_path):
+def assert_refused(tmp_path):
     """Asserts that both `prepare` and `check` refuse a folder of masks with one line."""
 
     def fails(message, classes, *masks):
@@ -99,20 +99,20 @@ FULL, EMPTY = np.full((8, 8), 255, np.uint8), np.zeros((8, 8), np.uint8)
         (NAMES, "save each of the 3 classes as its id, 0 to 2"),
     ],
 )
-def test_masks_of_0_and_255_are_refused(refused, wrap, classes, fix):
+def test_masks_of_0_and_255_are_refused(assert_refused, wrap, classes, fix):
     palette = TABLE.copy()
     palette[255] = (255, 255, 255)
     wrapped = (lambda label: indexed(label, palette)) if wrap is indexed else wrap
-    refused(rf"masks contain only 0 and 255 .*{fix}", classes, wrapped(drawn(LEAF)), wrapped(drawn(STEM)))
+    assert_refused(rf"masks contain only 0 and 255 .*{fix}", classes, wrapped(drawn(LEAF)), wrapped(drawn(STEM)))
 
 
 @pytest.mark.parametrize("masks", [(FULL, EMPTY), (EMPTY, FULL, EMPTY), (FULL, FULL)])
-def test_masks_that_are_0_or_255_everywhere_are_refused(refused, masks):
-    refused("masks contain only (0 and )?255", "background\npolyp\n", *map(gray, masks))
+def test_masks_that_are_0_or_255_everywhere_are_refused(assert_refused, masks):
+    assert_refused("masks contain only (0 and )?255", "background\npolyp\n", *map(gray, masks))
 
 
-def test_masks_of_0_and_1_among_masks_of_0_and_255_are_refused(refused):
-    refused(
+def test_masks_of_0_and_1_among_masks_of_0_and_255_are_refused(assert_refused):
+    assert_refused(
         r"some masks contain 1 \(.*p1\.png\), others only 0 and 255 \(.*p0\.png\): save polyp as 1 everywhere",
         "background\npolyp\n",
         gray(drawn(LEAF)),
@@ -138,16 +138,18 @@ def test_0_and_255_are_colors_where_classes_have_them(labels_of):
     np.testing.assert_array_equal(found, [LEAF, EMPTY, FULL // 255, LEAF])
 
 
-def test_65535_is_not_a_class(refused):
+def test_65535_is_not_a_class(assert_refused):
     mask = Image.fromarray(LEAF.astype(np.uint16) * 65535)
-    refused("gray masks contain only 0 and 65535 .*; save the foreground as 1", "background\npolyp\n", mask, mask)
+    assert_refused(
+        "gray masks contain only 0 and 65535 .*; save the foreground as 1", "background\npolyp\n", mask, mask
+    )
 
 
 @pytest.mark.parametrize(
     ("classes", "label"), [("soil\nleaf\nstem\n", STEM + 1), ("leaf\nstem\n", STEM), ("leaf\n", LEAF)]
 )
-def test_one_id_more_than_classes_is_refused(refused, classes, label):
-    refused(
+def test_one_id_more_than_classes_is_refused(assert_refused, classes, label):
+    assert_refused(
         rf"gray masks contain ids {label.min()} to {label.max()} .*; add the class of id 0 as the first line",
         classes,
         gray(label),
@@ -168,9 +170,9 @@ def test_gray_masks_and_colored_masks_may_be_mixed(labels_of):
     np.testing.assert_array_equal(labels_of(COLORS, gray(STEM), rgb(STEM), indexed(STEM)), [STEM] * 3)
 
 
-def test_gray_values_that_are_ids_and_other_colors_are_refused(refused):
+def test_gray_values_that_are_ids_and_other_colors_are_refused(assert_refused):
     classes = "leaf 1 1 1\nbackground 0 0 0\n"
-    refused(
+    assert_refused(
         "gray value [01] of the masks .* is the id of one class and the color of another",
         classes,
         gray(LEAF),
@@ -178,14 +180,18 @@ def test_gray_values_that_are_ids_and_other_colors_are_refused(refused):
     )
 
 
-def test_swapped_channels_are_named(refused):
+def test_swapped_channels_are_named(assert_refused):
     bgr = rgb(STEM, TABLE[:, ::-1])
-    refused(r"contains color \(32, 112, (48|176)\), .* red and blue swapped; save the masks as RGB", COLORS, bgr, bgr)
+    assert_refused(
+        r"contains color \(32, 112, (48|176)\), .* red and blue swapped; save the masks as RGB", COLORS, bgr, bgr
+    )
 
 
-def test_blurred_colors_are_named_once(refused):
+def test_blurred_colors_are_named_once(assert_refused):
     blurred = rgb(STEM).resize((32, 32), Image.BILINEAR)
-    refused(r"the masks contain \d\d+ colors that are not assigned .* without antialiasing", COLORS, blurred, blurred)
+    assert_refused(
+        r"the masks contain \d\d+ colors that are not assigned .* without antialiasing", COLORS, blurred, blurred
+    )
 
 
 def test_an_unknown_color_is_named(tmp_path):
@@ -218,10 +224,10 @@ def test_a_palette_in_another_order_is_read_by_color(labels_of):
     np.testing.assert_array_equal(found, [STEM, STEM, EMPTY])
 
 
-def test_a_palette_that_matches_in_part_is_refused(refused):
+def test_a_palette_that_matches_in_part_is_refused(assert_refused):
     palette = TABLE.copy()
     palette[1], palette[2] = (176, 112, 32), (1, 2, 3)
-    refused(
+    assert_refused(
         r"palette image whose index 1 has the color of stem in classes.txt, \(176, 112, 32\), but other colors",
         COLORS,
         indexed(STEM, palette),
@@ -229,8 +235,8 @@ def test_a_palette_that_matches_in_part_is_refused(refused):
     )
 
 
-def test_palettes_that_differ_are_refused_without_colors(refused):
-    refused(
+def test_palettes_that_differ_are_refused_without_colors(assert_refused):
+    assert_refused(
         "is index 0 in mask .*, but 1 in .*, so their indices are not class ids",
         NAMES,
         indexed(STEM),
@@ -246,11 +252,11 @@ def shortened(label, size):
 
 
 @pytest.mark.parametrize("swap", [False, True])
-def test_palettes_of_the_colors_that_each_mask_contains_are_refused(refused, swap):
+def test_palettes_of_the_colors_that_each_mask_contains_are_refused(assert_refused, swap):
     palette = TABLE.copy()
     palette[1] = TABLE[2]  # the file has two colors, of which the second is that of stem
     pair = [indexed(STEM), indexed((STEM == 2).astype(np.uint8), palette)]
-    refused("is index [12] in mask .*, but [12] in .*, so their indices", NAMES, *(pair[::-1] if swap else pair))
+    assert_refused("is index [12] in mask .*, but [12] in .*, so their indices", NAMES, *(pair[::-1] if swap else pair))
 
 
 BORDER = np.where(np.arange(8) == 7, np.uint8(255), STEM)
@@ -264,11 +270,11 @@ def test_index_255_without_a_color_of_its_own_is_ignored(labels_of, size):
     np.testing.assert_array_equal(labels_of(COLORS, mask, mask), [BORDER, BORDER])
 
 
-def test_index_255_without_a_color_of_its_own_is_refused_where_others_are_colors(refused):
+def test_index_255_without_a_color_of_its_own_is_refused_where_others_are_colors(assert_refused):
     palette = np.zeros((256, 3), np.uint8)
     palette[ORDER] = TABLE[:3]
     label = np.where(BORDER == 255, 255, ORDER[BORDER % 255]).astype(np.uint8)
-    refused("index 255 has the color of another index; give ignored", COLORS, indexed(label, palette))
+    assert_refused("index 255 has the color of another index; give ignored", COLORS, indexed(label, palette))
 
 
 def test_a_palette_of_other_colors_is_read_by_index(labels_of, tmp_path):
@@ -332,8 +338,8 @@ def test_gray_masks_with_alpha(labels_of):
     np.testing.assert_array_equal(labels_of(NAMES, mask), [STEM])
 
 
-def test_masks_without_a_visible_pixel_are_refused(refused):
-    refused("all masks are transparent everywhere", COLORS, rgba(STEM, EMPTY), rgba(LEAF, EMPTY))
+def test_masks_without_a_visible_pixel_are_refused(assert_refused):
+    assert_refused("all masks are transparent everywhere", COLORS, rgba(STEM, EMPTY), rgba(LEAF, EMPTY))
 
 
 # Ignored everywhere

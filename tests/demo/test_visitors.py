@@ -167,7 +167,7 @@ def test_routes_serve_only_what_was_uploaded(visitor, secret, temporary):
 
 def test_names_of_uploads_stay_in_the_folder(visitor, secret, temporary):
     before = {path for path in temporary.rglob("*") if path.is_file()}
-    for name in ("../../outside.png", "/tmp/outside.png", "..\\outside.png", "a" * 300 + ".png"):
+    for name in ("../../outside.png", str(temporary.parent / "outside.png"), "..\\outside.png", "a" * 300 + ".png"):
         path = pathlib.Path(visitor.upload(secret, name))
         assert path.is_relative_to(temporary)
         assert "123 x 77 pixels segmented" in visitor.click({"path": str(path), **META})

@@ -133,11 +133,11 @@ def _is_locked(path: pathlib.Path) -> bool:
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
     except BlockingIOError:
         return True
     except FileNotFoundError:
-        pass
-    return False
+        return False
 
 
 # Makes standard input the terminal of this session and becomes the command. JAX does not allow a `preexec_fn`.
