@@ -84,13 +84,13 @@ def _config(name: str, size: int) -> ConfigDict:
 def print_counts(names: Sequence[str]) -> None:
     """Prints a row per config and possible output stride, for one 512x512 image."""
     print(
-        "| config | output stride | step, G multiply-adds | parameters x 3, MB | kept, MB | `activations` | `units` |"
+        "| config | output stride | step, 10^9 multiply-adds | parameters x 3, MB | stored, MB | `activations`, MB | `units`, MB |"
     )
     print("|---|---|---|---|---|---|---|")
     for name in names:
         config = load_config(name)
         for stride in STRIDES:
-            own = " (its own)" if stride == config.model.output_stride else ""
+            own = " (default)" if stride == config.model.output_stride else ""
             try:
                 models = [
                     build_model(config.model, CLASSES, output_stride=stride, remat=remat)
@@ -108,7 +108,7 @@ def print_counts(names: Sequence[str]) -> None:
 def print_measurements(names: Sequence[str], repetitions: int) -> None:
     """Prints a row per config and size: counted work, measured time and memory, each relative to the smallest size."""
     print(
-        f"| config | size, batch {BATCH} | G multiply-adds | step, s | GFLOP/s | kept by count, MB | temporaries, MB |"
+        f"| config | size, batch {BATCH} | 10^9 multiply-adds | step, s | GFLOP/s | stored by count, MB | temporaries, MB |"
     )
     print("|---|---|---|---|---|---|---|")
     for name in names:
