@@ -84,7 +84,8 @@ def _config(name: str, size: int) -> ConfigDict:
 def print_counts(names: Sequence[str]) -> None:
     """Prints a row per config and possible output stride, for one 512x512 image."""
     print(
-        "| config | output stride | step, 10^9 multiply-adds | parameters x 3, MB | stored, MB | `activations`, MB | `units`, MB |"
+        "| config | output stride | step, 10^9 multiply-adds | parameters x 3, MB | stored, MB | `activations`, MB | "
+        "`units`, MB |"
     )
     print("|---|---|---|---|---|---|---|")
     for name in names:
@@ -108,7 +109,8 @@ def print_counts(names: Sequence[str]) -> None:
 def print_measurements(names: Sequence[str], repetitions: int) -> None:
     """Prints a row per config and size: counted work, measured time and memory, each relative to the smallest size."""
     print(
-        f"| config | size, batch {BATCH} | 10^9 multiply-adds | step, s | GFLOP/s | stored by count, MB | temporaries, MB |"
+        f"| config | size, batch {BATCH} | 10^9 multiply-adds | step, s | GFLOP/s | stored by count, MB | "
+        "temporaries, MB |"
     )
     print("|---|---|---|---|---|---|---|")
     for name in names:

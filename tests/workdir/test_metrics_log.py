@@ -5,6 +5,7 @@ import io
 import json
 import math
 import pathlib
+import resource
 import struct
 import types
 
@@ -19,6 +20,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.labels import VOC
 from deeplab_jax.workdir import metrics_log
 from deeplab_jax.workdir.metrics_log import Writer
+from deeplab_jax.workdir.tensorboard import Events
 from tests.conftest import scene
 
 
@@ -248,6 +250,21 @@ def test_a_run_goes_on_without_events_if_their_disk_is_full(tmp_path, caplog):
     folder, reason = tmp_path / "tensorboard", "No space left on device; continuing without them"
     messages = [message for message in caplog.messages if "TensorBoard" in message]
     assert messages == [f"cannot write TensorBoard events to {folder}: {reason}"]
+
+
+def test_a_record_that_fits_only_in_part_ends_the_events(tmp_path, caplog):
+    events = Events(tmp_path)
+    (file,) = tmp_path.iterdir()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 5, before[1]))
+    try:
+        events.add_scalars({"loss": 2.5}, 10)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    events.add_scalars({"loss": 1.5}, 20)
+    assert caplog.messages == [
+        f"cannot write TensorBoard events to {tmp_path}: No space left on device; continuing without them"
+    ]
 
 
 def test_a_run_goes_on_without_events_if_their_folder_cannot_be_created(tmp_path, caplog):
