@@ -2,6 +2,7 @@
 
 import colorsys
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -48,11 +49,7 @@ class LabelSet:
         if len(self.class_names) > IGNORE_LABEL:
             raise ValueError(f"{len(self.class_names)} classes; at most {IGNORE_LABEL} fit below the ignore label")
         for name, color in zip(self.class_names, self.palette, strict=True):
-            if not isinstance(name, str):
-                raise ValueError(f"class name {name!r:.40} is not text")
-            if len(color) != 3 or not all(
-                isinstance(value, (int, np.integer)) and 0 <= value <= 255 for value in color
-            ):
+            if len(color) != 3 or not all(0 <= value <= 255 for value in color):
                 raise ValueError(f"class {name!r:.40} has the color {color!r:.40}, not three integers from 0 to 255")
 
     def __repr__(self) -> str:
@@ -71,6 +68,21 @@ class LabelSet:
         table[: self.num_classes] = self.palette
         table[IGNORE_LABEL] = IGNORE_COLOR
         return table
+
+    @classmethod
+    def from_json(cls, class_names: Any, palette: Any) -> "LabelSet":
+        """Creates a label set from the values of a JSON file, which may be of any type.
+
+        Raises:
+          ValueError, TypeError: the values are not a list of texts and as many lists of three integers from 0 to 255.
+        """
+        for name in class_names:
+            if not isinstance(name, str):
+                raise ValueError(f"class name {name!r:.40} is not text")
+        for color in palette:
+            if not isinstance(color, list) or not all(type(value) is int for value in color):
+                raise ValueError(f"color {color!r:.40} is not a list of three integers from 0 to 255")
+        return cls(tuple(class_names), tuple(tuple(color) for color in palette))
 
     @classmethod
     def from_names(cls, class_names: tuple[str, ...] | list[str]) -> "LabelSet":

@@ -82,9 +82,12 @@ class PreparedSource:
 
         self.folder, self.split, self.name = folder, split, folder.parent.name
         metadata, shards = _read_description(folder, "metadata.json"), _shards(folder)
-        self.label_set = LabelSet(
-            tuple(metadata["class_names"]), tuple(tuple(int(v) for v in color) for color in metadata["palette"])
-        )
+        try:
+            self.label_set = LabelSet.from_json(metadata["class_names"], metadata["palette"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{folder / 'metadata.json'} is damaged: {error}; remove {folder} and prepare the data set again"
+            ) from None
         self._records = ArrayRecordDataSource([shard for part in split.split("+") for shard in shards[part]])
         self._largest_size = None
         stored = metadata.get("splits", {})

@@ -114,7 +114,7 @@ def load(folder: pathlib.Path) -> PretrainedNetwork:
         model = config_lib.from_dict({"model": config_lib.migrate_model(values["model"], values["version"])}).model
         label_set = None
         if values["class_names"] is not None:
-            label_set = LabelSet(tuple(values["class_names"]), tuple(tuple(color) for color in values["palette"]))
+            label_set = LabelSet.from_json(values["class_names"], values["palette"])
         image_size, protocol = values["image_size"], values["protocol"]
         report = tuple(str(line) for line in values["report"])
         if image_size is not None:

@@ -174,7 +174,7 @@ def read_labels(workdir: pathlib.Path) -> LabelSet:
     """
     values = read_json(_run_file(workdir, _LABELS_FILE))
     try:
-        return LabelSet(tuple(values["class_names"]), tuple(tuple(color) for color in values["palette"]))
+        return LabelSet.from_json(values["class_names"], values["palette"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{workdir / _LABELS_FILE} is damaged: {error}") from None
 

@@ -140,16 +140,27 @@ print(json.dumps([step.lower(images).compile().memory_analysis().temp_size_in_by
 """
 
 
-def test_a_step_reuses_the_memory_of_the_previous_step():
+def _rows_of_steps() -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Returns the bytes of a step's temporaries, and each step's page faults and resident bytes after it."""
     kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment = kept | {VARIABLE: TUNABLES, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", _STEPS], env=environment, capture_output=True, text=True, check=True)
     temporaries, rows = json.loads(done.stdout)
     assert temporaries >= 96 * 2**20
-    faults, resident = zip(*rows[2:], strict=True)
-    # Without reuse, each step takes one page fault per 2 MiB with huge pages, or one per 4 KiB.
-    assert statistics.median(faults) < temporaries / 2**22
-    assert max(resident) < rows[1][1] + temporaries / 2
+    faults, resident = zip(*rows, strict=True)
+    return temporaries, faults, resident
+
+
+def test_a_step_reuses_the_memory_of_the_previous_step():
+    # A small block that another thread allocates at the wrong moment splits the free memory, and one step of that
+    # process takes new memory: about one process in five. Where results are ready too early, every process does.
+    for _ in range(6):
+        temporaries, faults, resident = _rows_of_steps()
+        # Without reuse, each step takes one page fault per 2 MiB with huge pages, or one per 4 KiB.
+        assert statistics.median(faults[2:]) < temporaries / 2**22
+        if max(resident[2:]) < resident[1] + temporaries / 2:
+            return
+    raise AssertionError(f"every process grew: {resident} bytes with {temporaries} bytes of temporaries")
 
 
 # What compiling leaves: small allocations in use between free ones, which keep the free ones from the system.
