@@ -14,7 +14,7 @@ from rich.table import Table
 from deeplab_jax import config as config_lib
 from deeplab_jax import ops
 from deeplab_jax.data.protocol import protocol_for
-from deeplab_jax.models import PARTS, DeepLabV3Plus, abstract_variables, build_for_mesh, build_model
+from deeplab_jax.models import PARTS, SegmentationNetwork, abstract_variables, build_for_mesh, build_model
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
 from deeplab_jax.parallel.jaxpr import equations
@@ -49,7 +49,7 @@ class PartSummary:
     executed: int
 
 
-def summarize(model: DeepLabV3Plus, height: int, width: int) -> list[PartSummary]:
+def summarize(model: SegmentationNetwork, height: int, width: int) -> list[PartSummary]:
     """The rows of the table for images of height x width. Computes nothing."""
     images = jax.ShapeDtypeStruct((1, height, width, model.in_channels), np.uint8)
     variables = abstract_variables(model)
@@ -86,7 +86,7 @@ def summarize(model: DeepLabV3Plus, height: int, width: int) -> list[PartSummary
     return rows
 
 
-def count_multiply_adds(model: DeepLabV3Plus, variables: Any, images: Any) -> Counter:
+def count_multiply_adds(model: SegmentationNetwork, variables: Any, images: Any) -> Counter:
     """Counts the multiply-adds of the traced inference program, by (module path, "conv" or "matmul").
 
     Padding counts like data, as in published figures.

@@ -35,16 +35,46 @@ class Field:
 
 _MODEL = {
     "backbone": Field(None, "name of a registered backbone", value_type=str),
+    "head": Field(
+        "deeplab",
+        "the part between the backbone and the classifier",
+        {
+            "deeplab": "ASPP, and a decoder unless `decoder` is `none` (DeepLabv3, DeepLabv3+)",
+            "segformer": "projections of four stages, added up at stride 4 (SegFormer)",
+            "lraspp": "a gated projection and a skip connection at stride 8 (MobileNetV3)",
+        },
+    ),
     "width_multiplier": Field(1.0, "factor on the channels of `mobilenet_v2`", range=ranges.WIDTH),
     "in_channels": Field(3, "channels of the input images", range=ranges.CHANNELS),
     "output_stride": Field(
-        16, "input size divided by feature size; smaller strides use atrous convolutions", (8, 16, 32)
+        16,
+        "input size divided by feature size; smaller strides use atrous convolutions",
+        (8, 16, 32, 64, 128, 256),
     ),
     "multi_grid": Field(
         (), "rate multipliers of the units in the backbone's last stage; empty means all ones", range=ranges.RATE
     ),
     "spread_converted_units": Field(
         False, "apply a converted stage's new rate to its first unit too, as segmentation_models.pytorch does"
+    ),
+    "cascade_blocks": Field(
+        0,
+        "copies of a ResNet's last stage that follow it, each with a stride of 2 (arXiv 1706.05587, section 3.2)",
+        (0, 1, 2, 3),
+    ),
+    "drop_path": Field(
+        0.0,
+        "share of examples that skip the residual branches of `mit`'s last block in training; it rises linearly from "
+        "0 in the first block",
+        range=ranges.BELOW_ONE,
+    ),
+    "layer_norm_epsilons": Field(
+        (1e-6, 1e-6, 1e-5, 1e-5),
+        "epsilons of `mit`'s LayerNorm: in blocks, after stages, after patch embeddings, and in reduced attention",
+        range=ranges.ABOVE_ZERO,
+    ),
+    "gelu": Field(
+        "exact", "GELU of `mit`", {"exact": "with the error function", "tanh": "the approximation that Keras uses"}
     ),
     "atrous_rates": Field((6, 12, 18), "rates of ASPP's 3x3 branches at `atrous_rates_stride`", range=ranges.RATE),
     "atrous_rates_stride": Field(
@@ -74,6 +104,16 @@ _MODEL = {
         48, "channels to which the decoder projects the stride-4 features", range=ranges.CHANNELS
     ),
     "classifier_bias": Field(True, "add a bias to the last convolution"),
+    "classifier_dropout": Field(
+        0.0, "dropout rate of whole channels before the last convolution", range=ranges.BELOW_ONE
+    ),
+    "auxiliary_channels": Field(
+        0,
+        "channels of the auxiliary head, a second classifier that only training computes; 0 for none",
+        range=ranges.COUNT_OR_ZERO,
+    ),
+    "auxiliary_features": Field("stage3", "endpoint of the backbone that the auxiliary head classifies"),
+    "auxiliary_dropout": Field(0.1, "dropout rate of the auxiliary head", range=ranges.BELOW_ONE),
     "kernel_init": Field(
         "he_normal", "initializer of convolution kernels", {"he_normal": "PyTorch", "glorot_uniform": "Keras"}
     ),
@@ -238,7 +278,7 @@ _OPTIMIZER = {
     ),
     "learning_rate_multipliers": {
         part: Field(1.0, f"factor on the update of the {part}", range=ranges.AT_LEAST_ZERO)
-        for part in ("backbone", "aspp", "decoder", "classifier")
+        for part in ("backbone", "aspp", "decoder", "classifier", "auxiliary")
     },
     "frozen": Field((), "parts or modules that do not train, such as `('aspp', 'backbone/stage[1-3]*')`"),
 }
@@ -257,6 +297,7 @@ _LOSS = {
     "class_weights": Field(
         (), "one loss weight per class; empty weights all classes equally", range=ranges.AT_LEAST_ZERO
     ),
+    "auxiliary_weight": Field(0.4, "weight of the auxiliary head's loss", range=ranges.AT_LEAST_ZERO),
     "teacher": Field(
         None, "preset, folder or workdir of a network with the same classes to distill from", value_type=str
     ),

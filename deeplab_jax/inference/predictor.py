@@ -20,7 +20,7 @@ from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.inference import multi_scale, sliding_window, streaming_resize
 from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import DeepLabV3Plus, abstract_variables, build_model
+from deeplab_jax.models import SegmentationNetwork, abstract_variables, build_model
 from deeplab_jax.pretrained import DEFAULT_PRESET, PretrainedNetwork
 from deeplab_jax.workdir import layout
 
@@ -56,7 +56,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: DeepLabV3Plus,
+        model: SegmentationNetwork,
         variables: Any,
         config: ConfigDict,
         label_set: LabelSet,

@@ -10,8 +10,9 @@ from deeplab_jax.models.build import (
     lower_initializer,
     random_variables,
 )
-from deeplab_jax.models.deeplab import PARTS, DeepLabV3Plus
+from deeplab_jax.models.deeplab import DeepLabV3Plus
 from deeplab_jax.models.layers import Layers
+from deeplab_jax.models.network import PARTS, SegmentationNetwork
 
 __all__ = [
     "BACKBONES",
@@ -19,6 +20,7 @@ __all__ = [
     "BackboneSpec",
     "DeepLabV3Plus",
     "Layers",
+    "SegmentationNetwork",
     "Unit",
     "abstract_variables",
     "build_for_mesh",

@@ -24,6 +24,7 @@ class ASPP(nn.Module):
       channels: number of output channels of each branch and of the projection.
       rates: rates of the 3x3 branches, in pixels of the feature map.
       separable: whether the 3x3 branches are depthwise separable (DeepLabv3+, section 3.1).
+      separable_norm: see `ConvNormAct`.
       image_pooling: whether there is a branch for the mean of the features.
       dropout: the dropout rate of the output in training.
       deterministic: True switches dropout off.
@@ -35,6 +36,7 @@ class ASPP(nn.Module):
     channels: int
     rates: Sequence[int]
     separable: bool
+    separable_norm: bool
     image_pooling: bool
     dropout: float
     deterministic: bool
@@ -53,6 +55,7 @@ class ASPP(nn.Module):
                 kernel_size=3,
                 rate=rate,
                 separable=self.separable,
+                separable_norm=self.separable_norm,
                 name=f"branch_atrous{i + 1}",
             )(x)
             for i, rate in enumerate(self.rates)

@@ -1,5 +1,6 @@
 """Functions that build a network from a config and initialize its variables."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,13 +12,17 @@ from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from deeplab_jax import budget, ops
-from deeplab_jax.config import check_fields
+from deeplab_jax.config import FIELDS, check_fields
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.backbones import BACKBONES, OPTIONS
 from deeplab_jax.models.deeplab import DeepLabV3Plus
+from deeplab_jax.models.network import SegmentationNetwork
 from deeplab_jax.models.unreached_taps import zero_unreached_taps
 from deeplab_jax.parallel import halo
+
+#: The network of each `model.head`.
+HEADS: Mapping[str, type[SegmentationNetwork]] = {"deeplab": DeepLabV3Plus}
 
 # Initialization runs once, and its program is long: one random draw per kernel. XLA:CPU compiles it four times faster
 # without optimizations.
@@ -31,7 +36,7 @@ def build_model(
     platform: str | None = None,
     compute_dtype: str = "float32",
     **overrides: Any,
-) -> DeepLabV3Plus:
+) -> SegmentationNetwork:
     """Builds the network that `config.model` describes. Touches no device.
 
     Args:
@@ -40,7 +45,7 @@ def build_model(
       platform: the platform that the network will run on, "cpu", "gpu" or "tpu". It selects the operations, see
         `deeplab_jax.ops.select`. By default they are plain XLA, `deeplab_jax.ops.XLA`.
       compute_dtype: float32, bfloat16 or float64 (for tests).
-      **overrides: attributes of `DeepLabV3Plus` that replace fields of the config or are not among them, such as `ops`.
+      **overrides: attributes of the network that replace fields of the config or are not among them, such as `ops`.
 
     Raises:
       UserError: a field has a value for which no network can be built.
@@ -55,6 +60,7 @@ def build_model(
         )
     check_fields("model", fields)
     _check_lengths(fields)
+    head = HEADS[fields.pop("head")]
     try:
         scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])
     except ValueError as error:
@@ -66,7 +72,7 @@ def build_model(
                 f"model.{name} has {len(fields[name])} values, but model.in_channels is {fields['in_channels']}; "
                 "set one value per channel"
             )
-    return DeepLabV3Plus(num_classes=num_classes, dtype=jnp.dtype(compute_dtype), **fields)
+    return head(num_classes=num_classes, dtype=jnp.dtype(compute_dtype), **_fields_of_head(fields, head))
 
 
 def build_for_mesh(
@@ -75,7 +81,7 @@ def build_for_mesh(
     mesh: Mesh | AbstractMesh,
     *,
     input_sizes: Mapping[str, Sequence[int]] | None = None,
-) -> DeepLabV3Plus:
+) -> SegmentationNetwork:
     """Builds the config's network with the operations for the devices of a mesh. Touches no device.
 
     Args:
@@ -142,6 +148,19 @@ def lower_initializer(create: Callable[[], Any], sharding: Any = None) -> jax.st
     """
     options = _INIT_COMPILER_OPTIONS.get(jax.default_backend())
     return jax.jit(create, out_shardings=sharding, compiler_options=options).lower()
+
+
+def _fields_of_head(fields: Mapping[str, Any], head: type[SegmentationNetwork]) -> dict[str, Any]:
+    """Returns the fields that the head takes, and checks that the others are at their defaults.
+
+    Raises:
+      UserError: a field is set that this head does not have.
+    """
+    taken = {field.name for field in dataclasses.fields(head)}
+    for name in fields.keys() - taken:
+        if name not in FIELDS["model"] or fields[name] != FIELDS["model"][name].default:
+            raise UserError(f"model.{name} is set, but the head {head.__name__} does not take it; remove it")
+    return {name: value for name, value in fields.items() if name in taken}
 
 
 def _check_lengths(fields: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ class Decoder(nn.Module):
         (torchvision, `DeepLabHead`).
       channels: number of output channels of the refinement.
       low_level_channels: number of channels of the low-level projection (best in table 1: 48).
+      separable_norm: see `ConvNormAct`.
       resize: `resize(x, (height, width))`, bilinear.
       published_order: enlarge the encoder output before the `kerascv` 1x1 convolution, as KerasCV does. The default
         enlarges its projection, which is the same function.
@@ -31,6 +32,7 @@ class Decoder(nn.Module):
     style: str
     channels: int
     low_level_channels: int
+    separable_norm: bool
     resize: object
     published_order: bool = False
 
@@ -76,4 +78,11 @@ class Decoder(nn.Module):
     def _refine(self, x: Array, name: str) -> Array:
         separable = self.style in ("separable", "smp")
         refine = self.layers.unit(ConvNormAct)
-        return refine(self.layers, self.channels, kernel_size=3, separable=separable, name=name)(x)
+        return refine(
+            self.layers,
+            self.channels,
+            kernel_size=3,
+            separable=separable,
+            separable_norm=self.separable_norm,
+            name=name,
+        )(x)

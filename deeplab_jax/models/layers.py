@@ -223,7 +223,7 @@ class Layers:
       use_running_average: whether BatchNorm normalizes by the running statistics.
       dtype: the compute dtype.
       ops: the operations that the layers call.
-      separable_norm: whether BatchNorm and ReLU stand between the two convolutions of a separable one.
+      train: whether the part is computed for training.
       remat: what the gradient keeps. `none` keeps everything; `activations` keeps the outputs of convolutions and
         recomputes the rest, which is cheap; `units` keeps the inputs of units and recomputes their convolutions too.
     """
@@ -235,7 +235,7 @@ class Layers:
     use_running_average: bool
     dtype: DTypeLike
     ops: Operations
-    separable_norm: bool = True
+    train: bool = False
     remat: str = "none"
 
     def unit(self, module: type[nn.Module]) -> type[nn.Module]:
@@ -253,6 +253,16 @@ class Layers:
             kernel_init=KERNEL_INITS[self.kernel_init],
             dtype=self.dtype,
             conv_general_dilated=self.ops.conv_general_dilated,
+        )
+
+    def classifier(self, num_classes: int, *, use_bias: bool, name: str) -> Conv:
+        """Creates a 1x1 convolution to logits, which are float32 or wider."""
+        return self.conv(
+            num_classes,
+            use_bias=use_bias,
+            kernel_init=CLASSIFIER_INITS[self.kernel_init],
+            dtype=accumulator(self.dtype),
+            name=name,
         )
 
     @property
@@ -307,8 +317,9 @@ class ConvNormAct(nn.Module):
       kernel_size: height and width of the kernel.
       rate: the atrous rate.
       separable: whether the convolution is a depthwise (atrous) one followed by a pointwise one (DeepLabv3+, section
-        3.1). BatchNorm and ReLU follow both, as in research/deeplab's `split_separable_conv2d`, or with
-        `layers.separable_norm=False` only the second, as in segmentation_models.pytorch.
+        3.1).
+      separable_norm: whether BatchNorm and ReLU follow both of these, as in research/deeplab's
+        `split_separable_conv2d`, or only the second, as in segmentation_models.pytorch.
     """
 
     layers: Layers
@@ -316,6 +327,7 @@ class ConvNormAct(nn.Module):
     kernel_size: int = 1
     rate: int = 1
     separable: bool = False
+    separable_norm: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width features"]:
@@ -323,7 +335,7 @@ class ConvNormAct(nn.Module):
         kernel_size, rate = self.kernel_size, self.rate
         if self.separable:
             x = self.layers.depthwise_conv(kernel_size=kernel_size, rate=rate, name="depthwise_conv")(x)
-            if self.layers.separable_norm:
+            if self.separable_norm:
                 x = nn.relu(self.layers.norm(name="depthwise_norm")(x))
             kernel_size, rate = 1, 1
         x = self.layers.conv(self.features, kernel_size=kernel_size, rate=rate, name="conv")(x)

@@ -22,7 +22,7 @@ from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import create_folder, read_json, write_atomically
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import DeepLabV3Plus, abstract_variables
+from deeplab_jax.models import SegmentationNetwork, abstract_variables
 from deeplab_jax.pretrained.network import PretrainedNetwork, first_line, model_config, variable_shapes
 from deeplab_jax.pretrained.readers import safetensors_file
 
@@ -33,7 +33,7 @@ _FORMAT = "deeplab_jax"
 
 def save_pretrained(
     folder: str | pathlib.Path,
-    model: DeepLabV3Plus,
+    model: SegmentationNetwork,
     variables: Mapping[str, Any],
     label_set: LabelSet,
     *,

@@ -11,7 +11,7 @@ from deeplab_jax import config as config_lib
 from deeplab_jax.data import set_input_size
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.files import local_path
-from deeplab_jax.models import PARTS, DeepLabV3Plus, abstract_variables, build_model, random_variables
+from deeplab_jax.models import PARTS, SegmentationNetwork, abstract_variables, build_model, random_variables
 from deeplab_jax.pretrained import bundle, presets
 from deeplab_jax.pretrained.formats import import_file
 from deeplab_jax.pretrained.merge import merge
@@ -61,7 +61,7 @@ def from_pretrained(
     *,
     seed: int = 0,
     **model_fields: Any,
-) -> tuple[DeepLabV3Plus, dict[str, Any]]:
+) -> tuple[SegmentationNetwork, dict[str, Any]]:
     """Loads a pretrained model and its variables, ready for `model.apply(variables, images, train=False)`.
 
     Args:

@@ -32,6 +32,7 @@ def make_train_step(
     loss_fn: Callable,
     *,
     learning_rate: Schedule,
+    auxiliary_weight: float = 0.4,
     ignored_pixels: str = "exclude",
     accumulate_steps: int = 1,
     frozen: Sequence[str] = (),
@@ -46,6 +47,7 @@ def make_train_step(
       optimizer: the gradient transformation of `deeplab_jax.training.optimizer.make`.
       loss_fn: a loss of `deeplab_jax.losses.make_loss`: (logits, labels) to (sum, valid count).
       learning_rate: the schedule of `deeplab_jax.training.optimizer.make`, for the report.
+      auxiliary_weight: weight of the loss of the auxiliary head, if the network has one.
       ignored_pixels: how the confusion matrix treats ignored pixels, `config.eval.ignored_pixels`.
       accumulate_steps: number of parts that a batch is split into. They are computed one after another, which takes the
         activation memory of a single part. See `_accumulate`.
@@ -61,7 +63,12 @@ def make_train_step(
       `gradient_norm` (of the trained parameters, before clipping) and `learning_rate`.
     """
     sum_gradients = _make_gradient_function(
-        model, loss_fn, ignored_pixels=ignored_pixels, frozen=frozen, shardings=shardings
+        model,
+        loss_fn,
+        auxiliary_weight=auxiliary_weight,
+        ignored_pixels=ignored_pixels,
+        frozen=frozen,
+        shardings=shardings,
     )
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
@@ -100,13 +107,19 @@ def make_train_step(
 
 
 def _make_gradient_function(
-    model: nn.Module, loss_fn: Callable, *, ignored_pixels: str, frozen: Sequence[str], shardings: TrainState | None
+    model: nn.Module,
+    loss_fn: Callable,
+    *,
+    auxiliary_weight: float,
+    ignored_pixels: str,
+    frozen: Sequence[str],
+    shardings: TrainState | None,
 ) -> Callable:
     """Returns `sum_gradients`, which computes gradients and counts as sums over examples."""
 
     def sum_gradients(params, batch_stats, examples: Batch, rng):
         def loss(params):
-            (logits, _), updates = model.apply(
+            (logits, endpoints), updates = model.apply(
                 {"params": stop_frozen(params, frozen), "batch_stats": batch_stats},
                 examples["image"],
                 train=True,
@@ -120,6 +133,9 @@ def _make_gradient_function(
                 num_classes=model.num_classes,
                 ignored_pixels=ignored_pixels,
             )
+            if "auxiliary_logits" in endpoints:
+                auxiliary_logits = model.resize(endpoints["auxiliary_logits"], examples["label"].shape[1:])
+                loss_sum += auxiliary_weight * loss_fn(auxiliary_logits, examples["label"])[0]
             counts = {"loss_sum": loss_sum, "loss_count": loss_count, "confusion": confusion}
             return loss_sum, (updates["batch_stats"], counts)
 
@@ -243,6 +259,7 @@ def build_program(
         optimizer,
         losses.make_loss(config.loss, num_classes=num_classes),
         learning_rate=learning_rate,
+        auxiliary_weight=config.loss.auxiliary_weight,
         ignored_pixels=config.eval.ignored_pixels,
         accumulate_steps=config.train.accumulate_steps,
         frozen=tuple(config.optimizer.frozen),

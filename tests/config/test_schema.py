@@ -9,7 +9,7 @@ from deeplab_jax.config import FIELDS, base_config, check_fields, iterate_fields
 from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import layers
-from deeplab_jax.models.deeplab import PARTS
+from deeplab_jax.models.network import PARTS
 from deeplab_jax.training import optimizer
 
 _NUMBERS = (int, float, tuple)

@@ -48,7 +48,7 @@ from deeplab_jax.errors import UserError
         ("eval.every", "5", "^eval.every='5' has no unit; write one of '5 steps', '5 epochs', '5 examples', '5%'"),
         ("checkpoint.every", "-1 steps", "^checkpoint.every='-1 steps' must be"),
         ("optimizer.name", "sdg", "^optimizer.name='sdg' does not exist; did you mean sgd?"),
-        ("model.output_stride", 4, "^model.output_stride=4 does not exist; choose from 8, 16, 32"),
+        ("model.output_stride", 5, "^model.output_stride=5 does not exist; choose from 8, 16, 32, 64, 128, 256"),
         ("data.unreadable", "skp", "^data.unreadable='skp' does not exist; did you mean skip?"),
         ("train.nonfinite", "stopp", "^train.nonfinite='stopp' does not exist; did you mean stop?"),
         ("train.ema_decay", 1.0, "^train.ema_decay=1.0 must be a number above 0 and below 1"),

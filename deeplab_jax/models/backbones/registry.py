@@ -14,7 +14,10 @@ from deeplab_jax.models.backbones.resnet_v1 import ResNetV1
 from deeplab_jax.models.backbones.resnet_v2 import ResNetV2
 
 #: Fields of `config.model` that only some backbones take, with the values that leave them unused.
-OPTIONS = {name: FIELDS["model"][name].default for name in ("multi_grid", "width_multiplier")}
+OPTIONS = {
+    name: FIELDS["model"][name].default
+    for name in ("multi_grid", "width_multiplier", "cascade_blocks", "drop_path", "layer_norm_epsilons", "gelu")
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,7 @@ class BackboneSpec:
         `options`. The module takes normalized images and returns a dict of endpoints with at least `low_level_features`
         (stride 4, for the decoder) and `features` (at the output stride).
       arguments: keyword arguments of this variant.
-      options: the fields of `config.model` out of `multi_grid` and `width_multiplier` that the backbone takes.
+      options: the fields of `config.model` out of `OPTIONS` that the backbone takes.
       last_stage_units: number of units in the last stage, for `multi_grid`.
     """
 
