@@ -16,7 +16,7 @@ from deeplab_jax.config import load_config, parse_arg
 def get_config(arg=None):
     """Arguments: `height`, `width` (of the crop), `batch`, `steps`, `rate` (peak)."""
     arg = parse_arg(arg, height=129, width=161, batch=8, steps=400, rate=0.001)
-    config = load_config("deeplabv3plus_xception65_voc", batch=arg.batch, backbone="xception41", init="")
+    config = load_config("deeplabv3plus_xception65_voc", batch=arg.batch, backbone="xception41")
     # The statistics of a short run do not follow with the paper's decay of 0.9997.
     config.model.backbone_norm_decay = 0.95
     config.model.head_norm_decay = 0.95
