@@ -52,7 +52,10 @@ _MODEL = {
         (8, 16, 32, 64, 128, 256),
     ),
     "multi_grid": Field(
-        (), "rate multipliers of the units in the backbone's last stage; empty means all ones", range=ranges.RATE
+        (),
+        "rate multipliers of the units in the backbone's last stage, or of the three convolutions in Xception's last "
+        "unit; empty means all ones",
+        range=ranges.RATE,
     ),
     "spread_converted_units": Field(
         False, "apply a converted stage's new rate to its first unit too, as segmentation_models.pytorch does"

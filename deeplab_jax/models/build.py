@@ -188,6 +188,6 @@ def _check_options(fields: Mapping[str, Any]) -> None:
     rates = len(fields["multi_grid"])
     if rates and rates != spec.last_stage_units:
         raise UserError(
-            f"model.multi_grid has {rates} rates, but the last stage of {name} has {spec.last_stage_units} units; "
-            "set one rate per unit"
+            f"model.multi_grid has {rates} rates, but {name} takes {spec.last_stage_units}; set one rate per unit of "
+            "its last stage (Xception: per separable convolution of its last unit)"
         )

@@ -13,6 +13,7 @@ from deeplab_jax.models.backbones.mit import MixTransformer
 from deeplab_jax.models.backbones.mobilenet_v2 import mobilenet_v2
 from deeplab_jax.models.backbones.resnet_v1 import ResNetV1
 from deeplab_jax.models.backbones.resnet_v2 import ResNetV2
+from deeplab_jax.models.backbones.xception import Xception, xception_blocks
 
 #: Fields of `config.model` that only some backbones take, with the values that leave them unused.
 OPTIONS = {
@@ -32,7 +33,8 @@ class BackboneSpec:
         (stride 4, for the decoder) and `features` (at the output stride).
       arguments: keyword arguments of this variant.
       options: the fields of `config.model` out of `OPTIONS` that the backbone takes.
-      last_stage_units: number of units in the last stage, for `multi_grid`.
+      last_stage_units: number of units in the last stage, for `multi_grid`. Xception's last stage is one unit whose
+        three convolutions have a rate each.
       output_strides: the output strides that it can have; () for those that its strides and atrous conversion reach.
       pyramid: names of four endpoints at strides 4, 8, 16 and 32, or the output stride if it is smaller, for heads that
         join several stages.
@@ -94,6 +96,13 @@ def _mit(*blocks: int, width: int) -> BackboneSpec:
 
 
 _INVERTED = ("stage2", "stage3", "stage5", "stage7")  # of networks of inverted residuals
+
+
+def _xception(middle_units: int, **arguments: Any) -> BackboneSpec:
+    blocks = xception_blocks(middle_units, **arguments)
+    return BackboneSpec(Xception, {"blocks": blocks}, options=("multi_grid",), last_stage_units=3)
+
+
 _BETA = {"stem": "deep", "strided_unit": "last"}
 _KERASCV = {"strided_unit": "last", "final_norm": False}
 
@@ -132,4 +141,8 @@ BACKBONES: dict[str, BackboneSpec] = {
     "mit_b3": _mit(3, 4, 18, 3, width=64),
     "mit_b4": _mit(3, 8, 27, 3, width=64),
     "mit_b5": _mit(3, 6, 40, 3, width=64),
+    # Modified aligned Xception of research/deeplab.
+    "xception41": _xception(8),
+    "xception65": _xception(16),
+    "xception71": _xception(16, long_entry=True),
 }
