@@ -11,6 +11,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.efficientnet_lite import efficientnet_lite
 from deeplab_jax.models.backbones.mit import MixTransformer
 from deeplab_jax.models.backbones.mobilenet_v2 import mobilenet_v2
+from deeplab_jax.models.backbones.mobilenet_v3 import mobilenet_v3
 from deeplab_jax.models.backbones.resnet_v1 import ResNetV1
 from deeplab_jax.models.backbones.resnet_v2 import ResNetV2
 from deeplab_jax.models.backbones.xception import Xception, xception_blocks
@@ -103,6 +104,10 @@ def _xception(middle_units: int, **arguments: Any) -> BackboneSpec:
     return BackboneSpec(Xception, {"blocks": blocks}, options=("multi_grid",), last_stage_units=3)
 
 
+def _mobilenet_v3(variant: str, taps: str) -> BackboneSpec:
+    return BackboneSpec(mobilenet_v3, {"variant": variant, "taps": taps})
+
+
 _BETA = {"stem": "deep", "strided_unit": "last"}
 _KERASCV = {"strided_unit": "last", "final_norm": False}
 
@@ -145,4 +150,10 @@ BACKBONES: dict[str, BackboneSpec] = {
     "xception41": _xception(8),
     "xception65": _xception(16),
     "xception71": _xception(16, long_entry=True),
+    # MobileNetV3 as in torchvision, and as in research/deeplab: half the channels after stride 16, depthwise features as
+    # low-level features.
+    "mobilenet_v3_large": _mobilenet_v3("large", taps="strided_unit"),
+    "mobilenet_v3_small": _mobilenet_v3("small", taps="strided_unit"),
+    "mobilenet_v3_large_seg": _mobilenet_v3("large_seg", taps="depthwise"),
+    "mobilenet_v3_small_seg": _mobilenet_v3("small_seg", taps="depthwise"),
 }

@@ -144,13 +144,13 @@ def mobilenet_v2_table(prefix: str = "") -> dict[str, str]:
         "backbone/final_conv": f"{prefix}features.18.0",
         "backbone/final_norm": f"{prefix}features.18.1",
     }
-    number = 0
-    for stage, (_, units, _, expansion, _) in enumerate(STAGES, 1):
-        for unit in range(units):
-            number += 1
-            ours, theirs = f"backbone/stage{stage}_block{unit + 1}", f"{prefix}features.{number}.conv"
+    block = 0
+    for number, stage in enumerate(STAGES, 1):
+        for unit in range(stage.units):
+            block += 1
+            ours, theirs = f"backbone/stage{number}_block{unit + 1}", f"{prefix}features.{block}.conv"
             position = 0
-            if expansion != 1:
+            if stage.expansion != 1:
                 table |= {f"{ours}/expand_conv": f"{theirs}.0.0", f"{ours}/expand_norm": f"{theirs}.0.1"}
                 position = 1
             table[f"{ours}/depthwise_conv"] = f"{theirs}.{position}.0"
