@@ -55,7 +55,9 @@ class InvertedResidualNetwork(nn.Module):
     Attributes:
       layers: the layer constructors.
       stem_features: number of output channels of the first convolution.
-      stages: the stages in order; the last one at stride 4 provides the low-level features.
+      stages: the stages in order; the last one at stride 4 provides the low-level features, the last one at stride 8
+        the mid-level features. (research/deeplab taps the depthwise convolution of the last unit of the same stages,
+        `feature_extractor.py`; segmentation_models.pytorch and KerasHub the stages.)
       final_features: number of output channels of a 1x1 convolution with BatchNorm and ReLU6 after the stages, or 0
         for none.
       output_stride: 4, 8, 16 or 32.
@@ -95,6 +97,8 @@ class InvertedResidualNetwork(nn.Module):
             stride *= stage.stride
             if stride == 4:
                 endpoints["low_level_features"] = x
+            elif stride == 8:
+                endpoints["mid_level_features"] = x
         if self.final_features:
             x = conv(self.final_features, name="final_conv")(x)
             x = nn.relu6(norm(name="final_norm")(x))
