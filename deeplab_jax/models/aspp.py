@@ -22,6 +22,7 @@ class ASPP(nn.Module):
     Attributes:
       layers: the layer constructors.
       channels: number of output channels of each branch and of the projection.
+      projection_size: kernel size of the projection: 1, or 3 as in MMSegmentation (`aspp_head.py`, `bottleneck`).
       rates: rates of the 3x3 branches, in pixels of the feature map.
       separable: whether the 3x3 branches are depthwise separable (DeepLabv3+, section 3.1).
       separable_norm: see `ConvNormAct`.
@@ -34,6 +35,7 @@ class ASPP(nn.Module):
 
     layers: Layers
     channels: int
+    projection_size: int
     rates: Sequence[int]
     separable: bool
     separable_norm: bool
@@ -63,9 +65,13 @@ class ASPP(nn.Module):
         if self.image_pooling:
             mean = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=accumulator(x.dtype))
             branches.append(branch(self.layers, self.channels, name="branch_pooling")(mean.astype(x.dtype)))
-        if self.published_order:
+        if self.projection_size > 1 or self.published_order:
             branches = [jnp.concatenate([_broadcast(x, size) for x in branches], axis=-1)]
-        x = self.layers.concat_conv(self.channels, name="projection")(branches, size, _broadcast)
+        if self.projection_size > 1:
+            # Only a 1x1 convolution commutes with broadcasting: at the border, a larger one sees zeros.
+            x = self.layers.conv(self.channels, kernel_size=self.projection_size, name="projection")(branches[0])
+        else:
+            x = self.layers.concat_conv(self.channels, name="projection")(branches, size, _broadcast)
         x = nn.relu(self.layers.norm(name="projection_norm")(x))
         return nn.Dropout(self.dropout, deterministic=self.deterministic, name="dropout")(x)
 

@@ -62,8 +62,11 @@ def build_model(
     check_fields("model", fields)
     _check_lengths(fields)
     head = HEADS[fields.pop("head")]
+    _check_output_stride(fields)
     _check_options(fields)
     if issubclass(head, DeepLabV3Plus):
+        _check_decoder(fields)
+    if issubclass(head, DeepLabV3Plus) and fields["aspp"] != "none":
         try:
             scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])
         except ValueError as error:
@@ -170,6 +173,26 @@ def _check_lengths(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if isinstance(value, tuple) and len(value) > budget.MODEL_NUMBERS:
             raise UserError(f"model.{name} has {len(value)} values; at most {budget.MODEL_NUMBERS} are possible")
+
+
+def _check_output_stride(fields: Mapping[str, Any]) -> None:
+    largest = 32 * 2 ** fields["cascade_blocks"]
+    if fields["output_stride"] > largest:
+        raise UserError(
+            f"model.output_stride={fields['output_stride']} needs copies of the last stage, but with "
+            f"model.cascade_blocks={fields['cascade_blocks']} the largest stride is {largest}; change one of them"
+        )
+
+
+def _check_decoder(fields: Mapping[str, Any]) -> None:
+    """Checks the fields that only the decoders of the papers take."""
+    if fields["decoder"] not in ("paper", "separable"):
+        for name in ("decoder_convs", "low_level_strides"):
+            if fields[name] != FIELDS["model"][name].default:
+                raise UserError(
+                    f"model.{name} is set, but the decoder {fields['decoder']} does not take it; remove it, or set "
+                    "model.decoder to paper or separable"
+                )
 
 
 def _check_options(fields: Mapping[str, Any]) -> None:

@@ -31,7 +31,8 @@ class BackboneSpec:
       build: a Flax module class, or a function that returns a module. It takes the keyword arguments `layers`
         (`deeplab_jax.models.Layers`), `output_stride`, `spread_converted` and `name`, those in `arguments` and those in
         `options`. The module takes normalized images and returns a dict of endpoints with at least `low_level_features`
-        (stride 4, for the decoder) and `features` (at the output stride).
+        (stride 4, for the decoder) and `features` (at the output stride). With `mid_level_features` (stride 8) it
+        supports decoders of two low-level features.
       arguments: keyword arguments of this variant.
       options: the fields of `config.model` out of `OPTIONS` that the backbone takes.
       last_stage_units: number of units in the last stage, for `multi_grid`. Xception's last stage is one unit whose
@@ -70,7 +71,7 @@ def register_backbone(name: str, spec: BackboneSpec, *, overwrite: bool = False)
 
 
 def _resnet(build: Callable[..., nn.Module], *blocks: int, **arguments: Any) -> BackboneSpec:
-    options: dict[str, Any] = {"options": ("multi_grid",), "last_stage_units": blocks[-1]}
+    options: dict[str, Any] = {"options": ("multi_grid", "cascade_blocks"), "last_stage_units": blocks[-1]}
     if build is ResNetV1 and arguments.get("strided_unit") == "last":
         options["pyramid"] = ("low_level_features", "stage1", "stage2", "stage4")
     elif build is ResNetV2:
@@ -108,6 +109,7 @@ def _mobilenet_v3(variant: str, taps: str) -> BackboneSpec:
     return BackboneSpec(mobilenet_v3, {"variant": variant, "taps": taps})
 
 
+_V1C = {"stem": "v1c"}
 _BETA = {"stem": "deep", "strided_unit": "last"}
 _KERASCV = {"strided_unit": "last", "final_norm": False}
 
@@ -119,6 +121,10 @@ BACKBONES: dict[str, BackboneSpec] = {
     "resnet50_v1": _resnet(ResNetV1, 3, 4, 6, 3),
     "resnet101_v1": _resnet(ResNetV1, 3, 4, 23, 3),
     "resnet152_v1": _resnet(ResNetV1, 3, 8, 36, 3),
+    # ResNet v1 as in MMSegmentation: stem of three 3x3 convolutions, basic blocks with one atrous convolution.
+    "resnet18_v1c": _resnet(ResNetV1, 2, 2, 2, 2, block="basic", atrous_conv2=False, **_V1C),
+    "resnet50_v1c": _resnet(ResNetV1, 3, 4, 6, 3, **_V1C),
+    "resnet101_v1c": _resnet(ResNetV1, 3, 4, 23, 3, **_V1C),
     # ResNet v1 as in research/deeplab: stem of three 3x3 convolutions, stride in the last block of stages 1 to 3.
     "resnet50_v1_beta": _resnet(ResNetV1, 3, 4, 6, 3, **_BETA),
     "resnet101_v1_beta": _resnet(ResNetV1, 3, 4, 23, 3, **_BETA),
@@ -150,8 +156,8 @@ BACKBONES: dict[str, BackboneSpec] = {
     "xception41": _xception(8),
     "xception65": _xception(16),
     "xception71": _xception(16, long_entry=True),
-    # MobileNetV3 as in torchvision, and as in research/deeplab: half the channels after stride 16, depthwise features as
-    # low-level features.
+    # MobileNetV3 as in torchvision, and as in research/deeplab: half the channels after stride 16, and depthwise
+    # convolutions as low-level features.
     "mobilenet_v3_large": _mobilenet_v3("large", taps="strided_unit"),
     "mobilenet_v3_small": _mobilenet_v3("small", taps="strided_unit"),
     "mobilenet_v3_large_seg": _mobilenet_v3("large_seg", taps="depthwise"),
