@@ -9,6 +9,7 @@ import flax.linen as nn
 from deeplab_jax.config import FIELDS
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.efficientnet_lite import efficientnet_lite
+from deeplab_jax.models.backbones.mit import MixTransformer
 from deeplab_jax.models.backbones.mobilenet_v2 import mobilenet_v2
 from deeplab_jax.models.backbones.resnet_v1 import ResNetV1
 from deeplab_jax.models.backbones.resnet_v2 import ResNetV2
@@ -32,12 +33,17 @@ class BackboneSpec:
       arguments: keyword arguments of this variant.
       options: the fields of `config.model` out of `OPTIONS` that the backbone takes.
       last_stage_units: number of units in the last stage, for `multi_grid`.
+      output_strides: the output strides that it can have; () for those that its strides and atrous conversion reach.
+      pyramid: names of four endpoints at strides 4, 8, 16 and 32, or the output stride if it is smaller, for heads that
+        join several stages.
     """
 
     build: Callable[..., nn.Module]
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     options: tuple[str, ...] = ()
     last_stage_units: int | None = None
+    output_strides: tuple[int, ...] = ()
+    pyramid: tuple[str, str, str, str] = ("stage1", "stage2", "stage3", "stage4")
 
     def create(self, **arguments: Any) -> nn.Module:
         """Creates the module."""
@@ -61,13 +67,33 @@ def register_backbone(name: str, spec: BackboneSpec, *, overwrite: bool = False)
 
 
 def _resnet(build: Callable[..., nn.Module], *blocks: int, **arguments: Any) -> BackboneSpec:
-    return BackboneSpec(build, {"blocks": blocks} | arguments, options=("multi_grid",), last_stage_units=blocks[-1])
+    options: dict[str, Any] = {"options": ("multi_grid",), "last_stage_units": blocks[-1]}
+    if build is ResNetV1 and arguments.get("strided_unit") == "last":
+        options["pyramid"] = ("low_level_features", "stage1", "stage2", "stage4")
+    elif build is ResNetV2:
+        options["pyramid"] = ("stage1", "stage2", "stage3", "features")
+    return BackboneSpec(build, {"blocks": blocks} | arguments, **options)
 
 
 def _mobilenet_v2(**arguments: Any) -> BackboneSpec:
-    return BackboneSpec(mobilenet_v2, arguments, options=("width_multiplier",))
+    return BackboneSpec(mobilenet_v2, arguments, options=("width_multiplier",), pyramid=_INVERTED)
 
 
+def _efficientnet_lite(**arguments: Any) -> BackboneSpec:
+    return BackboneSpec(efficientnet_lite, arguments, pyramid=_INVERTED)
+
+
+def _mit(*blocks: int, width: int) -> BackboneSpec:
+    channels = tuple(width * factor for factor in (1, 2, 5, 8))
+    return BackboneSpec(
+        MixTransformer,
+        {"channels": channels, "blocks": blocks},
+        options=("drop_path", "layer_norm_epsilons", "gelu"),
+        output_strides=(32,),
+    )
+
+
+_INVERTED = ("stage2", "stage3", "stage5", "stage7")  # of networks of inverted residuals
 _BETA = {"stem": "deep", "strided_unit": "last"}
 _KERASCV = {"strided_unit": "last", "final_norm": False}
 
@@ -96,7 +122,14 @@ BACKBONES: dict[str, BackboneSpec] = {
     # MobileNetV2 of any width; `full` ends in the 1x1 convolution to 1280 features.
     "mobilenet_v2": _mobilenet_v2(),
     "mobilenet_v2_full": _mobilenet_v2(final_conv=True),
-    "efficientnet_lite0": BackboneSpec(efficientnet_lite, {"width": 1.0, "depth": 1.0}),
-    "efficientnet_lite1": BackboneSpec(efficientnet_lite, {"width": 1.0, "depth": 1.1}),
-    "efficientnet_lite2": BackboneSpec(efficientnet_lite, {"width": 1.1, "depth": 1.2}),
+    "efficientnet_lite0": _efficientnet_lite(width=1.0, depth=1.0),
+    "efficientnet_lite1": _efficientnet_lite(width=1.0, depth=1.1),
+    "efficientnet_lite2": _efficientnet_lite(width=1.1, depth=1.2),
+    # Mix Transformer (SegFormer), arXiv 2105.15203, table 6.
+    "mit_b0": _mit(2, 2, 2, 2, width=32),
+    "mit_b1": _mit(2, 2, 2, 2, width=64),
+    "mit_b2": _mit(3, 4, 6, 3, width=64),
+    "mit_b3": _mit(3, 4, 18, 3, width=64),
+    "mit_b4": _mit(3, 8, 27, 3, width=64),
+    "mit_b5": _mit(3, 6, 40, 3, width=64),
 }
