@@ -148,6 +148,11 @@ def index(text: str) -> int:
     return _integer(text, 0, _LARGEST)
 
 
+def ids(text: str) -> list[int]:
+    """Parses ids of masks, 0 to 65535, separated by commas."""
+    return [_integer(item, 0, 2**16 - 1) for item in text.split(",")]
+
+
 def classes(text: str) -> int:
     """Parses a number of classes."""
     return _integer(text, 1, _MOST_CLASSES)

@@ -31,8 +31,24 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         type=arguments.fraction,
         help="fraction of val, for a folder without split lists (default: 0.2)",
     )
+    _add_label_map(parser)
     arguments.add_image_range(parser)
     arguments.add_data_dir(parser)
+
+
+def _add_label_map(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--reduce-zero-label",
+        action="store_true",
+        default=None,
+        help="id 0 of the masks of `folder` is unlabeled and ignored, and the first class is id 1, as in ADE20K",
+    )
+    parser.add_argument(
+        "--ignore-ids",
+        type=arguments.ids,
+        metavar="ID,ID,...",
+        help="ids of the masks of `folder` that are unlabeled and ignored; 255 always is",
+    )
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -46,6 +62,8 @@ def prepare(args: argparse.Namespace) -> None:
         data_dir=args.data_dir,
         val_fraction=args.val_fraction,
         image_range=args.image_range,
+        reduce_zero_label=args.reduce_zero_label,
+        ignore_ids=args.ignore_ids,
     )
 
 
@@ -57,6 +75,7 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
         type=arguments.path,
         help="folder or archive with raw data to check instead of the prepared data set",
     )
+    _add_label_map(parser)
     arguments.add_image_range(parser)
     arguments.add_data_dir(parser)
     arguments.add_json(parser)
@@ -67,9 +86,11 @@ def check(args: argparse.Namespace) -> None:
     from deeplab_jax.cli import output
     from deeplab_jax.data.check import check, report_tables
 
-    if args.image_range is not None and args.source is None:
-        raise UserError("--image-range applies to raw images; give their folder with --source")
-    report = check(args.name, data_dir=args.data_dir, source=args.source, image_range=args.image_range)
+    options = {key: getattr(args, key) for key in ("image_range", "reduce_zero_label", "ignore_ids")}
+    for key, value in options.items():
+        if value is not None and args.source is None:
+            raise UserError(f"--{key.replace('_', '-')} applies to raw data; give its folder with --source")
+    report = check(args.name, data_dir=args.data_dir, source=args.source, **options)
     output.show(report_tables(report), _report_values(report), args.json)
     if not report.ok:
         problems = sum(len(split.problems) for split in report.splits.values())

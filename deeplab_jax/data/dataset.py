@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from deeplab_jax.data import images, masks
+from deeplab_jax.data.label_map import LabelMap
 from deeplab_jax.data.pixel_values import ImageRange
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
@@ -86,11 +87,13 @@ class RawDataset:
       label_set: its classes.
       splits: the examples of each split in a fixed order.
       notes: what a person should know of how the files are read, such as files that are left out; one line each.
+      label_map: how the ids and colors of the files become classes; None if ids are class ids.
     """
 
     label_set: LabelSet
     splits: dict[str, list[RawExample]]
     notes: tuple[str, ...] = ()
+    label_map: LabelMap | None = None
 
     def with_image_range(self, image_range: ImageRange | None) -> "RawDataset":
         """The same data set with `image_range` in all examples; None changes nothing."""

@@ -5,7 +5,7 @@ import logging
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from deeplab_jax.data import archives
@@ -22,7 +22,12 @@ from deeplab_jax.files import create_folder
 logger = logging.getLogger(__name__)
 
 # Options of `prepare`, and the keyword argument of `read_raw` that each becomes.
-_OPTIONS = {"sbd_source": "sbd_root", "val_fraction": "val_fraction"}
+_OPTIONS = {
+    "sbd_source": "sbd_root",
+    "val_fraction": "val_fraction",
+    "reduce_zero_label": "reduce_zero_label",
+    "ignore_ids": "ignore_ids",
+}
 
 
 def prepare(
@@ -33,6 +38,8 @@ def prepare(
     data_dir: pathlib.Path | None = None,
     val_fraction: float | None = None,
     image_range: ImageRange | None = None,
+    reduce_zero_label: bool | None = None,
+    ignore_ids: Sequence[int] | None = None,
 ) -> pathlib.Path:
     """Prepares a data set. If it is prepared already, it is left unchanged.
 
@@ -45,6 +52,8 @@ def prepare(
       data_dir: where to write; default: `default_data_dir`.
       val_fraction: fraction of the images of `folder` that go to `val` if the folder has no lists.
       image_range: see `deeplab_jax.data.read_image`.
+      reduce_zero_label: id 0 in the masks of `folder` is unlabeled, and the first class is id 1.
+      ignore_ids: ids in the masks of `folder` that are unlabeled.
 
     Returns:
       The folder of the prepared data set.
@@ -53,7 +62,8 @@ def prepare(
       UserError: the source is missing, or an example is wrong; the message names the file.
     """
     dataset = _get_preparable(name)
-    options = _check_options(dataset, {"sbd_source": sbd_source, "val_fraction": val_fraction})
+    given = {"reduce_zero_label": reduce_zero_label, "ignore_ids": ignore_ids}
+    options = _check_options(dataset, given | {"sbd_source": sbd_source, "val_fraction": val_fraction})
     data_dir = default_data_dir() if data_dir is None else data_dir
     target = prepared_folder(name, data_dir)
     if target.is_dir() and not is_complete(target):
@@ -87,12 +97,20 @@ def preparable_names() -> list[str]:
 
 
 @contextlib.contextmanager
-def open_raw(name: str, source: pathlib.Path) -> Iterator[tuple[RawDataset, Callable[[str], str]]]:
+def open_raw(
+    name: str,
+    source: pathlib.Path,
+    *,
+    reduce_zero_label: bool | None = None,
+    ignore_ids: Sequence[int] | None = None,
+) -> Iterator[tuple[RawDataset, Callable[[str], str]]]:
     """Reads a raw data set, to check it before it is prepared. An archive is unpacked for the duration of the block.
 
     Args:
       name: a data set of `preparable_names`.
       source: folder or archive of the raw data set.
+      reduce_zero_label: see `prepare`.
+      ignore_ids: see `prepare`.
 
     Yields:
       The data set, and a function that puts the name of the archive in place of the folder it is unpacked in.
@@ -101,10 +119,11 @@ def open_raw(name: str, source: pathlib.Path) -> Iterator[tuple[RawDataset, Call
       UserError: the data set or the source does not exist, or the source has another layout.
     """
     dataset = _get_preparable(name)
+    options = _check_options(dataset, {"reduce_zero_label": reduce_zero_label, "ignore_ids": ignore_ids})
     with tempfile.TemporaryDirectory(prefix="deeplab_jax.") as scratch:
         root = _find_root(dataset, source, pathlib.Path(scratch), pathlib.Path(scratch) / name)
         with _errors_name_archives([root]):
-            yield dataset.read_raw(root.folder), root.name_archive
+            yield dataset.read_raw(root.folder, **options), root.name_archive
 
 
 def _get_preparable(name: str) -> Dataset:

@@ -17,6 +17,7 @@ import numpy as np
 from deeplab_jax import progress
 from deeplab_jax.data import images, tf_example
 from deeplab_jax.data.dataset import RawDataset, RawExample
+from deeplab_jax.data.label_map import LabelMap
 from deeplab_jax.data.split_summary import SplitSummary
 from deeplab_jax.errors import UserError, from_os_error
 from deeplab_jax.files import local_path, read_json
@@ -84,7 +85,10 @@ class PreparedSource:
         metadata, shards = _read_description(folder, "metadata.json"), _shards(folder)
         try:
             self.label_set = LabelSet.from_json(metadata["class_names"], metadata["palette"])
-        except (KeyError, TypeError, ValueError) as error:
+            stored = metadata.get("label_map")
+            #: The ids and colors of the raw masks, to write files in their numbering; None if they are class ids.
+            self.label_map = stored and LabelMap.from_json(stored, self.label_set.num_classes)
+        except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
             raise UserError(
                 f"{folder / 'metadata.json'} is damaged: {error}; remove {folder} and prepare the data set again"
             ) from None
@@ -167,7 +171,7 @@ def write_dataset(name: str, raw: RawDataset, data_dir: pathlib.Path) -> pathlib
                 for split, examples in raw.splits.items()
             ]
             _check_labels(name, raw.label_set, summaries)
-            _write_descriptions(target, name, raw.label_set, splits, summaries)
+            _write_descriptions(target, name, raw, splits, summaries)
             target.rename(folder)
     except OSError as error:
         raise from_os_error(error, f"cannot write {folder}") from error
@@ -279,7 +283,7 @@ def _write_split(
 def _write_descriptions(
     folder: pathlib.Path,
     name: str,
-    label_set: LabelSet,
+    raw: RawDataset,
     splits: list[dict[str, Any]],
     summaries: dict[str, SplitSummary],
 ) -> None:
@@ -292,9 +296,11 @@ def _write_descriptions(
         "splits": splits,
     }
     metadata = {
-        "class_names": label_set.class_names,
-        "palette": label_set.palette,
+        "class_names": raw.label_set.class_names,
+        "palette": raw.label_set.palette,
         "splits": {split: summary.values() for split, summary in summaries.items()},
     }
+    if raw.label_map is not None:
+        metadata["label_map"] = raw.label_map.to_json()
     for file, values in zip(_DESCRIPTIONS, (info, _FEATURES, metadata), strict=True):
         (folder / f"{file}.json").write_text(json.dumps(values, indent=2))
