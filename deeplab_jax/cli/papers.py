@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import logging
 from typing import TYPE_CHECKING, Any
 
 from deeplab_jax.cli import arguments, exits, launch, malloc
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
     from deeplab_jax.papers import Row
 
-logger = logging.getLogger(__name__)
+_COMMAND_WIDTH = 100
 
 
 def add_list_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +53,7 @@ def show(args: argparse.Namespace) -> None:
     costs, protocol = papers.row_costs(row), papers.describe_protocol(row)
     commands = papers.row_commands(row)
     values = _row_values(row) | {"protocol": protocol, "costs": dataclasses.asdict(costs), "commands": commands}
-    output.show([_facts_table(row, costs, protocol, commands)], values, args.json)
+    output.show([_facts_table(row, costs, protocol), _commands_table(row, commands)], values, args.json)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -232,7 +231,7 @@ def _row_values(row: "Row") -> dict[str, Any]:
     }
 
 
-def _facts_table(row: "Row", costs: Any, protocol: str, commands: list[str]) -> "Table":
+def _facts_table(row: "Row", costs: Any, protocol: str) -> "Table":
     from rich.table import Table
 
     from deeplab_jax import papers
@@ -245,6 +244,7 @@ def _facts_table(row: "Row", costs: Any, protocol: str, commands: list[str]) -> 
         ("published", ", ".join(f"{papers.METRICS[name]} {score:g} %" for name, score in row.published.items())),
         ("state", f"{state}: {row.cannot or papers.STATES[state]}"),
         ("protocol", protocol),
+        ("differs", row.differs),
         ("parameters", _beside(f"{costs.parameters:,.3f} M", row.parameters, " M")),
         ("multiply-adds", _beside(f"{costs.multiply_adds:,.2f} G", row.multiply_adds, " G")),
         ("data", row.data and f"{row.data}, prepared as `folder`"),
@@ -264,11 +264,33 @@ def _facts_table(row: "Row", costs: Any, protocol: str, commands: list[str]) -> 
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, fact in facts:
-        table.add_row(name, fact or "–")
-    table.add_section()
-    for number, command in enumerate([*commands, *_own_commands(row)]):
-        table.add_row("" if number else "commands", command)
+        if fact:
+            table.add_row(name, fact)
     return table
+
+
+def _commands_table(row: "Row", commands: list[str]) -> "Table":
+    """A table without borders, whose lines a shell can run."""
+    from rich.table import Table
+
+    table = Table(title="Commands", title_justify="left", box=None, show_header=False, pad_edge=False)
+    for command in [*commands, *_own_commands(row)]:
+        for line in _wrap(command):
+            table.add_row(line)
+    return table
+
+
+def _wrap(command: str) -> list[str]:
+    """Breaks a long command before its options."""
+    head, *options = command.split(" --")
+    lines = [head]
+    for option in options:
+        if len(lines[-1]) + len(option) < _COMMAND_WIDTH:
+            lines[-1] += f" --{option}"
+        else:
+            lines[-1] += " \\"
+            lines.append(f"    --{option}")
+    return lines
 
 
 def _own_commands(row: "Row") -> list[str]:

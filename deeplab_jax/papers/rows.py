@@ -48,6 +48,7 @@ class Row:
       weights: preset with the row's trained weights, if they are public.
       multiply_adds: published multiply-adds of one image, over all of its views, in 10^9.
       parameters: published number of parameters, in 10^6.
+      differs: how the evaluation here differs from the published one; None if it does not.
       cannot: why the score cannot be reproduced; None if it can.
     """
 
@@ -70,6 +71,7 @@ class Row:
     weights: str | None = None
     multiply_adds: float | None = None
     parameters: float | None = None
+    differs: str | None = None
     cannot: str | None = None
 
     def __repr__(self) -> str:
