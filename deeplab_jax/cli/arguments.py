@@ -169,6 +169,17 @@ def fraction(text: str) -> float:
     return value
 
 
+def points(text: str) -> float:
+    """Parses a number of percentage points."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of percentage points between 0 and 100")
+    return value
+
+
 def scales(text: str) -> tuple[float, ...]:
     """Parses numbers separated by commas."""
     try:

@@ -11,6 +11,7 @@ IMPORT_FORMATS = (
     "deeplab_jax",
 )  # fmt: skip
 EXPORT_FORMATS = ("stablehlo", "savedmodel", "tflite", "onnx")
+PAPERS = ("v3", "v3plus", "segformer", "mobilenetv3", "zoo", "torchvision", "keras")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 CODECS = ("mpeg4", "vp9")
 
@@ -45,4 +46,5 @@ LISTS: dict[str, Callable[[], list[str]]] = {
     "data sets": lambda: list(DATA_SETS),
     "data sets to prepare": lambda: list(PREPARABLE_DATA_SETS),
     "formats": lambda: list(IMPORT_FORMATS),
+    "papers": lambda: list(PAPERS),
 }
