@@ -26,7 +26,10 @@ LISTED = ("resnet50_v2_kerascv", "mobilenet_v2", *(f"{SLIM}, {head}" for head in
 
 def networks() -> dict[str, dict]:
     """The fields of `config.model` of each network by its name."""
-    backbones = {name: {"backbone": name} for name in BACKBONES}
+    backbones = {
+        name: {"backbone": name} | ({"output_stride": spec.output_strides[0]} if spec.output_strides else {})
+        for name, spec in BACKBONES.items()
+    }
     backbones["mobilenet_v2 of width 0.5"] = {"backbone": "mobilenet_v2", "width_multiplier": 0.5}
     backbones["mobilenet_v2_full of width 1.4"] = {"backbone": "mobilenet_v2_full", "width_multiplier": 1.4}
     return backbones | {f"{SLIM}, {name}": {"backbone": SLIM} | fields for name, fields in HEADS.items()}
