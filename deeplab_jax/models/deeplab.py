@@ -68,6 +68,7 @@ class DeepLabV3Plus(SegmentationNetwork, kw_only=True):
             )(x, self._low_level_features(endpoints))
         return self.resize(x, size) if self.published_order and self.decoder == "kerascv" else x
 
+    @nn.nowrap
     def _run_aspp(self, x: Array, layers: Layers, *, train: bool) -> Array:
         return ASPP(
             layers=layers,

@@ -84,6 +84,7 @@ register_format("kerascv", _importer("kerascv"), description="KerasCV DeepLabV3P
 register_format("kerashub", _importer("kerashub"), description="KerasHub DeepLabV3+ and ResNet: .weights.h5, .keras")
 register_format("torchvision", _importer("torchvision"), description="ResNet, MobileNetV2 and DeepLabv3: .pth")
 register_format("smp", _importer("smp"), description="segmentation_models.pytorch DeepLabV3Plus: .pth, .safetensors")
+register_format("mmseg", _importer("mmseg"), description="MMSegmentation DeepLabv3, DeepLabv3+ and ResNetV1c: .pth")
 register_format("timm", _importer("timm"), description="timm ResNet and MobileNetV2: .pth, .safetensors")
 register_format("efficientnet-lite", _importer("efficientnet_lite"), description="efficientnet-lite-pytorch: .pth")
 register_format("tflite", _importer("tflite"), description="Google's MobileNetV2 DeepLabv3: .tflite, float and 8-bit")

@@ -82,7 +82,9 @@ BACKBONES: dict[str, BackboneSpec] = {
     "resnet50_v1": _resnet(ResNetV1, 3, 4, 6, 3),
     "resnet101_v1": _resnet(ResNetV1, 3, 4, 23, 3),
     "resnet152_v1": _resnet(ResNetV1, 3, 8, 36, 3),
-    # ResNet v1 as in MMSegmentation: stem of three 3x3 convolutions, basic blocks with one atrous convolution.
+    # ResNet v1 as in MMSegmentation: a stem of three 3x3 convolutions (c) and basic blocks with one atrous convolution.
+    # Its ResNet-50b and ResNet-101b are `resnet50_v1` and `resnet101_v1`.
+    "resnet18_v1b": _resnet(ResNetV1, 2, 2, 2, 2, block="basic", atrous_conv2=False),
     "resnet18_v1c": _resnet(ResNetV1, 2, 2, 2, 2, block="basic", atrous_conv2=False, **_V1C),
     "resnet50_v1c": _resnet(ResNetV1, 3, 4, 6, 3, **_V1C),
     "resnet101_v1c": _resnet(ResNetV1, 3, 4, 23, 3, **_V1C),
