@@ -79,6 +79,14 @@ _MODEL = {
     "gelu": Field(
         "exact", "GELU of `mit`", {"exact": "with the error function", "tanh": "the approximation that Keras uses"}
     ),
+    "aspp": Field(
+        "parallel",
+        "the module between the backbone and the decoder",
+        {
+            "parallel": "atrous spatial pyramid pooling (arXiv 1706.05587, section 3.3)",
+            "dpc": "the dense prediction cell of arXiv 1809.04184, which has its own rates and no image pooling",
+        },
+    ),
     "atrous_rates": Field((6, 12, 18), "rates of ASPP's 3x3 branches at `atrous_rates_stride`", range=ranges.RATE),
     "atrous_rates_stride": Field(
         16,

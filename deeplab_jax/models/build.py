@@ -17,6 +17,7 @@ from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.backbones import BACKBONES, OPTIONS
 from deeplab_jax.models.deeplab import DeepLabV3Plus
+from deeplab_jax.models.dense_prediction_cell import STATED_STRIDE
 from deeplab_jax.models.network import SegmentationNetwork
 from deeplab_jax.models.unreached_taps import zero_unreached_taps
 from deeplab_jax.parallel import halo
@@ -61,10 +62,7 @@ def build_model(
     check_fields("model", fields)
     _check_lengths(fields)
     head = HEADS[fields.pop("head")]
-    try:
-        scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])
-    except ValueError as error:
-        raise UserError(f"model.{error}; change them or model.output_stride") from None
+    _check_rates(fields)
     _check_options(fields)
     for name in ("input_mean", "input_std"):
         if len(fields[name]) != fields["in_channels"]:
@@ -168,6 +166,20 @@ def _check_lengths(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if isinstance(value, tuple) and len(value) > budget.MODEL_NUMBERS:
             raise UserError(f"model.{name} has {len(value)} values; at most {budget.MODEL_NUMBERS} are possible")
+
+
+def _check_rates(fields: Mapping[str, Any]) -> None:
+    stride = fields["output_stride"]
+    if fields["aspp"] == "dpc":
+        if stride > STATED_STRIDE:
+            raise UserError(
+                f"model.aspp='dpc' has no rates for model.output_stride={stride}; set it to {STATED_STRIDE} or less"
+            )
+        return
+    try:
+        scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], stride)
+    except ValueError as error:
+        raise UserError(f"model.{error}; change them or model.output_stride") from None
 
 
 def _check_options(fields: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from deeplab_jax.models.aspp import ASPP
 from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.decoder import Decoder
+from deeplab_jax.models.dense_prediction_cell import DensePredictionCell, cell_rates
 from deeplab_jax.models.layers import Layers
 from deeplab_jax.models.network import Endpoints, SegmentationNetwork
 
@@ -19,6 +20,7 @@ class DeepLabV3Plus(SegmentationNetwork, kw_only=True):
     Its endpoints are those of `SegmentationNetwork`, `aspp` and, unless the decoder is "none", `decoder`.
     """
 
+    aspp: str
     atrous_rates: Sequence[int]
     atrous_rates_stride: int
     aspp_channels: int
@@ -35,18 +37,8 @@ class DeepLabV3Plus(SegmentationNetwork, kw_only=True):
         self, endpoints: Endpoints, layers: Layers, *, size: Sequence[Any], train: bool
     ) -> Float[Array, "batch _ _ features"]:
         """Runs ASPP and the decoder."""
-        x = endpoints["aspp"] = ASPP(
-            layers=layers,
-            channels=self.aspp_channels,
-            rates=scale_rates(self.atrous_rates, self.atrous_rates_stride, self.output_stride),
-            separable=self.aspp_separable,
-            separable_norm=self.separable_norm,
-            image_pooling=self.image_pooling,
-            dropout=self.aspp_dropout,
-            deterministic=not train,
-            published_order=self.published_order,
-            name="aspp",
-        )(endpoints["features"])
+        encode = self._cell(layers, train=train) if self.aspp == "dpc" else self._aspp(layers, train=train)
+        x = endpoints["aspp"] = encode(endpoints["features"])
         if self.decoder != "none":
             x = endpoints["decoder"] = Decoder(
                 layers=layers,
@@ -59,3 +51,30 @@ class DeepLabV3Plus(SegmentationNetwork, kw_only=True):
                 name="decoder",
             )(x, endpoints["low_level_features"])
         return self.resize(x, size) if self.published_order and self.decoder == "kerascv" else x
+
+    @nn.nowrap
+    def _aspp(self, layers: Layers, *, train: bool) -> ASPP:
+        return ASPP(
+            layers=layers,
+            channels=self.aspp_channels,
+            rates=scale_rates(self.atrous_rates, self.atrous_rates_stride, self.output_stride),
+            separable=self.aspp_separable,
+            separable_norm=self.separable_norm,
+            image_pooling=self.image_pooling,
+            dropout=self.aspp_dropout,
+            deterministic=not train,
+            published_order=self.published_order,
+            name="aspp",
+        )
+
+    @nn.nowrap
+    def _cell(self, layers: Layers, *, train: bool) -> DensePredictionCell:
+        return DensePredictionCell(
+            layers=layers,
+            channels=self.aspp_channels,
+            rates=cell_rates(self.output_stride),
+            dropout=self.aspp_dropout,
+            deterministic=not train,
+            published_order=self.published_order,
+            name="aspp",
+        )
