@@ -52,7 +52,10 @@ _MODEL = {
         (8, 16, 32, 64, 128, 256),
     ),
     "multi_grid": Field(
-        (), "rate multipliers of the units in the backbone's last stage; empty means all ones", range=ranges.RATE
+        (),
+        "rate multipliers of the units in the backbone's last stage, or of the three convolutions in Xception's last "
+        "unit; empty means all ones",
+        range=ranges.RATE,
     ),
     "spread_converted_units": Field(
         False, "apply a converted stage's new rate to its first unit too, as segmentation_models.pytorch does"
@@ -81,6 +84,7 @@ _MODEL = {
         "the module between the backbone and the decoder",
         {
             "parallel": "atrous spatial pyramid pooling (arXiv 1706.05587, section 3.3)",
+            "dpc": "the dense prediction cell of arXiv 1809.04184, which has its own rates and no image pooling",
             "none": "none: the decoder, or the classifier, takes the backbone's features (section 3.2)",
         },
     ),

@@ -17,6 +17,7 @@ from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.backbones import BACKBONES, OPTIONS
 from deeplab_jax.models.deeplab import DeepLabV3Plus
+from deeplab_jax.models.dense_prediction_cell import STATED_STRIDE
 from deeplab_jax.models.network import SegmentationNetwork
 from deeplab_jax.models.unreached_taps import zero_unreached_taps
 from deeplab_jax.parallel import halo
@@ -63,11 +64,7 @@ def build_model(
     head = HEADS[fields.pop("head")]
     _check_output_stride(fields)
     _check_decoder(fields)
-    if fields["aspp"] != "none":
-        try:
-            scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])
-        except ValueError as error:
-            raise UserError(f"model.{error}; change them or model.output_stride") from None
+    _check_rates(fields)
     _check_options(fields)
     for name in ("input_mean", "input_std"):
         if len(fields[name]) != fields["in_channels"]:
@@ -193,6 +190,20 @@ def _check_decoder(fields: Mapping[str, Any]) -> None:
                 )
 
 
+def _check_rates(fields: Mapping[str, Any]) -> None:
+    stride = fields["output_stride"]
+    if fields["aspp"] == "dpc" and stride > STATED_STRIDE:
+        raise UserError(
+            f"model.aspp='dpc' has no rates for model.output_stride={stride}; set it to {STATED_STRIDE} or less"
+        )
+    if fields["aspp"] != "parallel":
+        return
+    try:
+        scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], stride)
+    except ValueError as error:
+        raise UserError(f"model.{error}; change them or model.output_stride") from None
+
+
 def _check_options(fields: Mapping[str, Any]) -> None:
     """Checks the fields that only some backbones take."""
     name, spec = fields["backbone"], BACKBONES[fields["backbone"]]
@@ -202,6 +213,6 @@ def _check_options(fields: Mapping[str, Any]) -> None:
     rates = len(fields["multi_grid"])
     if rates and rates != spec.last_stage_units:
         raise UserError(
-            f"model.multi_grid has {rates} rates, but the last stage of {name} has {spec.last_stage_units} units; "
-            "set one rate per unit"
+            f"model.multi_grid has {rates} rates, but {name} takes {spec.last_stage_units}; set one rate per unit of "
+            "its last stage (Xception: per separable convolution of its last unit)"
         )

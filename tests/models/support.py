@@ -12,6 +12,7 @@ from deeplab_jax.models.backbones.inverted_residual import InvertedResidualNetwo
 from deeplab_jax.models.backbones.mobilenet_v2 import STAGES as MOBILENET_STAGES
 from deeplab_jax.models.backbones.resnet_v1 import ResNetV1
 from deeplab_jax.models.backbones.resnet_v2 import ResNetV2
+from deeplab_jax.models.backbones.xception import Xception, xception_blocks
 
 CLASSES = 5
 
@@ -81,6 +82,14 @@ def narrow_resnet(build, units, width=4, **arguments):
     return BackboneSpec(build, arguments, options=("multi_grid", "cascade_blocks"), last_stage_units=units)
 
 
+def narrow_blocks(blocks):
+    """The blocks with at most two units and eight to thirteen channels."""
+    return tuple(
+        block._replace(features=tuple(8 + features % 10 for features in block.features), units=min(2, block.units))
+        for block in blocks
+    )
+
+
 # Backbones of few narrow units, by the shipped ones that they stand for.
 SMALL = {
     "resnet10_v1_slim": narrow_resnet(ResNetV1, 1, block="basic", stem="deep", width=8),
@@ -90,5 +99,11 @@ SMALL = {
     "mobilenet_v2": BackboneSpec(InvertedResidualNetwork, {"stem_features": 8, "stages": narrow(MOBILENET_STAGES)}),
     "efficientnet_lite0": BackboneSpec(
         InvertedResidualNetwork, {"stem_features": 8, "stages": narrow(scaled_stages(1.0, 1.0))}
+    ),
+    "xception71": BackboneSpec(
+        Xception,
+        {"blocks": narrow_blocks(xception_blocks(16, long_entry=True)), "stem_features": (8, 9)},
+        options=("multi_grid",),
+        last_stage_units=3,
     ),
 }

@@ -12,6 +12,7 @@ from deeplab_jax.models.backbones.efficientnet_lite import efficientnet_lite
 from deeplab_jax.models.backbones.mobilenet_v2 import mobilenet_v2
 from deeplab_jax.models.backbones.resnet_v1 import ResNetV1
 from deeplab_jax.models.backbones.resnet_v2 import ResNetV2
+from deeplab_jax.models.backbones.xception import Xception, xception_blocks
 
 #: Fields of `config.model` that only some backbones take, with the values that leave them unused.
 OPTIONS = {
@@ -32,7 +33,8 @@ class BackboneSpec:
         supports decoders of two low-level features.
       arguments: keyword arguments of this variant.
       options: the fields of `config.model` out of `OPTIONS` that the backbone takes.
-      last_stage_units: number of units in the last stage, for `multi_grid`.
+      last_stage_units: number of units in the last stage, for `multi_grid`. Xception's last stage is one unit whose
+        three convolutions have a rate each.
     """
 
     build: Callable[..., nn.Module]
@@ -68,6 +70,11 @@ def _resnet(build: Callable[..., nn.Module], *blocks: int, **arguments: Any) -> 
 
 def _mobilenet_v2(**arguments: Any) -> BackboneSpec:
     return BackboneSpec(mobilenet_v2, arguments, options=("width_multiplier",))
+
+
+def _xception(middle_units: int, **arguments: Any) -> BackboneSpec:
+    blocks = xception_blocks(middle_units, **arguments)
+    return BackboneSpec(Xception, {"blocks": blocks}, options=("multi_grid",), last_stage_units=3)
 
 
 _V1C = {"stem": "v1c"}
@@ -108,4 +115,8 @@ BACKBONES: dict[str, BackboneSpec] = {
     "efficientnet_lite0": BackboneSpec(efficientnet_lite, {"width": 1.0, "depth": 1.0}),
     "efficientnet_lite1": BackboneSpec(efficientnet_lite, {"width": 1.0, "depth": 1.1}),
     "efficientnet_lite2": BackboneSpec(efficientnet_lite, {"width": 1.1, "depth": 1.2}),
+    # Modified aligned Xception of research/deeplab.
+    "xception41": _xception(8),
+    "xception65": _xception(16),
+    "xception71": _xception(16, long_entry=True),
 }

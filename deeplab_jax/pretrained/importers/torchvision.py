@@ -22,7 +22,7 @@ from deeplab_jax.pretrained.translate import TORCH, translate
 RESNETS = ("resnet18_v1", "resnet34_v1", "resnet50_v1", "resnet101_v1", "resnet152_v1")
 SKIPPED = {
     r".*\.num_batches_tracked": "batch counters",
-    r"(fc|classifier|classifier\.1)\.(weight|bias)": "ImageNet classifier",
+    r"(fc|head\.fc|classifier|classifier\.1)\.(weight|bias)": "ImageNet classifier",
 }
 
 
