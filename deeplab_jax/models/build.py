@@ -17,12 +17,13 @@ from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.backbones import BACKBONES, OPTIONS
 from deeplab_jax.models.deeplab import DeepLabV3Plus
+from deeplab_jax.models.lraspp import LRASPP
 from deeplab_jax.models.network import SegmentationNetwork
 from deeplab_jax.models.unreached_taps import zero_unreached_taps
 from deeplab_jax.parallel import halo
 
 #: The network of each `model.head`.
-HEADS: Mapping[str, type[SegmentationNetwork]] = {"deeplab": DeepLabV3Plus}
+HEADS: Mapping[str, type[SegmentationNetwork]] = {"deeplab": DeepLabV3Plus, "lraspp": LRASPP}
 
 # Initialization runs once, and its program is long: one random draw per kernel. XLA:CPU compiles it four times faster
 # without optimizations.
@@ -61,11 +62,13 @@ def build_model(
     check_fields("model", fields)
     _check_lengths(fields)
     head = HEADS[fields.pop("head")]
-    try:
-        scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])
-    except ValueError as error:
-        raise UserError(f"model.{error}; change them or model.output_stride") from None
     _check_options(fields)
+    _check_pooling(fields)
+    if issubclass(head, DeepLabV3Plus):
+        try:
+            scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])
+        except ValueError as error:
+            raise UserError(f"model.{error}; change them or model.output_stride") from None
     for name in ("input_mean", "input_std"):
         if len(fields[name]) != fields["in_channels"]:
             raise UserError(
@@ -168,6 +171,18 @@ def _check_lengths(fields: Mapping[str, Any]) -> None:
     for name, value in fields.items():
         if isinstance(value, tuple) and len(value) > budget.MODEL_NUMBERS:
             raise UserError(f"model.{name} has {len(value)} values; at most {budget.MODEL_NUMBERS} are possible")
+
+
+def _check_pooling(fields: Mapping[str, Any]) -> None:
+    """Checks the fields of image-level pooling, which are pairs."""
+    window, stride = fields["image_pooling_window"], fields["image_pooling_stride"]
+    if len(window) not in (0, 2) or len(stride) != 2:
+        raise UserError(
+            f"model.image_pooling_window={window} and model.image_pooling_stride={stride} must be (height, width); an "
+            "empty window pools the whole image"
+        )
+    if not window and stride != FIELDS["model"]["image_pooling_stride"].default:
+        raise UserError("model.image_pooling_stride is set, but model.image_pooling_window is empty; set the window")
 
 
 def _check_options(fields: Mapping[str, Any]) -> None:

@@ -101,8 +101,8 @@ BACKBONES: dict[str, BackboneSpec] = {
     # MobileNetV2 of any width; `full` ends in the 1x1 convolution to 1280 features.
     "mobilenet_v2": _mobilenet_v2(),
     "mobilenet_v2_full": _mobilenet_v2(final_conv=True),
-    # MobileNetV3 as in torchvision, and as in research/deeplab: half the channels after stride 16, depthwise features as
-    # low-level features.
+    # MobileNetV3 as in torchvision, and as in research/deeplab: half the channels after stride 16, depthwise features
+    # as low-level features.
     "mobilenet_v3_large": _mobilenet_v3("large", taps="strided_unit"),
     "mobilenet_v3_small": _mobilenet_v3("small", taps="strided_unit"),
     "mobilenet_v3_large_seg": _mobilenet_v3("large_seg", taps="depthwise"),
