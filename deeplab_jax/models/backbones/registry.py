@@ -10,6 +10,7 @@ from deeplab_jax.config import FIELDS
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones.efficientnet_lite import efficientnet_lite
 from deeplab_jax.models.backbones.mobilenet_v2 import mobilenet_v2
+from deeplab_jax.models.backbones.mobilenet_v3 import mobilenet_v3
 from deeplab_jax.models.backbones.resnet_v1 import ResNetV1
 from deeplab_jax.models.backbones.resnet_v2 import ResNetV2
 from deeplab_jax.models.backbones.xception import Xception, xception_blocks
@@ -77,6 +78,10 @@ def _xception(middle_units: int, **arguments: Any) -> BackboneSpec:
     return BackboneSpec(Xception, {"blocks": blocks}, options=("multi_grid",), last_stage_units=3)
 
 
+def _mobilenet_v3(variant: str, taps: str) -> BackboneSpec:
+    return BackboneSpec(mobilenet_v3, {"variant": variant, "taps": taps})
+
+
 _V1C = {"stem": "v1c"}
 _BETA = {"stem": "deep", "strided_unit": "last"}
 _KERASCV = {"strided_unit": "last", "final_norm": False}
@@ -112,6 +117,12 @@ BACKBONES: dict[str, BackboneSpec] = {
     # MobileNetV2 of any width; `full` ends in the 1x1 convolution to 1280 features.
     "mobilenet_v2": _mobilenet_v2(),
     "mobilenet_v2_full": _mobilenet_v2(final_conv=True),
+    # MobileNetV3 as in torchvision, and as in research/deeplab: half the channels after stride 16, depthwise features
+    # as low-level features.
+    "mobilenet_v3_large": _mobilenet_v3("large", taps="strided_unit"),
+    "mobilenet_v3_small": _mobilenet_v3("small", taps="strided_unit"),
+    "mobilenet_v3_large_seg": _mobilenet_v3("large_seg", taps="depthwise"),
+    "mobilenet_v3_small_seg": _mobilenet_v3("small_seg", taps="depthwise"),
     "efficientnet_lite0": BackboneSpec(efficientnet_lite, {"width": 1.0, "depth": 1.0}),
     "efficientnet_lite1": BackboneSpec(efficientnet_lite, {"width": 1.0, "depth": 1.1}),
     "efficientnet_lite2": BackboneSpec(efficientnet_lite, {"width": 1.1, "depth": 1.2}),
