@@ -13,6 +13,7 @@ from deeplab_jax.models.build import (
 from deeplab_jax.models.deeplab import DeepLabV3Plus
 from deeplab_jax.models.layers import Layers
 from deeplab_jax.models.network import PARTS, SegmentationNetwork
+from deeplab_jax.models.segformer import SegFormer
 
 __all__ = [
     "BACKBONES",
@@ -20,6 +21,7 @@ __all__ = [
     "BackboneSpec",
     "DeepLabV3Plus",
     "Layers",
+    "SegFormer",
     "SegmentationNetwork",
     "Unit",
     "abstract_variables",

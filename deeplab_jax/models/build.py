@@ -20,11 +20,16 @@ from deeplab_jax.models.deeplab import DeepLabV3Plus
 from deeplab_jax.models.dense_prediction_cell import STATED_STRIDE
 from deeplab_jax.models.lraspp import LRASPP
 from deeplab_jax.models.network import SegmentationNetwork
+from deeplab_jax.models.segformer import SegFormer
 from deeplab_jax.models.unreached_taps import zero_unreached_taps
 from deeplab_jax.parallel import halo
 
 #: The network of each `model.head`.
-HEADS: Mapping[str, type[SegmentationNetwork]] = {"deeplab": DeepLabV3Plus, "lraspp": LRASPP}
+HEADS: Mapping[str, type[SegmentationNetwork]] = {
+    "deeplab": DeepLabV3Plus,
+    "lraspp": LRASPP,
+    "segformer": SegFormer,
+}
 
 # Initialization runs once, and its program is long: one random draw per kernel. XLA:CPU compiles it four times faster
 # without optimizations.
@@ -225,6 +230,13 @@ def _check_options(fields: Mapping[str, Any]) -> None:
     for option, unused in OPTIONS.items():
         if fields[option] != unused and option not in spec.options:
             raise UserError(f"model.{option} is set, but {name} does not take it; remove it")
+    stride = fields["output_stride"]
+    if spec.output_strides and stride not in spec.output_strides:
+        strides = " or ".join(map(str, spec.output_strides))
+        raise UserError(f"model.output_stride={stride}, but {name} has only {strides}; set it to {strides}")
+    wanted = len(OPTIONS["layer_norm_epsilons"])
+    if len(fields["layer_norm_epsilons"]) != wanted:
+        raise UserError(f"model.layer_norm_epsilons has {len(fields['layer_norm_epsilons'])} values; set {wanted}")
     rates = len(fields["multi_grid"])
     if rates and rates != spec.last_stage_units:
         raise UserError(

@@ -35,6 +35,8 @@ class DeepLabV3Plus(SegmentationNetwork, kw_only=True):
     aspp_projection_size: int
     aspp_separable: bool
     image_pooling: bool
+    image_pooling_window: Sequence[int]
+    image_pooling_stride: Sequence[int]
     separable_norm: bool
     aspp_dropout: float
     decoder: str
@@ -80,6 +82,10 @@ class DeepLabV3Plus(SegmentationNetwork, kw_only=True):
             separable=self.aspp_separable,
             separable_norm=self.separable_norm,
             image_pooling=self.image_pooling,
+            pooling_window=self.image_pooling_window,
+            pooling_stride=self.image_pooling_stride,
+            output_stride=self.output_stride,
+            resize=self.resize,
             dropout=self.aspp_dropout,
             deterministic=not train,
             published_order=self.published_order,

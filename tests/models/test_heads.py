@@ -27,6 +27,22 @@ from tests.models.support import (
 pytestmark = pytest.mark.usefixtures("small_backbones")
 
 
+class Subsampling(nn.Module):
+    """A backbone of a user's own, without features at stride 8."""
+
+    layers: Layers
+    output_stride: int
+    spread_converted: bool
+
+    def __call__(self, x):
+        return {"low_level_features": x[:, ::4, ::4], "features": x[:, ::16, ::16]}
+
+
+@pytest.fixture(autouse=True)
+def subsampling(monkeypatch):
+    monkeypatch.setitem(BACKBONES, "subsampling", BackboneSpec(Subsampling))
+
+
 def layers64():
     return Layers(
         padding="symmetric",
@@ -159,6 +175,10 @@ def test_a_3x3_projection_convolves_the_concatenated_branches_with_zeros_outside
             separable=False,
             separable_norm=True,
             image_pooling=True,
+            pooling_window=(),
+            pooling_stride=(1, 1),
+            output_stride=16,
+            resize=None,
             dropout=0.0,
             deterministic=True,
         )
@@ -179,6 +199,31 @@ def test_a_3x3_projection_convolves_the_concatenated_branches_with_zeros_outside
             for column in range(3)
         )
         np.testing.assert_allclose(outputs["projection"], wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_windows_of_image_pooling_are_projected_before_they_are_enlarged(align_corners):
+    config = small_model_config(
+        "subsampling",
+        decoder="none",
+        atrous_rates=(),
+        image_pooling_window=(64, 48),
+        image_pooling_stride=(1, 2),
+        align_corners=align_corners,
+    )
+    with jax.enable_x64(True):
+        model = build_model(config, CLASSES, compute_dtype="float64")
+        variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), random_variables(model))
+        images = random_images(1, 128, 160, 3)
+
+        @jax.jit
+        def run(variables, images):
+            orders = model, model.clone(published_order=True), model.clone(image_pooling_window=())
+            return [order.apply(variables, images, train=False)[0] for order in orders]
+
+        logits, published, whole = run(variables, images)
+        np.testing.assert_allclose(logits, published, rtol=1e-9, atol=1e-9)  # float64, sums in another order
+        assert np.abs(logits - whole).max() > 1e-3
 
 
 # ---- Decoders (DeepLabv3+, table 2) ----
@@ -249,19 +294,7 @@ def test_the_mid_level_features_of_research_deeplab_are_a_residual_branch():
     assert np.min(endpoints["mid_level_features"]) < 0 <= np.min(endpoints["stage2"])
 
 
-class Subsampling(nn.Module):
-    """A backbone of a user's own, without features at stride 8."""
-
-    layers: Layers
-    output_stride: int
-    spread_converted: bool
-
-    def __call__(self, x):
-        return {"low_level_features": x[:, ::4, ::4], "features": x[:, ::16, ::16]}
-
-
-def test_a_backbone_without_mid_level_features_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setitem(BACKBONES, "subsampling", BackboneSpec(Subsampling))
+def test_a_backbone_without_mid_level_features_is_refused_in_one_line():
     model = build_model(small_model_config("subsampling", low_level_strides=(4, 8)), CLASSES)
     with pytest.raises(UserError, match="subsampling has no mid_level_features; use \\(4,\\)") as caught:
         abstract_variables(model)
