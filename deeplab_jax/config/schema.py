@@ -84,6 +84,7 @@ _MODEL = {
         "the module between the backbone and the decoder",
         {
             "parallel": "atrous spatial pyramid pooling (arXiv 1706.05587, section 3.3)",
+            "dpc": "the dense prediction cell of arXiv 1809.04184, which has its own rates and no image pooling",
             "none": "none: the decoder, or the classifier, takes the backbone's features (section 3.2)",
         },
     ),
@@ -100,6 +101,19 @@ _MODEL = {
     "aspp_separable": Field(False, "use depthwise separable convolutions in ASPP's 3x3 branches"),
     "separable_norm": Field(True, "BatchNorm and ReLU between the depthwise and the pointwise convolution"),
     "image_pooling": Field(True, "add ASPP's image-level branch"),
+    "image_pooling_window": Field(
+        (),
+        "(height, width) of the windows of image-level pooling, in pixels of the image; empty pools the whole image",
+        range=ranges.SIDE,
+    ),
+    "image_pooling_stride": Field(
+        (1, 1), "strides of the windows of image-level pooling, in pixels of the features", range=ranges.SIDE
+    ),
+    "lraspp_gate": Field(
+        "sigmoid",
+        "the gate of the head `lraspp`",
+        {"sigmoid": "without a bias (torchvision)", "hard_sigmoid": "with a bias (research/deeplab)"},
+    ),
     "aspp_dropout": Field(0.0, "dropout rate after ASPP", range=ranges.BELOW_ONE),
     "decoder": Field(
         "paper",

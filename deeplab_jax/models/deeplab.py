@@ -10,6 +10,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models.aspp import ASPP
 from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.decoder import Decoder
+from deeplab_jax.models.dense_prediction_cell import DensePredictionCell, cell_rates
 from deeplab_jax.models.layers import Layers
 from deeplab_jax.models.network import Endpoints, SegmentationNetwork
 
@@ -34,6 +35,8 @@ class DeepLabV3Plus(SegmentationNetwork, kw_only=True):
     aspp_projection_size: int
     aspp_separable: bool
     image_pooling: bool
+    image_pooling_window: Sequence[int]
+    image_pooling_stride: Sequence[int]
     separable_norm: bool
     aspp_dropout: float
     decoder: str
@@ -53,7 +56,8 @@ class DeepLabV3Plus(SegmentationNetwork, kw_only=True):
         """
         x = endpoints["features"]
         if self.aspp != "none":
-            x = endpoints["aspp"] = self._run_aspp(x, layers, train=train)
+            encode = self._cell(layers, train=train) if self.aspp == "dpc" else self._aspp(layers, train=train)
+            x = endpoints["aspp"] = encode(x)
         if self.decoder != "none":
             x = endpoints["decoder"] = Decoder(
                 layers=layers,
@@ -68,7 +72,8 @@ class DeepLabV3Plus(SegmentationNetwork, kw_only=True):
             )(x, self._low_level_features(endpoints))
         return self.resize(x, size) if self.published_order and self.decoder == "kerascv" else x
 
-    def _run_aspp(self, x: Array, layers: Layers, *, train: bool) -> Array:
+    @nn.nowrap
+    def _aspp(self, layers: Layers, *, train: bool) -> ASPP:
         return ASPP(
             layers=layers,
             channels=self.aspp_channels,
@@ -77,11 +82,27 @@ class DeepLabV3Plus(SegmentationNetwork, kw_only=True):
             separable=self.aspp_separable,
             separable_norm=self.separable_norm,
             image_pooling=self.image_pooling,
+            pooling_window=self.image_pooling_window,
+            pooling_stride=self.image_pooling_stride,
+            output_stride=self.output_stride,
+            resize=self.resize,
             dropout=self.aspp_dropout,
             deterministic=not train,
             published_order=self.published_order,
             name="aspp",
-        )(x)
+        )
+
+    @nn.nowrap
+    def _cell(self, layers: Layers, *, train: bool) -> DensePredictionCell:
+        return DensePredictionCell(
+            layers=layers,
+            channels=self.aspp_channels,
+            rates=cell_rates(self.output_stride),
+            dropout=self.aspp_dropout,
+            deterministic=not train,
+            published_order=self.published_order,
+            name="aspp",
+        )
 
     def _low_level_features(self, endpoints: Endpoints) -> list[Array]:
         """Returns the backbone's features for the decoder, the coarsest first."""

@@ -83,6 +83,12 @@ def narrow(stages):
     )
 
 
+def narrow_resnet(build, units, width=4, **arguments):
+    """A ResNet of four stages with `units` each."""
+    arguments |= {"blocks": (units,) * 4, "width": width}
+    return BackboneSpec(build, arguments, options=("multi_grid", "cascade_blocks"), last_stage_units=units)
+
+
 def narrow_blocks(blocks):
     """The blocks with at most two units and eight to thirteen channels."""
     return tuple(
@@ -93,14 +99,10 @@ def narrow_blocks(blocks):
 
 # Backbones of few narrow units, by the shipped ones that they stand for.
 SMALL = {
-    "resnet10_v1_slim": BackboneSpec(ResNetV1, {"blocks": (1, 1, 1, 1), "block": "basic", "stem": "deep", "width": 8}),
-    "resnet50_v1_beta": BackboneSpec(
-        ResNetV1, {"blocks": (2, 2, 2, 2), "stem": "deep", "strided_unit": "last", "width": 4}
-    ),
-    "resnet50_v2": BackboneSpec(ResNetV2, {"blocks": (2, 2, 2, 2), "width": 4}),
-    "resnet50_v2_kerascv": BackboneSpec(
-        ResNetV2, {"blocks": (2, 2, 2, 2), "width": 4, "strided_unit": "last", "final_norm": False}
-    ),
+    "resnet10_v1_slim": narrow_resnet(ResNetV1, 1, block="basic", stem="deep", width=8),
+    "resnet50_v1_beta": narrow_resnet(ResNetV1, 2, stem="deep", strided_unit="last"),
+    "resnet50_v2": narrow_resnet(ResNetV2, 2),
+    "resnet50_v2_kerascv": narrow_resnet(ResNetV2, 2, strided_unit="last", final_norm=False),
     "mobilenet_v2": BackboneSpec(InvertedResidualNetwork, {"stem_features": 8, "stages": narrow(MOBILENET_STAGES)}),
     "mobilenet_v3_small": BackboneSpec(
         InvertedResidualNetwork,

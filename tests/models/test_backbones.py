@@ -19,7 +19,7 @@ from deeplab_jax.models.layers import Layers
 from tests.models.support import CLASSES, SMALL, count, random_images, random_values, small_model_config
 
 # torchvision's counts without its fully connected layer, and efficientnet-lite-pytorch's 4,652,008, 5,416,680 and
-# 6,092,072 without the last two layers; of Xception the counts of the original's layers, which timm 1.0.31 has too;
+# 6,092,072 without the last two layers; of Xception the counts of the original's layers, which timm 1.0.31 has too.
 # torchvision's MobileNetV3 without its classifier, and research/deeplab's.
 PARAMETERS = {
     "resnet18_v1": 11_176_512,

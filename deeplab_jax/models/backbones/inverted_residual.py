@@ -1,4 +1,4 @@
-"""The unit of MobileNetV2 (arXiv 1801.04381, section 3.3), EfficientNet-Lite and MobileNetV3, and their networks."""
+"""Inverted residuals: the unit of MobileNetV2 (arXiv 1801.04381, section 3.3), EfficientNet-Lite and MobileNetV3."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -87,6 +87,15 @@ def _efficientnet_lite(**arguments: Any) -> BackboneSpec:
     return BackboneSpec(efficientnet_lite, arguments, pyramid=_INVERTED)
 
 
+def _mobilenet_v3(variant: str, taps: str) -> BackboneSpec:
+    return BackboneSpec(mobilenet_v3, {"variant": variant, "taps": taps})
+
+
+def _xception(middle_units: int, **arguments: Any) -> BackboneSpec:
+    blocks = xception_blocks(middle_units, **arguments)
+    return BackboneSpec(Xception, {"blocks": blocks}, options=("multi_grid",), last_stage_units=3)
+
+
 def _mit(*blocks: int, width: int) -> BackboneSpec:
     channels = tuple(width * factor for factor in (1, 2, 5, 8))
     return BackboneSpec(
@@ -98,17 +107,6 @@ def _mit(*blocks: int, width: int) -> BackboneSpec:
 
 
 _INVERTED = ("stage2", "stage3", "stage5", "stage7")  # of networks of inverted residuals
-
-
-def _xception(middle_units: int, **arguments: Any) -> BackboneSpec:
-    blocks = xception_blocks(middle_units, **arguments)
-    return BackboneSpec(Xception, {"blocks": blocks}, options=("multi_grid",), last_stage_units=3)
-
-
-def _mobilenet_v3(variant: str, taps: str) -> BackboneSpec:
-    return BackboneSpec(mobilenet_v3, {"variant": variant, "taps": taps})
-
-
 _V1C = {"stem": "v1c"}
 _BETA = {"stem": "deep", "strided_unit": "last"}
 _KERASCV = {"strided_unit": "last", "final_norm": False}
@@ -121,7 +119,9 @@ BACKBONES: dict[str, BackboneSpec] = {
     "resnet50_v1": _resnet(ResNetV1, 3, 4, 6, 3),
     "resnet101_v1": _resnet(ResNetV1, 3, 4, 23, 3),
     "resnet152_v1": _resnet(ResNetV1, 3, 8, 36, 3),
-    # ResNet v1 as in MMSegmentation: stem of three 3x3 convolutions, basic blocks with one atrous convolution.
+    # ResNet v1 as in MMSegmentation: a stem of three 3x3 convolutions (c) and basic blocks with one atrous convolution.
+    # Its ResNet-50b and ResNet-101b are `resnet50_v1` and `resnet101_v1`.
+    "resnet18_v1b": _resnet(ResNetV1, 2, 2, 2, 2, block="basic", atrous_conv2=False),
     "resnet18_v1c": _resnet(ResNetV1, 2, 2, 2, 2, block="basic", atrous_conv2=False, **_V1C),
     "resnet50_v1c": _resnet(ResNetV1, 3, 4, 6, 3, **_V1C),
     "resnet101_v1c": _resnet(ResNetV1, 3, 4, 23, 3, **_V1C),
@@ -142,9 +142,19 @@ BACKBONES: dict[str, BackboneSpec] = {
     # MobileNetV2 of any width; `full` ends in the 1x1 convolution to 1280 features.
     "mobilenet_v2": _mobilenet_v2(),
     "mobilenet_v2_full": _mobilenet_v2(final_conv=True),
+    # MobileNetV3 as in torchvision, and as in research/deeplab: half the channels after stride 16, depthwise features
+    # as low-level features.
+    "mobilenet_v3_large": _mobilenet_v3("large", taps="strided_unit"),
+    "mobilenet_v3_small": _mobilenet_v3("small", taps="strided_unit"),
+    "mobilenet_v3_large_seg": _mobilenet_v3("large_seg", taps="depthwise"),
+    "mobilenet_v3_small_seg": _mobilenet_v3("small_seg", taps="depthwise"),
     "efficientnet_lite0": _efficientnet_lite(width=1.0, depth=1.0),
     "efficientnet_lite1": _efficientnet_lite(width=1.0, depth=1.1),
     "efficientnet_lite2": _efficientnet_lite(width=1.1, depth=1.2),
+    # Modified aligned Xception of research/deeplab.
+    "xception41": _xception(8),
+    "xception65": _xception(16),
+    "xception71": _xception(16, long_entry=True),
     # Mix Transformer (SegFormer), arXiv 2105.15203, table 6.
     "mit_b0": _mit(2, 2, 2, 2, width=32),
     "mit_b1": _mit(2, 2, 2, 2, width=64),
@@ -152,14 +162,4 @@ BACKBONES: dict[str, BackboneSpec] = {
     "mit_b3": _mit(3, 4, 18, 3, width=64),
     "mit_b4": _mit(3, 8, 27, 3, width=64),
     "mit_b5": _mit(3, 6, 40, 3, width=64),
-    # Modified aligned Xception of research/deeplab.
-    "xception41": _xception(8),
-    "xception65": _xception(16),
-    "xception71": _xception(16, long_entry=True),
-    # MobileNetV3 as in torchvision, and as in research/deeplab: half the channels after stride 16, and depthwise
-    # convolutions as low-level features.
-    "mobilenet_v3_large": _mobilenet_v3("large", taps="strided_unit"),
-    "mobilenet_v3_small": _mobilenet_v3("small", taps="strided_unit"),
-    "mobilenet_v3_large_seg": _mobilenet_v3("large_seg", taps="depthwise"),
-    "mobilenet_v3_small_seg": _mobilenet_v3("small_seg", taps="depthwise"),
 }

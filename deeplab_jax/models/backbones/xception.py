@@ -20,6 +20,9 @@ from jaxtyping import Array, Float
 from deeplab_jax.models.atrous import Unit, plan_units
 from deeplab_jax.models.layers import ConvNormAct, Layers
 
+#: Names of the variants in the registry.
+XCEPTIONS = ("xception41", "xception65", "xception71")
+
 _TAPS = {4: "low_level_features", 8: "mid_level_features"}  # by stride
 
 
@@ -32,6 +35,10 @@ class Block(NamedTuple):
     units: int = 1
     shortcut: str = "conv"
     inner_relu: bool = False
+
+    def unit_names(self) -> list[str]:
+        """Returns the name of each unit's module."""
+        return [self.name] if self.units == 1 else [f"{self.name}_unit{i}" for i in range(1, self.units + 1)]
 
 
 def xception_blocks(middle_units: int, *, long_entry: bool = False) -> tuple[Block, ...]:
@@ -131,14 +138,13 @@ class Xception(nn.Module):
             x = self.layers.conv(features, kernel_size=3, stride=stride, name=f"stem_conv{i}")(x)
             x = nn.relu(self.layers.norm(name=f"stem_norm{i}")(x))
 
-        units = [(block, i) for block in self.blocks for i in range(block.units)]
+        units = [(block, name) for block in self.blocks for name in block.unit_names()]
         strides = [block.stride for block, _ in units]
         plan = plan_units(strides, self.output_stride, stem_stride=2, spread_converted=self.spread_converted)
         unit_class = self.layers.unit(XceptionUnit)
         endpoints, stride = {}, 2  # the stride of the network without conversion
-        for (block, i), unit, next_stride in zip(units, plan, [*strides[1:], None], strict=True):
+        for (block, name), unit, next_stride in zip(units, plan, [*strides[1:], None], strict=True):
             rates = tuple(self.multi_grid) or (1, 1, 1) if next_stride is None else (1, 1, 1)
-            name = f"{block.name}_unit{i + 1}" if block.units > 1 else block.name
             x, hidden = unit_class(self.layers, block, unit, rates, name=name)(x)
             if block.stride > 1 and stride in _TAPS:
                 endpoints[_TAPS[stride]] = hidden
