@@ -13,7 +13,7 @@ from deeplab_jax.config import load_config, parse_arg
 
 
 def get_config(arg=None):
-    """Arguments: `variant` (b0 to b5), `size` (of the square crop), `batch`, `steps`, `rate` (peak), `init` (a network)."""
+    """Arguments: `variant` (b0 to b5), `size` (of the square crop), `batch`, `steps`, `rate` (peak), `init`."""
     arg = parse_arg(arg, variant="b0", size=192, batch=8, steps=800, rate=6e-4, init="")
     config = load_config(
         "segformer_ade20k", variant=arg.variant, size=arg.size, batch=arg.batch, steps=arg.steps, init=arg.init
