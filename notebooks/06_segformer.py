@@ -137,9 +137,9 @@ deeplab_jax.plot_segmentation_mask_gallery(images[:4], y_true=truths[:4], label_
 """
 ## 3. Train both
 
-DeepLabv3+ starts from weights that ship with the package; they were trained on ImageNet and on Pascal VOC. SegFormer starts
-from random weights unless you set `SEGFORMER_WEIGHTS` above, because NVIDIA's license allows its weights for research
-and evaluation only, so this package cannot contain them. Both train for the same number of steps.
+DeepLabv3+ starts from weights that ship with the package; they were trained on ImageNet and on Pascal VOC. SegFormer
+starts from random weights unless you set `SEGFORMER_WEIGHTS` above, because NVIDIA's license allows its weights for
+research and evaluation only, so this package cannot contain them. Both train for the same number of steps.
 
 To be fair to SegFormer, a third run trains DeepLabv3+ from random weights too.
 """
