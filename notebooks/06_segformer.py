@@ -192,7 +192,7 @@ figure
 
 # %% [markdown]
 """
-What this comparison says, and what it does not:
+This comparison has limits:
 
 - On a few dozen images, the start matters: two of the three networks here start from random weights. A Mix Transformer
   has to learn from examples what a convolution has built in, that near pixels belong together.

@@ -17,7 +17,7 @@ from deeplab_jax.papers.rows import Row
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What a row's network costs, for one image.
+    """The size of a network, and its work for one image.
 
     Attributes:
       parameters: number of trainable parameters, in 10^6.

@@ -123,7 +123,7 @@ class PaperRows(_Table):
 
 
 class PaperMeasurements(_Table):
-    """What was measured here, beside the published score and that of the original program on the same images."""
+    """The scores measured here, beside the published ones and those of the original program on the same images."""
 
     def lines(self) -> list[str]:
         """Returns a row for each measurement."""
