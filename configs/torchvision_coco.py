@@ -23,16 +23,20 @@ def get_config(arg=None):
 
     config.model.backbone = arg.backbone
     config.model.head = arg.head
-    if arg.head == "deeplab":
-        config.model.output_stride = 16 if mobile else 8
+    config.model.output_stride = 16 if mobile else 8
+    if arg.head == "lraspp":
+        config.model.aspp_channels = 128
+    else:
         config.model.atrous_rates = (12, 24, 36)
         config.model.atrous_rates_stride = config.model.output_stride
         config.model.aspp_dropout = 0.5
         config.model.decoder = "torchvision"
         config.model.auxiliary_channels = 10 if mobile else 256
+        config.model.auxiliary_features = "mid_level_features" if mobile else "stage3"
         config.loss.auxiliary_weight = 0.5
         config.optimizer.learning_rate_multipliers.auxiliary = 10.0
     if mobile:
+        config.model.spread_converted_units = True
         config.model.backbone_norm_epsilon = 1e-3
         config.model.backbone_norm_decay = 0.99
 

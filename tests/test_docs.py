@@ -31,7 +31,7 @@ MODULES = (
     "analysis.summary", "analysis.tpu_specs", "config", "data", "data.check", "data.download", "data.prepare",
     "data.prepared", "errors", "evaluation.evaluator", "evaluation.metrics", "export", "inference", "inference.files",
     "inference.multi_scale", "inference.sliding_window", "inference.streaming_resize", "inference.video", "labels",
-    "losses", "models", "models.aspp", "models.decoder", "ops", "parallel.mesh",
+    "losses", "models", "models.aspp", "models.decoder", "ops", "papers", "parallel.mesh",
     "parallel.processes", "parallel.sharding", "pretrained", "training.distillation", "training.initialization",
     "training.loop", "training.optimizer", "training.state", "training.step", "visualization", "workdir.checkpoint",
     "workdir.layout",
@@ -237,7 +237,7 @@ def test_commands_that_pages_show_parse(parse, arguments):
         [],
         ["prepare"],
     ):  # only mentioned: the name and the flags must exist
-        code, said = parse([*arguments[: 2 if arguments[0] == "data" else 1], "--help"])
+        code, said = parse([*arguments[: 2 if arguments[0] in ("data", "papers") else 1], "--help"])
         assert all(re.search(rf"{flag}\b", said) for flag in flags), said
     else:
         code, said = parse(arguments)

@@ -314,7 +314,7 @@ def _comparison_table(row: "Row", compared: Any, images: int) -> "Table":
     from deeplab_jax import papers
 
     other = "" if images == row.images else f"; the published ones are of {row.images:,}"
-    table = Table(title=f"{row.id}, percent", caption=f"measured on {images:,} images{other}")
+    table = Table(title=f"{row.id}, percent", caption=f"measured on {images:,} images{other}", min_width=64)
     table.add_column("score")
     for column in ("measured", "published", "difference"):
         table.add_column(column, justify="right")

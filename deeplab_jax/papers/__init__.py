@@ -3,7 +3,7 @@
 from deeplab_jax.papers.commands import row_commands
 from deeplab_jax.papers.comparison import Comparison, compare
 from deeplab_jax.papers.configs import evaluation_config, training_config, weights_config
-from deeplab_jax.papers.costs import Costs, row_costs
+from deeplab_jax.papers.costs import Costs, config_costs, row_costs
 from deeplab_jax.papers.requirements import check_data, describe_protocol
 from deeplab_jax.papers.rows import METRICS, PAPERS, Row, find_row, list_rows
 from deeplab_jax.papers.states import STATES, Measurement, measurement_of, state_of
@@ -18,6 +18,7 @@ __all__ = [
     "Row",
     "check_data",
     "compare",
+    "config_costs",
     "describe_protocol",
     "evaluation_config",
     "find_row",

@@ -5,6 +5,7 @@ from collections import Counter
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from deeplab_jax import ops
 from deeplab_jax.analysis.summary import count_multiply_adds
@@ -16,7 +17,7 @@ from deeplab_jax.papers.rows import Row
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """What a row's network costs, for one image.
+    """The size of a network, and its work for one image.
 
     Attributes:
       parameters: number of trainable parameters, in 10^6.
@@ -30,13 +31,25 @@ class Costs:
 
 
 def row_costs(row: Row) -> Costs:
-    """Counts the parameters and multiply-adds of a row. Computes nothing.
+    """Counts the parameters and multiply-adds of a row under its protocol. Computes nothing.
 
     Raises:
       UserError: no network has the row's fields.
     """
-    config = evaluation_config(row)
-    model = build_model(config.model, row.classes)
+    return config_costs(evaluation_config(row), row.classes)
+
+
+def config_costs(config: ConfigDict, num_classes: int) -> Costs:
+    """Counts the parameters and multiply-adds of a config's network in an evaluation. Computes nothing.
+
+    Args:
+      config: a whole config.
+      num_classes: number of classes.
+
+    Raises:
+      UserError: no network has the config's fields.
+    """
+    model = build_model(config.model, num_classes)
     variables = abstract_variables(model)
     size = config.eval.image_size if config.eval.protocol == "whole" else None
     views = view_sizes(size or config.data.image_size, config.eval.scales, config.eval.flip)

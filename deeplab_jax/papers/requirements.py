@@ -1,4 +1,4 @@
-"""What a row needs on this machine, and its protocol in words."""
+"""The requirements of a row on this machine, and its protocol in words."""
 
 from ml_collections import ConfigDict
 

@@ -1,6 +1,6 @@
 """The rows: published scores, and the config fields that describe how they came about. Read from `rows/*.toml`.
 
-A file is a publication and holds tables. What a table states holds for all of its rows; a row can state it again.
+A file is a publication and holds tables. A table states values for all of its rows, and a row can state its own.
 """
 
 import dataclasses

@@ -15,7 +15,7 @@ from deeplab_jax.inference import video
 from deeplab_jax.pretrained import FORMATS, presets
 
 COMMANDS = [command.name for command in main.COMMANDS]
-GROUPS = ["", "data"]
+GROUPS = ["", "data", "papers"]
 
 
 def examples(text: str) -> list[str]:
