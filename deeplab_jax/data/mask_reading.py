@@ -13,7 +13,7 @@ they seem to mean a class.
 import dataclasses
 import pathlib
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -48,6 +48,10 @@ class MaskReading:
     ways: dict[masks.Kind, Way]
     hidden_label: int
     notes: tuple[str, ...] = ()
+
+    def rules(self) -> tuple[Any, ...]:
+        """The rules as values, which are equal if masks are read in the same way."""
+        return self.label_map.to_json(), self.ways, self.hidden_label
 
     def read(self, path: pathlib.Path) -> UInt8[np.ndarray, "height width"]:
         """Reads a mask as a label.

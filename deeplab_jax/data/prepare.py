@@ -83,7 +83,7 @@ def prepare(
             options["sbd_root"] = roots[1].folder
         with _errors_name_archives(roots):
             raw = dataset.read_raw(roots[0].folder, **options)
-            for note in (*raw.notes, *_describe_leaks(name, raw)):
+            for note in (*raw.notes, *_describe_sizes(dataset, raw), *_describe_leaks(name, raw)):
                 logger.warning("%s", note)
             write_dataset(name, raw.with_image_range(image_range), data_dir)
     counts = ", ".join(f"{split} {len(examples)}" for split, examples in raw.splits.items())
@@ -169,6 +169,16 @@ def _errors_name_archives(roots: list[_Root]) -> Iterator[None]:
         raise UserError(text) from None
 
 
+def _describe_sizes(dataset: Dataset, raw: RawDataset) -> list[str]:
+    """One line per split that does not have the published number of examples."""
+    return [
+        f"split {split} of {dataset.name}: {len(raw.splits[split]):,} images, but {size:,} are published; check that "
+        "your copy is complete"
+        for split, size in dataset.sizes.items()
+        if split in raw.splits and len(raw.splits[split]) != size
+    ]
+
+
 def _describe_leaks(name: str, raw: RawDataset) -> list[str]:
     return find_leaks(
         {f"{name}/{split}": [example.id for example in examples] for split, examples in raw.splits.items()},
@@ -177,30 +187,53 @@ def _describe_leaks(name: str, raw: RawDataset) -> list[str]:
 
 
 def _find_root(dataset: Dataset, source: pathlib.Path | None, data_dir: pathlib.Path, scratch: pathlib.Path) -> _Root:
-    """The folder with the raw data: the source itself, or what an archive contains, unpacked into `scratch`."""
-    if source is not None and source.is_dir():
-        return _Root(source, source)
-    if source is not None and not source.is_file():
+    """The folder with the raw data: the source itself, or what archives contain, unpacked into `scratch`."""
+    if source is not None and not source.exists():
         raise UserError(f"--source {source} does not exist")
-    if source is None and dataset.archive is None:
-        raise UserError(f"{dataset.name} has no public download; pass a copy of yours with --source FOLDER_OR_ARCHIVE")
-    archive = _fetch(dataset.archive, data_dir) if source is None else source
+    if source is None and not dataset.archives:
+        where = f"download it from {dataset.publisher} and pass it" if dataset.publisher else "pass a copy of yours"
+        raise UserError(f"{dataset.name} has no public download; {where} with --source FOLDER_OR_ARCHIVE")
+    if source is None:
+        packed = [_fetch(published, data_dir) for published in dataset.archives]
+    elif source.is_dir():
+        packed = _find_archives(dataset, source)
+        if not packed:
+            return _Root(source, source)
+    else:
+        packed = [source]
 
     def is_needed(name: str) -> bool:
         return not any(map(is_clutter, pathlib.PurePosixPath(name).parts)) and dataset.is_needed(name)
 
-    archives.extract(archive, scratch, is_needed=is_needed)
+    for archive in packed:
+        archives.extract(archive, scratch, is_needed=is_needed)
+    for nested in sorted(scratch.glob("**/*.zip")):  # COCO packs its panoptic masks twice
+        archives.extract(nested, nested.parent, is_needed=is_needed)
+        nested.unlink()
     if source is None:
         for published in dataset.extra_lists:
             shutil.copy(_fetch(published, data_dir), next(scratch.glob("**/train.txt")).parent)
     children = list(scratch.iterdir()) if scratch.is_dir() else []
     # Some archives contain the folder, others its content.
-    return _Root(children[0] if len(children) == 1 and children[0].is_dir() else scratch, archive)
+    root = children[0] if len(children) == 1 and children[0].is_dir() else scratch
+    return _Root(root, packed[0] if len(packed) == 1 else packed[0].parent)
+
+
+def _find_archives(dataset: Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
+    """The official archives in a folder that has no subfolders, as it is after a download by hand."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if not is_clutter(path.name))
+    except OSError as error:
+        raise UserError(f"cannot read folder {folder}: {error.strerror}") from None
+    if any(path.is_dir() for path in paths):
+        return []
+    names = dataset.archive_names or tuple(published.url.rsplit("/", 1)[-1] for published in dataset.archives)
+    return [path for path in paths if any(path.match(name) for name in names)]
 
 
 def _fetch(published: Download, data_dir: pathlib.Path) -> pathlib.Path:
-    path = data_dir / "downloads" / published.url.rsplit("/", 1)[-1]
+    path = data_dir / "downloads" / published.name
     if not path.is_file():
         otherwise = "download it yourself and pass --source FILE"
-        download(published.url, path, digest=f"md5:{published.md5}", otherwise=otherwise)
+        download(published.url, path, digest=published.digest, otherwise=otherwise)
     return path

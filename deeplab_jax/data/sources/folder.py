@@ -81,7 +81,7 @@ def read_raw(
         split: [_example(entry, images, masks, mask_names, reading) for entry in listed]
         for split, listed in splits.items()
     }
-    return RawDataset(classes.label_set, examples, (*notes, *reading.notes), classes.label_map)
+    return RawDataset(classes.label_set, examples, (*notes, *reading.notes), classes.label_map, repr(reading.rules()))
 
 
 def _read_classes(root: pathlib.Path) -> ClassList:
@@ -218,7 +218,8 @@ def _example(
 ) -> RawExample:
     image = images[entry.image]
     if entry.mask is not None:
-        return RawExample(id=entry.image, image=image, read_label=functools.partial(reading.read, masks[entry.mask]))
+        mask = masks[entry.mask]
+        return RawExample(entry.image, image, functools.partial(reading.read, mask), label_files=(mask,))
     other, other_mask = next(iter(mask_names.items()), ("", ""))
     expected = other_mask.replace(other, entry.image) if other and other in other_mask else entry.image
     return RawExample(id=entry.image, image=image, read_label=functools.partial(_raise_no_mask, image, expected))
