@@ -164,6 +164,17 @@ def fraction(text: str) -> float:
     return value
 
 
+def tolerance(text: str) -> float:
+    """Parses a number of pixels, at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of pixels between 0 and 100")
+    return value
+
+
 def scales(text: str) -> tuple[float, ...]:
     """Parses numbers separated by commas."""
     try:

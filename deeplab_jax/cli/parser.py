@@ -23,7 +23,7 @@ _CONFIG_HELP = """configs:
 #: Groups of commands: their summary and two examples.
 _GROUPS = {
     "data": (
-        "Prepare, check and show data sets.",
+        "Prepare, check and show data sets; import and export annotations.",
         ("data prepare folder --source photos --data-dir data", "data check folder --data-dir data"),
     )
 }
