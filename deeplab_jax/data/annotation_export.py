@@ -24,7 +24,7 @@ def export_annotations(
     output: pathlib.Path,
     *,
     classes: pathlib.Path,
-    tolerance: float = 1.0,
+    tolerance: int | float = 1.0,
 ) -> int:
     """Writes masks as annotations. Each region becomes a polygon; a background class is left out.
 
@@ -77,7 +77,7 @@ def _match(image_folder: pathlib.Path, mask_folder: pathlib.Path) -> list[tuple[
 
 
 def _read(
-    pairs: list[tuple[pathlib.Path, pathlib.Path]], root: pathlib.Path, label_set: LabelSet, tolerance: float
+    pairs: list[tuple[pathlib.Path, pathlib.Path]], root: pathlib.Path, label_set: LabelSet, tolerance: int | float
 ) -> Iterator[LabeledImage]:
     for image, mask in progress.track(pairs, "export"):
         label = masks.read_mask(mask, label_set)

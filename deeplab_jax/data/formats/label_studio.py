@@ -200,4 +200,4 @@ def _numbers(value: dict[str, Any], *names: str) -> list[float]:
     numbers = [value.get(name) for name in names]
     if not all(isinstance(number, int | float) and abs(number) < 1e6 for number in numbers):
         raise DegenerateShape(f"it lacks one of the numbers {', '.join(names)}")
-    return numbers
+    return [float(number) for number in numbers]

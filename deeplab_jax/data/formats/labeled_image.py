@@ -29,14 +29,14 @@ class LabeledImage:
     image: pathlib.Path
     label: UInt8[np.ndarray, "height width"]
     label_set: LabelSet
-    tolerance: float
+    tolerance: int | float
 
     def exported_classes(self) -> dict[int, str]:
         """The name of each class id that is exported: all but the background, and `__ignore__` if it occurs."""
         names = {index: name for index, name in enumerate(self.label_set.class_names) if name not in BACKGROUND_NAMES}
         return names | ({IGNORE_LABEL: IGNORE_NAME} if (self.label == IGNORE_LABEL).any() else {})
 
-    def polygons(self, *, inset: float = 0.0) -> Iterator[tuple[int, Ring]]:
+    def polygons(self, *, inset: int | float = 0.0) -> Iterator[tuple[int, Ring]]:
         """The class id and the polygon of each region.
 
         Args:

@@ -8,13 +8,15 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
-Ring = Float[np.ndarray, "points 2"]
+Ring = Float[np.ndarray, "_ 2"]
 
 # Directions of edges: right, down, left, up. The region is to the right of an edge.
 _INWARD = np.array([(0, 1), (-1, 0), (0, -1), (1, 0)])
 
 
-def find_polygons(mask: Bool[np.ndarray, "height width"], *, tolerance: float = 0.5, inset: float = 0.0) -> list[Ring]:
+def find_polygons(
+    mask: Bool[np.ndarray, "height width"], *, tolerance: int | float = 1.0, inset: int | float = 0.0
+) -> list[Ring]:
     """Finds the polygon of each region of a mask. Pixels that touch at a corner only are different regions.
 
     Args:
@@ -37,7 +39,7 @@ def find_polygons(mask: Bool[np.ndarray, "height width"], *, tolerance: float = 
     return [_join(ring, holes.get(region, [])) for region, ring in outer.items()]
 
 
-def _trace(mask: Bool[np.ndarray, "height width"], inset: float) -> list[tuple[Ring, int]]:
+def _trace(mask: Bool[np.ndarray, "height width"], inset: int | float) -> list[tuple[Ring, int]]:
     """The closed outlines of all regions and holes, each with the number of its region."""
     starts, ends, directions, pixels = _edges(mask)
     if not len(starts):
@@ -104,7 +106,7 @@ def area(ring: Ring) -> float:
     return float(np.dot(x, np.roll(y, -1)) - np.dot(np.roll(x, -1), y)) / 2
 
 
-def _simplify(ring: Ring, tolerance: float) -> Ring:
+def _simplify(ring: Ring, tolerance: int | float) -> Ring:
     simple = cv2.approxPolyDP(ring.astype(np.float32), tolerance, True)[:, 0].astype(np.float64) if tolerance else ring
     # A small region can lose its area, or turn inside out.
     return simple if len(simple) >= 3 and area(simple) * area(ring) > 0 else ring

@@ -13,6 +13,7 @@ from deeplab_jax.data import masks
 from deeplab_jax.data.formats import annotations as common
 from deeplab_jax.data.formats.annotations import AnnotatedImage, Annotations, Classes, Export
 from deeplab_jax.data.formats.canvas import Canvas
+from deeplab_jax.data.formats.file_names import normalize
 from deeplab_jax.data.formats.text_file import read_lines
 from deeplab_jax.errors import UserError
 
@@ -39,9 +40,9 @@ def read(export: Export) -> Annotations:
     keys = {files.path(key): key for key in files if not key.endswith(_MASK)}
     images, without = [], 0
     for path, table in tables.items():
-        stems = {image.stem: image for image in keys if image.parent == path.parent}
+        stems = {normalize(image.stem): image for image in keys if image.parent == path.parent}
         for mask in sorted(path.parent.glob(f"*{_MASK}")):
-            image = stems.pop(mask.name.removesuffix(_MASK), None)
+            image = stems.pop(normalize(mask.name.removesuffix(_MASK)), None)
             if image is None:
                 raise UserError(f"{mask} has no image; {mask.name.removesuffix(_MASK)}.jpg is expected beside it")
             images.append(
