@@ -16,7 +16,7 @@ from deeplab_jax import budget
 from deeplab_jax.data.formats.canvas import Canvas
 from deeplab_jax.data.formats.class_list import IGNORE_NAME, Color, read_classes
 from deeplab_jax.data.formats.file_names import normalize
-from deeplab_jax.data.image_files import describe_left_out, is_clutter, list_images
+from deeplab_jax.data.image_files import describe_left_out, is_clutter, is_image_name, list_images
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.files import read_json
 from deeplab_jax.labels import IGNORE_COLOR, IGNORE_LABEL, LabelSet
@@ -51,8 +51,8 @@ class Classes:
         """
         colors = {BACKGROUND: None}
         for name, color in entries:
-            if name != IGNORE_NAME:
-                key = BACKGROUND if name in BACKGROUND_NAMES else name
+            key = _normalize_class(name)
+            if key != IGNORE_NAME:
                 colors[key] = colors.get(key) or color
         names = tuple(colors)
         if len(names) == 1:
@@ -76,14 +76,20 @@ class Classes:
         Raises:
           UserError: the class is unknown.
         """
-        if name == IGNORE_NAME:
+        key = _normalize_class(name) if isinstance(name, str) else None
+        if key == IGNORE_NAME:
             return IGNORE_LABEL
-        name = BACKGROUND if name in BACKGROUND_NAMES else name
-        if not isinstance(name, str) or name not in self._ids:
+        if key not in self._ids:
             raise UserError(
                 f"{entry} has class {shorten(name)}, which {self._source} does not list{suggest(str(name), self._ids)}"
             )
-        return self._ids[name]
+        return self._ids[key]
+
+
+def _normalize_class(name: str) -> str:
+    """A class name with single spaces, as class lists are read."""
+    name = " ".join(name.split())
+    return BACKGROUND if name in BACKGROUND_NAMES else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +163,11 @@ class Export:
                 found.append(check_inside(path, self.source))
         return found
 
-    def find_images(self) -> "ImageFiles":
-        """The images of the export."""
-        return ImageFiles(self.images) if self.images is not None else ImageFiles(self.root, is_export=True)
+    def find_images(self, folder: str = ".") -> "ImageFiles":
+        """The images: those of `--images`, or else those in a folder of the export."""
+        if self.images is not None:
+            return ImageFiles(self.images)
+        return ImageFiles(self.root / folder, is_export=True)
 
     def read_classes(self, entries: Iterable[tuple[str, Color | None]], source: object) -> Classes:
         """The classes of `--classes`, or else those of the export; see `Classes`."""
@@ -181,7 +189,7 @@ class ImageFiles:
           is_export: the folder comes from someone else, so links that lead out of it are refused.
         """
         if not folder.is_dir():
-            raise UserError(f"--images {folder} is not a folder")
+            raise UserError(f"there is no folder {folder}; give the folder of the images with --images")
         images, self._left_out = list_images(folder, recursive=True)
         self._folder, self._is_export = folder, is_export
         self._files = {normalize(path.relative_to(folder).as_posix()): path for path in images}
@@ -218,18 +226,16 @@ class ImageFiles:
         if _URL.match(text):
             text = unquote(text.partition("?")[0])
         parts = [part for part in normalize(text).split("/") if part not in ("", ".", "..")] or [""]
-        for candidates in (self._by_name.get(parts[-1]), self._by_stem.get(parts[-1])):
-            if not candidates:
-                continue
-            for start in range(len(parts)):
-                tail = "/".join(parts[start:])
-                found = [key for key in candidates if f"/{_without_suffix(key, tail)}".endswith(f"/{tail}")]
-                if len(found) == 1:
-                    return found[0]
-                if found:
-                    break
-            names = ", ".join(sorted(candidates)[:_NAMED])
-            raise UserError(f"{entry} names image {shorten(text)}, but {self._folder} has several: {names}")
+        has_suffix = is_image_name(parts[-1])
+        candidates = (self._by_name if has_suffix else self._by_stem).get(parts[-1], [])
+        for start in range(len(parts) if candidates else 0):
+            tail = "/" + "/".join(parts[start:])
+            found = [key for key in candidates if f"/{key if has_suffix else key.rpartition('.')[0]}".endswith(tail)]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                names = ", ".join(sorted(found)[:_NAMED])
+                raise UserError(f"{entry} names image {shorten(text)}, but {self._folder} has several: {names}")
         others = f"; it contains {describe_left_out(self._left_out)}" if self._left_out and not self._files else ""
         raise UserError(
             f"{entry} names image {shorten(text)}, which is not in {self._folder}{others}; give the folder of the "
@@ -240,10 +246,6 @@ class ImageFiles:
         """The path of an image in the data set: without folders that are called images."""
         *folders, name = key.split("/")
         return "/".join([*(folder for folder in folders if folder.lower() not in _IMAGE_FOLDERS), name])
-
-
-def _without_suffix(key: str, tail: str) -> str:
-    return key if key.endswith(tail) else key.rpartition(".")[0]
 
 
 def check_inside(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:

@@ -23,7 +23,8 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import IGNORE_LABEL
 
-_LABELMAP, _MASKS, _LISTS = "labelmap.txt", "SegmentationClass", "ImageSets/Segmentation"
+_LABELMAP, _LISTS = "labelmap.txt", "ImageSets/Segmentation"
+_IMAGES, _MASKS = "JPEGImages", "SegmentationClass"
 _XML = "annotations.xml"
 
 
@@ -76,11 +77,11 @@ def read_masks(export: Export) -> Annotations:
     ids[IGNORE_LABEL] = IGNORE_LABEL
     for index, name in enumerate(listed.label_set.class_names):
         ids[index] = classes.find(name, str(export.root / _LABELMAP))
-    files = export.find_images()
+    files = export.find_images(_IMAGES)
     splits = _read_splits(export.root, listed)
     images = []
     for name, path in masks.items():
-        found = files.find(f"JPEGImages/{name}" if export.images is None else name, str(path))
+        found = files.find(name, str(path))
         images.append(
             AnnotatedImage(
                 name=files.output_name(found),
