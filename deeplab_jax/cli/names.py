@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 DATA_SETS = ("sbd", "voc2012_segmentation", "camvid", "folder", "synthetic")
 PREPARABLE_DATA_SETS = tuple(name for name in DATA_SETS if name != "synthetic")
+ANNOTATION_FORMATS = ("coco", "cvat", "roboflow", "yolo", "supervisely", "label-studio", "labelme")
+ANNOTATION_EXPORT_FORMATS = ("coco", "cvat", "labelme")
 IMPORT_FORMATS = (
     "kerascv", "kerashub", "torchvision", "smp", "timm", "efficientnet-lite", "tflite", "tf-deeplab", "workdir",
     "deeplab_jax",

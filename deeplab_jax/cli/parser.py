@@ -25,7 +25,7 @@ _OWN_CONFIG_HELP = f"configs:\n  {_OVERRIDES_HELP}"
 #: Groups of commands: their summary and two examples.
 _GROUPS = {
     "data": (
-        "Prepare, check and show data sets.",
+        "Prepare, check and show data sets; import and export annotations.",
         ("data prepare folder --source photos --data-dir data", "data check folder --data-dir data"),
     ),
     "papers": (

@@ -1,0 +1,133 @@
+"""The outlines of regions in a label, as polygons that people can correct in an annotation tool.
+
+An outline follows the edges between pixels and is then simplified. A hole is joined to the outline around it by a cut
+of no width, because polygons of annotation tools cannot have holes.
+"""
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Integer
+
+Ring = Float[np.ndarray, "_ 2"]
+
+# Directions of edges: right, down, left, up. The region is to the right of an edge.
+_INWARD = np.array([(0, 1), (-1, 0), (0, -1), (1, 0)])
+
+
+def find_polygons(
+    mask: Bool[np.ndarray, "height width"], *, tolerance: int | float = 1.0, inset: int | float = 0.0
+) -> list[Ring]:
+    """Finds the polygon of each region of a mask. Pixels that touch at a corner only are different regions.
+
+    Args:
+      mask: the pixels of a class.
+      tolerance: largest distance in pixels between the outline and the simplified polygon (Douglas-Peucker); 0 keeps
+        every corner.
+      inset: distance in pixels by which to move the outline into the region.
+
+    Returns:
+      For each region, the (x, y) of the vertices; pixel (0, 0) covers 0 to 1.
+    """
+    outer, holes = {}, {}
+    for ring, region in _trace(mask, inset):
+        is_hole = area(ring) < 0
+        simple = _simplify(ring, tolerance)
+        if is_hole:
+            holes.setdefault(region, []).append(simple)
+        else:
+            outer[region] = simple
+    return [_join(ring, holes.get(region, [])) for region, ring in outer.items()]
+
+
+def _trace(mask: Bool[np.ndarray, "height width"], inset: int | float) -> list[tuple[Ring, int]]:
+    """The closed outlines of all regions and holes, each with the number of its region."""
+    starts, ends, directions, pixels = _edges(mask)
+    if not len(starts):
+        return []
+    stride = mask.shape[1] + 1
+    keys = (starts[:, 1] * stride + starts[:, 0]) * 4 + directions
+    order = np.argsort(keys)
+    corner = (ends[:, 1] * stride + ends[:, 0]) * 4
+    # Where two regions touch at a corner, turning right stays with the region.
+    following = _find(keys, order, corner + (directions + 1) % 4)
+    following = np.where(following < 0, _find(keys, order, corner + (directions + 3) % 4), following)
+    previous = np.empty_like(following)
+    previous[following] = np.arange(len(following))
+    vertices = starts + inset * (_INWARD[directions] + _INWARD[directions[previous]])
+    _, regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    region_of = regions[pixels[:, 1], pixels[:, 0]]
+    following, seen, rings = following.tolist(), bytearray(len(following)), []
+    for first in range(len(following)):
+        ring, edge = [], first
+        while not seen[edge]:
+            seen[edge] = 1
+            ring.append(edge)
+            edge = following[edge]
+        if ring:
+            rings.append((vertices[ring].astype(np.float64), int(region_of[first])))
+    return rings
+
+
+def _edges(mask: Bool[np.ndarray, "height width"]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The straight edges between pixels inside and outside: their two ends, their direction, and a pixel inside."""
+    padded = np.pad(mask, 1)
+    starts, ends, directions, pixels = [], [], [], []
+    for direction in range(4):
+        dx, dy = -_INWARD[direction]
+        outside = padded[1 + dy : padded.shape[0] - 1 + dy, 1 + dx : padded.shape[1] - 1 + dx]
+        is_edge = mask & ~outside
+        across = direction % 2  # of columns
+        rows = np.pad(is_edge.T if across else is_edge, ((0, 0), (1, 1)))
+        line, first = np.nonzero(rows[:, 1:-1] & ~rows[:, :-2])
+        _, last = np.nonzero(rows[:, 1:-1] & ~rows[:, 2:])
+        level = line + (direction in (1, 2))
+        begin, end = np.stack([first, level], 1), np.stack([last + 1, level], 1)
+        inside = np.stack([first, line], 1)
+        if direction in (2, 3):
+            begin, end = end, begin
+        if across:
+            begin, end, inside = begin[:, ::-1], end[:, ::-1], inside[:, ::-1]
+        starts.append(begin)
+        ends.append(end)
+        pixels.append(inside)
+        directions.append(np.full(len(line), direction))
+    return np.concatenate(starts), np.concatenate(ends), np.concatenate(directions), np.concatenate(pixels)
+
+
+def _find(keys: Integer[np.ndarray, " n"], order: Integer[np.ndarray, " n"], wanted: Integer[np.ndarray, " m"]):
+    """The position of each wanted key, -1 if there is none."""
+    place = np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)
+    return np.where(keys[order[place]] == wanted, order[place], -1)
+
+
+def area(ring: Ring) -> float:
+    """The area inside a ring; negative if it runs counterclockwise, as the outlines of holes do."""
+    x, y = (ring - ring[0]).T
+    return float(np.dot(x, np.roll(y, -1)) - np.dot(np.roll(x, -1), y)) / 2
+
+
+def _simplify(ring: Ring, tolerance: int | float) -> Ring:
+    simple = cv2.approxPolyDP(ring.astype(np.float32), tolerance, True)[:, 0].astype(np.float64) if tolerance else ring
+    # A small region can lose its area, or turn inside out.
+    return simple if len(simple) >= 3 and area(simple) * area(ring) > 0 else ring
+
+
+def _join(outline: Ring, holes: list[Ring]) -> Ring:
+    """Cuts the polygon from each hole to the left, where the nearest part of the outline is."""
+    for hole in sorted(holes, key=lambda ring: ring[:, 0].min()):
+        hole = np.roll(hole, -np.lexsort((hole[:, 1], hole[:, 0]))[0], axis=0)
+        left, level = hole[0]
+        following = np.roll(outline, -1, axis=0)
+        crosses = np.flatnonzero((outline[:, 1] <= level) != (following[:, 1] <= level))
+        begin, end = outline[crosses], following[crosses]
+        x = begin[:, 0] + (level - begin[:, 1]) * (end[:, 0] - begin[:, 0]) / (end[:, 1] - begin[:, 1])
+        nearest = np.where(x <= left, left - x, np.inf)
+        if nearest.size and np.isfinite(nearest).any():
+            edge = int(crosses[nearest.argmin()])
+            meeting = np.array([[x[nearest.argmin()], level]])
+            cut = np.concatenate([meeting, hole, hole[:1], meeting])
+        else:  # simplifying moved the hole across the outline
+            edge = int(((outline - hole[0]) ** 2).sum(1).argmin())
+            cut = np.concatenate([hole, hole[:1], outline[edge : edge + 1]])
+        outline = np.concatenate([outline[: edge + 1], cut, outline[edge + 1 :]])
+    return outline
