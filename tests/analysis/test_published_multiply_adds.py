@@ -53,7 +53,7 @@ def multiply_adds(fields):
         row(RESNET, 8, "paper", 297.92, -8.0, -0.1),
         row(RESNET, 32, "none", 52.43, -2.0, -0.3),
         row(RESNET, 32, "paper", 74.20, -1.4, -0.3),
-        # Every other row with a decoder costs 21.7 to 21.8 more than the one without; this one 20.3. With rates (1, 1, 1)
+        # Every other decoder adds 21.7 to 21.8; this one 20.3. With rates (1, 1, 1)
         # instead of the multi-grid, our count would be the figure to 0.1 %.
         row(RESNET, 16, "paper", 101.28, -3.4, 1.3),
         # Table 5, Xception-65.
