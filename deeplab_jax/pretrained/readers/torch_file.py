@@ -45,20 +45,24 @@ _STORAGE_DTYPES = {
 }
 
 
-def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_torch_file(path: pathlib.Path, *, unwrap: bool = True) -> dict[str, np.ndarray]:
     """Reads the tensors of a state dict by name, from a `.pth`, `.pt`, `.ckpt`, `.bin` or `.safetensors` file.
 
     In a checkpoint of a training script, the state dict is found by its usual names, such as `state_dict` or `model`,
     or because it is the only one. A first component that all names share, such as `module.`, is removed. bfloat16
     becomes float32, which represents it exactly.
 
+    Args:
+      path: the file.
+      unwrap: whether to remove such a component. A file may contain a part of a network.
+
     Raises:
       UserError: the file does not exist, is damaged, contains no state dict or several, or needs more than tensors.
     """
-    return read_torch_checkpoint(path)[0]
+    return read_torch_checkpoint(path, unwrap=unwrap)[0]
 
 
-def read_torch_checkpoint(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[Any, Any]]:
+def read_torch_checkpoint(path: pathlib.Path, *, unwrap: bool = True) -> tuple[dict[str, np.ndarray], dict[Any, Any]]:
     """Reads a state dict as `read_torch_file` does, and what a training script saved beside it.
 
     Returns:
@@ -69,7 +73,8 @@ def read_torch_checkpoint(path: pathlib.Path) -> tuple[dict[str, np.ndarray], di
       UserError: see `read_torch_file`.
     """
     if path.suffix == ".safetensors":
-        return _as_float32(_without_wrapper(safetensors_file.read(path))), {}
+        arrays = safetensors_file.read(path)
+        return _as_float32(_without_wrapper(arrays) if unwrap else arrays), {}
     try:
         content = budget.read_bytes(path)
     except OSError as error:
@@ -93,7 +98,7 @@ def read_torch_checkpoint(path: pathlib.Path) -> tuple[dict[str, np.ndarray], di
             "expected a complete file written by torch.save(model.state_dict(), ...)"
         ) from None
     others = {name: value for name, value in root.items() if type(value) is not _Tensor}
-    return _as_float32(_without_wrapper(arrays)), others
+    return _as_float32(_without_wrapper(arrays) if unwrap else arrays), others
 
 
 class _Refused(Exception):
