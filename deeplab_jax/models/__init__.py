@@ -3,6 +3,7 @@
 from deeplab_jax.models.atrous import Unit, plan_units
 from deeplab_jax.models.backbones import BACKBONES, BackboneSpec, register_backbone
 from deeplab_jax.models.build import (
+    HEADS,
     abstract_variables,
     build_for_mesh,
     build_model,
@@ -17,6 +18,7 @@ from deeplab_jax.models.segformer import SegFormer
 
 __all__ = [
     "BACKBONES",
+    "HEADS",
     "PARTS",
     "BackboneSpec",
     "DeepLabV3Plus",

@@ -178,7 +178,7 @@ def test_a_3x3_projection_convolves_the_concatenated_branches_with_zeros_outside
             pooling_window=(),
             pooling_stride=(1, 1),
             output_stride=16,
-            resize=None,
+            resize=lambda x, size: x,
             dropout=0.0,
             deterministic=True,
         )

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import BACKBONES
 from deeplab_jax.pretrained.network import model_config
+from deeplab_jax.pretrained.readers.keras_h5 import numbered
 
 STAGES = (1, 2, 3, 4)
 
@@ -68,20 +69,21 @@ def layer_table(backbone: str, names: Mapping[str, str], prefix: str = "") -> di
 
     Args:
       backbone: one of `find_backbone`.
-      names: a table such as `NVLABS`. `{b}` is the number of the block in the whole backbone from 0.
+      names: a table such as `NVLABS`. In it, `{stage_suffix}` and `{block_suffix}` are the numbers of the stage and of
+        the block in the whole backbone in Keras' layout: nothing, `_1`, `_2`...
       prefix: text before every foreign name.
     """
     table, total = {}, 0
     for i, count in enumerate(BACKBONES[backbone].arguments["blocks"]):
+        stage = {"i": i, "n": i + 1, "stage_suffix": numbered("", i)}
         for ours, theirs in names.items():
             part, is_block, layer = ours.partition("block/")
             if not is_block:
-                table[f"backbone/stage{i + 1}_{part}"] = prefix + theirs.format(i=i, n=i + 1)
+                table[f"backbone/stage{i + 1}_{part}"] = prefix + theirs.format(**stage)
                 continue
             for j in range(count):
-                table[f"backbone/stage{i + 1}_block{j + 1}/{layer}"] = prefix + theirs.format(
-                    i=i, n=i + 1, j=j, b=total + j
-                )
+                foreign = theirs.format(**stage, j=j, block_suffix=numbered("", total + j))
+                table[f"backbone/stage{i + 1}_block{j + 1}/{layer}"] = prefix + foreign
         total += count
     return table
 
