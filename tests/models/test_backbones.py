@@ -155,7 +155,7 @@ def test_the_low_level_features_of_xception_are_its_second_convolutions_before_r
 )
 def test_deeplabv3plus_with_xception_has_the_parameters_of_the_original(backbone, classes, parameters):
     """Counted from the original's layers; ports of Xception-65 for VOC state 41.06M."""
-    model = build_model(load_config(f"deeplabv3plus_xception65_voc:backbone={backbone}").model, classes)
+    model = build_model(load_config("deeplabv3plus_xception65_voc", backbone=backbone).model, classes)
     assert count(abstract_variables(model)["params"]) == parameters
 
 
