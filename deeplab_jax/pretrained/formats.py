@@ -82,7 +82,7 @@ def _importer(module: str) -> Callable[[pathlib.Path], PretrainedNetwork]:
 
 register_format("kerascv", _importer("kerascv"), description="KerasCV DeepLabV3Plus and ResNetV2: .weights.h5, .keras")
 register_format("kerashub", _importer("kerashub"), description="KerasHub DeepLabV3+ and ResNet: .weights.h5, .keras")
-register_format("torchvision", _importer("torchvision"), description="ResNet, MobileNetV2 and DeepLabv3: .pth")
+register_format("torchvision", _importer("torchvision"), description="ResNet, MobileNetV2/V3, DeepLabv3, LR-ASPP: .pth")
 register_format("smp", _importer("smp"), description="segmentation_models.pytorch DeepLabV3Plus: .pth, .safetensors")
 register_format("timm", _importer("timm"), description="timm ResNet and MobileNetV2: .pth, .safetensors")
 register_format("efficientnet-lite", _importer("efficientnet_lite"), description="efficientnet-lite-pytorch: .pth")
