@@ -206,6 +206,7 @@ TRANSLATIONS: dict[str, Callable] = {
     "copy": _keep,
     "div": _elementwise("Div"),
     "dot_general": _product,
+    "logistic": _elementwise("Sigmoid"),
     "max": _maximum,
     "min": _minimum,
     "mul": _elementwise("Mul"),

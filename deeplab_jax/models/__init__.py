@@ -12,10 +12,12 @@ from deeplab_jax.models.build import (
 )
 from deeplab_jax.models.deeplab import DeepLabV3Plus
 from deeplab_jax.models.layers import Layers
+from deeplab_jax.models.lraspp import LRASPP
 from deeplab_jax.models.network import PARTS, SegmentationNetwork
 
 __all__ = [
     "BACKBONES",
+    "LRASPP",
     "PARTS",
     "BackboneSpec",
     "DeepLabV3Plus",

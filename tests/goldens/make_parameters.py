@@ -29,13 +29,16 @@ def networks() -> dict[str, dict]:
     backbones = {name: {"backbone": name} for name in BACKBONES}
     backbones["mobilenet_v2 of width 0.5"] = {"backbone": "mobilenet_v2", "width_multiplier": 0.5}
     backbones["mobilenet_v2_full of width 1.4"] = {"backbone": "mobilenet_v2_full", "width_multiplier": 1.4}
-    return backbones | {f"{SLIM}, {name}": {"backbone": SLIM} | fields for name, fields in HEADS.items()}
+    heads = {f"{SLIM}, {name}": {"backbone": SLIM} | fields for name, fields in HEADS.items()}
+    lraspp = {"backbone": "mobilenet_v3_small", "head": "lraspp", "auxiliary_channels": 4}
+    return backbones | heads | {"mobilenet_v3_small, lraspp": lraspp | {"auxiliary_features": "mid_level_features"}}
 
 
 def lines(fields: dict) -> list[str]:
     """`path shape dtype` of each variable of a network."""
     model = base_config().model
-    model.update({"aspp_channels": 16, "decoder_channels": 16, "low_level_channels": 8} | fields)
+    decoder = {"decoder_channels": 16, "low_level_channels": 8} if fields.get("head") is None else {}
+    model.update({"aspp_channels": 16} | decoder | fields)
     flat = flax.traverse_util.flatten_dict(abstract_variables(build_model(model, CLASSES)), sep="/")
     return [f"{path} {'x'.join(map(str, leaf.shape))} {leaf.dtype}" for path, leaf in sorted(flat.items())]
 
