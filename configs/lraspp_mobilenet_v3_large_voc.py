@@ -3,10 +3,9 @@
     deeplab-jax data prepare voc2012_segmentation --sbd-source benchmark.tgz
     deeplab-jax train --config lraspp_mobilenet_v3_large_voc --workdir runs/lraspp_mobilenet_v3_large_voc
 
-torchvision trains on the images of COCO that show VOC's classes, on eight V100 with four images each, and publishes mean
-IoU .579 and pixel accuracy .912 on COCO val2017 (`references/segmentation`, torchvision 0.29). The rate, decay, crop and
-30 epochs are its own; the data is VOC's, which has about a ninth of the images. `:init=` (empty) starts from random
-weights.
+torchvision trains on the images of COCO that show VOC's classes, on eight V100 with four images each, and publishes
+mean IoU .579 and pixel accuracy .912 on COCO val2017 (torchvision 0.29, `references/segmentation`). The rate, the
+decay, the crop and the 30 epochs are torchvision's, the images are VOC's. `:init=` (empty) starts from random weights.
 
 Data: Pascal VOC 2012 trainaug, val
 Score: not run
