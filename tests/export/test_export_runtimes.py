@@ -55,6 +55,29 @@ def network() -> PretrainedNetwork:
     return exports.network(**exports.TINY_RESNET)
 
 
+LRASPP_VARIANTS = {
+    "sigmoid": {},
+    "windows": {
+        "lraspp_gate": "hard_sigmoid",
+        "image_pooling_window": (33, 33),
+        "image_pooling_stride": (1, 2),
+        "align_corners": True,
+    },
+}
+
+
+@every_runtime
+@pytest.mark.parametrize("fields", LRASPP_VARIANTS.values(), ids=LRASPP_VARIANTS)
+def test_logits_of_mobilenet_v3_and_lraspp_equal_those_of_jax(file_format, fields, tmp_path):
+    network = exports.network(**exports.TINY_LRASPP, **fields)
+    path = write(network, file_format, tmp_path, "--size", "64x97")
+    images = exports.images(1, 64, 97)
+    logits, expected = exports.run_exported(file_format, path, images), exports.logits(network, images)
+    # Float32 rounding of other kernels.
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    assert np.ptp(expected) > 0.5
+
+
 @every_runtime
 @pytest.mark.parametrize(
     "fields",
