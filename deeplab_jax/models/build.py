@@ -162,8 +162,8 @@ def _fields_of_head(fields: Mapping[str, Any], head: type[SegmentationNetwork]) 
     for name in sorted(fields.keys() - taken):
         if name not in FIELDS["model"] or fields[name] != FIELDS["model"][name].default:
             raise UserError(
-                f"model.{name} is set, but the head {head.__name__} does not take it; remove it, or start from a config "
-                "of this head (see `deeplab-jax configs`)"
+                f"model.{name} is set, but the head {head.__name__} does not take it; remove it, or start from a "
+                "config of this head (see `deeplab-jax configs`)"
             )
     return {name: value for name, value in fields.items() if name in taken}
 
