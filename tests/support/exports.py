@@ -22,14 +22,18 @@ TINY_MOBILENET = {"backbone": "mobilenet_v2", "width_multiplier": 0.1, "decoder"
 
 SEGFORMER = {"backbone": "mit_b0", "head": "segformer", "output_stride": 32}
 
+# Fields of each head that keep it small.
+_SMALL = {
+    "deeplab": {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4, "atrous_rates": (2,)},
+    "segformer": {"decoder_channels": 8},
+    "lraspp": {"aspp_channels": 8},
+}
+
 
 def network(**fields) -> PretrainedNetwork:
     """A small network for six classes with random parameters of realistic size."""
     model = base_config().model
-    small = {"decoder_channels": 8}
-    if "head" not in fields:
-        small |= {"aspp_channels": 8, "low_level_channels": 4, "atrous_rates": (2,)}
-    model.update(small | fields)
+    model.update(_SMALL[fields.get("head", "deeplab")] | fields)
     return with_random_variables(PretrainedNetwork(model, {}, SYNTHETIC, "whole", (33, 47)))
 
 
