@@ -56,7 +56,7 @@ def get_config(arg=None):
     config.optimizer.weight_decay_rule = "decoupled_kernels"
 
     config.eval.protocol = "whole"
-    config.eval.batch_size = 1
+    config.eval.batch_size = 8
     config.eval.every = "10%"
     config.checkpoint.every = "1000 steps"
     config.log.every_steps = 50
