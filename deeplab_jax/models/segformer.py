@@ -19,7 +19,7 @@ class SegFormer(SegmentationNetwork, kw_only=True):
     """A backbone, SegFormer's all-MLP decoder and a classifier at the resolution of the first stage.
 
     Its endpoints are those of `SegmentationNetwork` and `decoder`. The backbone can be any whose `BackboneSpec.pyramid`
-    names four stages.
+    names four stages. `align_corners` concerns the logits; the decoder always enlarges with half-pixel centers.
     """
 
     decoder_channels: int
@@ -38,7 +38,7 @@ class SegFormer(SegmentationNetwork, kw_only=True):
         x = endpoints["decoder"] = AllMLPDecoder(
             layers=layers,
             channels=self.decoder_channels,
-            resize=self.resize,
+            resize=self.ops.resize_bilinear,
             published_order=self.published_order,
             name="decoder",
         )([endpoints[name] for name in names])

@@ -45,18 +45,23 @@ _STORAGE_DTYPES = {
 }
 
 
-def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_torch_file(path: pathlib.Path, *, unwrap: bool = True) -> dict[str, np.ndarray]:
     """Reads the tensors of a state dict by name, from a `.pth`, `.pt`, `.ckpt`, `.bin` or `.safetensors` file.
 
     In a checkpoint of a training script, the state dict is found by its usual names, such as `state_dict` or `model`,
     or because it is the only one. A first component that all names share, such as `module.`, is removed. bfloat16
     becomes float32, which represents it exactly.
 
+    Args:
+      path: the file.
+      unwrap: whether to remove such a component. A file may contain a part of a network.
+
     Raises:
       UserError: the file does not exist, is damaged, contains no state dict or several, or needs more than tensors.
     """
     if path.suffix == ".safetensors":
-        return _as_float32(_without_wrapper(safetensors_file.read(path)))
+        arrays = safetensors_file.read(path)
+        return _as_float32(_without_wrapper(arrays) if unwrap else arrays)
     try:
         content = budget.read_bytes(path)
     except OSError as error:
@@ -79,7 +84,7 @@ def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} is not a file of PyTorch weights: {problem}; "
             "expected a complete file written by torch.save(model.state_dict(), ...)"
         ) from None
-    return _as_float32(_without_wrapper(arrays))
+    return _as_float32(_without_wrapper(arrays) if unwrap else arrays)
 
 
 class _Refused(Exception):
