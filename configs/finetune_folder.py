@@ -14,6 +14,7 @@ Score: not run on real photos: it depends on yours (notebooks/02_your_own_photos
 
 from deeplab_jax import pretrained
 from deeplab_jax.config import base_config, parse_arg
+from deeplab_jax.errors import UserError
 
 _DEEPLAB = {"output_stride": 16, "aspp_separable": True, "decoder": "separable", "aspp_dropout": 0.1}
 _SEGFORMER = {"head": "segformer", "output_stride": 32, "classifier_dropout": 0.1}
@@ -22,6 +23,11 @@ _SEGFORMER = {"head": "segformer", "output_stride": 32, "classifier_dropout": 0.
 def get_config(arg=None):
     """Arguments: `size` (of the crop), `batch`, `epochs`, `rate` (peak; 0: by the network), `init` (a network)."""
     arg = parse_arg(arg, size=321, batch=4, epochs=30.0, rate=0.0, init=pretrained.DEFAULT_PRESET)
+    if not arg.init:
+        raise UserError(
+            "init is empty, but fine-tuning starts from a network; to start from random weights, use another config, "
+            "such as segformer_camvid with --config.data.name=folder"
+        )
     config = base_config()
 
     fields = pretrained.model_fields(arg.init)

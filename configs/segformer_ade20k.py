@@ -6,7 +6,7 @@
 The source folder has `images/`, `masks/` (ids 0-149 in ADE20K's order, 255 where ADE20K has 0), `classes.txt`,
 `train.txt` and `val.txt`. `init` starts from a Mix Transformer that was trained on ImageNet, as the paper does.
 
-Published mean IoU on val, single scale: B0 .374, B1 .422, B2 .465, B3 .494, B4 .503, B5 .510. What differs from that
+Published mean IoU on val, single scale: B0 .374, B1 .422, B2 .465, B3 .494, B4 .503, B5 .510. Different from that
 protocol: images are not resized to a short side of 512 before they are scaled and scored, their colors do not vary, and
 a crop may show a single class. The original also decays biases; its rate falls during the warm-up too.
 
@@ -56,7 +56,7 @@ def get_config(arg=None):
     config.optimizer.weight_decay_rule = "decoupled_kernels"
 
     config.eval.protocol = "whole"
-    config.eval.batch_size = 1
+    config.eval.batch_size = 8
     config.eval.every = "10%"
     config.checkpoint.every = "1000 steps"
     config.log.every_steps = 50

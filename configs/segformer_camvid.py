@@ -29,6 +29,7 @@ def get_config(arg=None):
     config.optimizer.learning_rate_multipliers.classifier = 1.0
     config.optimizer.warmup = "10%"
     config.eval.image_size = (360, 480)
+    config.eval.batch_size = 1
     config.eval.every = "25%"
     config.checkpoint.every = "10%"
     config.log.every_steps = 20

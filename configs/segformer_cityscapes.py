@@ -7,7 +7,7 @@ The source folder has `images/` (leftImg8bit), `masks/` (the 19 trainIds, 255 is
 and `val.txt`. `init` starts from a Mix Transformer that was trained on ImageNet, as the paper does.
 
 Published mean IoU on val, single scale: B0 .762, B1 .785, B2 .810, B3 .817, B4 .823, B5 .824, from windows of 1024x1024
-every 768 pixels; this config scores whole images. See `segformer_ade20k` for what differs in training.
+every 768 pixels; this config scores whole images. See `segformer_ade20k` for the differences in training.
 
 Data: Cityscapes train, val
 Score: not run

@@ -4,7 +4,7 @@
     deeplab-jax train --config segformer_voc:variant=b2 --workdir runs/segformer_b2
 
 `init` starts from a Mix Transformer that was trained on ImageNet. The paper has no score for this data set; the 40,000
-steps are ours: 60 epochs. See `segformer_ade20k` for what differs in training.
+steps are ours: 60 epochs. See `segformer_ade20k` for the differences in training.
 
 Data: Pascal VOC 2012 trainaug, val
 Score: not run

@@ -23,6 +23,7 @@ from deeplab_jax.config import (
     validate,
 )
 from deeplab_jax.data.protocol import protocol_for
+from deeplab_jax.errors import UserError
 from deeplab_jax.models import build_model
 from deeplab_jax.parallel.mesh import MESH_AXES, validate_mesh
 from deeplab_jax.pretrained import bundle
@@ -131,6 +132,8 @@ def test_finetuning_builds_the_network_it_starts_from(tmp_path):
     assert default.train.init_from == pretrained.DEFAULT_PRESET
     assert (default.optimizer.name, default.optimizer.learning_rate) == ("sgd", 0.02)
     assert load_config("finetune_folder", rate=0.1).optimizer.learning_rate == 0.1
+    with pytest.raises(UserError, match="^init is empty, but fine-tuning starts from a network"):
+        load_config("finetune_folder", init="")
 
 
 def test_finetuning_gives_a_mix_transformer_its_head_and_optimizer(tmp_path):

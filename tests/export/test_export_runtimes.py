@@ -168,16 +168,18 @@ def test_weights_are_computed_once_and_axes_are_transposed_twice(file_format, tm
 
 
 @pytest.mark.parametrize("file_format", [_parameter("onnx")])
-def test_norms_and_softmax_are_not_transposed(file_format, tmp_path):
+def test_sums_of_norms_and_softmax_keep_their_layout(file_format, tmp_path):
     import onnx
 
     network = exports.network(**exports.SEGFORMER)
     export.export_network(network, "onnx", tmp_path / "net.onnx", ExportOptions(size=(64, 97)))
-    graph = onnx.load(tmp_path / "net.onnx").graph
-    producers = {node.output[0]: node.op_type for node in graph.node}
-    reductions = [node for node in graph.node if node.op_type.startswith("Reduce")]
-    assert len(reductions) == 2 * 30 + 2 * 8  # mean and variance of each LayerNorm, maximum and sum of each softmax
-    assert {producers[node.input[0]] for node in reductions} <= {"Add", "Mul", "Exp"}
+    nodes = onnx.load(tmp_path / "net.onnx").graph.node
+    sums = [node for node in nodes if node.op_type == "ReduceSum"]
+    assert len(sums) == 2 * 30 + 8  # the mean and the variance of each LayerNorm, and each softmax
+    # Sums keep their axes, so what they are subtracted from or divide keeps its layout.
+    assert all(attribute.i == 1 for node in sums for attribute in node.attribute if attribute.name == "keepdims")
+    producers = {node.output[0]: node.op_type for node in nodes}
+    assert {producers[node.input[0]] for node in sums} == {"Add", "Mul", "Exp"}
 
 
 @pytest.mark.parametrize("file_format", [_parameter("onnx")])

@@ -152,8 +152,6 @@ def step_on_mesh(backbone: str, decoder: str, mesh_name: str, accumulate: int = 
 )
 def test_a_step_is_the_same_on_any_mesh(backbone, decoder, mesh_name):
     """Loss, gradients (the momentum, after one step), parameters, statistics and counts."""
-    if (backbone, decoder) == SEGFORMER and "spatial" in mesh_name:
-        pytest.skip("attention needs whole images")
     _, (one, one_report), _ = step_on_mesh(backbone, decoder, ONE)
     _, (many, many_report), _ = step_on_mesh(backbone, decoder, mesh_name)
     first = first_state(backbone, decoder)

@@ -1,6 +1,5 @@
 """Networks to export and the results of exported files, for the tests of every format."""
 
-import dataclasses
 import functools
 import json
 import os
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.config import base_config
 from deeplab_jax.labels import SYNTHETIC
-from deeplab_jax.models import HEADS, abstract_variables, build_model
+from deeplab_jax.models import abstract_variables, build_model
 from deeplab_jax.pretrained import PretrainedNetwork
 
 RUNTIME = pathlib.Path(__file__).with_name("exported_runtime.py")
@@ -23,14 +22,18 @@ TINY_LRASPP = {"backbone": "mobilenet_v3_small_seg", "head": "lraspp", "output_s
 SEGFORMER = {"backbone": "mit_b0", "head": "segformer", "output_stride": 32}
 TINY_MOBILENET = {"backbone": "mobilenet_v2", "width_multiplier": 0.1, "decoder": "separable", "padding": "same_upper"}
 
+# Fields of each head that keep it small.
+_SMALL = {
+    "deeplab": {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4, "atrous_rates": (2,)},
+    "segformer": {"decoder_channels": 8},
+    "lraspp": {"aspp_channels": 8},
+}
+
 
 def network(**fields) -> PretrainedNetwork:
     """A small network for six classes with random parameters of realistic size."""
     model = base_config().model
-    small = {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4, "atrous_rates": (2,)}
-    taken = {field.name for field in dataclasses.fields(HEADS[fields.get("head", "deeplab")])}
-    small = {name: value for name, value in small.items() if name in taken}
-    model.update(small | fields)
+    model.update(_SMALL[fields.get("head", "deeplab")] | fields)
     return with_random_variables(PretrainedNetwork(model, {}, SYNTHETIC, "whole", (33, 47)))
 
 
