@@ -19,6 +19,8 @@ import torch
 from tests.goldens import formula, torch_formula
 
 GOLDENS = pathlib.Path(__file__).parent
+HALF = np.float32(0.5)
+XCEPTIONS = {41: ((65, 97), 16), 65: ((64, 96), 8), 71: ((65, 97), 32)}  # size of the image, output stride
 
 
 def shapes(model):
@@ -65,6 +67,13 @@ def mobilenet_v2_modules(prefix=""):
             number += 1
             modules[f"backbone/stage{stage}_block{unit + 1}"] = f"{prefix}features.{number}"
     return modules
+
+
+def xception_modules(depth):
+    entry, middle = {41: (3, 8), 65: (3, 16), 71: (5, 16)}[depth]
+    names = [f"entry_block{i + 1}" for i in range(entry)] + [f"middle_block1_unit{i + 1}" for i in range(middle)]
+    names += ["exit_block1", "exit_block2"]
+    return {f"backbone/{name}": f"blocks.{number}" for number, name in enumerate(names)}
 
 
 def torchvision():
@@ -132,7 +141,18 @@ def timm():
     }
     outputs = run("resnet50", create_model("resnet50"), resnet_modules((3, 4, 6, 3)), (65, 97))
     outputs |= run("mobilenetv2_050", create_model("mobilenetv2_050"), mobilenet_v2, (65, 97), gain=1.25)
-    for name in ("resnet101", "mobilenetv2_100", "mobilenetv2_140", "mobilenetv2_110d", "resnet50d", "resnext50_32x4d"):
+    for depth, (size, output_stride) in XCEPTIONS.items():
+        model = create_model(f"xception{depth}", output_stride=output_stride)
+        outputs |= run(f"xception{depth}", model, xception_modules(depth), size, mean=HALF, std=HALF)
+    for name in (
+        "resnet101",
+        "mobilenetv2_100",
+        "mobilenetv2_140",
+        "mobilenetv2_110d",
+        "resnet50d",
+        "resnext50_32x4d",
+        "xception65p",
+    ):
         outputs[f"{name}:arrays"] = torch_formula.pack(shapes(create_model(name)))
     return outputs
 
