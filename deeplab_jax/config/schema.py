@@ -225,6 +225,12 @@ _DATA = {
         "oversample images with classes that appear in fewer than this fraction of images; 0 disables",
         range=ranges.FRACTION,
     ),
+    "repeat_classes": Field(
+        (), "oversample images that contain any of these classes, such as hard ones", range=ranges.COUNT_OR_ZERO
+    ),
+    "repeat_factor": Field(
+        2.0, "times that an image with one of `repeat_classes` appears per pass", range=ranges.AT_LEAST_ONE
+    ),
     "workers": Field(
         0, "worker processes that read and transform; 0 uses threads of the main process", range=ranges.WORKERS
     ),
@@ -278,7 +284,7 @@ _OPTIMIZER = {
     "name": Field(
         "sgd",
         "update rule",
-        {"sgd": "SGD with momentum", "adam": "Adam; AdamW with `weight_decay_rule='decoupled_all'`"},
+        {"sgd": "SGD with momentum", "adam": "Adam; AdamW with a `weight_decay_rule` that is decoupled"},
     ),
     "learning_rate": Field(None, "peak learning rate", value_type=float, range=ranges.AT_LEAST_ZERO),
     "schedule": Field("cosine", "learning rate schedule after the warm-up", ("constant", "cosine", "poly")),
@@ -310,12 +316,18 @@ _OPTIMIZER = {
         {
             "coupled_kernels": "added to the gradients of kernels (the papers' L2 loss)",
             "decoupled_all": "applied to all parameters apart from the gradient (Keras, AdamW)",
+            "decoupled_kernels": "the same for kernels only: biases and norms do not decay (SegFormer)",
         },
     ),
     "learning_rate_multipliers": {
         part: Field(1.0, f"factor on the update of the {part}", range=ranges.AT_LEAST_ZERO)
         for part in ("backbone", "aspp", "decoder", "classifier", "auxiliary")
     },
+    "bias_multiplier": Field(
+        1.0,
+        "factor on the update of biases of convolutions, on top of that of their part (research/deeplab: 2)",
+        range=ranges.AT_LEAST_ZERO,
+    ),
     "frozen": Field((), "parts or modules that do not train, such as `('aspp', 'backbone/stage[1-3]*')`"),
 }
 

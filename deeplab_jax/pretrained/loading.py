@@ -25,7 +25,8 @@ DEFAULT_PRESET = "deeplab_v3_plus_efficientnet_lite2_pascalvoc"
 #: Fields of `config.model` that change the output of a backbone but not its parameters. Fields that change parameters
 #: are checked by the merge; the others, such as the output stride, are free to choose.
 BACKBONE_FIELDS = (
-    "backbone", "width_multiplier", "padding", "backbone_norm_epsilon", "input_mean", "input_std",
+    "backbone", "width_multiplier", "padding", "backbone_norm_epsilon", "layer_norm_epsilons", "gelu", "input_mean",
+    "input_std",
 )  # fmt: skip
 
 

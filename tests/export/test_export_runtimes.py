@@ -56,8 +56,13 @@ def network() -> PretrainedNetwork:
 
 
 @every_runtime
-def test_logits_equal_those_of_jax(file_format, tmp_path):
-    network = exports.network(**exports.TINY_MOBILENET)
+@pytest.mark.parametrize(
+    "fields",
+    [exports.TINY_MOBILENET, pytest.param(exports.SEGFORMER, marks=pytest.mark.slow)],
+    ids=lambda fields: fields["backbone"],
+)
+def test_logits_equal_those_of_jax(file_format, fields, tmp_path):
+    network = exports.network(**fields)
     path = write(network, file_format, tmp_path)
     images = exports.images(2, 33, 47)
     logits, expected = exports.run_exported(file_format, path, images), exports.logits(network, images)
@@ -110,10 +115,12 @@ def test_a_saved_model_contains_the_weights_once(file_format, network, tmp_path)
         {"backbone": "mobilenet_v2", "width_multiplier": 0.1, "decoder": "smp", "align_corners": True},
         {"backbone": "resnet10_v1_slim", "decoder": "kerascv", "padding": "same_upper", "output_stride": 32},
         {"backbone": "mobilenet_v2", "width_multiplier": 0.1, "decoder": "none", "classifier_bias": False},
+        exports.SEGFORMER,
+        exports.SEGFORMER | {"gelu": "tanh"},
     ],
-    ids=lambda fields: fields["decoder"],
+    ids=lambda fields: "-".join(map(str, fields.values())),
 )
-def test_every_decoder_and_padding_is_translated_to_onnx(file_format, fields, tmp_path):
+def test_every_head_decoder_and_padding_is_translated_to_onnx(file_format, fields, tmp_path):
     import onnxruntime
 
     network = exports.network(**fields)
@@ -135,6 +142,19 @@ def test_weights_are_computed_once_and_axes_are_transposed_twice(file_format, tm
     kinds = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
     assert kinds.count("Transpose") == 2  # NHWC to NCHW, and back
     assert set(kinds) <= {"Transpose", "Conv", "Add", "Mul", "Div", "Relu", "Clip", "Concat", "MatMul", "Identity"}
+
+
+@pytest.mark.parametrize("file_format", [_parameter("onnx")])
+def test_norms_and_softmax_are_not_transposed(file_format, tmp_path):
+    import onnx
+
+    network = exports.network(**exports.SEGFORMER)
+    export.export_network(network, "onnx", tmp_path / "net.onnx", ExportOptions(size=(64, 97)))
+    graph = onnx.load(tmp_path / "net.onnx").graph
+    producers = {node.output[0]: node.op_type for node in graph.node}
+    reductions = [node for node in graph.node if node.op_type.startswith("Reduce")]
+    assert len(reductions) == 2 * 30 + 2 * 8  # mean and variance of each LayerNorm, maximum and sum of each softmax
+    assert {producers[node.input[0]] for node in reductions} <= {"Add", "Mul", "Exp"}
 
 
 @pytest.mark.parametrize("file_format", [_parameter("onnx")])

@@ -20,11 +20,15 @@ RUNTIME = pathlib.Path(__file__).with_name("exported_runtime.py")
 TINY_RESNET = {"backbone": "resnet10_v1_slim"}
 TINY_MOBILENET = {"backbone": "mobilenet_v2", "width_multiplier": 0.1, "decoder": "separable", "padding": "same_upper"}
 
+SEGFORMER = {"backbone": "mit_b0", "head": "segformer", "output_stride": 32}
+
 
 def network(**fields) -> PretrainedNetwork:
     """A small network for six classes with random parameters of realistic size."""
     model = base_config().model
-    small = {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4, "atrous_rates": (2,)}
+    small = {"decoder_channels": 8}
+    if "head" not in fields:
+        small |= {"aspp_channels": 8, "low_level_channels": 4, "atrous_rates": (2,)}
     model.update(small | fields)
     return with_random_variables(PretrainedNetwork(model, {}, SYNTHETIC, "whole", (33, 47)))
 
