@@ -246,7 +246,10 @@ def _facts_table(row: "Row", costs: Any, protocol: str) -> "Table":
         ("protocol", protocol),
         ("differs", row.differs),
         ("parameters", _beside(f"{costs.parameters:,.3f} M", row.parameters, " M")),
-        ("multiply-adds", _beside(f"{costs.multiply_adds:,.2f} G", row.multiply_adds, " G")),
+        (
+            "multiply-adds",
+            _beside(f"{costs.multiply_adds:,.2f} G, {costs.padded:,.2f} G with padding", row.multiply_adds, " G"),
+        ),
         ("data", row.data and f"{row.data}, prepared as `folder`"),
         ("starts from", row.init or row.pretraining or "random weights"),
         ("public weights", row.weights),

@@ -39,7 +39,7 @@ def test_states_filter_the_list(run, fails):
     assert {value["state"] for value in values} == {"cannot"}
     assert all(value["cannot"] for value in values)
     fails("papers", "list", "--state", "run", message="state 'run' does not exist; did you mean runs?")
-    fails("papers", "list", "--paper", "v4", message="paper 'v4' does not exist; did you mean v3")
+    fails("papers", "list", "--paper", "v3plu", message="paper 'v3plu' does not exist; did you mean v3plus?")
 
 
 def test_a_row_is_shown_with_its_commands(run, fails):
