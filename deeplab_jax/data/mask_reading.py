@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from deeplab_jax import progress
-from deeplab_jax.data import masks
+from deeplab_jax.data import masks, process_pool
 from deeplab_jax.data.formats.class_list import IGNORE_NAME, ClassList
 from deeplab_jax.data.label_map import LabelMap
 from deeplab_jax.errors import UserError
@@ -99,11 +99,10 @@ class Survey:
         self.hidden_colors: set[int] = set()
         self.has_hidden = self.has_visible = self.with_255 = False
         self.only_255: list[pathlib.Path] = []
-        for path in progress.track(list(paths), "read masks"):
-            try:
-                self._add(masks.load_mask(path))
-            except UserError:
-                continue
+        paths = list(paths)
+        for mask in progress.track(process_pool.map_in_order(_load_mask, paths), "read masks", total=len(paths)):
+            if mask is not None:
+                self._add(mask)
 
     def _add(self, mask: masks.StoredMask) -> None:
         visible = mask.values.ravel()
@@ -127,6 +126,13 @@ class Survey:
             self.with_255 |= bool(others)
             if not others and 0 in found:
                 self.only_255.append(mask.path)
+
+
+def _load_mask(path: pathlib.Path) -> masks.StoredMask | None:
+    try:
+        return masks.load_mask(path)
+    except UserError:
+        return None
 
 
 def decide(survey: Survey, classes: ClassList) -> MaskReading:
