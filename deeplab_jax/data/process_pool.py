@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,8 @@ from deeplab_jax.errors import UserError
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-_CHUNK = 8  # items that are sent to a process at a time
-_AHEAD = 3  # chunks per process that are sent before the first result is used; bounds the memory
+_CHUNK = 4  # items that are sent to a process at a time
+_AHEAD = 2  # chunks per process that are sent before the first result is used; bounds the memory
 _SMALL = 200  # items that one process reads in less time than others take to start
 
 
@@ -129,8 +130,7 @@ def _is_portable(*values: Any) -> bool:
         content = multiprocessing.reduction.ForkingPickler.dumps(values)
     except Exception:  # classes raise all kinds of exceptions when they are pickled
         return False
-    main = multiprocessing.process.current_process().name == "MainProcess" and __import__("__main__")
-    return b"__main__" not in bytes(content) or getattr(main, "__file__", None) is not None
+    return b"__main__" not in bytes(content) or getattr(sys.modules["__main__"], "__file__", None) is not None
 
 
 def _set_up_process() -> None:
