@@ -95,19 +95,18 @@ def map_in_order(function: Callable[[_T], _R], items: Sequence[_T]) -> Iterator[
                 yield from _results(running.popleft())
         while running:
             yield from _results(running.popleft())
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that reads files died (killed, or out of memory); run the same command again to continue, with "
+            "a smaller --workers if memory is the problem"
+        ) from None
     finally:
         for future in running:
             future.cancel()
 
 
 def _results(future: concurrent.futures.Future) -> Iterator[Any]:
-    try:
-        results, error = future.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a process that reads files died (killed, or out of memory); run the same command again to continue, with "
-            "a smaller --workers if memory is the problem"
-        ) from None
+    results, error = future.result()
     yield from results
     if error is not None:
         raise error
