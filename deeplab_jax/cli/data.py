@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+import os
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +33,20 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         type=arguments.fraction,
         help="fraction of val, for a folder without split lists (default: 0.2)",
     )
-    _add_label_map(parser)
+    _add_raw(parser)
     arguments.add_image_range(parser)
     arguments.add_data_dir(parser)
 
 
-def _add_label_map(parser: argparse.ArgumentParser) -> None:
+def _add_raw(parser: argparse.ArgumentParser) -> None:
+    """Adds what `data prepare` and `data check` need to read raw data."""
+    parser.add_argument(
+        "--workers",
+        type=arguments.count,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="number of processes that read images and masks (default: all cores)",
+    )
     parser.add_argument(
         "--reduce-zero-label",
         action="store_true",
@@ -65,6 +74,7 @@ def prepare(args: argparse.Namespace) -> None:
         image_range=args.image_range,
         reduce_zero_label=args.reduce_zero_label,
         ignore_ids=args.ignore_ids,
+        workers=args.workers,
     )
 
 
@@ -76,7 +86,7 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
         type=arguments.path,
         help="folder or archive with raw data to check instead of the prepared data set",
     )
-    _add_label_map(parser)
+    _add_raw(parser)
     arguments.add_image_range(parser)
     arguments.add_data_dir(parser)
     arguments.add_json(parser)
@@ -91,7 +101,7 @@ def check(args: argparse.Namespace) -> None:
     for key, value in options.items():
         if value is not None and args.source is None:
             raise UserError(f"--{key.replace('_', '-')} applies to raw data; give its folder with --source")
-    report = check(args.name, data_dir=args.data_dir, source=args.source, **options)
+    report = check(args.name, data_dir=args.data_dir, source=args.source, workers=args.workers, **options)
     output.show(report_tables(report), _report_values(report), args.json)
     if not report.ok:
         problems = sum(len(split.problems) for split in report.splits.values())

@@ -4,7 +4,11 @@ import pathlib
 import tomllib
 from collections.abc import Callable
 
-DATA_SETS = ("sbd", "voc2012_segmentation", "camvid", "folder", "synthetic")
+DATA_SETS = (
+    "sbd", "voc2012_segmentation", "camvid", "cityscapes", "ade20k", "ade20k_151", "coco_stuff", "coco_stuff10k",
+    "coco_panoptic", "coco_voc", "coco_voc_torchvision", "pascal_context", "pascal_context_59", "oxford_pet",
+    "oxford_pet_binary", "oxford_pet_ignore", "folder", "synthetic",
+)  # fmt: skip
 PREPARABLE_DATA_SETS = tuple(name for name in DATA_SETS if name != "synthetic")
 ANNOTATION_FORMATS = ("coco", "cvat", "roboflow", "yolo", "supervisely", "label-studio", "labelme")
 ANNOTATION_EXPORT_FORMATS = ("coco", "cvat", "labelme")

@@ -18,16 +18,15 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from deeplab_jax import progress
 from deeplab_jax.data import masks
 from deeplab_jax.data.formats.class_list import IGNORE_NAME, ClassList
 from deeplab_jax.data.label_map import LabelMap
+from deeplab_jax.data.mask_survey import Survey, is_gray
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_COLOR, IGNORE_LABEL, LabelSet
 
 Way = Literal["ids", "colors"]
 
-_MOST_COLORS = 10_000  # beyond this a data set has no colors of classes, and counting them takes memory
 _MOST_UNKNOWN = 20  # unknown colors that can be mistakes in classes.txt; more are blurred edges
 
 
@@ -79,56 +78,6 @@ class MaskReading:
         return label if hidden is None else np.where(hidden, np.uint8(self.hidden_label), label)
 
 
-class Survey:
-    """The values that the masks of a data set contain.
-
-    Attributes:
-      values: for each kind, every visible value and the first file that contains it.
-      colors: the color codes of each palette index, with the first file that has it.
-      hidden_colors: the color codes of transparent palette indices.
-      has_hidden: whether a mask has transparent pixels apart from those of a gray value or palette index.
-      has_visible: whether any pixel of any mask can be seen.
-      only_255: the masks that contain 0 and 255 and nothing else.
-      with_255: whether a mask contains 255 and an id other than 0.
-    """
-
-    def __init__(self, paths: Iterable[pathlib.Path]):
-        """Reads all masks; those that cannot be read are skipped, they raise when their example is read."""
-        self.values: dict[masks.Kind, dict[int, pathlib.Path]] = {"gray": {}, "palette": {}, "RGB": {}}
-        self.colors: dict[int, dict[int, pathlib.Path]] = {}
-        self.hidden_colors: set[int] = set()
-        self.has_hidden = self.has_visible = self.with_255 = False
-        self.only_255: list[pathlib.Path] = []
-        for path in progress.track(list(paths), "read masks"):
-            try:
-                self._add(masks.load_mask(path))
-            except UserError:
-                continue
-
-    def _add(self, mask: masks.StoredMask) -> None:
-        visible = mask.values.ravel()
-        if mask.hidden is not None and not mask.hidden_by_value:
-            visible = visible[~mask.hidden.ravel()]
-            self.has_hidden = True
-        self.has_visible |= visible.size > 0
-        found = _distinct(visible)
-        values = self.values[mask.kind]
-        for value in found[: _MOST_COLORS - len(values)]:
-            values.setdefault(value, mask.path)
-        if mask.palette is not None:
-            hidden = set() if mask.hidden is None else set(_distinct(mask.values[mask.hidden]))
-            self.hidden_colors.update(int(mask.palette[index]) for index in hidden)
-            for index in set(found) - hidden:
-                self.colors.setdefault(index, {}).setdefault(int(mask.palette[index]), mask.path)
-        elif mask.kind == "RGB":
-            found = [code & 255 for code in found] if all(map(_is_gray, found)) else []
-        if IGNORE_LABEL in found and not _is_ignore_color(mask):
-            others = set(found) - {0, IGNORE_LABEL}
-            self.with_255 |= bool(others)
-            if not others and 0 in found:
-                self.only_255.append(mask.path)
-
-
 def decide(survey: Survey, classes: ClassList) -> MaskReading:
     """Decides how masks are read.
 
@@ -143,7 +92,7 @@ def decide(survey: Survey, classes: ClassList) -> MaskReading:
         )
     ways: dict[masks.Kind, Way] = {"gray": _gray_way("gray", survey.values["gray"], survey, classes, color_ids, notes)}
     rgb = survey.values["RGB"]
-    if rgb and all(map(_is_gray, rgb)):
+    if rgb and all(map(is_gray, rgb)):
         ways["RGB"] = _gray_way(
             "RGB", {code & 255: path for code, path in rgb.items()}, survey, classes, color_ids, notes
         )
@@ -294,7 +243,7 @@ def _palette_way(survey: Survey, classes: ClassList, color_ids: dict[int, int], 
                 f"{masks.code_color(code)}, but other colors of it are not listed; list the colors of all its indices "
                 f"(`{IGNORE_NAME} r g b` for ignored pixels), or save class ids as gray PNGs"
             )
-    if not all(_is_gray(code) or code in color_ids or code == masks.NO_COLOR for _, code, _ in used):
+    if not all(is_gray(code) or code in color_ids or code == masks.NO_COLOR for _, code, _ in used):
         notes.append("palette masks are read by index, because their colors are not those of classes.txt")
     return "ids"
 
@@ -348,23 +297,6 @@ def _uses_first_class(survey: Survey, ways: dict[masks.Kind, Way], label_map: La
     if ways["palette"] == "ids":
         return bool(ids & set(survey.values["palette"]))
     return bool(codes & survey.hidden_colors) or any(codes & set(of) for of in survey.colors.values())
-
-
-def _distinct(values: np.ndarray) -> list[int]:
-    """The distinct values, sorted. Masks have long runs of equal values, and only the first of each is sorted."""
-    flat = values.ravel()
-    if not flat.size:
-        return []
-    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    return [int(value) for value in np.unique(np.append(flat[starts], flat[0]))]
-
-
-def _is_gray(code: int) -> bool:
-    return code == (code & 255) * 0x010101
-
-
-def _is_ignore_color(mask: masks.StoredMask) -> bool:
-    return mask.palette is not None and int(mask.palette[IGNORE_LABEL]) == masks.color_code(IGNORE_COLOR)
 
 
 def _first(values: dict[int, pathlib.Path]) -> str:

@@ -1,6 +1,7 @@
 """Mask files as they are stored, and looking up their colors."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Literal
@@ -80,6 +81,11 @@ class UnknownLabels(UserError):
         values, counts = np.unique(unknown, return_counts=True)
         self.counts = dict(zip(values.tolist(), counts.tolist(), strict=True))
         self.are_colors = are_colors
+
+    def __reduce__(self):
+        """Pickles the counts, which become pixels again: other processes raise this error too."""
+        unknown = np.repeat(list(self.counts), list(self.counts.values()))
+        return functools.partial(UnknownLabels, are_colors=self.are_colors), (str(self), unknown)
 
     def described(self) -> dict[str, int]:
         """Number of pixels of each id, or of each color as `#rrggbb`."""

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from deeplab_jax.data import archives
+from deeplab_jax.data import archives, process_pool
 from deeplab_jax.data.dataset import Dataset, Download, RawDataset
 from deeplab_jax.data.download import download
 from deeplab_jax.data.image_files import is_clutter
@@ -40,10 +40,12 @@ def prepare(
     image_range: ImageRange | None = None,
     reduce_zero_label: bool | None = None,
     ignore_ids: Sequence[int] | None = None,
+    workers: int = 1,
 ) -> pathlib.Path:
     """Prepares a data set. If it is prepared already, it is left unchanged.
 
-    If anything goes wrong, nothing of it remains in `data_dir`.
+    If anything goes wrong, nothing of it remains in `data_dir`, except files of a large data set that are complete.
+    Then the same call continues after them.
 
     Args:
       name: a data set of `preparable_names`.
@@ -54,6 +56,8 @@ def prepare(
       image_range: see `deeplab_jax.data.read_image`.
       reduce_zero_label: id 0 in the masks of `folder` is unlabeled, and the first class is id 1.
       ignore_ids: ids in the masks of `folder` that are unlabeled.
+      workers: number of processes that read files. The result does not depend on it. In a script, more than 1 need the
+        usual `if __name__ == "__main__":`.
 
     Returns:
       The folder of the prepared data set.
@@ -81,7 +85,7 @@ def prepare(
         if "sbd_root" in options:
             roots.append(_find_root(get_dataset("sbd"), sbd_source, data_dir, pathlib.Path(scratch) / "sbd"))
             options["sbd_root"] = roots[1].folder
-        with _errors_name_archives(roots):
+        with _errors_name_archives(roots), process_pool.use(workers):
             raw = dataset.read_raw(roots[0].folder, **options)
             for note in (*raw.notes, *_describe_sizes(dataset, raw), *_describe_leaks(name, raw)):
                 logger.warning("%s", note)

@@ -26,7 +26,8 @@ from deeplab_jax.data.formats.label_file import FILE as LABEL_FILE
 from deeplab_jax.data.formats.label_file import change_ids, read_label_file
 from deeplab_jax.data.formats.split_list import Entry, read_list
 from deeplab_jax.data.image_files import IMAGE_SUFFIXES, describe_left_out, is_clutter, list_images
-from deeplab_jax.data.mask_reading import MaskReading, Survey, decide
+from deeplab_jax.data.mask_reading import MaskReading, decide
+from deeplab_jax.data.mask_survey import Survey
 from deeplab_jax.errors import UserError
 
 _CLASSES = "classes.txt"
