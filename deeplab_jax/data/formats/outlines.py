@@ -23,24 +23,26 @@ def find_polygons(
       mask: the pixels of a class.
       tolerance: largest distance in pixels between the outline and the simplified polygon (Douglas-Peucker); 0 keeps
         every corner.
-      inset: distance in pixels by which to move the outline into the region.
+      inset: distance in pixels by which to move the outline into the region: 0.5 for tools that paint the pixels that
+        an outline is in. Regions that are so thin that nothing would be left move by half of it.
 
     Returns:
       For each region, the (x, y) of the vertices; pixel (0, 0) covers 0 to 1.
     """
     outer, holes = {}, {}
-    for ring, region in _trace(mask, inset):
-        is_hole = area(ring) < 0
-        simple = _simplify(ring, tolerance)
-        if is_hole:
-            holes.setdefault(region, []).append(simple)
+    for vertices, inward, region in _trace(mask):
+        ring = _simplify(vertices + inset * inward, tolerance)
+        if len(ring) < 3 or area(ring) * area(vertices) <= 0:  # a small region can lose its area, or turn inside out
+            ring = vertices + inset / 2 * inward
+        if area(vertices) < 0:
+            holes.setdefault(region, []).append(ring)
         else:
-            outer[region] = simple
+            outer[region] = ring
     return [_join(ring, holes.get(region, [])) for region, ring in outer.items()]
 
 
-def _trace(mask: Bool[np.ndarray, "height width"], inset: int | float) -> list[tuple[Ring, int]]:
-    """The closed outlines of all regions and holes, each with the number of its region."""
+def _trace(mask: Bool[np.ndarray, "height width"]) -> list[tuple[Ring, Ring, int]]:
+    """The closed outlines of all regions and holes: vertices, directions into the region, and the region's number."""
     starts, ends, directions, pixels = _edges(mask)
     if not len(starts):
         return []
@@ -53,7 +55,8 @@ def _trace(mask: Bool[np.ndarray, "height width"], inset: int | float) -> list[t
     following = np.where(following < 0, _find(keys, order, corner + (directions + 3) % 4), following)
     previous = np.empty_like(following)
     previous[following] = np.arange(len(following))
-    vertices = starts + inset * (_INWARD[directions] + _INWARD[directions[previous]])
+    inward = (_INWARD[directions] + _INWARD[directions[previous]]).astype(np.float64)
+    vertices = starts.astype(np.float64)
     _, regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
     region_of = regions[pixels[:, 1], pixels[:, 0]]
     following, seen, rings = following.tolist(), bytearray(len(following)), []
@@ -64,7 +67,7 @@ def _trace(mask: Bool[np.ndarray, "height width"], inset: int | float) -> list[t
             ring.append(edge)
             edge = following[edge]
         if ring:
-            rings.append((vertices[ring].astype(np.float64), int(region_of[first])))
+            rings.append((vertices[ring], inward[ring], int(region_of[first])))
     return rings
 
 
@@ -107,9 +110,7 @@ def area(ring: Ring) -> float:
 
 
 def _simplify(ring: Ring, tolerance: int | float) -> Ring:
-    simple = cv2.approxPolyDP(ring.astype(np.float32), tolerance, True)[:, 0].astype(np.float64) if tolerance else ring
-    # A small region can lose its area, or turn inside out.
-    return simple if len(simple) >= 3 and area(simple) * area(ring) > 0 else ring
+    return cv2.approxPolyDP(ring.astype(np.float32), tolerance, True)[:, 0].astype(np.float64) if tolerance else ring
 
 
 def _join(outline: Ring, holes: list[Ring]) -> Ring:
