@@ -110,25 +110,58 @@ def area(ring: Ring) -> float:
 
 
 def _simplify(ring: Ring, tolerance: int | float) -> Ring:
-    return cv2.approxPolyDP(ring.astype(np.float32), tolerance, True)[:, 0].astype(np.float64) if tolerance else ring
+    """Drops corners by the algorithm of Douglas and Peucker: every corner stays within `tolerance` of the polygon.
+
+    `cv2.approxPolyDP` drops further corners in a second pass, after which the distance can be larger.
+    """
+    if not tolerance or len(ring) <= 3:
+        return ring
+    first = int(((ring - ring.mean(0)) ** 2).sum(1).argmax())
+    ring = np.roll(ring, -first, axis=0)
+    second = int(((ring - ring[0]) ** 2).sum(1).argmax())
+    closed = np.concatenate([ring, ring[:1]])
+    kept, chains = {0, second}, [(0, second), (second, len(ring))]
+    while chains:
+        begin, end = chains.pop()
+        if end - begin < 2:
+            continue
+        chord = closed[end] - closed[begin]
+        between = closed[begin + 1 : end] - closed[begin]
+        along = np.clip(between @ chord / max(chord @ chord, 1e-9), 0, 1)
+        distance = ((between - along[:, None] * chord) ** 2).sum(1)
+        farthest = int(distance.argmax())
+        if distance[farthest] > tolerance**2:
+            middle = begin + 1 + farthest
+            kept.add(middle)
+            chains += [(begin, middle), (middle, end)]
+    return ring[sorted(kept)]
 
 
 def _join(outline: Ring, holes: list[Ring]) -> Ring:
-    """Cuts the polygon from each hole to the left, where the nearest part of the outline is."""
+    """Cuts the polygon from each hole to the outline, or to a hole that is joined already."""
     for hole in sorted(holes, key=lambda ring: ring[:, 0].min()):
         hole = np.roll(hole, -np.lexsort((hole[:, 1], hole[:, 0]))[0], axis=0)
-        left, level = hole[0]
-        following = np.roll(outline, -1, axis=0)
-        crosses = np.flatnonzero((outline[:, 1] <= level) != (following[:, 1] <= level))
-        begin, end = outline[crosses], following[crosses]
-        x = begin[:, 0] + (level - begin[:, 1]) * (end[:, 0] - begin[:, 0]) / (end[:, 1] - begin[:, 1])
-        nearest = np.where(x <= left, left - x, np.inf)
-        if nearest.size and np.isfinite(nearest).any():
-            edge = int(crosses[nearest.argmin()])
-            meeting = np.array([[x[nearest.argmin()], level]])
-            cut = np.concatenate([meeting, hole, hole[:1], meeting])
-        else:  # simplifying moved the hole across the outline
-            edge = int(((outline - hole[0]) ** 2).sum(1).argmin())
-            cut = np.concatenate([hole, hole[:1], outline[edge : edge + 1]])
-        outline = np.concatenate([outline[: edge + 1], cut, outline[edge + 1 :]])
+        edge, meeting = _find_cut(outline, hole[0])
+        outline = np.concatenate([outline[: edge + 1], meeting, hole, hole[:1], meeting, outline[edge + 1 :]])
     return outline
+
+
+def _find_cut(outline: Ring, corner: Float[np.ndarray, "2"]) -> tuple[int, Float[np.ndarray, "1 2"]]:
+    """Finds where a cut from the leftmost corner of a hole meets the outline: the number of the edge, and the point.
+
+    The cut goes to the left, where no other hole is in between. If simplifying moved the corner across the outline, it
+    goes to the nearest point of the outline.
+    """
+    left, level = corner
+    following = np.roll(outline, -1, axis=0)
+    crosses = np.flatnonzero((outline[:, 1] <= level) != (following[:, 1] <= level))
+    begin, end = outline[crosses], following[crosses]
+    x = begin[:, 0] + (level - begin[:, 1]) * (end[:, 0] - begin[:, 0]) / (end[:, 1] - begin[:, 1])
+    if np.count_nonzero(x <= left) % 2:  # the corner is inside
+        nearest = np.where(x <= left, left - x, np.inf).argmin()
+        return int(crosses[nearest]), np.array([[x[nearest], level]])
+    edges = following - outline
+    squares = np.maximum((edges**2).sum(1), 1e-9)
+    points = outline + np.clip(((corner - outline) * edges).sum(1) / squares, 0, 1)[:, None] * edges
+    edge = int(((points - corner) ** 2).sum(1).argmin())
+    return edge, points[edge : edge + 1]
