@@ -183,7 +183,7 @@ def write(labels: Iterable[LabeledImage], folder: pathlib.Path) -> None:
         ]
         height, width = labeled.label.shape
         values = {
-            "version": "5.5.0",  # of the file format; newer programs read it
+            "version": "5.5.0",  # newer programs read it
             "flags": {},
             "shapes": shapes,
             "imagePath": target.name,
