@@ -28,7 +28,8 @@ NOTEBOOKS = sorted(ROOT.glob("notebooks/*.py"))
 # The modules that users import. The API reference has every public name of them.
 MODULES = (
     "analysis.aot", "analysis.aot_compile", "analysis.aot_search", "analysis.collectives", "analysis.latency",
-    "analysis.summary", "analysis.tpu_specs", "config", "data", "data.check", "data.download", "data.prepare",
+    "analysis.summary", "analysis.tpu_specs", "config", "data", "data.annotation_export", "data.annotation_formats",
+    "data.annotation_import", "data.check", "data.download", "data.prepare",
     "data.prepared", "errors", "evaluation.evaluator", "evaluation.metrics", "export", "inference", "inference.files",
     "inference.multi_scale", "inference.sliding_window", "inference.streaming_resize", "inference.video", "labels",
     "losses", "models", "models.aspp", "models.decoder", "ops", "papers", "parallel.mesh",
@@ -37,8 +38,8 @@ MODULES = (
     "workdir.layout",
 )  # fmt: skip
 
-# `data.py` and `model.safetensors` are files; `data.workers` is a field.
-FILE_ENDINGS = ("py", "md", "json", "jsonl", "txt", "png", "jpg", "toml", "safetensors")
+# `data.py`, `data.yaml` and `model.safetensors` are files; `data.workers` is a field.
+FILE_ENDINGS = ("py", "md", "json", "jsonl", "txt", "png", "jpg", "toml", "yaml", "safetensors")
 
 # The commands that need a config. The others get it from a workdir or a preset.
 NEED_CONFIG = ("train", "summary", "aot")

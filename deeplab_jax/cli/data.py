@@ -159,7 +159,7 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `data import`."""
     parser.add_argument("source", type=arguments.path, metavar="SOURCE", help="annotation file, folder or zip archive")
     parser.add_argument(
-        "--from", dest="format", choices=names.ANNOTATION_FORMATS, required=True, help="what wrote the annotations"
+        "--from", dest="format", choices=names.ANNOTATION_FORMATS, required=True, help="format of the annotations"
     )
     parser.add_argument(
         "--images", type=arguments.path, metavar="FOLDER", help="folder of the images, if they are not in SOURCE"

@@ -213,7 +213,7 @@ def open_image(file: pathlib.Path | bytes, max_pixels: int | None = None, *, nam
 
 @dataclasses.dataclass(frozen=True)
 class ImageHeader:
-    """What the header of an image file says.
+    """The header of an image file.
 
     Attributes:
       format: Pillow's name of the format.

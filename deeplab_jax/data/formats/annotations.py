@@ -103,7 +103,7 @@ class AnnotatedImage:
       draw: draws the shapes on a canvas.
       size: (height, width) that the annotations state; None if they do not.
       split: the split that the export assigns it to, if any.
-      has_mask: the annotations are a mask, so no shapes does not mean that nobody has annotated the image.
+      mask: the mask file, if the annotations are one.
     """
 
     name: str
@@ -112,7 +112,7 @@ class AnnotatedImage:
     draw: Callable[[Canvas], None]
     size: tuple[int, int] | None = None
     split: str | None = None
-    has_mask: bool = False
+    mask: pathlib.Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)

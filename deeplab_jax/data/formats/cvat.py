@@ -89,7 +89,7 @@ def read_masks(export: Export) -> Annotations:
                 entry=str(path),
                 draw=functools.partial(_draw_mask, path=path, reading=reading, ids=ids),
                 split=splits.get(name),
-                has_mask=True,
+                mask=path,
             )
         )
     return Annotations(classes, images, reading.notes)

@@ -140,8 +140,8 @@ def _size_of(results: Iterable[tuple[str, dict[str, Any], Any]], entry: str) -> 
 def _find_image(task: dict[str, Any], files: common.ImageFiles, entry: str) -> str:
     """The image of a task. Uploaded files have eight digits in front of their names on the server."""
     data = task.get("data")
-    texts = [text for text in data.values() if isinstance(text, str)] if isinstance(data, dict) else []
-    names = [text for text in [data.get("image") if isinstance(data, dict) else None, *texts] if text]
+    data = data if isinstance(data, dict) else {}
+    names = [text for text in (data.get("image"), *data.values()) if isinstance(text, str) and text]
     if not names:
         raise UserError(f"{entry} does not name its image")
     name = names[0].rpartition("?d=")[2]

@@ -28,7 +28,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_json
 
 _LABELS = "labels.txt"
-_INSET = 0.25  # pixels; Pillow paints the pixels that an outline is in, so it has to be inside the region
+_INSET = 0.5  # pixels; Pillow paints the pixels that an outline is in, so it goes through their centers
 
 
 def recognize(root: pathlib.Path) -> bool:
@@ -183,7 +183,7 @@ def write(labels: Iterable[LabeledImage], folder: pathlib.Path) -> None:
         ]
         height, width = labeled.label.shape
         values = {
-            "version": "5.5.0",  # of the file format; newer programs read it
+            "version": "5.5.0",  # newer programs read it
             "flags": {},
             "shapes": shapes,
             "imagePath": target.name,

@@ -23,24 +23,26 @@ def find_polygons(
       mask: the pixels of a class.
       tolerance: largest distance in pixels between the outline and the simplified polygon (Douglas-Peucker); 0 keeps
         every corner.
-      inset: distance in pixels by which to move the outline into the region.
+      inset: distance in pixels by which to move the outline into the region: 0.5 for tools that paint the pixels that
+        an outline is in. Regions that are so thin that nothing would be left move by half of it.
 
     Returns:
       For each region, the (x, y) of the vertices; pixel (0, 0) covers 0 to 1.
     """
     outer, holes = {}, {}
-    for ring, region in _trace(mask, inset):
-        is_hole = area(ring) < 0
-        simple = _simplify(ring, tolerance)
-        if is_hole:
-            holes.setdefault(region, []).append(simple)
+    for vertices, inward, region in _trace(mask):
+        ring = _simplify(vertices + inset * inward, tolerance)
+        if len(ring) < 3 or area(ring) * area(vertices) <= 0:  # a small region can lose its area, or turn inside out
+            ring = vertices + inset / 2 * inward
+        if area(vertices) < 0:
+            holes.setdefault(region, []).append(ring)
         else:
-            outer[region] = simple
+            outer[region] = ring
     return [_join(ring, holes.get(region, [])) for region, ring in outer.items()]
 
 
-def _trace(mask: Bool[np.ndarray, "height width"], inset: int | float) -> list[tuple[Ring, int]]:
-    """The closed outlines of all regions and holes, each with the number of its region."""
+def _trace(mask: Bool[np.ndarray, "height width"]) -> list[tuple[Ring, Ring, int]]:
+    """The closed outlines of all regions and holes: vertices, directions into the region, and the region's number."""
     starts, ends, directions, pixels = _edges(mask)
     if not len(starts):
         return []
@@ -53,7 +55,8 @@ def _trace(mask: Bool[np.ndarray, "height width"], inset: int | float) -> list[t
     following = np.where(following < 0, _find(keys, order, corner + (directions + 3) % 4), following)
     previous = np.empty_like(following)
     previous[following] = np.arange(len(following))
-    vertices = starts + inset * (_INWARD[directions] + _INWARD[directions[previous]])
+    inward = (_INWARD[directions] + _INWARD[directions[previous]]).astype(np.float64)
+    vertices = starts.astype(np.float64)
     _, regions = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
     region_of = regions[pixels[:, 1], pixels[:, 0]]
     following, seen, rings = following.tolist(), bytearray(len(following)), []
@@ -64,7 +67,7 @@ def _trace(mask: Bool[np.ndarray, "height width"], inset: int | float) -> list[t
             ring.append(edge)
             edge = following[edge]
         if ring:
-            rings.append((vertices[ring].astype(np.float64), int(region_of[first])))
+            rings.append((vertices[ring], inward[ring], int(region_of[first])))
     return rings
 
 
@@ -107,27 +110,58 @@ def area(ring: Ring) -> float:
 
 
 def _simplify(ring: Ring, tolerance: int | float) -> Ring:
-    simple = cv2.approxPolyDP(ring.astype(np.float32), tolerance, True)[:, 0].astype(np.float64) if tolerance else ring
-    # A small region can lose its area, or turn inside out.
-    return simple if len(simple) >= 3 and area(simple) * area(ring) > 0 else ring
+    """Drops corners by the algorithm of Douglas and Peucker: every corner stays within `tolerance` of the polygon.
+
+    `cv2.approxPolyDP` drops further corners in a second pass, after which the distance can be larger.
+    """
+    if not tolerance or len(ring) <= 3:
+        return ring
+    first = int(((ring - ring.mean(0)) ** 2).sum(1).argmax())
+    ring = np.roll(ring, -first, axis=0)
+    second = int(((ring - ring[0]) ** 2).sum(1).argmax())
+    closed = np.concatenate([ring, ring[:1]])
+    kept, chains = {0, second}, [(0, second), (second, len(ring))]
+    while chains:
+        begin, end = chains.pop()
+        if end - begin < 2:
+            continue
+        chord = closed[end] - closed[begin]
+        between = closed[begin + 1 : end] - closed[begin]
+        along = np.clip(between @ chord / max(chord @ chord, 1e-9), 0, 1)
+        distance = ((between - along[:, None] * chord) ** 2).sum(1)
+        farthest = int(distance.argmax())
+        if distance[farthest] > tolerance**2:
+            middle = begin + 1 + farthest
+            kept.add(middle)
+            chains += [(begin, middle), (middle, end)]
+    return ring[sorted(kept)]
 
 
 def _join(outline: Ring, holes: list[Ring]) -> Ring:
-    """Cuts the polygon from each hole to the left, where the nearest part of the outline is."""
+    """Cuts the polygon from each hole to the outline, or to a hole that is joined already."""
     for hole in sorted(holes, key=lambda ring: ring[:, 0].min()):
         hole = np.roll(hole, -np.lexsort((hole[:, 1], hole[:, 0]))[0], axis=0)
-        left, level = hole[0]
-        following = np.roll(outline, -1, axis=0)
-        crosses = np.flatnonzero((outline[:, 1] <= level) != (following[:, 1] <= level))
-        begin, end = outline[crosses], following[crosses]
-        x = begin[:, 0] + (level - begin[:, 1]) * (end[:, 0] - begin[:, 0]) / (end[:, 1] - begin[:, 1])
-        nearest = np.where(x <= left, left - x, np.inf)
-        if nearest.size and np.isfinite(nearest).any():
-            edge = int(crosses[nearest.argmin()])
-            meeting = np.array([[x[nearest.argmin()], level]])
-            cut = np.concatenate([meeting, hole, hole[:1], meeting])
-        else:  # simplifying moved the hole across the outline
-            edge = int(((outline - hole[0]) ** 2).sum(1).argmin())
-            cut = np.concatenate([hole, hole[:1], outline[edge : edge + 1]])
-        outline = np.concatenate([outline[: edge + 1], cut, outline[edge + 1 :]])
+        edge, meeting = _find_cut(outline, hole[0])
+        outline = np.concatenate([outline[: edge + 1], meeting, hole, hole[:1], meeting, outline[edge + 1 :]])
     return outline
+
+
+def _find_cut(outline: Ring, corner: Float[np.ndarray, "2"]) -> tuple[int, Float[np.ndarray, "1 2"]]:
+    """Finds where a cut from the leftmost corner of a hole meets the outline: the number of the edge, and the point.
+
+    The cut goes to the left, where no other hole is in between. If simplifying moved the corner across the outline, it
+    goes to the nearest point of the outline.
+    """
+    left, level = corner
+    following = np.roll(outline, -1, axis=0)
+    crosses = np.flatnonzero((outline[:, 1] <= level) != (following[:, 1] <= level))
+    begin, end = outline[crosses], following[crosses]
+    x = begin[:, 0] + (level - begin[:, 1]) * (end[:, 0] - begin[:, 0]) / (end[:, 1] - begin[:, 1])
+    if np.count_nonzero(x <= left) % 2:  # the corner is inside
+        nearest = np.where(x <= left, left - x, np.inf).argmin()
+        return int(crosses[nearest]), np.array([[x[nearest], level]])
+    edges = following - outline
+    squares = np.maximum((edges**2).sum(1), 1e-9)
+    points = outline + np.clip(((corner - outline) * edges).sum(1) / squares, 0, 1)[:, None] * edges
+    edge = int(((points - corner) ** 2).sum(1).argmin())
+    return edge, points[edge : edge + 1]

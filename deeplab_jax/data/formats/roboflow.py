@@ -53,7 +53,7 @@ def read(export: Export) -> Annotations:
                     draw=functools.partial(
                         _draw, mask=common.check_inside(mask, export.root), table=table, classes=classes
                     ),
-                    has_mask=True,
+                    mask=mask,
                 )
             )
         without += len(stems)

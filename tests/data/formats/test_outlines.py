@@ -7,7 +7,7 @@ import pytest
 from deeplab_jax.data.formats.outlines import area, find_polygons
 from deeplab_jax.data.formats.rasterize import fill_coco, fill_pillow
 
-DRAW = {"coco": (fill_coco, 0.0), "pillow": (fill_pillow, 0.25)}
+DRAW = {"coco": (fill_coco, 0.0), "pillow": (fill_pillow, 0.5)}
 
 
 def noise(seed: int, size=(31, 47)) -> np.ndarray:
