@@ -85,6 +85,7 @@ _MODEL = {
         {
             "parallel": "atrous spatial pyramid pooling (arXiv 1706.05587, section 3.3)",
             "dpc": "the dense prediction cell of arXiv 1809.04184, which has its own rates and no image pooling",
+            "none": "none: the decoder, or the classifier, takes the backbone's features (section 3.2)",
         },
     ),
     "atrous_rates": Field((6, 12, 18), "rates of ASPP's 3x3 branches at `atrous_rates_stride`", range=ranges.RATE),
@@ -94,15 +95,31 @@ _MODEL = {
         range=ranges.RATE,
     ),
     "aspp_channels": Field(256, "channels of each ASPP branch and of ASPP's output", range=ranges.CHANNELS),
+    "aspp_projection_size": Field(
+        1, "kernel size of the convolution that joins ASPP's branches; 3 is MMSegmentation's", (1, 3)
+    ),
     "aspp_separable": Field(False, "use depthwise separable convolutions in ASPP's 3x3 branches"),
     "separable_norm": Field(True, "BatchNorm and ReLU between the depthwise and the pointwise convolution"),
     "image_pooling": Field(True, "add ASPP's image-level branch"),
+    "image_pooling_window": Field(
+        (),
+        "(height, width) of the windows of image-level pooling, in pixels of the image; empty pools the whole image",
+        range=ranges.SIDE,
+    ),
+    "image_pooling_stride": Field(
+        (1, 1), "strides of the windows of image-level pooling, in pixels of the features", range=ranges.SIDE
+    ),
+    "lraspp_gate": Field(
+        "sigmoid",
+        "the gate of the head `lraspp`",
+        {"sigmoid": "without a bias (torchvision)", "hard_sigmoid": "with a bias (research/deeplab)"},
+    ),
     "aspp_dropout": Field(0.0, "dropout rate after ASPP", range=ranges.BELOW_ONE),
     "decoder": Field(
         "paper",
         "decoder style, named after the paper or project it follows",
         {
-            "paper": "two 3x3 convolutions (arXiv 1802.02611, table 2)",
+            "paper": "3x3 convolutions (arXiv 1802.02611, table 2)",
             "separable": "the same, depthwise separable (research/deeplab)",
             "kerascv": "one 1x1 convolution (KerasCV)",
             "torchvision": "one 3x3 convolution, no low-level features (torchvision's DeepLabv3 head)",
@@ -111,8 +128,16 @@ _MODEL = {
         },
     ),
     "decoder_channels": Field(256, "channels of the decoder's convolutions", range=ranges.CHANNELS),
+    "decoder_convs": Field(
+        2, "3x3 convolutions after each concatenation in the decoders `paper` and `separable`", (1, 2, 3)
+    ),
     "low_level_channels": Field(
-        48, "channels to which the decoder projects the stride-4 features", range=ranges.CHANNELS
+        48, "channels to which the decoder projects each of the backbone's low-level features", range=ranges.CHANNELS
+    ),
+    "low_level_strides": Field(
+        (4,),
+        "strides of the low-level features that the decoders `paper` and `separable` join, the finest last to join",
+        {(4,): "stride 4 (Conv2 in arXiv 1802.02611)", (4, 8): "stride 8, then stride 4 (Conv3 and Conv2, table 2)"},
     ),
     "classifier_bias": Field(True, "add a bias to the last convolution"),
     "classifier_dropout": Field(

@@ -21,6 +21,7 @@ from tests.models.support import CLASSES, SMALL, count, random_images, random_va
 
 # torchvision's counts without its fully connected layer, and efficientnet-lite-pytorch's 4,652,008, 5,416,680 and
 # 6,092,072 without the last two layers; of Xception the counts of the original's layers, which timm 1.0.31 has too.
+# torchvision's MobileNetV3 without its classifier, and research/deeplab's.
 PARAMETERS = {
     "resnet18_v1": 11_176_512,
     "resnet34_v1": 21_284_672,
@@ -28,6 +29,10 @@ PARAMETERS = {
     "resnet101_v1": 42_500_160,
     "resnet152_v1": 58_143_808,
     "mobilenet_v2_full": 2_223_872,
+    "mobilenet_v3_large": 2_971_952,
+    "mobilenet_v3_small": 927_008,
+    "mobilenet_v3_large_seg": 1_379_184,
+    "mobilenet_v3_small_seg": 390_576,
     "efficientnet_lite0": 2_958_848,
     "efficientnet_lite1": 3_723_520,
     "efficientnet_lite2": 4_357_952,

@@ -82,11 +82,11 @@ def _mobilenet_v2_table() -> dict[str, str]:
         "backbone/final_conv": "conv_head",
         "backbone/final_norm": "bn2",
     }
-    for stage, (_, units, _, expansion, _) in enumerate(STAGES, 1):
-        names = ("conv_pw", "conv_dw", "conv_pwl") if expansion != 1 else ("conv_dw", "conv_pw")
+    for number, stage in enumerate(STAGES, 1):
+        names = ("conv_pw", "conv_dw", "conv_pwl") if stage.expansion != 1 else ("conv_dw", "conv_pw")
         layers = ("expand", "depthwise", "project")[-len(names) :]
-        for unit in range(units):
-            ours, theirs = f"backbone/stage{stage}_block{unit + 1}", f"blocks.{stage - 1}.{unit}"
+        for unit in range(stage.units):
+            ours, theirs = f"backbone/stage{number}_block{unit + 1}", f"blocks.{number - 1}.{unit}"
             for i, (layer, name) in enumerate(zip(layers, names, strict=True), 1):
                 table[f"{ours}/{layer}_conv"] = f"{theirs}.{name}"
                 table[f"{ours}/{layer}_norm"] = f"{theirs}.bn{i}"
