@@ -55,19 +55,22 @@ def network() -> PretrainedNetwork:
     return exports.network(**exports.TINY_RESNET)
 
 
-LRASPP_VARIANTS = {
-    "sigmoid": {},
-    "windows": {
-        "lraspp_gate": "hard_sigmoid",
-        "image_pooling_window": (33, 33),
-        "image_pooling_stride": (1, 2),
-        "align_corners": True,
-    },
-}
-
-
 @every_runtime
-@pytest.mark.parametrize("fields", LRASPP_VARIANTS.values(), ids=LRASPP_VARIANTS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({}, id="sigmoid", marks=pytest.mark.slow),
+        pytest.param(
+            {
+                "lraspp_gate": "hard_sigmoid",
+                "image_pooling_window": (33, 33),
+                "image_pooling_stride": (1, 2),
+                "align_corners": True,
+            },
+            id="windows",
+        ),
+    ],
+)
 def test_logits_of_mobilenet_v3_and_lraspp_equal_those_of_jax(file_format, fields, tmp_path):
     network = exports.network(**exports.TINY_LRASPP, **fields)
     path = write(network, file_format, tmp_path, "--size", "64x97")

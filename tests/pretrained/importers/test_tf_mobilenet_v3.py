@@ -65,7 +65,13 @@ def run(network, images):
     ("name", "size", "parameters", "changes"),
     [
         ("small", (353, 545), 468_830, {"image_pooling_window": (193, 193)}),
-        ("large", (97, 193), 1_507_198, {"image_pooling_window": (65, 97), "output_stride": 16}),
+        pytest.param(
+            "large",
+            (97, 193),
+            1_507_198,
+            {"image_pooling_window": (65, 97), "output_stride": 16},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_logits_and_every_unit_equal_slims(goldens, name, size, parameters, changes):
