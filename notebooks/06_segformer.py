@@ -66,11 +66,11 @@ Both networks have a backbone and a head. DeepLabv3+ looks at a wide context wit
 pooling. SegFormer's backbone, the Mix Transformer, compares every position with all others, at four resolutions; its
 head only projects the four feature maps to one width, resizes them to stride 4, and adds them up.
 
-The configs below train at 128x128. The table counts parameters and multiply-adds of one such image.
+The configs below train at 96x96. The table counts parameters and multiply-adds of one such image.
 """
 
 # %%
-SIZE, BATCH, STEPS = 128, 8, 160
+SIZE, BATCH, STEPS = 96, 8, 80
 
 
 def own_photos(config):
@@ -84,7 +84,7 @@ def own_photos(config):
     config.eval.every = None
     config.eval.batch_size = 8
     config.checkpoint.every = None
-    config.log.every_steps = 40
+    config.log.every_steps = 20
     config.log.tensorboard = False
     return config
 
@@ -119,7 +119,7 @@ photos](02_your_own_photos.ipynb) describes formats and labeling tools, and chec
 
 # %%
 photos = pathlib.Path("photos")
-scenes = data.open_source("synthetic", "train", num_examples=60, image_size=(160, 192))
+scenes = data.open_source("synthetic", "train", num_examples=48, image_size=(160, 192))
 for folder in ("images", "masks"):
     (photos / folder).mkdir(parents=True)
 (photos / "classes.txt").write_text("\n".join(scenes.label_set.class_names))

@@ -28,6 +28,7 @@ class Measurement:
       images: number of images.
       original: scores of the original program on the same images, in percent; empty if it was not run.
       original_source: what ran the original program.
+      variations: mean IoU in percent under other protocols, by their description.
       data: the images.
       command: what was run.
       commit: commit of this package.
@@ -43,6 +44,7 @@ class Measurement:
     hardware: str
     original: Mapping[str, float] = dataclasses.field(default_factory=dict)
     original_source: str | None = None
+    variations: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def state_of(row: Row) -> str:

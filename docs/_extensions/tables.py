@@ -134,7 +134,12 @@ class PaperMeasurements(_Table):
                 rows.append(
                     (
                         f"`{row.id}`\n{measured.data}",
-                        f"{measured.scores['mean_iou']:.2f}",
+                        "\n".join(
+                            [
+                                f"{measured.scores['mean_iou']:.2f}",
+                                *(f"{name}: {score:.2f}" for name, score in measured.variations.items()),
+                            ]
+                        ),
                         "–" if original is None else f"{original:.2f}\n{measured.original_source}",
                         "–" if published is None else f"{published:.2f}\n{row.images:,} images",
                         f"`{measured.command}`\n{measured.hardware}, commit `{measured.commit}`",

@@ -55,11 +55,11 @@ def test_evaluation_starts_from_the_training_and_leaves_it_alone():
     training = papers.training_config(row)
     training.data.data_dir = "elsewhere"
     evaluation = papers.evaluation_config(row, training)
-    assert differences(training, evaluation, groups=("model", "data", "eval")) == {
-        "model.output_stride": (16, 8),
-        "eval.scales": ((1.0,), (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)),
-        "eval.flip": (False, True),
-    }
+    changed = differences(training, evaluation, groups=("model", "data", "eval"))
+    assert set(changed) == {"model.output_stride", "eval.scales", "eval.flip"}
+    assert (training.model.output_stride, evaluation.model.output_stride) == (16, 8)
+    assert evaluation.eval.scales == (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    assert evaluation.data.data_dir == "elsewhere"
 
 
 @pytest.mark.parametrize("row", REPRODUCIBLE[::9], ids=lambda row: row.id)
@@ -103,6 +103,36 @@ def test_costs_add_up_the_views():
     assert single.views == ((513, 513),)
     assert single.multiply_adds == pytest.approx(2.75, rel=0.005)  # published with two decimals
     assert costs.parameters == single.parameters
+
+
+# Published with two decimals: 0.88 can be 1.3 % off. At stride 16 with the decoder, the paper has 1.4 less than at the
+# other strides; its figures at six scales agree with the count.
+BOUNDS = {"zoo-voc-mobilenet-v2-05": 0.014, "zoo-8bit-mobilenet-v2-05": 0.014} | dict.fromkeys(
+    ("v3plus-3-16-16-decoder", "v3plus-3-32-16-decoder"), 0.014
+)
+# More than twice what is counted here, and nobody states how it was counted.
+UNEXPLAINED = ("zoo-cityscapes-mobilenet-v3-large", "zoo-cityscapes-mobilenet-v3-small")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(row.id, id=row.id, marks=pytest.mark.slow)
+        for row in REPRODUCIBLE
+        if row.multiply_adds is not None and "eval.scales" not in row.evaluate and row.id not in UNEXPLAINED
+    ],
+)
+def test_multiply_adds_are_the_published_ones(name):
+    row = papers.find_row(name)
+    costs = papers.row_costs(row)
+    assert costs.padded == pytest.approx(row.multiply_adds, rel=BOUNDS.get(name, 0.0036))
+    assert costs.multiply_adds <= costs.padded
+
+
+@pytest.mark.slow
+def test_multiply_adds_of_six_scales_are_the_published_ones():
+    row = papers.find_row("v3plus-3-16-16-decoder-scales")
+    assert papers.row_costs(row).padded == pytest.approx(row.multiply_adds, rel=0.001)
 
 
 @pytest.mark.parametrize(
