@@ -41,44 +41,46 @@ def read_label_file(path: pathlib.Path, classes: ClassList | None = None) -> Cla
     Raises:
       UserError: the file is damaged, or a value is wrong; classes are in both files or in none.
     """
-    values = _load(path)
-    _check_keys(path, values, _KEYS, "")
-    if ("classes" in values) == (classes is not None):
-        raise UserError(
-            f"{path} and classes.txt both list classes; list them in one file"
-            if classes is not None
-            else f"{path} has no `classes`; list them there, or write classes.txt next to it"
-        )
-    extra_colors = {}
-    if classes is None:
-        classes, extra_colors = _read_classes(path, values["classes"])
-    reduce_zero_label = values.get("reduce_zero_label", False)
-    if not isinstance(reduce_zero_label, bool):
-        raise UserError(f"{path}: reduce_zero_label is {reduce_zero_label!r}; it must be true or false")
-    ignore_ids = _ids(path, "ignore_ids", values.get("ignore_ids", []))
-    ignore_colors = _colors(path, "ignore_colors", values.get("ignore_colors", []))
-    for color in ignore_colors:
-        if extra_colors.get(color) is not None:
-            raise UserError(f"{path}: color {color} of {classes.label_set.class_names[extra_colors[color]]} is ignored")
-    changed = change_ids(classes, reduce_zero_label=reduce_zero_label, ignore_ids=ignore_ids, name=str(path))
-    colors = dict(changed.label_map.colors) | extra_colors | dict.fromkeys(ignore_colors, IGNORE_LABEL)
     try:
-        label_map = dataclasses.replace(changed.label_map, colors=colors)
+        return _read(_load(path), classes)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return dataclasses.replace(changed, label_map=label_map)
 
 
-def change_ids(
-    classes: ClassList, *, reduce_zero_label: bool = False, ignore_ids: Iterable[int] = (), name: str = "the class list"
-) -> ClassList:
+def _read(values: dict[str, Any], classes: ClassList | None) -> ClassList:
+    _check_keys(values, _KEYS, "")
+    if "classes" in values and classes is not None:
+        raise UserError("classes.txt lists classes too; list them in one of the files")
+    if "classes" not in values and classes is None:
+        raise UserError("it has no `classes`; list them here, or in classes.txt next to it")
+    owners = {}
+    if classes is None:
+        classes, owners = _read_classes(values["classes"])
+    reduce_zero_label = values.get("reduce_zero_label", False)
+    if not isinstance(reduce_zero_label, bool):
+        raise UserError(f"reduce_zero_label is {reduce_zero_label!r:.40}; it must be true or false")
+    ignore_colors = _colors("ignore_colors", values.get("ignore_colors", []))
+    for color in ignore_colors:
+        if color in owners:
+            raise UserError(
+                f"color {color} is ignored, but it is a color of {classes.label_set.class_names[owners[color]]}"
+            )
+    changed = change_ids(
+        classes,
+        reduce_zero_label=reduce_zero_label,
+        ignore_ids=_ids("ignore_ids", values.get("ignore_ids", [])),
+    )
+    colors = dict(changed.label_map.colors) | owners | dict.fromkeys(ignore_colors, IGNORE_LABEL)
+    return dataclasses.replace(changed, label_map=dataclasses.replace(changed.label_map, colors=colors))
+
+
+def change_ids(classes: ClassList, *, reduce_zero_label: bool = False, ignore_ids: Iterable[int] = ()) -> ClassList:
     """The class list with other ids in the masks.
 
     Args:
       classes: the class list.
       reduce_zero_label: 0 is ignored, and the ids of the classes begin at 1.
       ignore_ids: further ids that are ignored.
-      name: the file, for the message.
 
     Raises:
       UserError: the list states ids of its own, so they do not begin at 1.
@@ -91,8 +93,7 @@ def change_ids(
     if reduce_zero_label:
         if classes.has_ids:
             raise UserError(
-                f"{name} gives ids to the classes, but reduce_zero_label numbers them from 1; use one of them "
-                "(ignore_ids = [0] ignores 0)"
+                "the classes have ids, but reduce_zero_label numbers them from 1; leave it out, and ignore id 0 instead"
             )
         ids = {0: IGNORE_LABEL} | {index + 1: index for index in range(label_map.num_classes)}
     ids |= dict.fromkeys(ignore_ids, IGNORE_LABEL)
@@ -104,86 +105,83 @@ def _load(path: pathlib.Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = file.read(_LARGEST_FILE + 1)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"it cannot be read: {error.strerror}") from None
     if len(content) > _LARGEST_FILE:
-        raise UserError(f"{path} is larger than {_LARGEST_FILE >> 20} MiB; it is not a list of classes")
+        raise UserError(f"it is larger than {_LARGEST_FILE >> 20} MiB, so it is not a list of classes")
     try:
         return tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid UTF-8 at byte {error.start}; save the file as UTF-8") from None
+        raise UserError(f"byte {error.start} is not valid UTF-8; save the file as UTF-8") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not valid TOML: {' '.join(str(error).split())}") from None
+        raise UserError(f"it is not valid TOML: {' '.join(str(error).split())}") from None
 
 
-def _read_classes(path: pathlib.Path, entries: Any) -> tuple[ClassList, dict[Color, int]]:
+def _read_classes(entries: Any) -> tuple[ClassList, dict[Color, int]]:
     """The class list, and the class of each color, of which a class can have several."""
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: classes must be a list of names, or [[classes]] tables with a name each")
+        raise UserError("classes must be a list of names, or [[classes]] tables with a name each")
     entries = [{"name": entry} if isinstance(entry, str) else entry for entry in entries]
     names, ids, colors = [], [], []
     for position, entry in enumerate(entries):
         where = f"class {position}"
         if not isinstance(entry, dict):
-            raise UserError(f"{path}: {where} is {entry!r:.40}; write its name, or a table with a name")
-        _check_keys(path, entry, _CLASS_KEYS, f" of {where}")
+            raise UserError(f"{where} is {entry!r:.40}; write its name, or a table with a name")
+        _check_keys(entry, _CLASS_KEYS, f" of {where}")
         name = entry.get("name")
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{path}: {where} has no name")
+            raise UserError(f"{where} has no name")
         if name in names:
-            raise UserError(f"{path}: two classes are named {name}; give one class several ids with ids = [...]")
+            raise UserError(f"two classes are named {name}; give one class several ids with ids = [...]")
         names.append(name)
-        ids.append(_ids(path, f"ids of {name}", _one_or_several(path, entry, "id", "ids", name)))
-        colors.append(_colors(path, f"colors of {name}", _one_or_several(path, entry, "color", "colors", name)))
+        ids.append(_ids(f"ids of {name}", _one_or_several(entry, "id", "ids", name)))
+        colors.append(_colors(f"colors of {name}", _one_or_several(entry, "color", "colors", name)))
     if len(names) > IGNORE_LABEL:
-        raise UserError(f"{path} has {len(names)} classes; at most {IGNORE_LABEL} are possible")
+        raise UserError(f"it has {len(names)} classes; at most {IGNORE_LABEL} are possible")
     for found, kind in ((ids, "id"), (colors, "color")):
         missing = [name for name, values in zip(names, found, strict=True) if not values]
         if missing and len(missing) < len(names):
-            raise UserError(f"{path}: {missing[0]} has no {kind}, but other classes do; give it one too")
+            raise UserError(f"{missing[0]} has no {kind}, but other classes do; give it one too")
     owners = {}
     for index, values in enumerate(colors):
         for color in values:
             if owners.setdefault(color, index) != index:
-                raise UserError(f"{path}: {names[owners[color]]} and {names[index]} have the same color {color}")
+                raise UserError(f"{names[owners[color]]} and {names[index]} have the same color {color}")
     has_ids, has_colors = any(ids), any(colors)
     palette = tuple(values[0] for values in colors) if has_colors else None
     label_set = LabelSet(tuple(names), palette) if has_colors else LabelSet.from_names(tuple(names))
-    try:
-        label_map = LabelMap.create(label_set, ids=ids if has_ids else None)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    label_map = LabelMap.create(label_set, ids=ids if has_ids else None)
     return ClassList(label_set, label_map, has_colors, has_ids), owners
 
 
-def _one_or_several(path: pathlib.Path, entry: Mapping[str, Any], one: str, several: str, name: str) -> list[Any]:
+def _one_or_several(entry: Mapping[str, Any], one: str, several: str, name: str) -> list[Any]:
     if one in entry and several in entry:
-        raise UserError(f"{path}: {name} has both {one} and {several}; write one of them")
+        raise UserError(f"{name} has both {one} and {several}; write one of them")
     if one in entry:
         return [entry[one]]
     return entry.get(several, [])
 
 
-def _ids(path: pathlib.Path, name: str, values: Any) -> list[int]:
+def _ids(name: str, values: Any) -> list[int]:
     if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise UserError(f"{path}: {name} must be whole numbers, for example [0, 7]")
+        raise UserError(f"{name} must be whole numbers, for example [0, 7]")
     return values
 
 
-def _colors(path: pathlib.Path, name: str, values: Any) -> list[Color]:
-    problem = f'{path}: {name} must be colors, for example [[128, 64, 128]] or ["#804080"]'
+def _colors(name: str, values: Any) -> list[Color]:
+    problem = f'{name} must be colors, for example [[128, 64, 128]] or ["#804080"]'
     if not isinstance(values, list):
         raise UserError(problem)
     colors = []
     for value in values:
         if isinstance(value, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", value):
             value = [*bytes.fromhex(value[1:])]
-        if not isinstance(value, list) or len(value) != 3 or not all(type(part) is int for part in value):
+        if not isinstance(value, list) or len(value) != 3 or not all(part in range(256) for part in value):
             raise UserError(problem)
         colors.append(tuple(value))
     return colors
 
 
-def _check_keys(path: pathlib.Path, values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+def _check_keys(values: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in values:
         if key not in known:
-            raise UserError(f"{path}: unknown key {key!r}{where}{suggest(key, known)}")
+            raise UserError(f"unknown key {key!r}{where}{suggest(key, known)}")
