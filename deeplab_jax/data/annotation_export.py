@@ -61,12 +61,7 @@ def export_annotations(
 
 def _match(image_folder: pathlib.Path, mask_folder: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
     """The images and their masks."""
-    files = []
-    for folder in (image_folder, mask_folder):
-        if not folder.is_dir():
-            raise UserError(f"{folder} is not a folder")
-        files.append({name_of(path, folder): path for path in list_images(folder, recursive=True)[0]})
-    image_files, mask_files = files
+    image_files, mask_files = (_index(folder) for folder in (image_folder, mask_folder))
     names = match_masks(image_files, mask_files)
     if not names:
         raise UserError(
@@ -74,6 +69,18 @@ def _match(image_folder: pathlib.Path, mask_folder: pathlib.Path) -> list[tuple[
             "`predict` names them"
         )
     return [(image_files[name], mask_files[mask]) for name, mask in names.items()]
+
+
+def _index(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The images of a folder by their names without suffix."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    files = {}
+    for path in list_images(folder, recursive=True)[0]:
+        other = files.setdefault(name_of(path, folder), path)
+        if other != path:
+            raise UserError(f"{path} and {other.name} differ only in their suffix; rename one of them")
+    return files
 
 
 def _read(

@@ -91,6 +91,8 @@ def import_annotations(
             target = pathlib.Path(scratch) / "data"
             report = _write(annotations, target, keep_empty=keep_empty)
             try:
+                if output.exists():
+                    output.rmdir()  # it is empty; Windows does not replace folders
                 os.replace(target, output)
             except OSError as error:
                 raise from_os_error(error, f"cannot create --output {output}") from None

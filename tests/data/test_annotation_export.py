@@ -154,6 +154,7 @@ def test_a_first_class_that_is_not_the_background_is_exported(tmp_path):
     ("change", "message"),
     [
         (lambda root: (root / "photos" / "p.jpg").rename(root / "photos" / "q.jpg"), "no image in .* has a mask in"),
+        (lambda root: photo(root / "photos" / "p.jpeg"), "p.jpg and p.jpeg differ only in their suffix"),
         (lambda root: photo(root / "photos" / "p.jpg", (9, 9)), "p.jpg is 9x9 .* mask .*p_mask.png is 90x120"),
         (lambda root: write(root / "classes.txt", "background\nleaf\n"), "contains label [23]; labels must be below 2"),
         (lambda root: (root / "classes.txt").unlink(), "classes.txt does not exist"),

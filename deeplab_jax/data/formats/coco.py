@@ -139,37 +139,43 @@ def _categories(values: dict[str, Any], path: pathlib.Path) -> dict[Any, dict[st
 
 
 def _draw(canvas: Canvas, shapes: Iterable[tuple[str, dict[str, Any], int]]) -> None:
-    """Draws annotations, the largest first, after the crowds."""
+    """Draws annotations, the largest first, after the crowds. An annotation is the union of its polygons."""
     drawn = []
     for entry, annotation, class_id in shapes:
-        mask = canvas.draw(entry, functools.partial(fill_segmentation, annotation.get("segmentation")))
-        if mask is not None and annotation.get("iscrowd") in (1, True):
+        segmentation = annotation.get("segmentation")
+        parts = segmentation if isinstance(segmentation, list) and segmentation else [segmentation]
+        masks = []
+        for i, part in enumerate(parts):
+            name = f"{entry}, polygon {i}" if len(parts) > 1 else entry
+            masks.append(canvas.draw(name, functools.partial(fill_part, part)))
+        masks = [mask for mask in masks if mask is not None]
+        if not masks:
+            continue
+        mask = functools.reduce(np.logical_or, masks)
+        if annotation.get("iscrowd") in (1, True):
             canvas.label[mask] = IGNORE_LABEL
-        elif mask is not None:
+        else:
             drawn.append((class_id, CroppedMask(mask)))
     canvas.paint_smallest_on_top(drawn)
 
 
-def fill_segmentation(segmentation: object, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
-    """Draws the `segmentation` of an annotation: the union of a list of polygons, or run lengths.
+def fill_part(part: object, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    """Draws a part of a `segmentation`: run lengths, or a polygon as a list of x and y in turn.
 
     Args:
-      segmentation: its value.
+      part: its value.
       size: (height, width) of the image.
 
     Raises:
-      DegenerateShape: it is missing, damaged, or has a polygon that covers no area.
+      DegenerateShape: it is missing or damaged, or covers no area.
     """
-    if isinstance(segmentation, dict):
-        return decode_coco(segmentation, size)
-    if not isinstance(segmentation, list) or not segmentation:
+    if isinstance(part, dict):
+        return decode_coco(part, size)
+    if not part:
         raise DegenerateShape("it has no segmentation")
-    mask = np.zeros(size, bool)
-    for flat in segmentation:
-        if not isinstance(flat, list) or len(flat) % 2:
-            raise DegenerateShape("its polygon is not a list of x and y in turn")
-        mask |= fill_coco(check_points(list(zip(flat[::2], flat[1::2], strict=True)), size), size)
-    return mask
+    if not isinstance(part, list) or len(part) % 2:
+        raise DegenerateShape("its polygon is not a list of x and y in turn")
+    return fill_coco(check_points(list(zip(part[::2], part[1::2], strict=True)), size), size)
 
 
 def write(labels: Iterable[LabeledImage], folder: pathlib.Path) -> None:

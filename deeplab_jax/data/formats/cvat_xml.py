@@ -127,7 +127,9 @@ def read_images(
     """
     for values, shapes in content.images:
         entry = f"{path}, image {common.shorten(values.get('name'))}"
-        found = files.find(values.get("name"), entry)
+        # The images of a project are in folders of their subsets, which their names do not contain.
+        name = "/".join(part for part in (values.get("subset"), values.get("name")) if part)
+        found = files.find(name, entry)
         drawn = []
         for position, shape in enumerate(shapes):
             name = f"{entry}, {shape.kind} {position}"

@@ -14,6 +14,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from jaxtyping import Bool
@@ -24,12 +25,13 @@ from deeplab_jax.data.formats.annotations import AnnotatedImage, Annotations, Ex
 from deeplab_jax.data.formats.canvas import Canvas
 from deeplab_jax.data.formats.rasterize import DegenerateShape, check_points, fill_coco
 from deeplab_jax.data.formats.run_lengths import decode_brush
+from deeplab_jax.data.image_files import is_image_name
 from deeplab_jax.errors import UserError
 
 _OPAQUE = 128  # brush strokes are masks above this opacity, as in the SDK's `image2rle`
 _ELLIPSE_CORNERS = 64
 _PNG = re.compile(r"task-(?P<task>\d+)-annotation-\d+-by-[^-]*-(?P<tag>[^-]+)-(?P<label>.+)-(?P<number>\d+)\.png")
-_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # put in front of the names of uploaded files
+_UPLOAD = re.compile(r"[0-9a-f]{8}-(?=.)")  # the server puts it in front of the names of uploaded files
 _KINDS = ("brush", "polygon", "rectangle", "ellipse")
 
 
@@ -138,15 +140,17 @@ def _size_of(results: Iterable[tuple[str, dict[str, Any], Any]], entry: str) -> 
 
 
 def _find_image(task: dict[str, Any], files: common.ImageFiles, entry: str) -> str:
-    """The image of a task. Uploaded files have eight digits in front of their names on the server."""
+    """The image of a task: the first value of its data that looks like one, in whichever spelling is found."""
     data = task.get("data")
-    data = data if isinstance(data, dict) else {}
-    names = [text for text in (data.get("image"), *data.values()) if isinstance(text, str) and text]
-    if not names:
+    values = data.values() if isinstance(data, dict) else ()
+    # `/data/local-files/?d=photos/a.jpg`
+    paths = [value.rpartition("?d=")[2].partition("?")[0] for value in values if isinstance(value, str)]
+    path = next((path for path in paths if is_image_name(path)), None)
+    if path is None:
         raise UserError(f"{entry} does not name its image")
-    name = names[0].rpartition("?d=")[2]
-    folder, slash, last = name.rpartition("/")
-    for candidate in (name, folder + slash + _UPLOAD.sub("", last, count=1)):
+    folder, slash, name = path.rpartition("/")
+    candidates = [path, unquote(path), folder + slash + _UPLOAD.sub("", name, count=1)]
+    for candidate in (*candidates, unquote(candidates[-1])):
         try:
             return files.find(candidate, entry)
         except UserError as error:

@@ -280,6 +280,44 @@ def test_coco_draws_smaller_annotations_on_top_of_larger_ones_and_of_crowds(tmp_
     assert (label == expected).all()
 
 
+def test_a_degenerate_polygon_does_not_hide_the_others_of_its_annotation(tmp_path):
+    label, report = coco_mask(tmp_path, [{"category_id": 1, "segmentation": [[1, 1, 5, 5], sum(LEAF_BOX, [])]}])
+    assert (label == (LEAF | STEM)).all()
+    (skipped,) = report.skipped
+    assert "annotation 0, polygon 0: it has 2 points" in skipped
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"text": "a leaf", "photo": "/data/local-files/?d=photos%2Fa.jpg"},
+        {"image": "https://example.org/a.jpg?token=1.png"},
+        {"image": "s3://bucket/deep/a.jpg"},
+        {"image": "/data/upload/3/0a1b2c3d-a.jpg"},
+        {"image": "a%2Ejpg", "other": "a.jpg"},
+    ],
+)
+def test_label_studio_names_images_in_many_ways(tmp_path, data):
+    make_label_studio(tmp_path / "export")
+    path = tmp_path / "export" / "project-1.json"
+    tasks = json.loads(path.read_text())
+    tasks[0]["data"] = data
+    write(path, tasks)
+    import_annotations("label-studio", tmp_path / "export", tmp_path / "data")
+    assert (tmp_path / "data" / "masks" / "a.png").is_file()
+
+
+def test_cvat_images_of_several_subsets(tmp_path):
+    make_cvat_xml(tmp_path / "export")
+    for subset in ("train", "val"):
+        photo(tmp_path / "export" / "images" / subset / "a.jpg")
+    (tmp_path / "export" / "images" / "a.jpg").unlink()
+    path = tmp_path / "export" / "annotations.xml"
+    path.write_text(path.read_text().replace('name="a.jpg"', 'name="a.jpg" subset="val"'))
+    import_annotations("cvat", tmp_path / "export", tmp_path / "data")
+    assert (tmp_path / "data" / "masks" / "val" / "a.png").is_file()
+
+
 def test_coco_counts_what_covers_no_area(tmp_path):
     _, report = coco_mask(
         tmp_path,

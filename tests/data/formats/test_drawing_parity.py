@@ -11,8 +11,14 @@ from deeplab_jax.data.formats.rasterize import DegenerateShape, check_points, fi
 
 GOLDENS = pathlib.Path(__file__).parents[2] / "goldens" / "annotation_tools.npz"
 
+
+def draw_coco(segmentation, size):
+    parts = segmentation if isinstance(segmentation, list) else [segmentation]
+    return np.any([coco.fill_part(part, size) for part in parts], axis=0)
+
+
 DRAW = {
-    "coco": coco.fill_segmentation,
+    "coco": draw_coco,
     "labelme": lambda shape, size: labelme.fill_shape(shape, size, "a shape"),
     "label_studio": label_studio.fill_region,
     "yolo": yolo.fill_line,
