@@ -1,10 +1,9 @@
 """SegFormer B0 to B5 on ADE20K with the recipe of the paper (arXiv 2105.15203, section 4.1; NVlabs/SegFormer).
 
-    deeplab-jax data prepare folder --source ade20k --data-dir data
+    deeplab-jax data prepare ade20k --source ADEChallengeData2016 --data-dir data
     deeplab-jax train --config segformer_ade20k:variant=b2 --config.data.data_dir=data --workdir runs/segformer_b2
 
-The source folder has `images/`, `masks/` (ids 0-149 in ADE20K's order, 255 where ADE20K has 0), `classes.txt`,
-`train.txt` and `val.txt`. `init` starts from a Mix Transformer that was trained on ImageNet, as the paper does.
+`init` starts from a Mix Transformer that was trained on ImageNet, as the paper does.
 
 Published mean IoU on val, single scale: B0 .374, B1 .422, B2 .465, B3 .494, B4 .503, B5 .510. Different from that
 protocol: images are not resized to a short side of 512 before they are scaled and scored, their colors do not vary, and
@@ -36,7 +35,7 @@ def get_config(arg=None):
     config.model.classifier_dropout = 0.1
     config.train.init_from = arg.init or None
 
-    config.data.name = "folder"
+    config.data.name = "ade20k"
     config.data.image_size = (size, size)
     config.data.batch_size = arg.batch
     config.data.resize = "scale_crop"

@@ -1,10 +1,9 @@
 """SegFormer B0 to B5 on Cityscapes with the recipe of the paper (arXiv 2105.15203, section 4.1; NVlabs/SegFormer).
 
-    deeplab-jax data prepare folder --source cityscapes --data-dir data
+    deeplab-jax data prepare cityscapes --source cityscapes --data-dir data
     deeplab-jax train --config segformer_cityscapes:variant=b2 --config.data.data_dir=data --workdir runs/segformer_b2
 
-The source folder has `images/` (leftImg8bit), `masks/` (the 19 trainIds, 255 is ignored), `classes.txt`, `train.txt`
-and `val.txt`. `init` starts from a Mix Transformer that was trained on ImageNet, as the paper does.
+The source folder has `leftImg8bit/` and `gtFine/`, as the archives unpack. `init` starts from a Mix Transformer that was trained on ImageNet, as the paper does.
 
 Published mean IoU on val, single scale: B0 .762, B1 .785, B2 .810, B3 .817, B4 .823, B5 .824, from windows of 1024x1024
 every 768 pixels; this config scores whole images. See `segformer_ade20k` for the differences in training.
@@ -22,5 +21,6 @@ def get_config(arg=None):
     config = load_config(
         "segformer_ade20k", variant=arg.variant, size=arg.size, batch=arg.batch, steps=arg.steps, init=arg.init
     )
+    config.data.name = "cityscapes"
     config.eval.image_size = (1024, 2048)
     return config

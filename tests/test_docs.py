@@ -16,7 +16,6 @@ import deeplab_jax
 from deeplab_jax.cli import main
 from deeplab_jax.cli.config_flags import parse_config
 from deeplab_jax.config import base_config, config_folders, find_config
-from deeplab_jax.pretrained import FORMATS
 from deeplab_jax.pretrained.presets import load_table
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -7,8 +7,6 @@ from typing import Any
 from deeplab_jax.papers.configs import training_config
 from deeplab_jax.papers.rows import Row
 
-_FOLDERS = {"Cityscapes": "cityscapes", "ADE20K": "ade20k", "COCO with VOC's classes": "coco"}
-
 
 def row_commands(row: Row) -> list[str]:
     """Returns the commands that prepare the data, train and evaluate a row, and that evaluate its public weights.
@@ -44,7 +42,7 @@ def prepare_command(row: Row, name: str, train_split: str, data_dir: Any = None)
     """
     options = []
     if row.data is not None:
-        options += ["--source", _FOLDERS[row.data]]
+        options += ["--source", name]
     elif train_split.startswith("trainaug"):
         options += ["--sbd-source", "benchmark.tgz"]
     if data_dir is not None:

@@ -52,14 +52,11 @@ def describe_protocol(row: Row) -> str:
 
 
 def _data_set(row: Row, name: str) -> str:
-    return name if row.data is None else f"{row.data} (as `{name}`)"
+    return name if row.data is None else row.data
 
 
 def _preparation(row: Row, config: ConfigDict) -> str:
     command = prepare_command(row, config.data.name, config.data.train_split, config.data.data_dir)
     if row.data is not None:
-        return (
-            f"arrange it as images/, masks/ of class ids, classes.txt and lists of its splits (docs/data.md), "
-            f"and run `{command}`"
-        )
+        return f"download it from its publisher, which asks you to register, and run `{command}`"
     return f"run `{command}`"

@@ -12,7 +12,7 @@ from deeplab_jax.papers.rows import Row
 STATES: Mapping[str, str] = {
     "verified": "its public weights, or a training, were evaluated here",
     "runs": "its data and the weights it starts from are public; it was not run",
-    "needs data": "it also needs a data set that you have to ask for or to arrange yourself",
+    "needs data": "it also needs a data set that its publisher gives to those who register",
     "needs pretraining": "it starts from weights that nobody publishes",
     "cannot": "its score cannot be reproduced, for the reason that `papers show` gives",
 }

@@ -36,7 +36,7 @@ def test_every_row_has_valid_configs_of_the_data_it_names():
         validate(evaluation)
         assert training.train.init_from == row.init
         assert training.data.name in dataset_names()
-        assert (training.data.name == "folder") == (row.data is not None) or row.table == "4", row.id
+        assert (training.data.name == "cityscapes") == (row.data is not None) or row.table == "4", row.id
 
 
 @pytest.mark.parametrize("name", of_all(NETWORKS))
@@ -165,7 +165,9 @@ def test_missing_folders_are_explained(tmp_path):
     row = papers.find_row("v3-12-os16")
     config = papers.training_config(row)
     config.data.data_dir = str(tmp_path)
-    with pytest.raises(UserError, match=r"needs Cityscapes \(as `folder`\): arrange it as images/, masks/"):
+    with pytest.raises(
+        UserError, match="needs Cityscapes: download it from its publisher, which asks you to register, and run "
+    ):
         papers.check_data(row, config, "train")
 
 
@@ -186,7 +188,7 @@ def test_protocols_are_described():
         "voc2012_segmentation val, 1,449 images; `whole` at 513x513; output stride 8; scales 0.5, 0.75, 1, 1.25, 1.5, "
         "1.75; mirrored too"
     )
-    assert papers.describe_protocol(papers.find_row("v3-12-os16")).startswith("Cityscapes (as `folder`) val, 500")
+    assert papers.describe_protocol(papers.find_row("v3-12-os16")).startswith("Cityscapes val, 500")
 
 
 # ---- Comparison ----
