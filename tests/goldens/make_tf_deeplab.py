@@ -65,6 +65,8 @@ def mobilenet_v2(x, output_stride, endpoints):
                 if expansion > 1:
                     x = slim.conv2d(x, expansion * x.shape[-1], 1, scope="expand")
                 x = slim.separable_conv2d(x, None, 3, depth_multiplier=1, scope="depthwise", **options)
+                if i == 2:  # the second unit at stride 4
+                    endpoints["low_level_features"] = x
                 x = slim.conv2d(x, features, 1, activation_fn=None, scope="project")
                 if options["stride"] == 1 and shortcut.shape[-1] == features:
                     x = x + shortcut
@@ -212,6 +214,8 @@ def head(x, size, endpoints, *, is_separable, decoder, **aspp_options):
                 else:
                     x = slim.repeat(x, 2, slim.conv2d, 256, 3, scope="decoder_conv0")
             endpoints["decoder"] = x
+        else:
+            endpoints.pop("low_level_features", None)
         with tf.variable_scope("logits"):
             x = slim.conv2d(x, CLASSES, 1, activation_fn=None, normalizer_fn=None, scope="semantic")
     endpoints["logits"] = x
@@ -288,6 +292,7 @@ NETWORKS = {
         functools.partial(xception, depth=65), (66, 98), output_stride=8, rates=(12, 24, 36), **_PLAIN
     ),
     "xception_71": lambda: run(functools.partial(xception, depth=71), (81, 65), cell_at=16, **_SEPARABLE),
+    "mobilenet_v2_decoder": lambda: run(mobilenet_v2, (65, 97), rates=(), **_SEPARABLE),
     # Features of 24x23 pixels, which the largest rates of the cell still reach.
     "mobilenet_v2_cell": lambda: run(mobilenet_v2, (369, 353), cell_at=16, is_separable=False, decoder=False),
 }

@@ -25,7 +25,7 @@ def mobilenet_v2(
       final_conv: whether to keep the 1x1 convolution of the classification network to 1280 channels (times a
         multiplier above 1). The encoders of torchvision and segmentation_models.pytorch have it; research/deeplab
         does not.
-      **options: `output_stride`, `spread_converted`, `name`.
+      **options: `output_stride`, `spread_converted`, `name`, and `taps`, see `InvertedResidualNetwork`.
     """
     # research/deeplab rounds a scaled width to a whole number (`feature_extractor.py`, `divisible_by`: 24 channels
     # times 0.5 are 12); the classification networks round to a multiple of 8.

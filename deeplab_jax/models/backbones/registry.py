@@ -141,6 +141,8 @@ BACKBONES: dict[str, BackboneSpec] = {
     "resnet152_v2_kerascv": _resnet(ResNetV2, 3, 8, 36, 3, **_KERASCV),
     # MobileNetV2 of any width; `full` ends in the 1x1 convolution to 1280 features.
     "mobilenet_v2": _mobilenet_v2(),
+    # The same, for research/deeplab's decoder, which reads depthwise features.
+    "mobilenet_v2_depthwise_taps": _mobilenet_v2(taps="depthwise"),
     "mobilenet_v2_full": _mobilenet_v2(final_conv=True),
     # MobileNetV3 as in torchvision, and as in research/deeplab: half the channels after stride 16, depthwise features
     # as low-level features.

@@ -4,8 +4,7 @@ Facts about the originals, from tensorflow/models:
 
 - `research/deeplab/core/feature_extractor.py`: images are scaled to [-1, 1]; BatchNorm has decay 0.95 and epsilon 1e-5
   in ResNet, and decay 0.9997 and epsilon 1e-3 in Xception; the low-level features of ResNet are
-  `block1/unit_2/bottleneck_v1/conv3`, those of MobileNetV2 the depthwise output of the second unit at stride 4, which
-  our decoder does not support.
+  `block1/unit_2/bottleneck_v1/conv3`, those of MobileNetV2 the depthwise output of the second unit at stride 4.
 - `research/slim/nets/mobilenet/mobilenet.py` and `mobilenet_v2.py`: BatchNorm has decay 0.997 and slim's default
   epsilon 0.001, convolutions use SAME padding, and ReLU6 follows expansions and depthwise convolutions.
 - `research/deeplab/core/resnet_v1_beta.py` and `xception.py`: strided convolutions pad symmetrically (slim's
@@ -89,7 +88,7 @@ def from_variables(foreign: Mapping[str, np.ndarray]) -> PretrainedNetwork:
         num_classes = _features(foreign, "logits/semantic")
         head_fields, head_modules = _head(foreign)
         if head_fields["decoder"] != "none" and "MobilenetV2" in scopes:
-            raise UserError("a decoder on MobileNetV2 uses depthwise features, which are not supported")
+            fields["backbone"] = "mobilenet_v2_depthwise_taps"
         fields, modules = fields | head_fields, modules | head_modules
         if fields.get("image_pooling"):
             # The pooled branch comes first there and last here.
