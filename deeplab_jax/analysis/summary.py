@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -76,15 +76,15 @@ def summarize(model: SegmentationNetwork, height: int, width: int) -> list[PartS
     variables = abstract_variables(model)
     logits, endpoints = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
     shapes = _output_shapes(model, logits, endpoints)
-    trainable = _by_row(_sizes(variables["params"]))
-    statistics = _by_row(_sizes(variables["batch_stats"]))
+    trainable = _by_row(_sizes(variables["params"]).items())
+    statistics = _by_row(_sizes(variables["batch_stats"]).items())
     nominal, executed = (
         count_multiply_adds(model.clone(ops=ops.XLA, published_order=order), variables, images)
         for order in (True, False)
     )
     resizing = sum(n for (_, kind), n in executed.items() if kind == "resize")
     nominal, executed = (
-        _by_row({path: n for (path, kind), n in counts.items() if kind != "resize"}) for counts in (nominal, executed)
+        _by_row((path, n) for (path, kind), n in counts.items() if kind != "resize") for counts in (nominal, executed)
     )
     rows = [
         PartSummary(
@@ -302,9 +302,9 @@ def _sizes(tree: Any) -> dict[str, int]:
     return {"/".join(str(key.key) for key in path): math.prod(leaf.shape) for path, leaf in leaves}
 
 
-def _by_row(sizes: Mapping[str, int]) -> Counter:
+def _by_row(sizes: Iterable[tuple[str, int]]) -> Counter:
     sums = Counter()
-    for path, size in sizes.items():
+    for path, size in sizes:
         sums[_row_of(path)] += size
     return sums
 
