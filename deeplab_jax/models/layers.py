@@ -49,7 +49,7 @@ class Conv(nn.Module):
       features: number of output channels.
       kernel_size: height and width of the kernel.
       stride: the stride along both axes.
-      rate: the atrous rate: the distance between taps in pixels.
+      rate: the atrous rate: the distance between taps in pixels, along both axes or along each.
       groups: number of groups of channels that are convolved independently (ResNeXt).
       use_bias: whether to add a bias.
       padding: one of `deeplab_jax.ops.PADDINGS`.
@@ -61,7 +61,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: int = 1
     stride: int = 1
-    rate: int = 1
+    rate: int | tuple[int, int] = 1
     groups: int = 1
     use_bias: bool = False
     padding: str = "symmetric"
@@ -83,7 +83,7 @@ class DepthwiseConv(nn.Module):
     Attributes:
       kernel_size: height and width of the kernel.
       stride: the stride along both axes.
-      rate: the atrous rate: the distance between taps in pixels.
+      rate: the atrous rate: the distance between taps in pixels, along both axes or along each.
       use_bias: whether to add a bias.
       padding: one of `deeplab_jax.ops.PADDINGS`.
       dtype: the compute dtype.
@@ -92,7 +92,7 @@ class DepthwiseConv(nn.Module):
 
     kernel_size: int = 3
     stride: int = 1
-    rate: int = 1
+    rate: int | tuple[int, int] = 1
     use_bias: bool = False
     padding: str = "symmetric"
     dtype: DTypeLike = jnp.float32
@@ -115,7 +115,7 @@ def _convolve(module: Conv | DepthwiseConv, x: Array, kernel: Array, groups: int
         kernel.astype(module.dtype),
         (module.stride, module.stride),
         lax_padding(module.padding, kernel.shape[:2], rate=module.rate),
-        rhs_dilation=(module.rate, module.rate),
+        rhs_dilation=(module.rate,) * 2 if isinstance(module.rate, int) else module.rate,
         dimension_numbers=_DIMENSIONS,
         feature_group_count=groups,
     )
@@ -357,7 +357,7 @@ class ConvNormAct(nn.Module):
       layers: the layer constructors.
       features: number of output channels.
       kernel_size: height and width of the kernel.
-      rate: the atrous rate.
+      rate: the atrous rate, along both axes or along each.
       separable: whether the convolution is a depthwise (atrous) one followed by a pointwise one (DeepLabv3+, section
         3.1).
       separable_norm: whether BatchNorm and ReLU follow both of these, as in research/deeplab's
@@ -367,7 +367,7 @@ class ConvNormAct(nn.Module):
     layers: Layers
     features: int
     kernel_size: int = 1
-    rate: int = 1
+    rate: int | tuple[int, int] = 1
     separable: bool = False
     separable_norm: bool = True
 

@@ -5,10 +5,12 @@
 The file guards checkpoints: a change of a line breaks every saved network of that kind.
 """
 
+import dataclasses
 import hashlib
 
 import flax.traverse_util
 
+from deeplab_jax import models
 from deeplab_jax.config import base_config
 from deeplab_jax.models import BACKBONES, abstract_variables, build_model
 
@@ -31,14 +33,17 @@ def networks() -> dict[str, dict]:
     backbones |= {name: {"backbone": name} | segformer for name in BACKBONES if name.startswith("mit_")}
     backbones["mobilenet_v2 of width 0.5"] = {"backbone": "mobilenet_v2", "width_multiplier": 0.5}
     backbones["mobilenet_v2_full of width 1.4"] = {"backbone": "mobilenet_v2_full", "width_multiplier": 1.4}
-    return backbones | {f"{SLIM}, {name}": {"backbone": SLIM} | fields for name, fields in HEADS.items()}
+    heads = {f"{SLIM}, {name}": {"backbone": SLIM} | fields for name, fields in HEADS.items()}
+    lraspp = {"backbone": "mobilenet_v3_small", "head": "lraspp", "auxiliary_channels": 4}
+    return backbones | heads | {"mobilenet_v3_small, lraspp": lraspp | {"auxiliary_features": "mid_level_features"}}
 
 
 def lines(fields: dict) -> list[str]:
     """`path shape dtype` of each variable of a network."""
     model = base_config().model
+    taken = {field.name for field in dataclasses.fields(models.HEADS[fields.get("head", "deeplab")])}
     widths = {"aspp_channels": 16, "decoder_channels": 16, "low_level_channels": 8}
-    model.update(widths | fields if "head" not in fields else {"decoder_channels": 16} | fields)
+    model.update({name: width for name, width in widths.items() if name in taken} | fields)
     flat = flax.traverse_util.flatten_dict(abstract_variables(build_model(model, CLASSES)), sep="/")
     return [f"{path} {'x'.join(map(str, leaf.shape))} {leaf.dtype}" for path, leaf in sorted(flat.items())]
 

@@ -184,7 +184,8 @@ class MixTransformer(nn.Module):
                     name=f"{name}_block{block + 1}",
                 )(x)
             x = endpoints[name] = self.layers.layer_norm(stage_epsilon, name=f"{name}_norm")(x)
-        return endpoints | {"low_level_features": endpoints["stage1"], "features": x}
+        taps = {"low_level_features": endpoints["stage1"], "mid_level_features": endpoints["stage2"]}
+        return endpoints | taps | {"features": x}
 
 
 def drop_path_rates(last: float, blocks: Sequence[int]) -> list[list[float]]:
