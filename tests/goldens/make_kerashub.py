@@ -1,14 +1,16 @@
-"""Runs KerasHub on weights and images from `formula.py` and stores what it computes in kerashub.npz.
+"""Runs KerasHub on weights and images from `formula.py` and stores what it computes.
 
-Needs an environment of its own, in which the file here was made:
+Needs an environment of its own, in which the files here were made:
 
     pip install keras-hub==0.32.0 keras==3.15.1 tensorflow-cpu==2.21.0 jax==0.10.2 h5py
-    python tests/goldens/make_kerashub.py
+    python tests/goldens/make_kerashub.py                 # kerashub.npz: DeepLabV3+ and ResNet
+    python tests/goldens/make_kerashub.py segformer       # kerashub_segformer.npz
 """
 
 import json
 import os
 import pathlib
+import sys
 import tempfile
 import zipfile
 
@@ -72,6 +74,45 @@ def sample(array, count=10):
     return np.asarray(array)[:, rows][:, :, columns].astype(np.float32)
 
 
+def segformer() -> None:
+    """SegFormer-B0 at 96x96: logits and the four stages."""
+    encoder = keras_hub.models.MiTBackbone(
+        image_shape=(96, 96, 3),
+        num_layers=4,
+        hidden_dims=[32, 64, 160, 256],
+        layerwise_depths=[2, 2, 2, 2],
+        layerwise_num_heads=[1, 2, 5, 8],
+        layerwise_sr_ratios=[8, 4, 2, 1],
+        layerwise_patch_sizes=[7, 3, 3, 3],
+        layerwise_strides=[4, 2, 2, 2],
+        max_drop_path_rate=0.1,
+    )
+    backbone = keras_hub.models.SegFormerBackbone(image_encoder=encoder, projection_filters=256)
+    model = keras_hub.models.SegFormerImageSegmenter(backbone=backbone, num_classes=5)
+    trained = [variable for variable in model.variables if "seed" not in variable.path]
+    for variable in trained:
+        variable.assign(formula.weight(variable.path, tuple(variable.shape), is_norm=False))
+    assert len({variable.path for variable in trained}) == len(trained)
+    with tempfile.TemporaryDirectory() as folder:
+        layout = stored_layout(model, pathlib.Path(folder) / "model.weights.h5")
+        encoder_layout = stored_layout(encoder, pathlib.Path(folder) / "encoder.weights.h5")
+        model.save(pathlib.Path(folder) / "model.keras")
+        with zipfile.ZipFile(pathlib.Path(folder) / "model.keras") as archive:
+            config = archive.read("config.json").decode()
+    images = formula.uniform("segformer", (1, 96, 96, 3), -2, 2)
+    outputs = {"logits": sample(model(images, training=False))}
+    features = keras.Model(encoder.inputs, encoder.pyramid_outputs)(images, training=False)
+    for level, value in features.items():
+        outputs[f"endpoint/stage{level[1]}"] = sample(value, 3)[..., ::8]
+    np.savez_compressed(
+        pathlib.Path(__file__).parent / "kerashub_segformer.npz",
+        layout=json.dumps(layout),
+        encoder_layout=json.dumps(encoder_layout),
+        config=config,
+        **outputs,
+    )
+
+
 def main() -> None:
     """Logits at 64x64 and 640x640, and what every block hands on at 64x64."""
     backbone = keras_hub.models.DeepLabV3Backbone(
@@ -119,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    segformer() if sys.argv[1:] == ["segformer"] else main()

