@@ -143,6 +143,7 @@ def test_a_saved_model_contains_the_weights_once(file_format, network, tmp_path)
         {"backbone": "mobilenet_v2", "width_multiplier": 0.1, "decoder": "none", "classifier_bias": False},
         exports.SEGFORMER,
         exports.SEGFORMER | {"gelu": "tanh"},
+        {"backbone": "xception41", "decoder": "separable"},
     ],
     ids=lambda fields: "-".join(map(str, fields.values())),
 )
@@ -154,7 +155,9 @@ def test_every_head_decoder_and_padding_is_translated_to_onnx(file_format, field
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     images = exports.images(2, 48, 40)
     (logits,) = session.run(None, {"images": images})
-    np.testing.assert_allclose(logits, exports.logits(network, images), rtol=1e-4, atol=1e-4)
+    expected = exports.logits(network, images)
+    # Logits of deep networks with random weights are large.
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * max(1, np.abs(expected).max() / 10))
     described = json.loads(session.get_modelmeta().custom_metadata_map["deeplab_jax"])
     assert described["class_names"] == list(network.label_set.class_names)
 
