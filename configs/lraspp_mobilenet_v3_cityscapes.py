@@ -1,9 +1,9 @@
 """LR-ASPP with MobileNetV3 on Cityscapes, as research/deeplab trains it from random weights (arXiv 1905.02244).
 
-    deeplab-jax data prepare folder --source cityscapes --data-dir data
+    deeplab-jax data prepare cityscapes --source cityscapes --data-dir data
     deeplab-jax train --config lraspp_mobilenet_v3_cityscapes --config.data.data_dir=data --workdir runs/lraspp
 
-The source folder is that of `deeplabv3plus_resnet101_cityscapes`. research/deeplab states the network, not the length
+research/deeplab states the network, not the length
 of the training; the 90,000 steps are those of its other networks. Published: mean IoU .7241 on val at output stride
 32, .6899 for `variant=small`.
 

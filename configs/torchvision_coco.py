@@ -1,6 +1,6 @@
 """torchvision's recipe for COCO with VOC's 21 classes (references/segmentation): DeepLabv3 or LR-ASPP, batch size 32.
 
-    deeplab-jax data prepare folder --source coco --data-dir data
+    deeplab-jax data prepare coco_voc_torchvision --data-dir data
     deeplab-jax train --config torchvision_coco \
         --config.data.data_dir=data --config.train.init_from=resnet50_imagenet1k_v1 --workdir runs/torchvision
 
@@ -40,7 +40,7 @@ def get_config(arg=None):
         config.model.backbone_norm_epsilon = 1e-3
         config.model.backbone_norm_decay = 0.99
 
-    config.data.name = "folder"
+    config.data.name = "coco_voc_torchvision"
     config.data.image_size = (arg.size, arg.size)
     config.data.batch_size = arg.batch
     config.data.resize = "scale_crop"
