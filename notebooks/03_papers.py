@@ -295,5 +295,5 @@ show("Mean IoU of MobileNetV2 0.5 at 257x257 on photos", ("", "measured", "gain 
 
 # %% [markdown]
 """
-PHOTOS_TEXT
+PHOTOS
 """
