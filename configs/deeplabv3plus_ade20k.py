@@ -1,11 +1,11 @@
 """DeepLabv3+ with Xception-65 on ADE20K, as research/deeplab trains it: 151 classes, of which class 0 is ignored.
 
-    deeplab-jax data prepare ade20k_151 --source ADEChallengeData2016 --data-dir data
+    deeplab-jax data prepare ade20k_151 --data-dir data
     deeplab-jax train --config deeplabv3plus_ade20k \
         --config.data.data_dir=data --config.train.init_from=xception_65_imagenet --workdir runs/ade20k
 
-research/deeplab scores images whose longest side is `size`: shrink
-images and masks before you prepare them. Published: mean IoU .4565 on val at stride 8, six scales, mirrored.
+research/deeplab shrinks images and masks to a longest side of `size` before it scores them; this scores them at their
+own size. Published: mean IoU .4565 on val at stride 8, six scales, mirrored.
 
 Data: ADE20K train, val
 Score: not run
@@ -20,5 +20,6 @@ def get_config(arg=None):
     config = load_config(arg.base, size=arg.size, batch=arg.batch, steps=arg.steps)
     config.data.name = "ade20k_151"
     config.data.train_split = "train"
-    config.eval.image_size = (arg.size, arg.size)
+    config.eval.image_size = None  # the largest image of the split
+    config.eval.batch_size = 1
     return config

@@ -4,8 +4,8 @@
     deeplab-jax train --config deeplabv3plus_cityscapes \
         --config.data.data_dir=data --config.train.init_from=resnet_v1_101_beta_imagenet --workdir runs/cityscapes
 
-The source folder has `leftImg8bit/` and `gtFine/`, as the archives unpack. Published for
-`base=deeplabv3plus_xception65_voc`: mean IoU .7879 on val at output stride 16, .7914 without image-level features.
+`deeplabv3plus_resnet101_cityscapes` trains on whole images instead. Published for `base=deeplabv3plus_xception65_voc`:
+mean IoU .7879 on val at output stride 16, .7914 without image-level features.
 
 Data: Cityscapes train, val
 Score: not run

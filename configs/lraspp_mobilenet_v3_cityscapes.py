@@ -3,7 +3,7 @@
     deeplab-jax data prepare cityscapes --source cityscapes --data-dir data
     deeplab-jax train --config lraspp_mobilenet_v3_cityscapes --config.data.data_dir=data --workdir runs/lraspp
 
-The source folder is that of `deeplabv3plus_cityscapes`. research/deeplab states the network, not the length
+research/deeplab states the network, not the length
 of the training; the 90,000 steps are those of its other networks. Published: mean IoU .7241 on val at output stride
 32, .6899 for `variant=small`.
 

@@ -1,6 +1,6 @@
 """torchvision's recipe for COCO with VOC's 21 classes (references/segmentation): DeepLabv3 or LR-ASPP, batch size 32.
 
-    deeplab-jax data prepare coco_voc_torchvision --source coco --data-dir data
+    deeplab-jax data prepare coco_voc_torchvision --data-dir data
     deeplab-jax train --config torchvision_coco \
         --config.data.data_dir=data --config.train.init_from=resnet50_imagenet1k_v1 --workdir runs/torchvision
 

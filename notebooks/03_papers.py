@@ -228,7 +228,7 @@ One training serves all rows that differ only in their evaluation.
 # %%
 def small_config(row):
     """Returns the training config of a row with a small network and drawn scenes."""
-    config = deeplab_jax.load_config("quickstart", steps=300, size=65)
+    config = deeplab_jax.load_config("quickstart", steps=200, size=65)
     config.model.output_stride = 16
     config.model.atrous_rates = (1, 2)
     config.model.align_corners = True
@@ -295,5 +295,5 @@ show("Mean IoU of MobileNetV2 0.5 at 257x257 on photos", ("", "measured", "gain 
 
 # %% [markdown]
 """
-PHOTOS_TEXT
+PHOTOS
 """

@@ -250,7 +250,7 @@ def _facts_table(row: "Row", costs: Any, protocol: str) -> "Table":
             "multiply-adds",
             _beside(f"{costs.multiply_adds:,.2f} G, {costs.padded:,.2f} G with padding", row.multiply_adds, " G"),
         ),
-        ("data", row.data and f"{row.data}, for which its publisher asks you to register"),
+        ("data", row.data),
         ("starts from", row.init or row.pretraining or "random weights"),
         ("public weights", row.weights),
     ]

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from deeplab_jax.data import get_dataset
 from deeplab_jax.papers.configs import training_config
 from deeplab_jax.papers.rows import Row
 
@@ -21,7 +22,7 @@ def row_commands(row: Row) -> list[str]:
     workdir = f"runs/{row.id}"
     split = [] if row.split is None else ["--split", row.split]
     commands = [
-        prepare_command(row, config.data.name, config.data.train_split),
+        prepare_command(config.data.name, config.data.train_split),
         _join("train", "--config", row.config, *_overrides(changed), "--workdir", workdir),
         _join("evaluate", "--workdir", workdir, *split, *_overrides(row.evaluate)),
     ]
@@ -31,22 +32,22 @@ def row_commands(row: Row) -> list[str]:
     return commands
 
 
-def prepare_command(row: Row, name: str, train_split: str, data_dir: Any = None) -> str:
-    """Returns the command that prepares the row's data set.
+def prepare_command(name: str, train_split: str, data_dir: str | None = None) -> str:
+    """Returns the command that prepares a data set.
 
     Args:
-      row: the row.
-      name: `data.name` of its config.
-      train_split: `data.train_split` of its config.
+      name: `data.name` of a config.
+      train_split: `data.train_split` of the config.
       data_dir: folder of prepared data sets; None for the default.
+
+    Raises:
+      UserError: the data set does not exist.
     """
-    options = []
-    if row.data is not None:
-        options += ["--source", name]
-    elif train_split.startswith("trainaug"):
+    options = [] if get_dataset(name).archives else ["--source", name]
+    if train_split.startswith("trainaug"):
         options += ["--sbd-source", "benchmark.tgz"]
     if data_dir is not None:
-        options += ["--data-dir", str(data_dir)]
+        options += ["--data-dir", data_dir]
     return _join("data", "prepare", name, *options)
 
 

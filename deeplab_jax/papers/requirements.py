@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import data
 from deeplab_jax.errors import UserError
 from deeplab_jax.papers.commands import prepare_command
-from deeplab_jax.papers.configs import evaluation_config, training_config
+from deeplab_jax.papers.configs import evaluation_config
 from deeplab_jax.papers.rows import Row
 
 
@@ -24,13 +24,13 @@ def check_data(row: Row, config: ConfigDict, split: str) -> None:
     try:
         known = data.split_names(name, data_dir=data_dir)
     except UserError as error:
-        if name not in data.dataset_names() or name != training_config(row).data.name:
+        if name not in data.dataset_names():
             raise
-        raise UserError(f"row {row.id} needs {_data_set(row, name)}: {_preparation(row, config)}") from error
+        raise UserError(f"row {row.id} needs {name}, which is not prepared; {_preparation(config)}") from error
     missing = [part for part in split.split("+") if part not in known]
     if missing:
-        hint = _preparation(row, config) if missing == ["trainaug"] else f"it has {', '.join(known)}"
-        raise UserError(f"row {row.id} needs the split {missing[0]!r} of {name}, which is not prepared: {hint}")
+        hint = _preparation(config) if missing == ["trainaug"] else f"it has {', '.join(known)}"
+        raise UserError(f"row {row.id} needs the split {missing[0]!r} of {name}, which is not prepared; {hint}")
 
 
 def describe_protocol(row: Row) -> str:
@@ -43,7 +43,7 @@ def describe_protocol(row: Row) -> str:
     scales = [f"{scale:g}" for scale in config.eval.scales]
     size = config.eval.image_size if config.eval.protocol == "whole" else config.data.image_size
     parts = [
-        f"{_data_set(row, config.data.name)} {config.data.eval_split}, {row.images:,} images",
+        f"{config.data.name} {config.data.eval_split}, {row.images:,} images",
         f"`{config.eval.protocol}` at {'x'.join(map(str, size)) if size else 'their own size'}",
         f"output stride {config.model.output_stride}",
         f"scale{'s' if len(scales) > 1 else ''} {', '.join(scales)}",
@@ -51,12 +51,8 @@ def describe_protocol(row: Row) -> str:
     return "; ".join(parts + (["mirrored too"] if config.eval.flip else []))
 
 
-def _data_set(row: Row, name: str) -> str:
-    return name if row.data is None else row.data
-
-
-def _preparation(row: Row, config: ConfigDict) -> str:
-    command = prepare_command(row, config.data.name, config.data.train_split, config.data.data_dir)
-    if row.data is not None:
-        return f"download it from its publisher, which asks you to register, and run `{command}`"
-    return f"run `{command}`"
+def _preparation(config: ConfigDict) -> str:
+    command = prepare_command(config.data.name, config.data.train_split, config.data.data_dir)
+    if data.get_dataset(config.data.name).archives:
+        return f"run `{command}`"
+    return f"download it from its publisher, and run `{command}` with the folder or archive of your copy"

@@ -42,7 +42,7 @@ class Row:
       source: who publishes the row.
       classes: number of classes.
       split: split that was scored; None for the config's `data.eval_split`.
-      data: name of the data set if its publisher asks you to register; None if `data prepare` downloads it.
+      data: name of the data set, `data.name` of the config.
       init: preset that training starts from; None for random weights, or for `pretraining`.
       pretraining: weights that training starts from, in words, if nobody publishes them.
       weights: preset with the row's trained weights, if they are public.
@@ -65,7 +65,7 @@ class Row:
     source: str
     classes: int = 21
     split: str | None = None
-    data: str | None = None
+    data: str = "voc2012_segmentation"
     init: str | None = None
     pretraining: str | None = None
     weights: str | None = None

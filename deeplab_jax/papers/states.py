@@ -6,13 +6,14 @@ import importlib.resources
 import tomllib
 from collections.abc import Mapping
 
+from deeplab_jax.data import get_dataset
 from deeplab_jax.papers.rows import Row
 
 #: The states and their meanings.
 STATES: Mapping[str, str] = {
     "verified": "its public weights, or a training, were evaluated here",
     "runs": "its data and the weights it starts from are public; it was not run",
-    "needs data": "it also needs a data set that its publisher gives to those who register",
+    "needs data": "the same, but its data set has to be requested from its publisher",
     "needs pretraining": "it starts from weights that nobody publishes",
     "cannot": "its score cannot be reproduced, for the reason that `papers show` gives",
 }
@@ -55,7 +56,7 @@ def state_of(row: Row) -> str:
         return "verified"
     if row.pretraining is not None and row.weights is None:
         return "needs pretraining"
-    return "runs" if row.data is None else "needs data"
+    return "runs" if get_dataset(row.data).archives else "needs data"
 
 
 def measurement_of(row: Row) -> Measurement | None:

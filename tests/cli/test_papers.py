@@ -110,7 +110,13 @@ def test_rows_that_cannot_run_say_why(fails, tiny_row, monkeypatch, tmp_path):
 
 def test_missing_data_are_found_before_the_training(fails, tmp_path):
     arguments = ("--workdir", tmp_path / "run", "--data-dir", tmp_path)
-    fails("papers", "run", "v3-6-os8", *arguments, message="row v3-6-os8 needs voc2012_segmentation: run `deeplab-jax")
+    fails(
+        "papers",
+        "run",
+        "v3-6-os8",
+        *arguments,
+        message="row v3-6-os8 needs voc2012_segmentation, which is not prepared; run",
+    )
     assert not (tmp_path / "run").exists()
 
 

@@ -36,7 +36,7 @@ def test_every_row_has_valid_configs_of_the_data_it_names():
         validate(evaluation)
         assert training.train.init_from == row.init
         assert training.data.name in dataset_names()
-        assert (training.data.name == "cityscapes") == (row.data is not None) or row.table == "4", row.id
+        assert training.data.name == row.data, row.id
 
 
 @pytest.mark.parametrize("name", of_all(NETWORKS))
@@ -153,21 +153,19 @@ def test_missing_data_is_an_error_that_says_how_to_prepare_it(tmp_path):
     config = papers.training_config(row)
     config.data.data_dir = str(tmp_path)
     message = (
-        f"row v3-6-os16 needs voc2012_segmentation: run `deeplab-jax data prepare voc2012_segmentation --sbd-source "
-        f"benchmark.tgz --data-dir {tmp_path}`"
+        "row v3-6-os16 needs voc2012_segmentation, which is not prepared; run `deeplab-jax data prepare "
+        f"voc2012_segmentation --sbd-source benchmark.tgz --data-dir {tmp_path}`"
     )
     with pytest.raises(UserError) as error:
         papers.check_data(row, config, "trainaug")
     assert str(error.value) == message
 
 
-def test_missing_folders_are_explained(tmp_path):
+def test_data_sets_on_request_are_explained(tmp_path):
     row = papers.find_row("v3-12-os16")
     config = papers.training_config(row)
     config.data.data_dir = str(tmp_path)
-    with pytest.raises(
-        UserError, match="needs Cityscapes: download it from its publisher, which asks you to register, and run "
-    ):
+    with pytest.raises(UserError, match=r"cityscapes, which is not prepared; download it from its publisher, and run"):
         papers.check_data(row, config, "train")
 
 
@@ -175,9 +173,9 @@ def test_missing_splits_are_named(monkeypatch):
     row = papers.find_row("v3-6-os16")
     config = papers.training_config(row)
     monkeypatch.setattr("deeplab_jax.data.split_names", lambda name, *, data_dir: ["train", "val"])
-    with pytest.raises(UserError, match="'trainaug' of voc2012_segmentation, .* prepared: run .*--sbd-source"):
+    with pytest.raises(UserError, match="'trainaug' of voc2012_segmentation, .* prepared; run .*--sbd-source"):
         papers.check_data(row, config, "trainaug")
-    with pytest.raises(UserError, match="'test' of voc2012_segmentation, which is not prepared: it has train, val"):
+    with pytest.raises(UserError, match="'test' of voc2012_segmentation, which is not prepared; it has train, val"):
         papers.check_data(row, config, "val+test")
     papers.check_data(row, config, "train+val")
 
@@ -188,7 +186,7 @@ def test_protocols_are_described():
         "voc2012_segmentation val, 1,449 images; `whole` at 513x513; output stride 8; scales 0.5, 0.75, 1, 1.25, 1.5, "
         "1.75; mirrored too"
     )
-    assert papers.describe_protocol(papers.find_row("v3-12-os16")).startswith("Cityscapes val, 500")
+    assert papers.describe_protocol(papers.find_row("v3-12-os16")).startswith("cityscapes val, 500")
 
 
 # ---- Comparison ----

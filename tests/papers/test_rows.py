@@ -127,7 +127,7 @@ def test_every_state_occurs_and_is_derived():
     assert {papers.state_of(row) for row in papers.list_rows()} == set(papers.STATES)
     row = papers.find_row("v3-6-os8")
     assert papers.state_of(row) == "runs"
-    assert papers.state_of(dataclasses.replace(row, data="Cityscapes")) == "needs data"
+    assert papers.state_of(dataclasses.replace(row, data="cityscapes")) == "needs data"
     unpublished = dataclasses.replace(row, pretraining="weights of ours")
     assert papers.state_of(unpublished) == "needs pretraining"
     assert papers.state_of(dataclasses.replace(unpublished, weights="a preset")) == "runs"
