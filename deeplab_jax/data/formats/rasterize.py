@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from deeplab_jax import budget
 
-Points = Float[np.ndarray, "points 2"]
+Points = Float[np.ndarray, "_ 2"]
 
 _UPSAMPLING = 5  # of pycocotools: outlines are drawn on a grid this much finer
 _FAR = 8  # sides of the image; coordinates farther away are damage, and would take time to draw

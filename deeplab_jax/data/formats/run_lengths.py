@@ -101,29 +101,22 @@ def decode_brush(values: object, size: tuple[int, int]) -> UInt8[np.ndarray, "he
     lengths = [_number(bits, 37 + 4 * i, 4) + 1 for i in range(4)]
     if word != 8:
         raise DegenerateShape(f"its brush stroke has {word} bits per value, not 8")
-    packed = np.packbits(np.concatenate([bits, np.zeros(64, np.uint8)])).tobytes()
+    packed = np.packbits(bits).tobytes() + bytes(8)  # zeros after the end, where a damaged block looks for its numbers
     rgba = np.zeros(4 * size[0] * size[1], np.uint8)
     position, filled = _HEADER_BITS, 0
     while filled < len(rgba):
-        length = lengths[_peek(packed, position + 1, 2)]
-        count = _peek(packed, position + 3, length) + 1
-        is_run = _peek(packed, position, 1)
+        # The next 32 bits that begin at a byte: there are at most 7 + 3 + 16 bits to read.
+        block = int.from_bytes(packed[position // 8 : position // 8 + 4], "big") << position % 8
+        is_run, length = block >> 31 & 1, lengths[block >> 29 & 3]
+        count = (block >> (29 - length) & ((1 << length) - 1)) + 1
         position += 3 + length
         following = position + (8 if is_run else 8 * count)
         if filled + count > len(rgba) or following > len(bits):
             raise DegenerateShape("its brush stroke is damaged")
-        found = bits[position : position + 8] if is_run else bits[position:following]
-        rgba[filled : filled + count] = np.packbits(found)
+        rgba[filled : filled + count] = np.packbits(bits[position:following])
         position, filled = following, filled + count
     return rgba.reshape(*size, 4)[..., 3]
 
 
 def _number(bits: Integer[np.ndarray, " bits"], start: int, length: int) -> int:
     return int("".join(map(str, bits[start : start + length])), 2)
-
-
-def _peek(packed: bytes, start: int, length: int) -> int:
-    """The number in up to 16 bits that begin anywhere; zero after the end."""
-    first = start // 8
-    word = int.from_bytes(packed[first : first + 4].ljust(4, b"\0"), "big")
-    return (word >> (32 - start % 8 - length)) & ((1 << length) - 1)
