@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,30 +15,50 @@ from rich.table import Table
 from deeplab_jax import config as config_lib
 from deeplab_jax import ops
 from deeplab_jax.data.protocol import protocol_for
-from deeplab_jax.models import PARTS, SegmentationNetwork, abstract_variables, build_for_mesh, build_model
+from deeplab_jax.models import (
+    HEADS,
+    PARTS,
+    DeepLabV3Plus,
+    SegmentationNetwork,
+    abstract_variables,
+    build_for_mesh,
+    build_model,
+)
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
 from deeplab_jax.parallel.jaxpr import equations
 from deeplab_jax.training import optimizer
 from deeplab_jax.training.state import TrainState
 
-#: Rows of the table: parts of module paths, in the order of the computation.
-ROWS = ("backbone", "aspp", "decoder/encoder_refine", "decoder/low_level", "decoder/refine", "classifier")
+#: Rows of the table: parts of networks and of decoders, in the order of the computation. "decoder" is one without the
+#: parts before it.
+ROWS = (
+    "backbone",
+    "aspp",
+    "decoder/encoder_refine",
+    "decoder/mid_level",
+    "decoder/mid_refine",
+    "decoder/low_level",
+    "decoder/refine",
+    "decoder",
+    "classifier",
+    "auxiliary",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class PartSummary:
-    """One row of the table: a part of the network, for one image.
+    """One row of the table: a part of the network, for one image in inference.
 
-    Both counts are of plain XLA operations.
+    Both counts are of plain XLA operations. The auxiliary head has parameters but is computed only in training.
 
     Attributes:
-      name: the part, one of `ROWS` or "resizing".
+      name: the part, one of `ROWS`, or "resizing", which includes windows of image pooling.
       output_shape: shape of its output.
       parameters: number of parameters, including batch statistics.
       trainable: number of trainable parameters.
-      nominal: multiply-adds of the published order of layers (upsample, then project and classify), without resizing,
-        as in published figures.
+      nominal: multiply-adds of the published order of layers (upsample, then project and classify): convolutions and
+        matrix products such as those of attention, without resizing, as in published figures.
       executed: multiply-adds that the network executes, including resizing.
     """
 
@@ -54,42 +75,55 @@ def summarize(model: SegmentationNetwork, height: int, width: int) -> list[PartS
     images = jax.ShapeDtypeStruct((1, height, width, model.in_channels), np.uint8)
     variables = abstract_variables(model)
     logits, endpoints = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
-    shapes = {
-        "backbone": endpoints["features"].shape,
-        "aspp": endpoints["aspp"].shape,
-        "decoder/refine": endpoints["decoder"].shape if "decoder" in endpoints else None,
-        "classifier": logits.shape,
-    }
+    shapes = _output_shapes(model, logits, endpoints)
+    trainable = _by_row(_sizes(variables["params"]))
+    statistics = _by_row(_sizes(variables["batch_stats"]))
+    nominal, executed = (
+        count_multiply_adds(model.clone(ops=ops.XLA, published_order=order), variables, images)
+        for order in (True, False)
+    )
+    resizing = sum(n for (_, kind), n in executed.items() if kind == "resize")
+    nominal, executed = (
+        _by_row({path: n for (path, kind), n in counts.items() if kind != "resize"}) for counts in (nominal, executed)
+    )
+    rows = [
+        PartSummary(
+            name=name,
+            output_shape=shapes.get(name),
+            parameters=trainable[name] + statistics[name],
+            trainable=trainable[name],
+            nominal=nominal[name],
+            executed=executed[name],
+        )
+        for name in ROWS
+        if trainable[name]
+    ]
+    return [*rows, PartSummary("resizing", logits.shape, 0, 0, 0, resizing)]
+
+
+def _output_shapes(model: SegmentationNetwork, logits: Any, endpoints: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    shapes = {"backbone": endpoints["features"].shape, "classifier": logits.shape}
+    if "aspp" in endpoints:
+        shapes["aspp"] = endpoints["aspp"].shape
     if "decoder" in endpoints:
-        shapes["decoder/encoder_refine"] = (*endpoints["aspp"].shape[:3], model.decoder_channels)
-        shapes["decoder/low_level"] = (*endpoints["decoder"].shape[:3], model.low_level_channels)
-    trainable = _sizes(variables["params"])
-    statistics = _sizes(variables["batch_stats"])
-    nominal = count_multiply_adds(model.clone(ops=ops.XLA, published_order=True), variables, images)
-    executed = count_multiply_adds(model.clone(ops=ops.XLA, published_order=False), variables, images)
-    rows = []
-    for name in ROWS:
-        own = _row_sum(trainable, name)
-        if own:
-            rows.append(
-                PartSummary(
-                    name=name,
-                    output_shape=shapes[name],
-                    parameters=own + _row_sum(statistics, name),
-                    trainable=own,
-                    nominal=_row_sum({path: n for (path, kind), n in nominal.items() if kind == "conv"}, name),
-                    executed=_row_sum({path: n for (path, kind), n in executed.items() if kind == "conv"}, name),
-                )
-            )
-    resize = sum(n for (_, kind), n in executed.items() if kind == "matmul")
-    rows.append(PartSummary("resizing", logits.shape, 0, 0, 0, resize))
-    return rows
+        decoder = shapes["decoder"] = shapes["decoder/refine"] = endpoints["decoder"].shape
+        shapes["decoder/encoder_refine"] = (*endpoints["features"].shape[:3], decoder[3])
+        if isinstance(model, DeepLabV3Plus):
+            shapes["decoder/low_level"] = (*decoder[:3], model.low_level_channels)
+            if "mid_level_features" in endpoints:
+                size = endpoints["mid_level_features"].shape[:3]
+                shapes["decoder/mid_level"] = (*size, model.low_level_channels)
+                shapes["decoder/mid_refine"] = (*size, decoder[3])
+    if model.auxiliary_channels:
+        shapes["auxiliary"] = (*endpoints[model.auxiliary_features].shape[:3], model.num_classes)
+    return shapes
 
 
 def count_multiply_adds(model: SegmentationNetwork, variables: Any, images: Any) -> Counter:
-    """Counts the multiply-adds of the traced inference program, by (module path, "conv" or "matmul").
+    """Counts the multiply-adds of the traced inference program, by (module path, kind).
 
-    Padding counts like data, as in published figures.
+    The kinds are "conv", "matmul" and, for products of an image with a matrix along its height or width, "resize":
+    bilinear interpolation and windows of image pooling. Padding counts like data, as in published figures.
     """
     jaxpr = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False)[0])(variables, images)
     counts = Counter()
@@ -102,8 +136,17 @@ def count_multiply_adds(model: SegmentationNetwork, variables: Any, images: Any)
         elif eqn.primitive.name == "dot_general":
             contracted = eqn.params["dimension_numbers"][0][0]
             depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
-            counts[path, "matmul"] += math.prod(eqn.outvars[0].aval.shape) * depth
+            kind = "resize" if _is_resize(eqn) else "matmul"
+            counts[path, kind] += math.prod(eqn.outvars[0].aval.shape) * depth
     return counts
+
+
+def _is_resize(eqn: Any) -> bool:
+    contracted, batch = eqn.params["dimension_numbers"]
+    ranks = [len(operand.aval.shape) for operand in eqn.invars]
+    if sorted(ranks) != [2, 4] or any(batch):
+        return False
+    return contracted[ranks.index(4)] in ((1,), (2,))
 
 
 def summarize_config(config: ConfigDict, num_classes: int) -> list[PartSummary]:
@@ -126,7 +169,8 @@ def summary_table(config: ConfigDict, num_classes: int) -> Table:
     rows = summarize_config(config, num_classes)
     height, width = config.data.image_size
     table = Table(
-        title=f"DeepLab, {config.model.backbone}, output stride {config.model.output_stride}, {height}x{width} pixels"
+        title=f"{HEADS[config.model.head].__name__}, {config.model.backbone}, output stride "
+        f"{config.model.output_stride}, {height}x{width} pixels"
     )
     table.add_column("part")
     for column in ("output", "parameters", "trainable", "multiply-adds, nominal", "executed"):
@@ -139,7 +183,7 @@ def summary_table(config: ConfigDict, num_classes: int) -> Table:
             f"{row.parameters:,}",
             f"{row.trainable:,}",
             _in_units(row.nominal) if row.nominal else "",
-            _in_units(row.executed),
+            _in_units(row.executed) if row.executed else "",
         )
     table.add_section()
     table.add_row(
@@ -258,5 +302,20 @@ def _sizes(tree: Any) -> dict[str, int]:
     return {"/".join(str(key.key) for key in path): math.prod(leaf.shape) for path, leaf in leaves}
 
 
-def _row_sum(sizes: dict[str, int], row: str) -> int:
-    return sum(size for path, size in sizes.items() if f"/{row}" in f"/{path}")
+def _by_row(sizes: Mapping[str, int]) -> Counter:
+    sums = Counter()
+    for path, size in sizes.items():
+        sums[_row_of(path)] += size
+    return sums
+
+
+def _row_of(path: str) -> str | None:
+    """Returns the row of a module path: that of its first component with the name of a part."""
+    names = path.split("/")
+    for i, part in enumerate(names):
+        if part == "decoder":
+            inside = f"decoder/{names[i + 1]}" if i + 1 < len(names) else part
+            return next((row for row in ROWS if row != part and inside.startswith(row)), part)
+        if part in PARTS:
+            return part
+    return None

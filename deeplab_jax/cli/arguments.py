@@ -169,6 +169,26 @@ def fraction(text: str) -> float:
     return value
 
 
+def points(text: str) -> float:
+    """Parses a number of percentage points."""
+    return _up_to_100(text, "percentage points")
+
+
+def tolerance(text: str) -> float:
+    """Parses a number of pixels."""
+    return _up_to_100(text, "pixels")
+
+
+def _up_to_100(text: str, unit: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {unit} between 0 and 100")
+    return value
+
+
 def scales(text: str) -> tuple[float, ...]:
     """Parses numbers separated by commas."""
     try:

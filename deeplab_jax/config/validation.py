@@ -122,10 +122,14 @@ def _check_fields(fields: Mapping[str, Any], values: ConfigDict | Mapping[str, A
             continue
         if not isinstance(field, Field):
             _check_fields(field, value, f"{path}.")
-        elif field.choices and value not in field.choices:
+        elif field.choices and _as_tuple(value) not in tuple(field.choices):  # values of JSON files may have no hash
             raise UserError(f"{path}={value!r} does not exist{suggest(str(value), field.choices)}")
         elif field.range is not None and isinstance(value, (tuple, list)):
             if not all(number in field.range for number in value):
                 raise UserError(f"{path}={tuple(value)}: each value must be {field.range}")
         elif field.range is not None and value not in field.range:
             raise UserError(f"{path}={value!r} must be {field.range}")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

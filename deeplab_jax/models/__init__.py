@@ -3,6 +3,7 @@
 from deeplab_jax.models.atrous import Unit, plan_units
 from deeplab_jax.models.backbones import BACKBONES, BackboneSpec, register_backbone
 from deeplab_jax.models.build import (
+    HEADS,
     abstract_variables,
     build_for_mesh,
     build_model,
@@ -12,14 +13,19 @@ from deeplab_jax.models.build import (
 )
 from deeplab_jax.models.deeplab import DeepLabV3Plus
 from deeplab_jax.models.layers import Layers
+from deeplab_jax.models.lraspp import LRASPP
 from deeplab_jax.models.network import PARTS, SegmentationNetwork
+from deeplab_jax.models.segformer import SegFormer
 
 __all__ = [
     "BACKBONES",
+    "HEADS",
+    "LRASPP",
     "PARTS",
     "BackboneSpec",
     "DeepLabV3Plus",
     "Layers",
+    "SegFormer",
     "SegmentationNetwork",
     "Unit",
     "abstract_variables",

@@ -5,15 +5,15 @@ all with BatchNorm, concatenated and projected. A 3x3 convolution at rate r span
 is (2r + 1) * output_stride pixels of the image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from deeplab_jax.models.image_pooling import pool_image
 from deeplab_jax.models.layers import ConvNormAct, Layers
-from deeplab_jax.ops.precision import accumulator
 
 
 class ASPP(nn.Module):
@@ -22,22 +22,32 @@ class ASPP(nn.Module):
     Attributes:
       layers: the layer constructors.
       channels: number of output channels of each branch and of the projection.
+      projection_size: kernel size of the projection: 1, or 3 as in MMSegmentation (`aspp_head.py`, `bottleneck`).
       rates: rates of the 3x3 branches, in pixels of the feature map.
       separable: whether the 3x3 branches are depthwise separable (DeepLabv3+, section 3.1).
       separable_norm: see `ConvNormAct`.
       image_pooling: whether there is a branch for the mean of the features.
+      pooling_window: (height, width) of the windows of this branch in pixels of the image; empty for the whole image.
+      pooling_stride: the strides of these windows, in pixels of the features.
+      output_stride: pixels of the image per pixel of the features.
+      resize: `resize(x, (height, width))`, bilinear, for the means of several windows.
       dropout: the dropout rate of the output in training.
       deterministic: True switches dropout off.
       published_order: concatenate at full size, then project, as in the paper. The default projects the pooled
-        branch as one pixel before it is broadcast, which is the same function.
+        branch before it is enlarged, which is the same function.
     """
 
     layers: Layers
     channels: int
+    projection_size: int
     rates: Sequence[int]
     separable: bool
     separable_norm: bool
     image_pooling: bool
+    pooling_window: Sequence[int]
+    pooling_stride: Sequence[int]
+    output_stride: int
+    resize: Callable[[Array, Sequence[Any]], Array]
     dropout: float
     deterministic: bool
     published_order: bool = False
@@ -61,14 +71,26 @@ class ASPP(nn.Module):
             for i, rate in enumerate(self.rates)
         ]
         if self.image_pooling:
-            mean = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=accumulator(x.dtype))
-            branches.append(branch(self.layers, self.channels, name="branch_pooling")(mean.astype(x.dtype)))
-        if self.published_order:
-            branches = [jnp.concatenate([_broadcast(x, size) for x in branches], axis=-1)]
-        x = self.layers.concat_conv(self.channels, name="projection")(branches, size, _broadcast)
+            means = pool_image(
+                x, window=self.pooling_window, stride=self.pooling_stride, output_stride=self.output_stride
+            )
+            branches.append(branch(self.layers, self.channels, name="branch_pooling")(means))
+        if self.projection_size > 1 or self.published_order:
+            branches = [jnp.concatenate([self._enlarge(x, size) for x in branches], axis=-1)]
+        if self.projection_size > 1:
+            # Only a 1x1 convolution commutes with enlarging: at the border, a larger one sees zeros.
+            x = self.layers.conv(self.channels, kernel_size=self.projection_size, name="projection")(branches[0])
+        else:
+            x = self.layers.concat_conv(self.channels, name="projection")(branches, size, self._enlarge)
         x = nn.relu(self.layers.norm(name="projection_norm")(x))
         return nn.Dropout(self.dropout, deterministic=self.deterministic, name="dropout")(x)
 
-
-def _broadcast(x: Float[Array, "batch _ _ channels"], size: Sequence[Any]) -> Float[Array, "batch h w channels"]:
-    return jnp.broadcast_to(x, (x.shape[0], *size, x.shape[-1]))
+    @nn.nowrap
+    def _enlarge(
+        self, x: Float[Array, "batch _ _ channels"], size: Sequence[Any]
+    ) -> Float[Array, "batch h w channels"]:
+        if x.shape[1:3] == tuple(size):
+            return x
+        if x.shape[1:3] == (1, 1):
+            return jnp.broadcast_to(x, (x.shape[0], *size, x.shape[-1]))
+        return self.resize(x, size)

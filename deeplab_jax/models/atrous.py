@@ -5,7 +5,7 @@ strides become 1 and later kernels are dilated by the subsampling that was left 
 the same features on a denser grid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -56,6 +56,45 @@ def plan_units(
     if current != output_stride:
         raise ValueError(f"output stride {output_stride} cannot be reached: the network's strides lead to {current}")
     return plan
+
+
+def plan_stages(
+    blocks: Sequence[int],
+    is_strided: Callable[[int, int], bool],
+    output_stride: int,
+    *,
+    stem_stride: int,
+    multi_grid: Sequence[int] = (),
+    cascade_blocks: int = 0,
+    spread_converted: bool = False,
+) -> list[tuple[int, int, Unit]]:
+    """Plans the units of a ResNet.
+
+    Args:
+      blocks: number of units in each stage.
+      is_strided: whether the unit at (stage, block), both counted from 0, has a stride of 2.
+      output_stride: image pixels per output pixel of the last unit.
+      stem_stride: image pixels per input pixel of the first unit.
+      multi_grid: factors of the rates of the last stage's units, or () for ones (DeepLabv3, section 3.2.1).
+      cascade_blocks: number of copies of the last stage that follow it (section 3.2), with the same multi-grid.
+      spread_converted: see `plan_units`.
+
+    Returns:
+      Stage, block and plan of each unit, in order.
+
+    Raises:
+      ValueError: the strides do not pass through `output_stride`.
+    """
+    last = len(blocks) - 1
+    counts = (*blocks, *(blocks[last],) * cascade_blocks)
+    positions = [(stage, block) for stage, count in enumerate(counts) for block in range(count)]
+    strides = [2 if is_strided(*position) else 1 for position in positions]
+    units = plan_units(strides, output_stride, stem_stride=stem_stride, spread_converted=spread_converted)
+    factors = tuple(multi_grid) or (1,) * blocks[last]
+    return [
+        (stage, block, unit.spread(factors[block]) if stage >= last else unit)
+        for (stage, block), unit in zip(positions, units, strict=True)
+    ]
 
 
 def scale_rates(rates: Sequence[int], stated_stride: int, output_stride: int) -> tuple[int, ...]:

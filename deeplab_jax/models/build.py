@@ -17,12 +17,19 @@ from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.backbones import BACKBONES, OPTIONS
 from deeplab_jax.models.deeplab import DeepLabV3Plus
+from deeplab_jax.models.dense_prediction_cell import STATED_STRIDE
+from deeplab_jax.models.lraspp import LRASPP
 from deeplab_jax.models.network import SegmentationNetwork
+from deeplab_jax.models.segformer import SegFormer
 from deeplab_jax.models.unreached_taps import zero_unreached_taps
 from deeplab_jax.parallel import halo
 
 #: The network of each `model.head`.
-HEADS: Mapping[str, type[SegmentationNetwork]] = {"deeplab": DeepLabV3Plus}
+HEADS: Mapping[str, type[SegmentationNetwork]] = {
+    "deeplab": DeepLabV3Plus,
+    "lraspp": LRASPP,
+    "segformer": SegFormer,
+}
 
 # Initialization runs once, and its program is long: one random draw per kernel. XLA:CPU compiles it four times faster
 # without optimizations.
@@ -61,11 +68,12 @@ def build_model(
     check_fields("model", fields)
     _check_lengths(fields)
     head = HEADS[fields.pop("head")]
-    try:
-        scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], fields["output_stride"])
-    except ValueError as error:
-        raise UserError(f"model.{error}; change them or model.output_stride") from None
+    _check_output_stride(fields)
+    _check_decoder(fields)
+    if issubclass(head, DeepLabV3Plus):
+        _check_rates(fields)
     _check_options(fields)
+    _check_pooling(fields)
     for name in ("input_mean", "input_std"):
         if len(fields[name]) != fields["in_channels"]:
             raise UserError(
@@ -157,9 +165,12 @@ def _fields_of_head(fields: Mapping[str, Any], head: type[SegmentationNetwork]) 
       UserError: a field is set that this head does not have.
     """
     taken = {field.name for field in dataclasses.fields(head)}
-    for name in fields.keys() - taken:
+    for name in sorted(fields.keys() - taken):
         if name not in FIELDS["model"] or fields[name] != FIELDS["model"][name].default:
-            raise UserError(f"model.{name} is set, but the head {head.__name__} does not take it; remove it")
+            raise UserError(
+                f"model.{name} is set, but the head {head.__name__} does not take it; remove it, or start from a "
+                "config of this head (see `deeplab-jax configs`)"
+            )
     return {name: value for name, value in fields.items() if name in taken}
 
 
@@ -170,15 +181,68 @@ def _check_lengths(fields: Mapping[str, Any]) -> None:
             raise UserError(f"model.{name} has {len(value)} values; at most {budget.MODEL_NUMBERS} are possible")
 
 
+def _check_output_stride(fields: Mapping[str, Any]) -> None:
+    largest = 32 * 2 ** fields["cascade_blocks"]
+    if fields["output_stride"] > largest:
+        raise UserError(
+            f"model.output_stride={fields['output_stride']} needs copies of the last stage, but with "
+            f"model.cascade_blocks={fields['cascade_blocks']} the largest stride is {largest}; change one of them"
+        )
+
+
+def _check_decoder(fields: Mapping[str, Any]) -> None:
+    """Checks the fields that only the decoders of the papers take."""
+    if fields["decoder"] not in ("paper", "separable"):
+        for name in ("decoder_convs", "low_level_strides"):
+            if fields[name] != FIELDS["model"][name].default:
+                raise UserError(
+                    f"model.{name} is set, but the decoder {fields['decoder']} does not take it; remove it, or set "
+                    "model.decoder to paper or separable"
+                )
+
+
+def _check_rates(fields: Mapping[str, Any]) -> None:
+    stride = fields["output_stride"]
+    if fields["aspp"] == "dpc" and stride > STATED_STRIDE:
+        raise UserError(
+            f"model.aspp='dpc' has no rates for model.output_stride={stride}; set it to {STATED_STRIDE} or less"
+        )
+    if fields["aspp"] != "parallel":
+        return
+    try:
+        scale_rates(fields["atrous_rates"], fields["atrous_rates_stride"], stride)
+    except ValueError as error:
+        raise UserError(f"model.{error}; change them or model.output_stride") from None
+
+
+def _check_pooling(fields: Mapping[str, Any]) -> None:
+    """Checks the fields of image-level pooling, which are pairs."""
+    window, stride = fields["image_pooling_window"], fields["image_pooling_stride"]
+    if len(window) not in (0, 2) or len(stride) != 2:
+        raise UserError(
+            f"model.image_pooling_window={window} and model.image_pooling_stride={stride} must be (height, width); an "
+            "empty window pools the whole image"
+        )
+    if not window and stride != FIELDS["model"]["image_pooling_stride"].default:
+        raise UserError("model.image_pooling_stride is set, but model.image_pooling_window is empty; set the window")
+
+
 def _check_options(fields: Mapping[str, Any]) -> None:
     """Checks the fields that only some backbones take."""
     name, spec = fields["backbone"], BACKBONES[fields["backbone"]]
     for option, unused in OPTIONS.items():
         if fields[option] != unused and option not in spec.options:
             raise UserError(f"model.{option} is set, but {name} does not take it; remove it")
+    stride = fields["output_stride"]
+    if spec.output_strides and stride not in spec.output_strides:
+        strides = " or ".join(map(str, spec.output_strides))
+        raise UserError(f"model.output_stride={stride}, but {name} has only {strides}; set it to {strides}")
+    wanted = len(OPTIONS["layer_norm_epsilons"])
+    if len(fields["layer_norm_epsilons"]) != wanted:
+        raise UserError(f"model.layer_norm_epsilons has {len(fields['layer_norm_epsilons'])} values; set {wanted}")
     rates = len(fields["multi_grid"])
     if rates and rates != spec.last_stage_units:
         raise UserError(
-            f"model.multi_grid has {rates} rates, but the last stage of {name} has {spec.last_stage_units} units; "
-            "set one rate per unit"
+            f"model.multi_grid has {rates} rates, but {name} takes {spec.last_stage_units}; set one rate per unit of "
+            "its last stage (Xception: per separable convolution of its last unit)"
         )

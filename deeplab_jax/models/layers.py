@@ -27,6 +27,11 @@ KERNEL_INITS = {
     "he_normal": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
     "glorot_uniform": nn.initializers.glorot_uniform(),
 }
+# For the linear layers of transformers. The original's truncation is at 100 standard deviations.
+DENSE_INITS = {
+    "he_normal": nn.initializers.normal(0.02),
+    "glorot_uniform": nn.initializers.glorot_uniform(),
+}
 # For the last convolution, which no BatchNorm follows: research/deeplab starts with logits near zero, Keras does not.
 CLASSIFIER_INITS = {
     "he_normal": nn.initializers.truncated_normal(0.01),
@@ -44,7 +49,7 @@ class Conv(nn.Module):
       features: number of output channels.
       kernel_size: height and width of the kernel.
       stride: the stride along both axes.
-      rate: the atrous rate: the distance between taps in pixels.
+      rate: the atrous rate: the distance between taps in pixels, along both axes or along each.
       groups: number of groups of channels that are convolved independently (ResNeXt).
       use_bias: whether to add a bias.
       padding: one of `deeplab_jax.ops.PADDINGS`.
@@ -56,7 +61,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: int = 1
     stride: int = 1
-    rate: int = 1
+    rate: int | tuple[int, int] = 1
     groups: int = 1
     use_bias: bool = False
     padding: str = "symmetric"
@@ -69,11 +74,7 @@ class Conv(nn.Module):
         """Returns ceil(size / stride) pixels per axis."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
         x = _convolve(self, x, _parameter(self, "kernel", self.kernel_init, shape), self.groups)
-        if self.use_bias:
-            # The gradient of the bias is a sum over all pixels, in float32 even if they are bfloat16.
-            bias = _parameter(self, "bias", nn.initializers.zeros_init(), (self.features,))
-            x = (x.astype(accumulator(x.dtype)) + bias.reshape(1, 1, 1, -1)).astype(x.dtype)
-        return checkpoint_name(x, _CONVOLUTION)
+        return checkpoint_name(_add_bias(self, x) if self.use_bias else x, _CONVOLUTION)
 
 
 class DepthwiseConv(nn.Module):
@@ -82,7 +83,8 @@ class DepthwiseConv(nn.Module):
     Attributes:
       kernel_size: height and width of the kernel.
       stride: the stride along both axes.
-      rate: the atrous rate: the distance between taps in pixels.
+      rate: the atrous rate: the distance between taps in pixels, along both axes or along each.
+      use_bias: whether to add a bias.
       padding: one of `deeplab_jax.ops.PADDINGS`.
       dtype: the compute dtype.
       conv_general_dilated: a replacement for `jax.lax.conv_general_dilated`.
@@ -90,7 +92,8 @@ class DepthwiseConv(nn.Module):
 
     kernel_size: int = 3
     stride: int = 1
-    rate: int = 1
+    rate: int | tuple[int, int] = 1
+    use_bias: bool = False
     padding: str = "symmetric"
     dtype: DTypeLike = jnp.float32
     conv_general_dilated: Callable = lax.conv_general_dilated
@@ -102,7 +105,8 @@ class DepthwiseConv(nn.Module):
         # groups, so the variance is set by the fan-in of the window.
         init = nn.initializers.variance_scaling(2.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
         kernel = _parameter(self, "kernel", init, (self.kernel_size, self.kernel_size, 1, x.shape[-1]))
-        return checkpoint_name(_convolve(self, x, kernel, x.shape[-1]), _CONVOLUTION)
+        x = _convolve(self, x, kernel, x.shape[-1])
+        return checkpoint_name(_add_bias(self, x) if self.use_bias else x, _CONVOLUTION)
 
 
 def _convolve(module: Conv | DepthwiseConv, x: Array, kernel: Array, groups: int) -> Array:
@@ -111,10 +115,16 @@ def _convolve(module: Conv | DepthwiseConv, x: Array, kernel: Array, groups: int
         kernel.astype(module.dtype),
         (module.stride, module.stride),
         lax_padding(module.padding, kernel.shape[:2], rate=module.rate),
-        rhs_dilation=(module.rate, module.rate),
+        rhs_dilation=(module.rate,) * 2 if isinstance(module.rate, int) else module.rate,
         dimension_numbers=_DIMENSIONS,
         feature_group_count=groups,
     )
+
+
+def _add_bias(module: nn.Module, x: Array) -> Array:
+    # The gradient of the bias is a sum over all pixels, in float32 even if they are bfloat16.
+    bias = _parameter(module, "bias", nn.initializers.zeros_init(), x.shape[-1:])
+    return (x.astype(accumulator(x.dtype)) + bias.reshape(1, 1, 1, -1)).astype(x.dtype)
 
 
 class ConcatConv(nn.Module):
@@ -197,6 +207,30 @@ class BatchNorm(nn.Module):
         return x
 
 
+class LayerNorm(nn.Module):
+    """Layer normalization over the channels of each pixel (arXiv 1607.06450), computed in float32 or wider.
+
+    Attributes:
+      epsilon: added to the variance.
+      dtype: the dtype of the result.
+    """
+
+    epsilon: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+        """Returns the normalized features in the compute dtype."""
+        channels = x.shape[-1:]
+        scale = _parameter(self, "scale", nn.initializers.ones_init(), channels).reshape(1, 1, 1, -1)
+        bias = _parameter(self, "bias", nn.initializers.zeros_init(), channels).reshape(1, 1, 1, -1)
+        x = x.astype(accumulator(x.dtype))
+        # The second pass over the channels costs little; a variance from the mean of squares would cancel digits.
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        return (x * lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+
+
 def _parameter(module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]) -> Array:
     """Returns a float32 parameter, as `module.param` does, but checks an existing one without tracing `init`.
 
@@ -255,6 +289,10 @@ class Layers:
             conv_general_dilated=self.ops.conv_general_dilated,
         )
 
+    def dense(self, features: int, *, name: str) -> Conv:
+        """Creates a linear layer with a bias over the channels of each pixel: a 1x1 convolution."""
+        return self.conv(features, use_bias=True, kernel_init=DENSE_INITS[self.kernel_init], name=name)
+
     def classifier(self, num_classes: int, *, use_bias: bool, name: str) -> Conv:
         """Creates a 1x1 convolution to logits, which are float32 or wider."""
         return self.conv(
@@ -297,6 +335,10 @@ class Layers:
             batch_norm=self.ops.batch_norm,
         )
 
+    def layer_norm(self, epsilon: float, *, name: str) -> LayerNorm:
+        """Creates a `LayerNorm` whose result has the compute dtype."""
+        return LayerNorm(epsilon=epsilon, dtype=self.dtype, name=name)
+
     def max_pool(
         self, x: Float[Array, "batch height width channels"], *, window: int, stride: int
     ) -> Float[Array, "batch out_h out_w channels"]:
@@ -315,7 +357,7 @@ class ConvNormAct(nn.Module):
       layers: the layer constructors.
       features: number of output channels.
       kernel_size: height and width of the kernel.
-      rate: the atrous rate.
+      rate: the atrous rate, along both axes or along each.
       separable: whether the convolution is a depthwise (atrous) one followed by a pointwise one (DeepLabv3+, section
         3.1).
       separable_norm: whether BatchNorm and ReLU follow both of these, as in research/deeplab's
@@ -325,7 +367,7 @@ class ConvNormAct(nn.Module):
     layers: Layers
     features: int
     kernel_size: int = 1
-    rate: int = 1
+    rate: int | tuple[int, int] = 1
     separable: bool = False
     separable_norm: bool = True
 

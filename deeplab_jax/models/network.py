@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, UInt8
 
+from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models.auxiliary import AuxiliaryHead
 from deeplab_jax.models.backbones import BACKBONES, OPTIONS
 from deeplab_jax.models.layers import Layers
@@ -142,6 +143,11 @@ class SegmentationNetwork(nn.Module, kw_only=True):
         return {name: value for name, value in values.items() if value != OPTIONS[name]}
 
     def _run_auxiliary_head(self, endpoints: Endpoints, layers: Layers, *, train: bool) -> Array:
+        if self.auxiliary_features not in endpoints:
+            raise UserError(
+                f"model.auxiliary_features={self.auxiliary_features!r} is not an endpoint of {self.backbone}"
+                f"{suggest(self.auxiliary_features, endpoints)}"
+            )
         return AuxiliaryHead(
             layers=layers,
             channels=self.auxiliary_channels,

@@ -21,7 +21,12 @@ from deeplab_jax.ops import lax_padding
 
 
 def reached_taps(
-    size: Sequence[int], taps: Sequence[int], *, stride: int = 1, rate: int = 1, padding: str = "symmetric"
+    size: Sequence[int],
+    taps: Sequence[int],
+    *,
+    stride: int = 1,
+    rate: int | tuple[int, int] = 1,
+    padding: str = "symmetric",
 ) -> Bool[np.ndarray, "kernel_height kernel_width"]:
     """Returns which taps of a kernel fall inside the image at one output pixel at least.
 
@@ -29,14 +34,16 @@ def reached_taps(
       size: height and width of the image.
       taps: height and width of the kernel.
       stride: the stride along both axes.
-      rate: the atrous rate: the distance between taps in pixels.
+      rate: the atrous rate: the distance between taps in pixels, along both axes or along each.
       padding: one of `deeplab_jax.ops.PADDINGS`.
     """
-    pads = lax_padding(padding, taps, rate=rate)
+    rates = (rate, rate) if isinstance(rate, int) else rate
+    pads = lax_padding(padding, taps, rate=rates)
     if isinstance(pads, str):
-        pads = lax.padtype_to_pads(size, [rate * (count - 1) + 1 for count in taps], (stride, stride), pads)
+        spans = [rate * (count - 1) + 1 for rate, count in zip(rates, taps, strict=True)]
+        pads = lax.padtype_to_pads(size, spans, (stride, stride), pads)
     axes = []
-    for extent, count, (before, _) in zip(size, taps, pads, strict=True):
+    for extent, count, rate, (before, _) in zip(size, taps, rates, pads, strict=True):
         outputs = np.arange(-(-extent // stride)) * stride
         pixels = outputs[None] + rate * np.arange(count)[:, None] - before  # under each tap, at each output
         axes.append(((pixels >= 0) & (pixels < extent)).any(axis=1))

@@ -81,10 +81,19 @@ def _importer(module: str) -> Callable[[pathlib.Path], PretrainedNetwork]:
 
 
 register_format("kerascv", _importer("kerascv"), description="KerasCV DeepLabV3Plus and ResNetV2: .weights.h5, .keras")
-register_format("kerashub", _importer("kerashub"), description="KerasHub DeepLabV3+ and ResNet: .weights.h5, .keras")
-register_format("torchvision", _importer("torchvision"), description="ResNet, MobileNetV2 and DeepLabv3: .pth")
-register_format("smp", _importer("smp"), description="segmentation_models.pytorch DeepLabV3Plus: .pth, .safetensors")
-register_format("timm", _importer("timm"), description="timm ResNet and MobileNetV2: .pth, .safetensors")
+register_format(
+    "kerashub", _importer("kerashub"), description="KerasHub DeepLabV3+, ResNet, SegFormer, MiT: .weights.h5, .keras"
+)
+register_format("torchvision", _importer("torchvision"), description="ResNet, MobileNetV2/V3, DeepLabv3, LR-ASPP: .pth")
+register_format(
+    "smp", _importer("smp"), description="segmentation_models.pytorch DeepLabV3Plus, Segformer: .pth, .safetensors"
+)
+register_format("mmseg", _importer("mmseg"), description="MMSegmentation DeepLabv3, DeepLabv3+ and ResNetV1c: .pth")
+register_format(
+    "transformers", _importer("transformers"), description="Hugging Face SegFormer: folder, .safetensors, .bin"
+)
+register_format("nvlabs", _importer("nvlabs"), description="NVlabs SegFormer and MiT: .pth")
+register_format("timm", _importer("timm"), description="timm ResNet, MobileNetV2 and Xception: .pth, .safetensors")
 register_format("efficientnet-lite", _importer("efficientnet_lite"), description="efficientnet-lite-pytorch: .pth")
 register_format("tflite", _importer("tflite"), description="Google's MobileNetV2 DeepLabv3: .tflite, float and 8-bit")
 register_format("tf-deeplab", _importer("tf_deeplab"), description="research/deeplab: checkpoint prefix, .tar.gz")

@@ -14,7 +14,7 @@ from deeplab_jax.files import local_path
 from deeplab_jax.models import PARTS, SegmentationNetwork, abstract_variables, build_model, random_variables
 from deeplab_jax.pretrained import bundle, presets
 from deeplab_jax.pretrained.formats import import_file
-from deeplab_jax.pretrained.merge import merge
+from deeplab_jax.pretrained.merge import check_fit, merge
 from deeplab_jax.pretrained.network import PretrainedNetwork
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,8 @@ DEFAULT_PRESET = "deeplab_v3_plus_efficientnet_lite2_pascalvoc"
 #: Fields of `config.model` that change the output of a backbone but not its parameters. Fields that change parameters
 #: are checked by the merge; the others, such as the output stride, are free to choose.
 BACKBONE_FIELDS = (
-    "backbone", "width_multiplier", "padding", "backbone_norm_epsilon", "input_mean", "input_std",
+    "backbone", "width_multiplier", "padding", "backbone_norm_epsilon", "layer_norm_epsilons", "gelu", "input_mean",
+    "input_std",
 )  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def from_pretrained(
 
     Args:
       name_or_path: preset name, saved network or workdir, see `load`.
-      num_classes: number of classes (default: the network's own). With another number, the classifier is newly
+      num_classes: number of classes (default: the network's own). With another number, the classifiers are newly
         initialized. Required for a backbone, whose decoder and ASPP are newly initialized too.
       seed: seed of newly initialized parameters.
       **model_fields: fields of `config.model` to change, such as `output_stride=8`; or `ops`, the operations of the
@@ -90,9 +91,8 @@ def from_pretrained(
             raise UserError(f"config field model.{field} does not exist{suggest(field, model_config.keys())}")
         model_config[field] = value
     model = build_model(model_config, num_classes, platform=jax.default_backend(), **overrides)
-    if network.label_set is not None and num_classes == network.label_set.num_classes:
-        variables = abstract_variables(model)  # nothing to initialize
-    else:
+    variables = abstract_variables(model)
+    if check_fit(variables, network.variables, reinitialize=new_parts(network)):
         variables = random_variables(model, seed=seed)
     variables, report = merge(variables, network.variables, reinitialize=new_parts(network))
     if "newly initialized" in report:
@@ -128,5 +128,9 @@ def preset_config(network: PretrainedNetwork) -> ConfigDict:
 
 
 def new_parts(network: PretrainedNetwork) -> tuple[str, ...]:
-    """Returns the parts of a model that may be newly initialized when it starts from this network."""
-    return ("classifier",) if network.label_set else tuple(part for part in PARTS if part != "backbone")
+    """Returns the parts of a model that may be newly initialized when it starts from this network.
+
+    The auxiliary head is one of them, since networks are often published without it. With other classes, only its
+    classifier is new.
+    """
+    return ("classifier", "auxiliary") if network.label_set else tuple(part for part in PARTS if part != "backbone")

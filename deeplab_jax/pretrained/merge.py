@@ -18,10 +18,12 @@ def merge(variables: PyTree, loaded: PyTree, *, reinitialize: Sequence[str] = ()
     Args:
       variables: `params` and `batch_stats` of the model.
       loaded: the same collections with other values.
-      reinitialize: parts of the model that keep their own values where shapes differ.
+      reinitialize: parts of the model that keep their own values where shapes differ or values are missing. Loaded
+        values of these parts that the model lacks are left out.
 
     Returns:
-      The merged variables, and a line that counts the loaded variables and names those that kept their own values.
+      The merged variables, and a line that counts the loaded variables and names those that kept their own values and
+      the parts that were left out.
 
     Raises:
       UserError: outside these parts, a variable is missing, unused, or has another shape.
@@ -36,21 +38,27 @@ def merge(variables: PyTree, loaded: PyTree, *, reinitialize: Sequence[str] = ()
     report = f"loaded {len(merged) - len(kept)} of {len(own)} variables"
     if kept:
         report += f"; newly initialized: {', '.join(_by_part(kept, own))}"
+    if left_out := sorted({path.split("/")[1] for path in other if path not in own}):
+        report += f"; not in the model: {', '.join(left_out)}"
     return traverse_util.unflatten_dict(merged, sep="/"), report
 
 
-def check_fit(shapes: PyTree, loaded: PyTree, *, reinitialize: Sequence[str] = ()) -> None:
-    """Raises the errors of `merge` before the model's variables exist.
+def check_fit(shapes: PyTree, loaded: PyTree, *, reinitialize: Sequence[str] = ()) -> list[str]:
+    """Raises the errors of `merge` before the model's variables exist, and lists those that need values.
 
     Args:
       shapes: abstract `params` and `batch_stats` of the model.
       loaded: see `merge`.
       reinitialize: see `merge`.
 
+    Returns:
+      The paths of the variables that `merge` would not replace.
+
     Raises:
       UserError: see `merge`.
     """
-    _kept_paths(traverse_util.flatten_dict(shapes, sep="/"), traverse_util.flatten_dict(loaded, sep="/"), reinitialize)
+    own, other = (traverse_util.flatten_dict(tree, sep="/") for tree in (shapes, loaded))
+    return _kept_paths(own, other, reinitialize)
 
 
 def _kept_paths(own: Mapping[str, Any], other: Mapping[str, Any], reinitialize: Sequence[str]) -> list[str]:

@@ -32,7 +32,7 @@ class Preset:
     Attributes:
       name: the name that `from_pretrained` accepts.
       format: a key of `pretrained.FORMATS`: how to read the file.
-      task: "segmentation on Pascal VOC" or "ImageNet backbone".
+      task: "segmentation on Pascal VOC", on another data set, or "ImageNet backbone".
       backbone: its name in `deeplab_jax.models`.
       license: as its publisher states it.
       source: who states the address, size and digest.

@@ -24,6 +24,8 @@ class Convention:
       norm: names of BatchNorm's scale, bias, mean and var.
       kernel_axes: positions of height, width, input channels and features in the foreign kernel.
       depthwise_axes: positions of height, width, 1 and channels in the foreign depthwise kernel.
+      dense_axes: positions of input channels and features in the foreign kernel of a linear layer, which is a 1x1
+        convolution here.
     """
 
     separator: str
@@ -33,6 +35,7 @@ class Convention:
     norm: tuple[str, str, str, str]
     kernel_axes: tuple[int, int, int, int]
     depthwise_axes: tuple[int, int, int, int]
+    dense_axes: tuple[int, int]
 
     def foreign_leaf(self, leaf: str, *, is_norm: bool, is_depthwise: bool) -> str:
         """Returns the foreign name of an array that Flax calls kernel, bias, scale, mean or var."""
@@ -49,6 +52,7 @@ TORCH = Convention(
     norm=("weight", "bias", "running_mean", "running_var"),
     kernel_axes=(2, 3, 1, 0),
     depthwise_axes=(2, 3, 1, 0),
+    dense_axes=(1, 0),
 )
 KERAS = Convention(
     separator="/",
@@ -58,6 +62,7 @@ KERAS = Convention(
     norm=("gamma", "beta", "moving_mean", "moving_variance"),
     kernel_axes=(0, 1, 2, 3),
     depthwise_axes=(0, 1, 3, 2),
+    dense_axes=(0, 1),
 )
 SLIM = Convention(
     separator="/",
@@ -67,6 +72,7 @@ SLIM = Convention(
     norm=("gamma", "beta", "moving_mean", "moving_variance"),
     kernel_axes=(0, 1, 2, 3),
     depthwise_axes=(0, 1, 3, 2),
+    dense_axes=(0, 1),
 )
 
 
@@ -112,6 +118,9 @@ def translate(
             axes = convention.depthwise_axes if is_depthwise else convention.kernel_axes
             reordered += axes != (0, 1, 2, 3)
             value = value.transpose(axes)
+        elif leaf == "kernel" and value.ndim == 2:
+            reordered += convention.dense_axes != (0, 1)
+            value = value.transpose(convention.dense_axes)[None, None]
         if value.shape != tuple(shape):
             wrong.append(f"{name} has shape {np.shape(foreign[name])}, which does not fit {path} of shape {shape}")
             continue
@@ -130,6 +139,17 @@ def translate(
     report = [f"{len(values)} arrays imported, {reordered} with reordered axes; 0 missing, 0 unused"]
     report += [f"{len(names)} skipped ({reason}): {_abridge(names)}" for reason, names in by_reason.items()]
     return traverse_util.unflatten_dict(values, sep="/"), report
+
+
+def with_background(foreign: Mapping[str, np.ndarray], classifier: str) -> dict[str, np.ndarray]:
+    """Returns the arrays of a PyTorch network of one class with a class before it whose logit is 0.
+
+    Args:
+      foreign: arrays of the network by name.
+      classifier: name of its last layer.
+    """
+    names = (f"{classifier}.weight", f"{classifier}.bias")
+    return dict(foreign) | {name: np.concatenate([0 * foreign[name], foreign[name]]) for name in names}
 
 
 def _abridge(names: Sequence[str]) -> str:

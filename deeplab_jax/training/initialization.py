@@ -20,8 +20,9 @@ def init_from(
 ) -> tuple[TrainState, str]:
     """Creates a state with the parameters and batch statistics of another run or a preset.
 
-    The classifier is copied only if it has the same number of classes. From a backbone preset, only the backbone is
-    copied. Everything else must fit. Averages, if the state has them, start as a copy of the variables.
+    Classifiers are copied only if they have the same number of classes. From a backbone preset, only the backbone is
+    copied. The auxiliary head may be missing on either side. Everything else must fit. Averages, if the state has them,
+    start as a copy of the variables.
 
     Args:
       new_state: creates a fresh state. It is called once the other network is known to fit, since it may be slow.

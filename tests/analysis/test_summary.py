@@ -73,7 +73,7 @@ def test_resizing_in_the_published_order_costs_dense_interpolation(guide):
     variables = _abstract_variables(model)
     images = jax.ShapeDtypeStruct((1, 512, 512, 3), np.uint8)
     counts = summary.count_multiply_adds(model, variables, images)
-    published = sum(count for (_, kind), count in counts.items() if kind == "matmul")
+    published = sum(count for (_, kind), count in counts.items() if kind == "resize")
     assert round(published / 1e9, 2) == 10.81
     assert guide["resizing"].nominal == 0
     # Enlarging 21 channels of logits instead of 256 of features.
@@ -110,7 +110,7 @@ def test_counts_equal_those_of_loops():
                 x, kernels["grouped"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=4
             )
             x = jax.jit(lambda x: jnp.einsum("bhwc,Hh->bHwc", x, kernels["rows"]))(x)
-            return x, {}
+            return jnp.einsum("bhwc,bgvc->bhg", x, x), {}  # no resize, though it contracts a width
 
     kernels = {
         "grouped": jax.ShapeDtypeStruct((3, 3, 2, 12), np.float32),
@@ -122,8 +122,9 @@ def test_counts_equal_those_of_loops():
         Program(num_classes=2, **taken), kernels, jax.ShapeDtypeStruct((1, 6, 8, 8), np.float32)
     )
     by_kind = {kind: count for (_, kind), count in counts.items()}
-    # Each of 3x4x12 outputs sums 3x3 taps of its group's two channels; each of 10x4x12 sums three rows.
-    assert by_kind == {"conv": 3 * 4 * 12 * 9 * 2, "matmul": 10 * 4 * 12 * 3}
+    # Each of 3x4x12 outputs sums 3x3 taps of its group's two channels; each of 10x4x12 sums three rows; each of 10x10
+    # sums 12 channels, whose columns are added up before.
+    assert by_kind == {"conv": 3 * 4 * 12 * 9 * 2, "resize": 10 * 4 * 12 * 3, "matmul": 10 * 10 * 12}
 
 
 def test_the_table_shows_every_row_and_the_sum():
@@ -141,14 +142,51 @@ def _abstract_variables(model):
     return jax.eval_shape(lambda image: model.init(jax.random.PRNGKey(0), image, train=False), images)
 
 
-@pytest.mark.parametrize("decoder", FIELDS["model"]["decoder"].choices)
-def test_every_parameter_is_in_a_row(decoder):
-    model = build_model(model_config(backbone="resnet10_v1_slim", decoder=decoder, aspp_channels=8), 3)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"decoder": decoder} for decoder in FIELDS["model"]["decoder"].choices),
+        {"aspp": "none", "decoder": "none", "cascade_blocks": 1, "output_stride": 64},
+        {"aspp": "dpc", "low_level_strides": (4, 8), "decoder_convs": 1},
+        {"aspp_projection_size": 3, "image_pooling_window": (32, 32), "auxiliary_channels": 4},
+        {"backbone": "mit_b0", "head": "segformer", "output_stride": 32},
+        {"backbone": "mobilenet_v3_small", "head": "lraspp"},
+    ],
+)
+def test_every_parameter_and_multiply_add_is_in_a_row(fields):
+    model = build_model(model_config(**{"backbone": "resnet10_v1_slim"} | fields), 3)
     variables = abstract_variables(model)
     rows = summary.summarize(model, 64, 64)
     assert sum(row.parameters for row in rows) == sum(leaf.size for leaf in jax.tree.leaves(variables))
     assert sum(row.trainable for row in rows) == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    assert all(row.nominal > 0 for row in rows if row.name != "resizing")
+    computed = [row for row in rows if row.name not in ("resizing", "auxiliary")]
+    assert all(row.nominal > 0 and row.executed > 0 and row.output_shape for row in computed)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
+    counts = summary.count_multiply_adds(model, variables, images)
+    assert sum(row.executed for row in rows) == sum(counts.values())
+
+
+def test_the_products_of_attention_are_in_the_backbone():
+    model = build_model(model_config(backbone="mit_b0", head="segformer", output_stride=32), 150)
+    images = jax.ShapeDtypeStruct((1, 512, 512, 3), np.uint8)
+    counts = summary.count_multiply_adds(model, abstract_variables(model), images)
+    attention = sum(n for (path, kind), n in counts.items() if kind == "matmul" and "/backbone/" in path)
+    # Two products per block, two blocks per stage: queries, keys of the reduced image, channels of all attention heads.
+    stages = ((128, 32), (64, 64), (32, 160), (16, 256))
+    assert attention == sum(2 * 2 * side**2 * 16**2 * channels for side, channels in stages)
+    rows = {row.name: row for row in summary.summarize(model, 512, 512)}
+    convolutions = sum(n for (path, kind), n in counts.items() if kind == "conv" and "/backbone/" in path)
+    assert rows["backbone"].executed == rows["backbone"].nominal == convolutions + attention
+
+
+def test_the_auxiliary_head_has_parameters_but_is_not_computed():
+    fields = {"backbone": "resnet10_v1_slim", "aspp_channels": 8}
+    model = build_model(model_config(**fields, auxiliary_channels=4, auxiliary_features="stage3"), 3)
+    *rows, auxiliary, resizing = summary.summarize(model, 64, 64)
+    assert (auxiliary.name, auxiliary.output_shape) == ("auxiliary", (1, 4, 4, 3))
+    assert auxiliary.trainable == 9 * 96 * 4 + 2 * 4 + 4 * 3 + 3
+    assert auxiliary.nominal == auxiliary.executed == 0
+    assert [*rows, resizing] == summary.summarize(build_model(model_config(**fields), 3), 64, 64)
 
 
 def test_the_mesh_table_lists_every_array_and_its_size_per_device():

@@ -5,7 +5,7 @@ import math
 import pytest
 from ml_collections import ConfigDict, config_dict
 
-from deeplab_jax.config import base_config, eval_batch_size, load_config, validate
+from deeplab_jax.config import base_config, check_fields, eval_batch_size, load_config, validate
 from deeplab_jax.errors import UserError
 
 
@@ -49,6 +49,8 @@ from deeplab_jax.errors import UserError
         ("checkpoint.every", "-1 steps", "^checkpoint.every='-1 steps' must be"),
         ("optimizer.name", "sdg", "^optimizer.name='sdg' does not exist; did you mean sgd?"),
         ("model.output_stride", 5, "^model.output_stride=5 does not exist; choose from 8, 16, 32, 64, 128, 256"),
+        ("model.low_level_strides", (8, 4), "^model.low_level_strides=.8, 4. does not exist"),
+        ("model.low_level_strides", ([4],), "^model.low_level_strides=.* does not exist"),
         ("data.unreadable", "skp", "^data.unreadable='skp' does not exist; did you mean skip?"),
         ("train.nonfinite", "stopp", "^train.nonfinite='stopp' does not exist; did you mean stop?"),
         ("train.ema_decay", 1.0, "^train.ema_decay=1.0 must be a number above 0 and below 1"),
@@ -66,6 +68,12 @@ def test_validation_names_the_field(field, value, message):
     with pytest.raises(UserError, match=message) as caught:
         validate(config)
     assert "\n" not in str(caught.value)
+
+
+def test_lists_of_json_files_are_legal_where_tuples_are():
+    check_fields("model", {"low_level_strides": [4, 8]})
+    with pytest.raises(UserError, match="low_level_strides=.4, 16. does not exist"):
+        check_fields("model", {"low_level_strides": [4, 16]})
 
 
 def test_fields_that_only_training_needs_may_be_unset_otherwise():

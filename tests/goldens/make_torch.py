@@ -19,6 +19,8 @@ import torch
 from tests.goldens import formula, torch_formula
 
 GOLDENS = pathlib.Path(__file__).parent
+HALF = np.float32(0.5)
+XCEPTIONS = {41: ((65, 97), 16), 65: ((64, 96), 8), 71: ((65, 97), 32)}  # size of the image, output stride
 
 
 def shapes(model):
@@ -67,8 +69,24 @@ def mobilenet_v2_modules(prefix=""):
     return modules
 
 
+def xception_modules(depth):
+    entry, middle = {41: (3, 8), 65: (3, 16), 71: (5, 16)}[depth]
+    names = [f"entry_block{i + 1}" for i in range(entry)] + [f"middle_block1_unit{i + 1}" for i in range(middle)]
+    names += ["exit_block1", "exit_block2"]
+    return {f"backbone/{name}": f"blocks.{number}" for number, name in enumerate(names)}
+
+
+def mobilenet_v3_modules(units, prefix):
+    modules, number = {"backbone/final_norm": f"{prefix}{sum(units) + 1}.1"}, 0
+    for stage, count in enumerate(units, 1):
+        for unit in range(count):
+            number += 1
+            modules[f"backbone/stage{stage}_block{unit + 1}"] = f"{prefix}{number}"
+    return modules
+
+
 def torchvision():
-    from torchvision.models import mobilenet_v2, resnet, segmentation
+    from torchvision.models import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small, resnet, segmentation
 
     head = {f"aspp/branch_atrous{i}": f"classifier.0.convs.{i}" for i in (1, 2, 3)} | {
         "aspp/branch_1x1": "classifier.0.convs.0",
@@ -76,6 +94,7 @@ def torchvision():
         "aspp": "classifier.0",
         "decoder/refine1": "classifier.3",
         "classifier": "classifier.4",
+        "auxiliary": "aux_classifier",
     }
     deeplab = segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
     # 41 pixels wide at stride 8: the rate 36 has live taps.
@@ -88,7 +107,17 @@ def torchvision():
     outputs |= run("mobilenet_v2_1.0", mobilenet_v2(), mobilenet_v2_modules(), (65, 97), gain=1.25)
     for width in (0.35, 1.4):
         outputs[f"mobilenet_v2_{width}:arrays"] = torch_formula.pack(shapes(mobilenet_v2(width_mult=width)))
-    return outputs
+    outputs |= run(
+        "mobilenet_v3_small", mobilenet_v3_small(), mobilenet_v3_modules((1, 2, 3, 2, 3), "features."), (65, 97)
+    )
+    outputs["mobilenet_v3_large:arrays"] = torch_formula.pack(shapes(mobilenet_v3_large()))
+    large = mobilenet_v3_modules((1, 2, 3, 4, 2, 3), "backbone.")
+    deeplab = segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, aux_loss=True)
+    # 41 pixels wide at stride 16: the rate 36 has live taps.
+    outputs |= run("deeplabv3_mobilenet_v3_large", deeplab, large | head, (33, 641))
+    lraspp = segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
+    head = {"aspp/projection": "classifier.cbr", "classifier/mid_level": "classifier.low_classifier"}
+    return outputs | run("lraspp_mobilenet_v3_large", lraspp, large | head, (97, 161))
 
 
 def smp():
@@ -132,7 +161,18 @@ def timm():
     }
     outputs = run("resnet50", create_model("resnet50"), resnet_modules((3, 4, 6, 3)), (65, 97))
     outputs |= run("mobilenetv2_050", create_model("mobilenetv2_050"), mobilenet_v2, (65, 97), gain=1.25)
-    for name in ("resnet101", "mobilenetv2_100", "mobilenetv2_140", "mobilenetv2_110d", "resnet50d", "resnext50_32x4d"):
+    for depth, (size, output_stride) in XCEPTIONS.items():
+        model = create_model(f"xception{depth}", output_stride=output_stride)
+        outputs |= run(f"xception{depth}", model, xception_modules(depth), size, mean=HALF, std=HALF)
+    for name in (
+        "resnet101",
+        "mobilenetv2_100",
+        "mobilenetv2_140",
+        "mobilenetv2_110d",
+        "resnet50d",
+        "resnext50_32x4d",
+        "xception65p",
+    ):
         outputs[f"{name}:arrays"] = torch_formula.pack(shapes(create_model(name)))
     return outputs
 

@@ -115,6 +115,7 @@ def test_residual_sums_are_an_operation(backbone, sums):
     [
         ("tiny", "paper", 0.5),
         pytest.param("small_mobilenet_v2", "smp", 0.0, marks=pytest.mark.slow),
+        pytest.param("small_xception71", "separable", 0.0, marks=pytest.mark.slow),
     ],
 )
 def test_rematerialization_changes_only_what_is_kept(backbone, decoder, dropout):
@@ -182,6 +183,13 @@ def test_uint8_and_float_images_are_the_same():
         ({"multi_grid": (1, 2)}, "last stage of resnet10_v1_slim has 1 units"),
         ({"atrous_rates": (1,), "output_stride": 32}, "not whole at stride 32"),
         ({"in_channels": 4}, "input_mean has 3 values"),
+        ({"cascade_blocks": 1, "multi_grid": (1, 2)}, "last stage of resnet10_v1_slim has 1 units"),
+        ({"backbone": "mobilenet_v2", "cascade_blocks": 1}, "model.cascade_blocks is set, but mobilenet_v2 does not"),
+        ({"output_stride": 128, "cascade_blocks": 1, "aspp": "none"}, "cascade_blocks=1 the largest stride is 64"),
+        ({"decoder": "kerascv", "decoder_convs": 1}, "decoder_convs is set, but the decoder kerascv does not take it"),
+        ({"decoder": "none", "low_level_strides": (4, 8)}, "low_level_strides is set, but the decoder none does not"),
+        ({"low_level_strides": (8,)}, "low_level_strides=\\(8,\\) does not exist"),
+        ({"aspp_projection_size": 5}, "aspp_projection_size=5 does not exist"),
     ],
 )
 def test_a_wrong_field_is_one_clear_line(fields, message):

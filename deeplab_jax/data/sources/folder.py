@@ -11,11 +11,15 @@ import functools
 import hashlib
 import pathlib
 import re
+import shlex
 from collections.abc import Iterable
 
 import numpy as np
 
+from deeplab_jax.data.annotation_formats import recognize_format
+from deeplab_jax.data.annotation_import import read_label
 from deeplab_jax.data.dataset import Dataset, RawDataset, RawExample
+from deeplab_jax.data.formats.annotations import Export
 from deeplab_jax.data.formats.class_list import ClassList, read_classes
 from deeplab_jax.data.formats.file_names import Index, match_masks, name_of
 from deeplab_jax.data.formats.label_file import FILE as LABEL_FILE
@@ -52,6 +56,8 @@ def read_raw(
       UserError: a folder, the class list or a listed image is missing, or the masks do not fit the class list.
     """
     root = _skip_outer_folders(root)
+    if exported := _read_export(root, val_fraction):
+        return exported
     image_folders, mask_folders = _find_folders(root)
     classes = change_ids(_read_classes(root), reduce_zero_label=reduce_zero_label, ignore_ids=ignore_ids)
     images, left_out = _find_files(image_folders)
@@ -90,6 +96,35 @@ def _read_classes(root: pathlib.Path) -> ClassList:
     if not (root / LABEL_FILE).is_file():
         return read_classes(root / _CLASSES)
     return read_label_file(root / LABEL_FILE, read_classes(root / _CLASSES) if (root / _CLASSES).is_file() else None)
+
+
+def _read_export(root: pathlib.Path, val_fraction: float) -> RawDataset | None:
+    """Reads the masks that an annotation tool exported; None if the folder is not an export.
+
+    Raises:
+      UserError: it is an export of shapes, which have to be drawn first.
+    """
+    own = (root / _CLASSES).exists() or (root / "masks").is_dir()
+    if own or (tool := recognize_format(root)) is None:
+        return None
+    if not tool.recognize_masks(root):
+        raise UserError(
+            f"{root} is an export of {tool.tool}; first run `deeplab-jax data import --from {tool.name} "
+            f"{shlex.quote(str(root))} --output FOLDER`, then prepare FOLDER"
+        )
+    annotations = tool.read(Export(root))
+    examples = {
+        item.name.rpartition(".")[0]: RawExample(
+            id=item.name.rpartition(".")[0], image=item.image, read_label=functools.partial(read_label, item)
+        )
+        for item in annotations.images
+    }
+    splits = _split_by_folder(root, examples) or _split_by_hash(root, examples, val_fraction)
+    return RawDataset(
+        label_set=annotations.classes.label_set,
+        splits={split: [examples[entry.image] for entry in listed] for split, listed in splits.items()},
+        notes=(f"{root} is read as an export of {tool.tool}", *annotations.notes),
+    )
 
 
 def _skip_outer_folders(root: pathlib.Path) -> pathlib.Path:

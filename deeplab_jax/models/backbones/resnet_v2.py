@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from deeplab_jax.models.atrous import Unit, plan_units
+from deeplab_jax.models.atrous import Unit, plan_stages
 from deeplab_jax.models.layers import Layers
 
 _EXPANSION = 4
@@ -48,8 +48,9 @@ class ResNetV2(nn.Module):
         `resnet_v2_backbone.py`), which costs 2.8 times the multiply-adds. The parameters are the same.
       final_norm: whether BatchNorm and ReLU follow the last sum; KerasCV returns the raw sum.
       width: width of the first stage; it doubles with each stage.
-      output_stride: 4, 8, 16 or 32.
+      output_stride: 4, 8, 16 or 32, and with copies of the last stage up to 256.
       multi_grid: factors of the rates of the last stage, one per unit, or () for ones (DeepLabv3, section 3.2.1).
+      cascade_blocks: number of copies of the last stage that follow it, see `plan_stages`.
       spread_converted: see `plan_units`.
     """
 
@@ -60,6 +61,7 @@ class ResNetV2(nn.Module):
     width: int = 64
     output_stride: int = 32
     multi_grid: Sequence[int] = ()
+    cascade_blocks: int = 0
     spread_converted: bool = False
 
     @nn.compact
@@ -67,23 +69,28 @@ class ResNetV2(nn.Module):
         x = self.layers.conv(self.width, kernel_size=7, stride=2, use_bias=True, name="stem_conv")(x)
         x = self.layers.max_pool(x, window=3, stride=2)
 
-        positions = [(stage, block) for stage, count in enumerate(self.blocks) for block in range(count)]
-        strides = [self._stride(*position) for position in positions]
-        plan = plan_units(strides, self.output_stride, stem_stride=4, spread_converted=self.spread_converted)
-        multi_grid = tuple(self.multi_grid) or (1,) * self.blocks[-1]
+        plan = plan_stages(
+            self.blocks,
+            self._is_strided,
+            self.output_stride,
+            stem_stride=4,
+            multi_grid=self.multi_grid,
+            cascade_blocks=self.cascade_blocks,
+            spread_converted=self.spread_converted,
+        )
         block_class = self.layers.unit(BottleneckV2)
         endpoints = {}
-        for (stage, block), unit in zip(positions, plan, strict=True):
-            if stage == 3:
-                unit = unit.spread(multi_grid[block])
-            name, project = f"stage{stage + 1}_block{block + 1}", block == 0
-            x = block_class(self.layers, self.width * 2**stage, unit, project_shortcut=project, name=name)(x)
-            if block == self.blocks[stage] - 1:
-                endpoints[f"stage{stage + 1}"] = x
+        for stage, block, unit in plan:
+            name, features = f"stage{stage + 1}_block{block + 1}", self.width * 2 ** min(stage, 3)
+            # Copies of the last stage keep the number of channels, so their first unit projects no shortcut.
+            project = block == 0 and stage < 4
+            x = block_class(self.layers, features, unit, project_shortcut=project, name=name)(x)
+            endpoints[f"stage{stage + 1}"] = x
         if self.final_norm:
             x = nn.relu(self.layers.norm(name="final_norm")(x))
-        return endpoints | {"low_level_features": endpoints["stage1"], "features": x}
+        taps = {"low_level_features": endpoints["stage1"], "mid_level_features": endpoints["stage2"]}
+        return endpoints | taps | {"features": x}
 
-    def _stride(self, stage: int, block: int) -> int:
-        strided = self.blocks[stage] - 1 if self.strided_unit == "last" else 0
-        return 2 if stage > 0 and block == strided else 1
+    def _is_strided(self, stage: int, block: int) -> bool:
+        strided = self.blocks[min(stage, 3)] - 1 if self.strided_unit == "last" else 0
+        return stage > 0 and block == strided

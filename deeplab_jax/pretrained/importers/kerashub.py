@@ -1,4 +1,4 @@
-"""KerasHub's DeepLabV3+ with a ResNet v1 encoder, and ResNet v1 encoders.
+"""KerasHub's DeepLabV3+ with a ResNet v1 encoder, ResNet v1 encoders, and the door to SegFormer and MiT.
 
 Source of the names and order of layers: keras_hub 0.32, `deeplab_v3_backbone.py`, `deeplab_v3_layers.py`,
 `deeplab_v3_segmenter.py` and `resnet_backbone.py`.
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.pretrained.importers import kerashub_segformer
 from deeplab_jax.pretrained.network import PretrainedNetwork, model_config, variable_shapes, voc_or_numbered_labels
 from deeplab_jax.pretrained.readers import keras_h5
 from deeplab_jax.pretrained.translate import KERAS, translate
@@ -27,16 +28,21 @@ _SKIPPED = {"optimizer/.*": "optimizer state"}
 
 
 def load(path: pathlib.Path) -> PretrainedNetwork:
-    """Reads a `.weights.h5` or `.keras` file of a `DeepLabV3ImageSegmenter` or a `ResNetBackbone`.
+    """Reads a `.weights.h5` or `.keras` file of a segmenter or a backbone.
 
-    KerasHub normalizes images outside the model. A segmenter gets images of range 0-255, as in KerasHub's guide. An
+    The networks are `DeepLabV3ImageSegmenter`, `ResNetBackbone`, `SegFormerImageSegmenter` and `MiTBackbone`.
+
+    KerasHub normalizes images outside the model. A DeepLabV3+ gets images of range 0-255, as in KerasHub's guide. An
     encoder gets timm's normalization, because KerasHub's presets contain timm's weights. The guide crops images to
     512x512; here they are resized to that size, so that every pixel is scored.
 
     Raises:
       UserError: the file cannot be read, contains another network, or has no classifier.
     """
-    return convert(*keras_h5.read(path), source=str(path))
+    layers, config = keras_h5.read(path)
+    if kerashub_segformer.is_mix_transformer(layers):
+        return kerashub_segformer.convert(layers, config, source=str(path))
+    return convert(layers, config, source=str(path))
 
 
 def convert(layers: Sequence[keras_h5.Layer], config: Mapping[str, Any], *, source: str) -> PretrainedNetwork:

@@ -1,20 +1,26 @@
-"""DeepLabV3Plus of segmentation_models.pytorch with a ResNet or MobileNetV2 encoder.
+"""Networks of segmentation_models.pytorch: DeepLabV3Plus with a ResNet or MobileNetV2 encoder, and Segformer with MiT.
 
-Source of the layout: segmentation-models-pytorch 0.6.0, `decoders/deeplabv3/decoder.py` and `encoders/_utils.py`.
-Differences from the paper: separable convolutions have no inner BatchNorm; one of them follows ASPP and only one
-follows the concatenation; resizing aligns corners; a unit whose stride becomes a rate already runs at the new rate; and
-the rates are 12, 24, 36 at output strides 8 and 16 alike. Encoders expect ImageNet's normalization, as its
+Source of the layout: segmentation-models-pytorch 0.6.0, `decoders/deeplabv3/decoder.py`, `encoders/_utils.py`,
+`decoders/segformer/decoder.py` and `encoders/mix_transformer.py`. Encoders expect ImageNet's normalization, as its
 documentation says.
+
+Differences of DeepLabV3Plus from the paper: separable convolutions have no inner BatchNorm; one of them follows ASPP
+and only one follows the concatenation; resizing aligns corners; a unit whose stride becomes a rate already runs at the
+new rate; and the rates are 12, 24, 36 at output strides 8 and 16 alike. Segformer enlarges its logits with aligned
+corners, which the original does not.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
 from deeplab_jax.labels import LabelSet
+from deeplab_jax.pretrained.importers import mix_transformer
 from deeplab_jax.pretrained.importers.torchvision import (
     SKIPPED,
     abridge,
@@ -24,7 +30,7 @@ from deeplab_jax.pretrained.importers.torchvision import (
 )
 from deeplab_jax.pretrained.network import PretrainedNetwork, model_config, variable_shapes, voc_or_numbered_labels
 from deeplab_jax.pretrained.readers.torch_file import read_torch_file
-from deeplab_jax.pretrained.translate import TORCH, translate
+from deeplab_jax.pretrained.translate import TORCH, translate, with_background
 
 _CLASSIFIER = "segmentation_head.0"
 
@@ -32,8 +38,9 @@ _CLASSIFIER = "segmentation_head.0"
 def load(path: pathlib.Path) -> PretrainedNetwork:
     """Reads a network from a file of weights.
 
-    The output stride and the atrous rates are not part of the weights. They come from the `config.json` next to the
-    file, which smp's `save_pretrained` writes. Without one, smp's defaults are assumed (16; 12, 24, 36).
+    The output stride and the atrous rates of DeepLabV3Plus are not part of the weights. They come from the
+    `config.json` next to the file, which smp's `save_pretrained` writes. Without one, smp's defaults are assumed (16;
+    12, 24, 36).
 
     Raises:
       UserError: the file cannot be read or contains another network.
@@ -51,8 +58,10 @@ def load(path: pathlib.Path) -> PretrainedNetwork:
             f"{config_path} is not a config of segmentation_models.pytorch ({type(error).__name__}: {error}); "
             f"move {path.name} to a folder of its own"
         ) from None
-    if kind != "DeepLabV3Plus":
-        raise UserError(f"{config_path} describes a {kind}; only DeepLabV3Plus is supported")
+    if kind not in ("DeepLabV3Plus", "Segformer"):
+        raise UserError(f"{config_path} describes a {kind}; only DeepLabV3Plus and Segformer are supported")
+    if kind == "Segformer" and (scale := config.get("upsampling", 4)) != 4:
+        raise UserError(f"{config_path} has upsampling={scale}; only 4 is supported")
     return from_state_dict(read_torch_file(path), output_stride=output_stride, atrous_rates=atrous_rates)
 
 
@@ -64,15 +73,20 @@ def from_state_dict(
     A network of one class becomes one of two classes: the background has the logit 0.
 
     Args:
-      foreign: state dict of `DeepLabV3Plus` with the encoder `resnet18` to `resnet152` or `mobilenet_v2`.
-      output_stride: its `encoder_output_stride`.
+      foreign: state dict of `DeepLabV3Plus` with the encoder `resnet18` to `resnet152` or `mobilenet_v2`, or of
+        `Segformer` with the encoder `mit_b0` to `mit_b5`.
+      output_stride: the `encoder_output_stride` of DeepLabV3Plus.
       atrous_rates: its `decoder_atrous_rates`.
 
     Raises:
       UserError: the state dict is of another network.
     """
+    if "decoder.mlp_stage.0.linear.weight" in foreign and f"{_CLASSIFIER}.weight" in foreign:
+        return _load_segformer(foreign)
     if "decoder.block2.0.1.weight" not in foreign or f"{_CLASSIFIER}.weight" not in foreign:
-        raise UserError(f"the file is not a DeepLabV3Plus of segmentation_models.pytorch; it has {abridge(foreign)}")
+        raise UserError(
+            f"the file is not a DeepLabV3Plus or Segformer of segmentation_models.pytorch; it has {abridge(foreign)}"
+        )
     if resnet := find_resnet(foreign, "encoder."):
         backbone, table = resnet, resnet_table(resnet, "encoder.")
     elif "encoder.features.18.0.weight" in foreign:
@@ -98,15 +112,45 @@ def from_state_dict(
         decoder_channels=channels,
         align_corners=True,
     )
+    return _convert(foreign, model, table | _head_table(separable))
+
+
+def _load_segformer(foreign: Mapping[str, np.ndarray]) -> PretrainedNetwork:
+    kernels = [f"encoder.patch_embed{n}.proj.weight" for n in mix_transformer.STAGES]
+    if not all(name in foreign for name in kernels):
+        raise UserError(
+            "the encoder of this Segformer is not supported (mit_b0 to mit_b5 are); "
+            f"it has {abridge(name for name in foreign if name.startswith('encoder.'))}"
+        )
+    blocks = mix_transformer.count_blocks(foreign, r"^encoder\.block(?P<stage>\d)\.(?P<block>\d+)\.")
+    backbone = mix_transformer.find_backbone([foreign[name].shape[0] for name in kernels], blocks)
+    # The decoder lists the stages from the last to the first.
+    table = mix_transformer.layer_table(backbone, mix_transformer.NVLABS, "encoder.") | {
+        f"decoder/projection{n}": f"decoder.mlp_stage.{4 - n}.linear" for n in mix_transformer.STAGES
+    }
+    table |= {
+        "decoder/fuse": "decoder.fuse_stage.0",
+        "decoder/norm": "decoder.fuse_stage.1",
+        "classifier": _CLASSIFIER,
+    }
+    channels = foreign["decoder.fuse_stage.0.weight"].shape[0]
+    model = mix_transformer.segformer_config(
+        backbone, decoder_channels=channels, classifier_dropout=0.0, align_corners=True
+    )
+    arrays, packed = mix_transformer.split_keys_and_values(foreign)
+    network = _convert(arrays, model, table)
+    return dataclasses.replace(network, report=[*network.report, *packed])
+
+
+def _convert(foreign: Mapping[str, np.ndarray], model: ConfigDict, table: Mapping[str, str]) -> PretrainedNetwork:
     num_classes = foreign[f"{_CLASSIFIER}.weight"].shape[0]
     label_set = voc_or_numbered_labels(num_classes)
     if num_classes == 1:
-        names = (f"{_CLASSIFIER}.weight", f"{_CLASSIFIER}.bias")
-        foreign = dict(foreign) | {name: np.concatenate([0 * foreign[name], foreign[name]]) for name in names}
+        foreign = with_background(foreign, _CLASSIFIER)
         label_set = LabelSet.from_names(("background", "foreground"))
     variables, report = translate(
         foreign,
-        table | _head_table(separable),
+        table,
         variable_shapes(model, label_set.num_classes),
         TORCH,
         skipped=SKIPPED | {r"classification_head\..*": "image classification head"},

@@ -45,27 +45,49 @@ _STORAGE_DTYPES = {
 }
 
 
-def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_torch_file(path: pathlib.Path, *, unwrap: bool = True) -> dict[str, np.ndarray]:
     """Reads the tensors of a state dict by name, from a `.pth`, `.pt`, `.ckpt`, `.bin` or `.safetensors` file.
 
     In a checkpoint of a training script, the state dict is found by its usual names, such as `state_dict` or `model`,
     or because it is the only one. A first component that all names share, such as `module.`, is removed. bfloat16
     becomes float32, which represents it exactly.
 
+    Args:
+      path: the file.
+      unwrap: whether to remove such a component. A file may contain a part of a network.
+
     Raises:
       UserError: the file does not exist, is damaged, contains no state dict or several, or needs more than tensors.
     """
+    return read_torch_checkpoint(path, unwrap=unwrap)[0]
+
+
+def read_torch_checkpoint(path: pathlib.Path, *, unwrap: bool = True) -> tuple[dict[str, np.ndarray], dict[Any, Any]]:
+    """Reads a state dict as `read_torch_file` does, and what a training script saved beside it.
+
+    Args:
+      path: the file.
+      unwrap: see `read_torch_file`.
+
+    Returns:
+      The tensors by name, and the other entries of the file. Their values are plain or inert stand-ins, so check the
+      type of each before you use it.
+
+    Raises:
+      UserError: see `read_torch_file`.
+    """
     if path.suffix == ".safetensors":
-        return _as_float32(_without_wrapper(safetensors_file.read(path)))
+        arrays = safetensors_file.read(path)
+        return _as_float32(_without_wrapper(arrays) if unwrap else arrays), {}
     try:
         content = budget.read_bytes(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; expected a file of PyTorch weights") from None
     try:
         if content.startswith(b"PK"):
-            arrays = _read_zip(content, path)
+            arrays, root = _read_zip(content, path)
         elif content.startswith(b"\x80"):
-            arrays = _read_legacy(content, path)
+            arrays, root = _read_legacy(content, path)
         else:
             raise _Damaged("it is neither a zip archive nor a pickle")
     except _Refused as error:
@@ -79,7 +101,8 @@ def read_torch_file(path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{path} is not a file of PyTorch weights: {problem}; "
             "expected a complete file written by torch.save(model.state_dict(), ...)"
         ) from None
-    return _as_float32(_without_wrapper(arrays))
+    others = {name: value for name, value in root.items() if type(value) is not _Tensor}
+    return _as_float32(_without_wrapper(arrays) if unwrap else arrays), others
 
 
 class _Refused(Exception):
@@ -112,7 +135,8 @@ class _Tensor:
 # ---- The two file layouts ----
 
 
-def _read_zip(content: bytes, path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_zip(content: bytes, path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[Any, Any]]:
+    """Returns the state dict, and the whole pickled dictionary."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
@@ -125,7 +149,8 @@ def _read_zip(content: bytes, path: pathlib.Path) -> dict[str, np.ndarray]:
             if len(pickles) != 1:
                 raise _Damaged("the archive has no data.pkl")
             folder = pickles[0].removesuffix("data.pkl")
-            state_dict = _find_state_dict(_run(io.BytesIO(archive.read(pickles[0]))))
+            root = _run(io.BytesIO(archive.read(pickles[0])))
+            state_dict = _find_state_dict(root)
             big_endian = f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") == b"big"
             keys = {tensor.storage.key for tensor in state_dict.values()}
             missing = [key for key in keys if f"{folder}data/{key}" not in entries]
@@ -134,17 +159,19 @@ def _read_zip(content: bytes, path: pathlib.Path) -> dict[str, np.ndarray]:
             storages = {key: archive.read(f"{folder}data/{key}") for key in keys}
     except (zipfile.BadZipFile, struct.error, EOFError, RuntimeError, ValueError, OverflowError, OSError) as error:
         raise _Damaged(f"the archive cannot be opened ({error})") from None
-    return _views(state_dict, storages, big_endian, budget.Budget(str(path), len(content)))
+    return _views(state_dict, storages, big_endian, budget.Budget(str(path), len(content))), root
 
 
-def _read_legacy(content: bytes, path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read_legacy(content: bytes, path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[Any, Any]]:
+    """Returns the state dict, and the whole pickled dictionary."""
     stream = io.BytesIO(content)
     if _run(stream) != _LEGACY_MAGIC:
         raise _Damaged("it is a pickle, but PyTorch did not write it")
     _run(stream)  # the protocol version; there is only one
     system = _run(stream)
     announced: dict[str, _Storage] = {}
-    state_dict = _find_state_dict(_run(stream, announced))
+    root = _run(stream, announced)
+    state_dict = _find_state_dict(root)
     keys = _run(stream)
     if type(keys) is not list or not all(type(key) is str for key in keys) or set(keys) != set(announced):
         raise _Damaged("its list of storages does not match its tensors")
@@ -155,7 +182,7 @@ def _read_legacy(content: bytes, path: pathlib.Path) -> dict[str, np.ndarray]:
             raise _Damaged(f"storage {abridge(key)} has {size} numbers instead of {announced[key].size}")
         storages[key] = stream.read(min(size * announced[key].dtype.itemsize, len(content)))
     big_endian = type(system) is dict and system.get("little_endian") is False
-    return _views(state_dict, storages, big_endian, budget.Budget(str(path), len(content)))
+    return _views(state_dict, storages, big_endian, budget.Budget(str(path), len(content))), root
 
 
 def _views(

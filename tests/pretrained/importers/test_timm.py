@@ -35,6 +35,25 @@ def test_every_block_equals_timms(network, backbone, width, golden):
 
 
 @pytest.mark.parametrize(
+    ("network", "size", "output_stride"),
+    [
+        ("xception41", (65, 97), 16),
+        pytest.param("xception65", (64, 96), 8, marks=pytest.mark.slow),
+        pytest.param("xception71", (65, 97), 32, marks=pytest.mark.slow),
+    ],
+)
+def test_every_unit_of_xception_equals_timms(network, size, output_stride, golden):
+    imported = timm.from_state_dict(golden.state_dict(network))
+    assert (imported.model.backbone, imported.model.backbone_norm_epsilon) == (network, 1e-3)
+    assert imported.model.input_mean == imported.model.input_std == (127.5, 127.5, 127.5)
+    imported.model.output_stride = output_stride
+    imported.model.atrous_rates_stride = imported.model.output_stride
+    wanted = golden.samples(network)
+    assert len(wanted) == {"xception41": 13, "xception65": 21, "xception71": 23}[network]
+    assert_equal(compute(imported, wanted, network, size), wanted)
+
+
+@pytest.mark.parametrize(
     ("network", "backbone", "width"),
     [
         ("resnet101", "resnet101_v1", 1.0),
@@ -75,6 +94,7 @@ def test_normalization_comes_from_the_config_next_to_the_file(golden, tmp_path):
     [
         ("mobilenetv2_110d", "conv_head.weight has shape .1280, 352, 1, 1., which does not fit"),
         ("resnet50d", "the file is not a supported network of timm .*; it has conv1.0.weight"),
+        ("xception65p", "the file is not a supported network of timm"),
         ("resnext50_32x4d", "layer1.0.bn1.running_mean has shape .128,., which does not fit"),
     ],
 )
