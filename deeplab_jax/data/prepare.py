@@ -1,6 +1,7 @@
 """Preparing a data set: download or open the raw files, check every example, write ArrayRecord files."""
 
 import contextlib
+import dataclasses
 import logging
 import pathlib
 import shutil
@@ -86,8 +87,8 @@ def prepare(
             roots.append(_find_root(get_dataset("sbd"), sbd_source, data_dir, pathlib.Path(scratch) / "sbd"))
             options["sbd_root"] = roots[1].folder
         with _errors_name_archives(roots), process_pool.use(workers):
-            raw = dataset.read_raw(roots[0].folder, **options)
-            for note in (*raw.notes, *_describe_sizes(dataset, raw), *_describe_leaks(name, raw)):
+            raw = _read_raw(dataset, roots[0], options)
+            for note in (*raw.notes, *_describe_leaks(name, raw)):
                 logger.warning("%s", note)
             write_dataset(name, raw.with_image_range(image_range), data_dir)
     counts = ", ".join(f"{split} {len(examples)}" for split, examples in raw.splits.items())
@@ -127,7 +128,7 @@ def open_raw(
     with tempfile.TemporaryDirectory(prefix="deeplab_jax.") as scratch:
         root = _find_root(dataset, source, pathlib.Path(scratch), pathlib.Path(scratch) / name)
         with _errors_name_archives([root]):
-            yield dataset.read_raw(root.folder, **options), root.name_archive
+            yield _read_raw(dataset, root, options), root.name_archive
 
 
 def _get_preparable(name: str) -> Dataset:
@@ -173,14 +174,16 @@ def _errors_name_archives(roots: list[_Root]) -> Iterator[None]:
         raise UserError(text) from None
 
 
-def _describe_sizes(dataset: Dataset, raw: RawDataset) -> list[str]:
-    """One line per split that does not have the published number of examples."""
-    return [
+def _read_raw(dataset: Dataset, root: "_Root", options: dict[str, Any]) -> RawDataset:
+    """The raw data set, with a note for each split that does not have the published number of examples."""
+    raw = dataset.read_raw(root.folder, **options)
+    notes = [
         f"split {split} of {dataset.name}: {len(raw.splits[split]):,} images, but {size:,} are published; check that "
         "your copy is complete"
         for split, size in dataset.sizes.items()
         if split in raw.splits and len(raw.splits[split]) != size
     ]
+    return dataclasses.replace(raw, notes=(*raw.notes, *notes))
 
 
 def _describe_leaks(name: str, raw: RawDataset) -> list[str]:

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _VERSION = "1.0.0"  # format version; TFDS expects it as the name of the folder
 
+_NAMED = 20  # classes that a warning names
 _DESCRIPTIONS = ("dataset_info", "features", "metadata")  # JSON files
 
 _FEATURE = "tensorflow_datasets.core.features"
@@ -266,7 +267,8 @@ def _check_labels(name: str, label_set: LabelSet, summaries: dict[str, SplitSumm
     totals = np.sum([summary.class_pixels for summary in summaries.values()], axis=0)
     absent = [class_name for class_name, total in zip(label_set.class_names, totals, strict=True) if not total]
     if absent:
-        logger.warning("no mask of %s has a pixel of: %s", name, ", ".join(absent))
+        more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
+        logger.warning("no mask of %s has a pixel of: %s%s", name, ", ".join(absent[:_NAMED]), more)
 
 
 class _Shard(NamedTuple):

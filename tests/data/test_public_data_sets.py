@@ -9,6 +9,7 @@ import scipy.io
 from PIL import Image
 
 from deeplab_jax import data
+from deeplab_jax.data.check import check
 from deeplab_jax.data.prepare import open_raw, prepare
 from deeplab_jax.data.sources import ade20k, cityscapes, coco_panoptic, coco_stuff, oxford_pet, pascal_context
 from deeplab_jax.errors import UserError
@@ -121,6 +122,7 @@ def test_an_incomplete_copy_is_reported(cityscapes_folder, tmp_path, caplog):
     prepare("cityscapes", source=cityscapes_folder, data_dir=tmp_path / "data")
     line = "split val of cityscapes: 1 images, but 500 are published; check that your copy is complete"
     assert line in caplog.messages
+    assert line in check("cityscapes", source=cityscapes_folder).notes
 
 
 def test_a_missing_mask_is_named(cityscapes_folder, tmp_path):
