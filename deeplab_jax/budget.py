@@ -37,8 +37,8 @@ HEADER_BYTES = 4 << 20
 JSON_BYTES, JSON_DEPTH = 8 << 20, 64
 #: Largest file of annotations, JSON or XML, in bytes: COCO's instances_train2017.json has 448 MB.
 ANNOTATION_BYTES = 512 << 20
-#: Most vertices of one polygon in annotations, and most points of its outline after it is drawn.
-POLYGON_VERTICES, OUTLINE_POINTS = 100_000, 1 << 26
+#: Most corners of one polygon in annotations, and its longest outline, in pixels.
+POLYGON_VERTICES, OUTLINE_PIXELS = 100_000, 1 << 20
 #: Largest YAML file, in bytes.
 YAML_BYTES = 1 << 20
 #: Most instructions in a pickle. A network of 1000 tensors has about 30,000, with the state of Adam 150,000.

@@ -183,7 +183,7 @@ def fill_region(result: dict[str, Any], size: tuple[int, int]) -> Bool[np.ndarra
         return decode_brush(value.get("rle"), size) > _OPAQUE
     if kind == "polygon":
         points = check_points(value.get("points"), (100, 100))
-        return fill_coco(points * scale, size)
+        return fill_coco(check_points(points * scale, size), size)
     if kind == "rectangle":
         x, y, width, height = _numbers(value, "x", "y", "width", "height")
         corners = np.array([(0, 0), (width, 0), (width, height), (0, height)])

@@ -35,7 +35,8 @@ def check_points(points: object, size: tuple[int, int], *, at_least: int = 3) ->
       at_least: number of points that the shape needs.
 
     Raises:
-      DegenerateShape: there are too few or too many, they are not numbers, or they are far outside of the image.
+      DegenerateShape: there are too few or too many, they are not numbers, they are far outside of the image, or the
+        outline is implausibly long.
     """
     if not isinstance(points, list | tuple | np.ndarray):
         raise DegenerateShape("its points are not a list")
@@ -52,6 +53,10 @@ def check_points(points: object, size: tuple[int, int], *, at_least: int = 3) ->
     limit = _FAR * max(size)
     if not (np.abs(array) <= limit).all():
         raise DegenerateShape("its points are far outside of the image")
+    # Not longer than if every pixel had an edge; lines to and fro would take minutes to draw.
+    length = np.abs(np.roll(array, -1, axis=0) - array).max(1).sum()
+    if length > min(budget.OUTLINE_PIXELS, size[0] * size[1] + 8 * sum(size)):
+        raise DegenerateShape(f"its outline of {length:.0f} pixels is implausibly long")
     return array
 
 
@@ -64,9 +69,6 @@ def fill_coco(points: Points, size: tuple[int, int]) -> Bool[np.ndarray, "height
     Args:
       points: (x, y) of the vertices; pixel (0, 0) covers 0 to 1.
       size: (height, width) of the mask.
-
-    Raises:
-      DegenerateShape: the outline is implausibly long.
     """
     height, width = size
     u, v = _outline(np.trunc(_UPSAMPLING * points + 0.5).astype(np.int64))
@@ -96,8 +98,6 @@ def _outline(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first = np.where(backward[:, None], following, points)
     last = np.where(backward[:, None], points, following)
     length = distance[edges, major]
-    if length.sum() + len(points) > budget.OUTLINE_POINTS:
-        raise DegenerateShape("its outline is implausibly long")
     slope = (last - first)[edges, 1 - major] / np.maximum(length, 1)
     edge = np.repeat(edges, length + 1)
     offset = np.cumsum(length + 1) - (length + 1)

@@ -86,8 +86,11 @@ def test_points_are_checked(points, reason):
 
 def test_an_outline_has_limits():
     rng = np.random.default_rng(0)
-    with pytest.raises(DegenerateShape, match="implausibly long"):
-        fill_coco(rng.uniform(-30_000, 30_000, (20_000, 2)), (4000, 4000))
+    for count, size in ((2000, (4000, 4000)), (200, (40, 60))):
+        zigzag = rng.uniform(0, min(size), (count, 2))
+        check_points(zigzag[:10], size)
+        with pytest.raises(DegenerateShape, match="outline of .* pixels is implausibly long"):
+            check_points(zigzag, size)
 
 
 @pytest.mark.parametrize(
