@@ -3,7 +3,8 @@
     deeplab-jax data prepare cityscapes --source cityscapes --data-dir data
     deeplab-jax train --config segformer_cityscapes:variant=b2 --config.data.data_dir=data --workdir runs/segformer_b2
 
-The source folder has `leftImg8bit/` and `gtFine/`, as the archives unpack. `init` starts from a Mix Transformer that was trained on ImageNet, as the paper does.
+The source folder has `leftImg8bit/` and `gtFine/`, as the archives unpack. `init` starts from a Mix Transformer that
+was trained on ImageNet, as the paper does.
 
 Published mean IoU on val, single scale: B0 .762, B1 .785, B2 .810, B3 .817, B4 .823, B5 .824, from windows of 1024x1024
 every 768 pixels; this config scores whole images. See `segformer_ade20k` for the differences in training.
