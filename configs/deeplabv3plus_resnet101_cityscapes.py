@@ -1,12 +1,11 @@
 """DeepLabv3+ with ResNet-101 on whole Cityscapes images of 1024x2048, their rows split over four devices.
 
-    deeplab-jax data prepare folder --source cityscapes --data-dir data
+    deeplab-jax data prepare cityscapes --source cityscapes --data-dir data
     deeplab-jax train --config deeplabv3plus_resnet101_cityscapes --config.data.data_dir=data --workdir runs/cityscapes
 
 The papers train on crops of 769x769 (arXiv 1802.02611, section 4.4); this is for devices that cannot hold a whole
-image, see docs/pods.md. The source folder has `images/` (leftImg8bit), `masks/` (the 19 trainIds, 255 is ignored),
-`classes.txt`, `train.txt` and `val.txt`. Network, optimizer and augmentation are those of
-`deeplabv3plus_resnet101_voc`; the 90,000 steps are those of research/deeplab.
+image, see docs/pods.md. The source folder has `leftImg8bit/` and `gtFine/`, as the archives unpack. Network, optimizer
+and augmentation are those of `deeplabv3plus_resnet101_voc`; the 90,000 steps are those of research/deeplab.
 
 Data: Cityscapes train, val
 Score: not run
@@ -20,7 +19,7 @@ def get_config(arg=None):
     arg = parse_arg(arg, batch=16, steps=90_000, spatial=4)
     config = load_config("deeplabv3plus_resnet101_voc", batch=arg.batch, steps=arg.steps)
     config.model.align_corners = False  # it needs heights of k * 16 + 1, whose rows do not divide
-    config.data.name = "folder"
+    config.data.name = "cityscapes"
     config.data.train_split = "train"
     config.data.image_size = (1024, 2048)
     config.eval.image_size = (1024, 2048)

@@ -35,6 +35,12 @@ ARCHIVE = Limit(100, 1 << 30, "so it is probably not a data set; if it is, unpac
 HEADER_BYTES = 4 << 20
 #: Largest JSON text, in bytes, and its deepest nesting. Configs have some kilobytes and four levels.
 JSON_BYTES, JSON_DEPTH = 8 << 20, 64
+#: Largest file of annotations, JSON or XML, in bytes: COCO's instances_train2017.json has 448 MB.
+ANNOTATION_BYTES = 512 << 20
+#: Most vertices of one polygon in annotations, and most points of its outline after it is drawn.
+POLYGON_VERTICES, OUTLINE_POINTS = 100_000, 1 << 26
+#: Largest YAML file, in bytes.
+YAML_BYTES = 1 << 20
 #: Most instructions in a pickle. A network of 1000 tensors has about 30,000, with the state of Adam 150,000.
 PICKLE_INSTRUCTIONS = 500_000
 #: Most bits of an integer in a pickle; the longest in PyTorch's files is its magic number of 77.

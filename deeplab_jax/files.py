@@ -83,8 +83,13 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path, *, max_bytes: int = budget.JSON_BYTES, kind: type = dict) -> Any:
     """Reads a JSON object from a file that may be damaged or come from a stranger.
+
+    Args:
+      path: the file.
+      max_bytes: see `parse_json`.
+      kind: see `parse_json`.
 
     Raises:
       UserError: the file is missing or unreadable, or `parse_json` rejects it.
@@ -94,24 +99,26 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path} {'is not a file' if path.exists() else 'is missing'}")
     try:
         with path.open("rb") as file:
-            content = file.read(budget.JSON_BYTES + 1)
+            content = file.read(max_bytes + 1)
     except OSError as error:
         raise from_os_error(error, f"cannot read {path}") from None
-    return parse_json(content, path)
+    return parse_json(content, path, max_bytes=max_bytes, kind=kind)
 
 
-def parse_json(content: bytes, name: object) -> dict[str, Any]:
+def parse_json(content: bytes, name: object, *, max_bytes: int = budget.JSON_BYTES, kind: type = dict) -> Any:
     """Parses a JSON object: UTF-8, of limited size and depth, with every name once and without NaN.
 
     Args:
       content: the encoded object.
       name: file that error messages name.
+      max_bytes: most bytes to accept.
+      kind: the type to accept: `dict`, or `list` for a JSON array.
 
     Raises:
       UserError: the content is something else.
     """
-    if len(content) > budget.JSON_BYTES:
-        raise UserError(f"{name} is larger than {budget.JSON_BYTES >> 20} MiB, the limit for JSON files")
+    if len(content) > max_bytes:
+        raise UserError(f"{name} is larger than {max_bytes >> 20} MiB, the limit for JSON files")
     try:
         values = json.loads(content.decode(), parse_constant=_reject_constant, object_pairs_hook=_unique_names)
         is_deep = _is_deeper(values, budget.JSON_DEPTH)
@@ -123,8 +130,8 @@ def parse_json(content: bytes, name: object) -> dict[str, Any]:
         raise UserError(f"{name} is damaged: not valid JSON ({error})") from None
     if is_deep:
         raise UserError(f"{name} is damaged: its JSON is nested more than {budget.JSON_DEPTH} levels deep")
-    if not isinstance(values, dict):
-        raise UserError(f"{name} is damaged: it is not a JSON object")
+    if not isinstance(values, kind):
+        raise UserError(f"{name} is damaged: it is not a JSON {'object' if kind is dict else 'array'}")
     return values
 
 

@@ -18,25 +18,24 @@
 """
 # The papers' tables
 
-This notebook maps the rows of the tables of DeepLabv3 ([arXiv 1706.05587](https://arxiv.org/abs/1706.05587)) and
-DeepLabv3+ ([arXiv 1802.02611](https://arxiv.org/abs/1802.02611)) to configs. It shows what output stride, multi-grid
-and the decoder do to the model, counts multiply-adds, and evaluates one checkpoint at another output stride, flipped,
-and at several scales.
+Every published row of DeepLabv3 ([arXiv 1706.05587](https://arxiv.org/abs/1706.05587)), DeepLabv3+ ([arXiv
+1802.02611](https://arxiv.org/abs/1802.02611)), SegFormer, MobileNetV3 and research/deeplab's model zoo is in
+`deeplab_jax.papers`. In this notebook you pick a row, look at its network, count its multiply-adds beside the paper's,
+and train the rows of a table at a size that this machine can do.
 
-The notebook runs in two to three minutes on two CPU cores. It needs no GPU and no download.
+The notebook runs in about two minutes on two CPU cores. It needs no GPU and no download.
 
 It has three kinds of numbers. *Published* numbers are the papers', with the number of the table. *Counted* numbers
-are multiply-adds of the full-size models, counted exactly. *Measured* numbers are scores of two small models that
-this notebook trains on synthetic scenes; they say nothing about Pascal VOC.
+are multiply-adds of the full-size networks, counted exactly. *Measured* numbers say what they were measured on: drawn
+scenes in section 4, photos of Pascal VOC in section 5.
 
 ## Setup
 """
 
 # %%
+import itertools
 import logging
-import math
 import pathlib
-import shlex
 import sys
 import tempfile
 from collections import Counter
@@ -48,10 +47,7 @@ from rich.console import Console
 from rich.table import Table
 
 import deeplab_jax
-from deeplab_jax import config as config_lib
-from deeplab_jax import visualization
-from deeplab_jax.analysis.summary import summary_table
-from deeplab_jax.cli.config_flags import parse_config
+from deeplab_jax import papers, pretrained, visualization
 from deeplab_jax.models import abstract_variables, build_model
 from deeplab_jax.parallel.jaxpr import equations
 
@@ -77,87 +73,92 @@ def show(title, columns, rows):
 
 # %% [markdown]
 """
-## 1. A row is a config
+## 1. Pick a row
 
-Table 3 of DeepLabv3+ has ResNet-101 trained at output stride 16 with the decoder: 78.85 mean IoU on the validation
-split of Pascal VOC 2012. This is the config of that row. Its fields are those of the papers' protocol.
+Each row has a state. It *runs* if its data and the weights it starts from are public, and it is *verified* if its
+score was measured here. The table counts the rows of each publication by state.
 """
 
 # %%
-config = deeplab_jax.load_config("deeplabv3plus_resnet101_voc")
-for field in ("backbone", "output_stride", "multi_grid", "atrous_rates", "image_pooling", "decoder", "align_corners"):
-    print(f"config.model.{field:20}{config.model[field]}")
-for field in ("train_split", "image_size", "batch_size", "resize", "scale_range"):
-    print(f"config.data.{field:21}{config.data[field]}")
-for field in ("learning_rate", "schedule", "poly_power", "momentum", "weight_decay"):
-    print(f"config.optimizer.{field:16}{config.optimizer[field]}")
-print(f"config.train.{'duration':20}{config.train.duration}")
-
-console.print(summary_table(config, num_classes=21))
+counts = Counter((row.paper, papers.state_of(row)) for row in papers.list_rows())
+show(
+    "Published rows", ("", *papers.STATES),
+    [(paper, *(counts[paper, state] or "–" for state in papers.STATES)) for paper in papers.PAPERS],
+)  # fmt: skip
+for state, meaning in papers.STATES.items():
+    print(f"{state}: {meaning}")
 
 # %% [markdown]
 """
-*Nominal* counts the layers in the order of the papers, *executed* in the order of this package, which computes 1x1
-convolutions before upsampling. `deeplab_jax.load_config("deeplabv3plus_resnet50_voc")` is the same with 50 layers;
-its argument `backbone` selects any other.
+`papers.list_rows("v3plus", "3")` lists the rows of a table, as `deeplab-jax papers list --paper v3plus --table 3` does
+in a shell. Table 3 of DeepLabv3+ has ResNet-101 with and without the decoder, at several output strides of training and
+evaluation. This is the row with the decoder, trained at 16 and evaluated at 8:
+"""
 
-The other rows are this config with other values. Three fields change the model:
+# %%
+row = papers.find_row("v3plus-3-16-8-decoder")
+print(row)
+print(papers.describe_protocol(row))
+for command in papers.row_commands(row):
+    print(f"$ {command}")
+
+# %% [markdown]
+"""
+`deeplab-jax papers run v3plus-3-16-8-decoder --workdir runs/v3plus` does all of this, and prints the measured score
+beside the published one. A training run takes 30,000 steps with 16 crops of 513x513, which is work for accelerators:
+the notebook [One model on many devices](05_pods.ipynb) shows what it needs on a pod.
+
+A row is a config and the fields that it changes. Those of the other rows of this table:
+"""
+
+# %%
+table3 = papers.list_rows("v3plus", "3")
+rows = []
+for row in table3:
+    changes = ["\n".join(f"{field}={value}" for field, value in fields.items()) for fields in (row.train, row.evaluate)]
+    rows.append((row.id, row.published["mean_iou"], *changes))
+show(f"v3plus, table 3: --config {row.config}", ("row", "published", "training", "evaluation"), rows)
+
+# %% [markdown]
+"""
+## 2. Its network
+
+Three fields change the network in most tables:
 
 - `model.output_stride`: 32, 16 or 8. The backbone stops shrinking the image at this stride. From there on its
   convolutions are dilated by a *rate*, with the same parameters.
 - `model.multi_grid`: factors on the rates of the three units of the last stage.
 - `model.decoder`: `paper` is DeepLabv3+, `none` is DeepLabv3.
 
-The next cell traces the model, which computes nothing, and reads the rates and the multiply-adds of its convolutions
-from the traced program. It counts in two ways, which section 2 explains.
+The next cell traces the network, which computes nothing, and reads the rates from the traced program.
 """
 
 
 # %%
-def count(size=513, **fields):
-    """Returns the rates of dilated convolutions by layer, and two counts of multiply-adds in 10^9: plain and padded."""
-    model = build_model(config.model, 21, **fields, published_order=True)
-    images = jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)
+def read_rates(output_stride):
+    """Returns the rates of dilated convolutions by layer."""
+    model = build_model(papers.training_config(row).model, row.classes, output_stride=output_stride)
+    images = jax.ShapeDtypeStruct((1, 65, 65, 3), np.uint8)
+    variables = abstract_variables(model)
     program = jax.make_jaxpr(lambda variables, images: model.apply(variables, images, train=False)[0])
-    rates, plain, padded = {}, 0, 0
-    for path, equation in equations(program(variables_of(fields.get("decoder", "paper")), images).jaxpr):
-        if equation.primitive.name != "conv_general_dilated":
-            continue
-        spec, rate = equation.params["dimension_numbers"], equation.params["rhs_dilation"][0]
-        kernel, output = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-        per_pixel = math.prod(kernel)  # height x width x input features x output features
-        height, width = (output[axis] for axis in spec.out_spec[2:])
-        plain += per_pixel * height * width
-        if rate > 1:
-            rates[path] = rate
-            height, width = (math.ceil((extent + 2 * rate) / rate) * rate - 2 * rate for extent in (height, width))
-        padded += per_pixel * height * width
-    return rates, plain / 1e9, padded / 1e9
+    convolutions = (
+        (path, equation.params["rhs_dilation"][0])
+        for path, equation in equations(program(variables, images).jaxpr)
+        if equation.primitive.name == "conv_general_dilated"
+    )
+    return {path: rate for path, rate in convolutions if rate > 1}
 
 
-shapes = {}
-
-
-def variables_of(decoder):
-    """Returns the shapes of the variables, which do not depend on the stride."""
-    if decoder not in shapes:
-        shapes[decoder] = abstract_variables(build_model(config.model, 21, decoder=decoder))
-    return shapes[decoder]
-
-
-counts = {(decoder, stride): count(decoder=decoder, output_stride=stride)
-          for decoder in ("none", "paper") for stride in (32, 16, 8)}  # fmt: skip
-
+PARTS = {"stage3": "block 3", "stage4": "block 4", "aspp": "ASPP"}
+rates = {stride: read_rates(stride) for stride in (32, 16, 8)}
 rows = []
-for stride in (32, 16, 8):
-    rates = Counter()
-    for path, rate in counts["paper", stride][0].items():
-        part = next(name for name in ("stage3", "stage4", "aspp") if name in path)
-        rates[part, rate] += 1
-    cells = [", ".join(f"{n} x {r}" if n > 1 else f"{r}" for (p, r), n in rates.items() if p == part)
-             for part in ("stage3", "stage4", "aspp")]  # fmt: skip
+for stride, by_layer in rates.items():
+    cells = []
+    for part in PARTS:
+        number = Counter(rate for path, rate in by_layer.items() if part in path)
+        cells.append(", ".join(f"{count} x {rate}" if count > 1 else f"{rate}" for rate, count in number.items()))
     rows.append((stride, *cells))
-show("Rates above 1 with multi-grid (1, 2, 4)", ("output stride", "block 3", "block 4", "ASPP"), rows)
+show("Rates above 1 with multi-grid (1, 2, 4)", ("output stride", *PARTS.values()), rows)
 
 # %% [markdown]
 """
@@ -169,14 +170,14 @@ the center tap falls on the features.
 # %%
 figure = visualization.new_figure(9, 2.2)
 figure.set_layout_engine("constrained")
-stage4, aspp = ([rate for path, rate in counts["paper", 16][0].items() if part in path] for part in ("stage4", "aspp"))
+stage4, aspp = ([rate for path, rate in rates[16].items() if part in path] for part in ("stage4", "aspp"))
 taps = [(f"block 4, unit {unit}", [rate]) for unit, rate in enumerate(stage4, 1)] + [("ASPP", [0, *aspp])]
-for axes, (title, rates) in zip(figure.subplots(1, len(taps)), taps, strict=True):
-    for number, rate in enumerate(rates):
+for axes, (title, branches) in zip(figure.subplots(1, len(taps)), taps, strict=True):
+    for number, rate in enumerate(branches):
         places = 16 + rate * np.array([-1, 0, 1])
         axes.plot(*(grid.ravel() for grid in np.meshgrid(places, places)), "o", ms=4, color=f"C{number}")
     axes.set(xlim=(-1, 33), ylim=(33, -1), xticks=(), yticks=(), aspect="equal")
-    axes.set_title(f"{title}: rate {', '.join(str(max(rate, 1)) for rate in rates)}", fontsize=8)
+    axes.set_title(f"{title}: rate {', '.join(str(max(rate, 1)) for rate in branches)}", fontsize=8)
 figure
 
 # %% [markdown]
@@ -185,180 +186,114 @@ At stride 32, only the multi-grid dilates block 4. At 16, its convolutions repla
 double. At 8, block 3 replaces another stride. ASPP's rates are stated for stride 16 and scale with it; the paper
 doubles them at 8.
 
-## 2. Multiply-adds, counted and published
+## 3. Multiply-adds, counted and published
 
-The published column is table 3 of DeepLabv3+ (513x513 pixels). *Plain* counts one multiply-add per weight and output
-pixel, the definition of a convolution.
+Table 3 also has the multiply-adds of one 513x513 image. `papers.row_costs` counts them in two ways. *Plain* is one
+multiply-add per weight and output pixel, the definition of a convolution. *Padded* also counts the work on the padding
+that TensorFlow's dilated convolutions add: `tf.nn.with_space_to_batch` splits a feature map into rate x rate maps, one
+per remainder, and pads height and width to multiples of the rate (see its
+[documentation](https://www.tensorflow.org/api_docs/python/tf/nn/with_space_to_batch)).
 """
 
 # %%
-PUBLISHED = {("none", 32): 52.43, ("none", 16): 81.02, ("none", 8): 276.18,
-             ("paper", 32): 74.20, ("paper", 16): 101.28, ("paper", 8): 297.92}  # fmt: skip
+rows = []
+for row in table3:
+    if row.evaluate.get("eval.flip") or (row.evaluate.get("eval.scales") and "model.output_stride" in row.evaluate):
+        continue  # flipping doubles the work, and stride 8 at six scales takes long to count
+    costs = papers.row_costs(row)
+    cells = ((f"{count:.2f}", f"{100 * (count / row.multiply_adds - 1):+.1f} %")
+             for count in (costs.multiply_adds, costs.padded))  # fmt: skip
+    rows.append((row.name, row.multiply_adds, *(cell for pair in cells for cell in pair)))
+show("10^9 multiply-adds, ResNet-101", ("trained / evaluated at", "published", "plain", "", "padded", ""), rows)
 
+# %% [markdown]
+"""
+The plain count is below the published one, and the gap grows with the number of dilated convolutions. The padded count
+is within half a percent of all rows except those at stride 16 with the decoder. At the other two strides, the published
+cost of the decoder is 21.74 and 21.77, as it is here; at 16 it is 20.26. The paper's number for six scales agrees with
+the count again. The papers do not say how they counted, so this explanation is a deduction.
+
+`deeplab-jax papers show v3plus-5-16-16-decoder` counts a row of Xception-65, and so on for every row.
+
+## 4. The table at a size for two cores
+
+The changes of a row are fields of a config, so they apply to any network. This section applies those of table 3 to a
+small ResNet on 65x65 scenes, and trains it twice: without a decoder (DeepLabv3) and with it (DeepLabv3+). As 513 does
+for stride 16, 65 = 4 x 16 + 1 makes the corners of features and images coincide at every stride.
+
+One training serves all rows that differ only in their evaluation.
+"""
+
+
+# %%
+def small_config(row):
+    """Returns the training config of a row with a small network and drawn scenes."""
+    config = deeplab_jax.load_config("quickstart", steps=300, size=65)
+    config.model.output_stride = 16
+    config.model.atrous_rates = (1, 2)
+    config.model.align_corners = True
+    config.optimizer.schedule = "poly"
+    config.optimizer.learning_rate = 0.3
+    config.data.batch_size = 8
+    config.eval.protocol = "whole"
+    config.eval.image_size = (65, 65)
+    config.log.tensorboard = False
+    config.log.every_steps = 100
+    config.update_from_flattened_dict(dict(row.train))
+    return config
+
+
+folder, measured = pathlib.Path(tempfile.mkdtemp()), {}
+for name in ("16-16", "16-8", "16-16-decoder", "16-16-decoder-scales", "16-16-decoder-scales-flip", "16-8-decoder"):
+    row = papers.find_row(f"v3plus-3-{name}")
+    config = small_config(row)
+    workdir = folder / config.model.decoder
+    if not workdir.exists():
+        deeplab_jax.train(config, workdir)
+    measured[row] = deeplab_jax.evaluate(workdir, config=papers.evaluation_config(row, config))
+
+# %%
 rows = [
-    (f"decoder {decoder}, stride {stride}", published, f"{plain:.2f}", f"{100 * (plain / published - 1):+.1f} %",
-     f"{padded:.2f}", f"{100 * (padded / published - 1):+.1f} %")
-    for ((decoder, stride), published), (_, plain, padded) in zip(PUBLISHED.items(), counts.values(), strict=True)
+    (row.name, row.published["mean_iou"], f"{100 * scores['mean_iou']:.2f}", f"{100 * scores['pixel_accuracy']:.2f}")
+    for row, scores in measured.items()
 ]  # fmt: skip
-show("10^9 multiply-adds, ResNet-101", ("", "published", "plain", "", "padded", ""), rows)
+show("Mean IoU", ("", "published", "measured on scenes", "accuracy"), rows)
 
 # %% [markdown]
 """
-The plain count is below the published one, and the gap grows with the number of dilated convolutions. The reason is
-how TensorFlow computes them: `tf.nn.with_space_to_batch` splits a feature map into rate x rate maps, one per
-remainder, and pads height and width to multiples of the rate (see its
-[documentation](https://www.tensorflow.org/api_docs/python/tf/nn/with_space_to_batch)). *Padded* also counts the work
-on that padding, and is within half a percent of five of the six rows.
+SCENES_TEXT
 
-The sixth row, stride 16 with the decoder, is lower than this count. At the other two strides, the published cost of
-the decoder is 21.74 and 21.77, as it is here; at 16 it is 20.26. The paper's number for six scales, below, agrees
-with the count again. The papers do not say how they counted, so this explanation is a deduction.
+## 5. The same trend on photos
 
-Six scales (0.5, 0.75, 1, 1.25, 1.5 and 1.75) cost the sum of six images, and flipping doubles it.
+`deeplab-jax papers verify ROW` evaluates weights that others published, under the protocol of the row. The row below is
+a MobileNetV2 of width 0.5 without a decoder, which the TensorFlow Lite examples use on phones. It sees images squeezed
+to 257x257, at stride 8. Like the rows of table 3, it can be evaluated at another stride, and mirrored.
+
+If Pascal VOC is prepared on this machine, the cell measures the network, which takes minutes. Otherwise it shows what
+was measured for [Reproducing the papers](../docs/papers.md), which has the command, the images and the machine.
 """
 
 # %%
-image_sizes = [round(512 * scale) + 1 for scale in (0.5, 0.75, 1, 1.25, 1.5, 1.75)]
-totals = np.sum([count(size, decoder="paper", output_stride=16)[1:] for size in image_sizes], axis=0)
-rows = [("16, six scales", 898.69, *(f"{total:.2f}" for total in totals)),
-        ("16, six scales, flipped", 1797.23, *(f"{2 * total:.2f}" for total in totals))]  # fmt: skip
-show("10^9 multiply-adds, ResNet-101 with decoder", ("stride", "published", "plain", "padded"), rows)
+STRIDES, FLIPS = {"stride 16": 16, "stride 8": 8}, {"": False, ", mirrored": True}
+row = papers.find_row("zoo-mobile-mobilenet-v2-05-257")
+print(row)
+try:
+    papers.check_data(row, papers.evaluation_config(row), "val")
+except deeplab_jax.UserError:
+    recorded = papers.measurement_of(row)
+    print(f"recorded, on {recorded.data}")
+    on_photos = recorded.variations | {"stride 8": recorded.scores["mean_iou"]}
+else:
+    network, on_photos = pretrained.load(row.weights), {}
+    for stride, flip in itertools.product(STRIDES, FLIPS):
+        config = papers.weights_config(row, network)
+        config.model.output_stride, config.eval.flip = STRIDES[stride], FLIPS[flip]
+        on_photos[stride + flip] = 100 * deeplab_jax.evaluate(row.weights, config=config)["mean_iou"]
+
+rows = [(name, f"{score:.2f}", f"{score - on_photos['stride 16']:+.2f}") for name, score in sorted(on_photos.items())]
+show("Mean IoU of MobileNetV2 0.5 at 257x257 on photos", ("", "measured", "gain over stride 16"), rows)
 
 # %% [markdown]
 """
-## 3. Measured on small models
-
-The parameters do not depend on the output stride, so a model trained at 16 can be evaluated at 8: the same weights on
-a grid twice as fine. The papers do this in half of their rows, and also average the probabilities over several scales
-and flipped images. All of this is part of the evaluation config.
-
-This section trains two small models, one without a decoder (DeepLabv3) and one with it (DeepLabv3+), on 65x65 scenes.
-As 513 does for stride 16, 65 = 4 x 16 + 1 makes the corners of features and images coincide at every stride, with
-`align_corners`.
-"""
-
-
-# %%
-def small_config(decoder):
-    """Returns the config of a small model at output stride 16."""
-    small = deeplab_jax.load_config("quickstart", steps=300, size=65)
-    small.model.decoder = decoder
-    small.model.output_stride = 16
-    small.model.atrous_rates = (1, 2)
-    small.model.align_corners = True
-    small.optimizer.schedule = "poly"
-    small.optimizer.learning_rate = 0.3
-    small.data.batch_size = 8
-    small.eval.protocol = "whole"
-    small.eval.image_size = (65, 65)
-    small.log.tensorboard = False
-    small.log.every_steps = 100
-    return small
-
-
-folder = pathlib.Path(tempfile.mkdtemp())
-trained = {decoder: deeplab_jax.train(small_config(decoder), folder / decoder) for decoder in ("none", "paper")}
-
-# %% [markdown]
-"""
-Each of the other rows below is one evaluation of the DeepLabv3+ checkpoint on the same 200 scenes. In a shell, the
-fourth row is `deeplab-jax evaluate --workdir runs/small --config.model.output_stride=8`.
-"""
-
-
-# %%
-def evaluate(**fields):
-    """Evaluates the DeepLabv3+ checkpoint with other fields."""
-    changed = small_config("paper")
-    changed.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-    return deeplab_jax.evaluate(folder / "paper", config=changed)
-
-
-measured = {
-    "DeepLabv3, no decoder": trained["none"],
-    "DeepLabv3+, decoder": trained["paper"],
-    "DeepLabv3+, flipped too": evaluate(eval__flip=True),
-    "DeepLabv3+, evaluated at stride 8": evaluate(model__output_stride=8),
-    "DeepLabv3+, scales 0.75, 1, 1.25": evaluate(eval__scales=(0.75, 1.0, 1.25)),
-}
-rows = [(name, f"{100 * scores['mean_iou']:.2f}", f"{100 * scores['pixel_accuracy']:.2f}")
-        for name, scores in measured.items()]  # fmt: skip
-show("Measured on synthetic scenes, percent", ("", "mean IoU", "accuracy"), rows)
-
-# %% [markdown]
-"""
-The decoder helps, and so do flipped images. A finer stride and several scales help at the size of the papers, but not
-here. At stride 16, a scene has only 5x5 features, and the two ASPP rates were trained for that grid. And a model that
-saw each scene at one scale meets textures of other sizes at other scales, while texture is part of what determines a
-class; the papers train with random scales from 0.5 to 2. The models are small, trained for 300 steps with one seed,
-so differences of a few tenths of a percent mean little.
-
-## 4. Published rows and their configs
-
-All rows are for ResNet-101 on Pascal VOC 2012 `val`, trained on `trainaug` from ImageNet weights. The scores are the
-papers': these rows were not run here. The cell applies the overrides of each row and checks that they form a valid
-config. *Pooling* is ASPP's image pooling, *grid* is the multi-grid. The config has both, with (1, 2, 4).
-"""
-
-# %%
-SIX = "--config.eval.scales='(0.5,0.75,1.0,1.25,1.5,1.75)'"
-FLIP = "--config.eval.flip=True"
-V3 = "--config.model.decoder=none"
-ROWS = [  # table, row, published mean IoU, overrides of the training, further overrides of the evaluation
-    ("v3 T5", "no pooling, grid (1,1,1)", 75.36,
-     f"{V3} --config.model.image_pooling=False --config.model.multi_grid='(1,1,1)'", ""),
-    ("v3 T5", "no pooling, grid (1,2,1)", 75.93,
-     f"{V3} --config.model.image_pooling=False --config.model.multi_grid='(1,2,1)'", ""),
-    ("v3 T5", "no pooling, grid (1,2,4)", 76.58, f"{V3} --config.model.image_pooling=False", ""),
-    ("v3 T5", "and a branch of rate 24", 76.46,
-     f"{V3} --config.model.image_pooling=False --config.model.atrous_rates='(6,12,18,24)'", ""),
-    ("v3 T6", "DeepLabv3, stride 16", 77.21, V3, ""),
-    ("v3 T6", "evaluated at 8", 78.51, V3, "--config.model.output_stride=8"),
-    ("v3 T6", "and six scales", 79.45, V3, f"--config.model.output_stride=8 {SIX}"),
-    ("v3 T6", "and flipped", 79.77, V3, f"--config.model.output_stride=8 {SIX} {FLIP}"),
-    ("v3 T9", "batch size 12", 76.49, f"{V3} --config.data.batch_size=12", ""),
-    ("v3 T10", "trained at 8, batch size 6", 75.62,
-     f"{V3} --config.model.output_stride=8 --config.data.batch_size=6", ""),
-    ("v3+ T2", "decoder: one 1x1", 78.07, "--config.model.decoder=kerascv", ""),
-    ("v3+ T3", "DeepLabv3+, stride 16", 78.85, "", ""),
-    ("v3+ T3", "and six scales", 80.09, "", SIX),
-    ("v3+ T3", "and flipped", 80.22, "", f"{SIX} {FLIP}"),
-    ("v3+ T3", "evaluated at 8", 79.35, "", "--config.model.output_stride=8"),
-    ("v3+ T3", "and six scales", 80.43, "", f"--config.model.output_stride=8 {SIX}"),
-    ("v3+ T3", "and flipped", 80.57, "", f"--config.model.output_stride=8 {SIX} {FLIP}"),
-    ("v3+ T3", "trained at 32", 77.37, "--config.model.output_stride=32", ""),
-    ("v3+ T3", "and evaluated at 16", 77.80, "--config.model.output_stride=32",
-     "--config.model.output_stride=16"),
-]  # fmt: skip
-
-table = Table(title="--config deeplabv3plus_resnet101_voc and --config...")
-for column in ("table", "row", "published", "training", "evaluation"):
-    table.add_column(column, no_wrap=True)
-for source, row, score, training, evaluation in ROWS:
-    overrides = shlex.split(f"{training} {evaluation}")
-    changed = parse_config(["--config", "deeplabv3plus_resnet101_voc", *overrides])
-    config_lib.validate(changed)
-    build_model(changed.model, num_classes=21)
-    short = (text.replace(SIX, ".eval.scales=SIX").replace("--config.", ".") for text in (training, evaluation))
-    table.add_row(source, row, f"{score:.2f}", *(text.replace(" ", "\n") for text in short))
-console.print(table)
-print("SIX is", SIX.partition("=")[2])
-
-# %% [markdown]
-"""
-Each field starts with `--config`, which the table omits. DeepLabv3, trained at 16 and evaluated at 8, is then
-
-```
-deeplab-jax data prepare voc2012_segmentation --sbd-source benchmark.tgz
-deeplab-jax train --config deeplabv3plus_resnet101_voc --config.model.decoder=none \
-    --config.train.init_from=resnet_v1_101_beta_imagenet --workdir runs/v3
-deeplab-jax evaluate --workdir runs/v3 --config.model.output_stride=8
-```
-
-A training run takes 30,000 steps with 16 crops of 513x513: with the 98 x 10^9 multiply-adds of section 2, times three
-for the gradients, 1.4 x 10^17 multiply-adds. The notebook [One model on many devices](05_pods.ipynb) shows what it
-needs on a pod.
-
-This package does not include the cascaded blocks 5 to 7 of DeepLabv3 (tables 1 to 4), Xception (table 5 of
-DeepLabv3+), rows trained on COCO or JFT, and the decoders of table 1 with a single 3x3 convolution.
+PHOTOS_TEXT
 """

@@ -28,17 +28,18 @@ NOTEBOOKS = sorted(ROOT.glob("notebooks/*.py"))
 # The modules that users import. The API reference has every public name of them.
 MODULES = (
     "analysis.aot", "analysis.aot_compile", "analysis.aot_search", "analysis.collectives", "analysis.latency",
-    "analysis.summary", "analysis.tpu_specs", "config", "data", "data.check", "data.download", "data.prepare",
+    "analysis.summary", "analysis.tpu_specs", "config", "data", "data.annotation_export", "data.annotation_formats",
+    "data.annotation_import", "data.check", "data.download", "data.prepare",
     "data.prepared", "errors", "evaluation.evaluator", "evaluation.metrics", "export", "inference", "inference.files",
     "inference.multi_scale", "inference.sliding_window", "inference.streaming_resize", "inference.video", "labels",
-    "losses", "models", "models.aspp", "models.decoder", "ops", "parallel.mesh",
+    "losses", "models", "models.aspp", "models.decoder", "ops", "papers", "parallel.mesh",
     "parallel.processes", "parallel.sharding", "pretrained", "training.distillation", "training.initialization",
     "training.loop", "training.optimizer", "training.state", "training.step", "visualization", "workdir.checkpoint",
     "workdir.layout",
 )  # fmt: skip
 
-# `data.py` and `model.safetensors` are files; `data.workers` is a field.
-FILE_ENDINGS = ("py", "md", "json", "jsonl", "txt", "png", "jpg", "toml", "safetensors")
+# `data.py`, `data.yaml` and `model.safetensors` are files; `data.workers` is a field.
+FILE_ENDINGS = ("py", "md", "json", "jsonl", "txt", "png", "jpg", "toml", "yaml", "safetensors")
 
 # The commands that need a config. The others get it from a workdir or a preset.
 NEED_CONFIG = ("train", "summary", "aot")
@@ -237,7 +238,7 @@ def test_commands_that_pages_show_parse(parse, arguments):
         [],
         ["prepare"],
     ):  # only mentioned: the name and the flags must exist
-        code, said = parse([*arguments[: 2 if arguments[0] == "data" else 1], "--help"])
+        code, said = parse([*arguments[: 2 if arguments[0] in ("data", "papers") else 1], "--help"])
         assert all(re.search(rf"{flag}\b", said) for flag in flags), said
     else:
         code, said = parse(arguments)

@@ -12,7 +12,7 @@ def assert_no_failures(report: campaign.Report) -> None:
 
 def test_a_sample_of_damaged_files():
     report = campaign.run(
-        150, readers=("torch", "safetensors", "keras", "tflite", "tensorflow", "archives", "annotations")
+        180, readers=("torch", "safetensors", "keras", "tflite", "tensorflow", "archives", "annotations", "exports")
     )
     assert_no_failures(report)
     assert report.total("read") > 5  # otherwise the damage is so large that only the first check is tested

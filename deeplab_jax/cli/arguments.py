@@ -148,6 +148,11 @@ def index(text: str) -> int:
     return _integer(text, 0, _LARGEST)
 
 
+def ids(text: str) -> list[int]:
+    """Parses ids of masks, 0 to 65535, separated by commas."""
+    return [_integer(item, 0, 2**16 - 1) for item in text.split(",")]
+
+
 def classes(text: str) -> int:
     """Parses a number of classes."""
     return _integer(text, 1, _MOST_CLASSES)
@@ -161,6 +166,26 @@ def fraction(text: str) -> float:
         value = -1.0
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return value
+
+
+def points(text: str) -> float:
+    """Parses a number of percentage points."""
+    return _up_to_100(text, "percentage points")
+
+
+def tolerance(text: str) -> float:
+    """Parses a number of pixels."""
+    return _up_to_100(text, "pixels")
+
+
+def _up_to_100(text: str, unit: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {unit} between 0 and 100")
     return value
 
 

@@ -19,6 +19,7 @@ class Command:
       takes_config: the command accepts `--config` and `--config.group.field`, which `run` finds in
         `args.config_arguments`.
       needs_config: `--config` cannot be left out.
+      own_config: `--config NAME` is not accepted, only overrides.
       lists: what `--help` lists by name, keys of `names.LISTS`.
       note: a paragraph at the end of `--help`.
     """
@@ -31,5 +32,6 @@ class Command:
     when_out_of_memory: str = ""
     takes_config: bool = False
     needs_config: bool = False
+    own_config: bool = False
     lists: tuple[str, ...] = ()
     note: str = ""

@@ -1,11 +1,13 @@
-"""`deeplab-jax data prepare`, `data check` and `data show`."""
+"""`deeplab-jax data prepare`, `data check`, `data show`, `data import` and `data export`."""
 
 import argparse
 import dataclasses
 import logging
+import os
+import shlex
 from typing import TYPE_CHECKING, Any
 
-from deeplab_jax.cli import arguments
+from deeplab_jax.cli import arguments, names
 from deeplab_jax.cli.command import Command
 from deeplab_jax.errors import UserError
 
@@ -31,8 +33,32 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         type=arguments.fraction,
         help="fraction of val, for a folder without split lists (default: 0.2)",
     )
+    _add_raw(parser)
     arguments.add_image_range(parser)
     arguments.add_data_dir(parser)
+
+
+def _add_raw(parser: argparse.ArgumentParser) -> None:
+    """Adds what `data prepare` and `data check` need to read raw data."""
+    parser.add_argument(
+        "--workers",
+        type=arguments.count,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="number of processes that read images and masks (default: all cores)",
+    )
+    parser.add_argument(
+        "--reduce-zero-label",
+        action="store_true",
+        default=None,
+        help="id 0 of the masks of `folder` is unlabeled and ignored, and the first class is id 1, as in ADE20K",
+    )
+    parser.add_argument(
+        "--ignore-ids",
+        type=arguments.ids,
+        metavar="ID,ID,...",
+        help="ids of the masks of `folder` that are unlabeled and ignored; 255 always is",
+    )
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -46,6 +72,9 @@ def prepare(args: argparse.Namespace) -> None:
         data_dir=args.data_dir,
         val_fraction=args.val_fraction,
         image_range=args.image_range,
+        reduce_zero_label=args.reduce_zero_label,
+        ignore_ids=args.ignore_ids,
+        workers=args.workers,
     )
 
 
@@ -57,6 +86,7 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
         type=arguments.path,
         help="folder or archive with raw data to check instead of the prepared data set",
     )
+    _add_raw(parser)
     arguments.add_image_range(parser)
     arguments.add_data_dir(parser)
     arguments.add_json(parser)
@@ -67,9 +97,11 @@ def check(args: argparse.Namespace) -> None:
     from deeplab_jax.cli import output
     from deeplab_jax.data.check import check, report_tables
 
-    if args.image_range is not None and args.source is None:
-        raise UserError("--image-range applies to raw images; give their folder with --source")
-    report = check(args.name, data_dir=args.data_dir, source=args.source, image_range=args.image_range)
+    options = {key: getattr(args, key) for key in ("image_range", "reduce_zero_label", "ignore_ids")}
+    for key, value in options.items():
+        if value is not None and args.source is None:
+            raise UserError(f"--{key.replace('_', '-')} applies to raw data; give its folder with --source")
+    report = check(args.name, data_dir=args.data_dir, source=args.source, workers=args.workers, **options)
     output.show(report_tables(report), _report_values(report), args.json)
     if not report.ok:
         problems = sum(len(split.problems) for split in report.splits.values())
@@ -123,6 +155,81 @@ def show(args: argparse.Namespace) -> None:
     logger.info("Wrote %s: %d of %d examples of %s/%s", args.output, count, len(source), args.name, args.split)
 
 
+def add_import_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `data import`."""
+    parser.add_argument("source", type=arguments.path, metavar="SOURCE", help="annotation file, folder or zip archive")
+    parser.add_argument(
+        "--from", dest="format", choices=names.ANNOTATION_FORMATS, required=True, help="format of the annotations"
+    )
+    parser.add_argument(
+        "--images", type=arguments.path, metavar="FOLDER", help="folder of the images, if they are not in SOURCE"
+    )
+    parser.add_argument(
+        "--classes",
+        type=arguments.path,
+        metavar="FILE",
+        help="class list that sets names and ids (default: the order in SOURCE, after background)",
+    )
+    parser.add_argument(
+        "--keep-empty",
+        action="store_true",
+        help="import images without annotations as background (default: leave them out)",
+    )
+    parser.add_argument("--output", type=arguments.path, required=True, metavar="FOLDER", help="folder to create")
+
+
+def import_annotations(args: argparse.Namespace) -> None:
+    """Writes annotations as a folder of images and masks."""
+    from deeplab_jax.data import annotation_import
+
+    report = annotation_import.import_annotations(
+        args.format,
+        args.source,
+        args.output,
+        image_folder=args.images,
+        classes=args.classes,
+        keep_empty=args.keep_empty,
+    )
+    for note in annotation_import.describe_import(report):
+        logger.warning("%s", note)
+    logger.info(
+        "Wrote %d images with %d shapes of %d classes to %s; next: deeplab-jax data prepare folder --source %s",
+        report.images, report.shapes, report.label_set.num_classes, args.output, shlex.quote(str(args.output)),
+    )  # fmt: skip
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `data export`."""
+    parser.add_argument("images", type=arguments.path, metavar="IMAGES", help="folder of images")
+    parser.add_argument(
+        "masks", type=arguments.path, metavar="MASKS", help="folder of their masks, such as the output of `predict`"
+    )
+    parser.add_argument(
+        "--to", dest="format", choices=names.ANNOTATION_EXPORT_FORMATS, required=True, help="format to write"
+    )
+    parser.add_argument(
+        "--classes", type=arguments.path, required=True, metavar="FILE", help="classes.txt of the masks"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=arguments.tolerance,
+        default=1.0,
+        metavar="PIXELS",
+        help="largest distance between a region and its polygon; 0 keeps every corner (default: %(default)s)",
+    )
+    parser.add_argument("--output", type=arguments.path, required=True, metavar="FOLDER", help="folder to write")
+
+
+def export_annotations(args: argparse.Namespace) -> None:
+    """Writes masks as annotations."""
+    from deeplab_jax.data import annotation_export
+
+    count = annotation_export.export_annotations(
+        args.format, args.images, args.masks, args.output, classes=args.classes, tolerance=args.tolerance
+    )
+    logger.info("Wrote the annotations of %d images to %s", count, args.output)
+
+
 COMMANDS = (
     Command(
         name="data prepare",
@@ -150,5 +257,25 @@ COMMANDS = (
             "data show folder --data-dir data --split val --count 20 --output val.png",
         ),
         lists=("data sets",),
+    ),
+    Command(
+        name="data import",
+        summary="Convert what an annotation tool wrote to a folder of images and masks.",
+        add_arguments=add_import_arguments,
+        run=import_annotations,
+        examples=(
+            "data import --from coco instances.json --images photos --output leaves",
+            "data import --from cvat cvat_export.zip --output leaves",
+        ),
+    ),
+    Command(
+        name="data export",
+        summary="Write masks as annotations, to correct predictions in an annotation tool.",
+        add_arguments=add_export_arguments,
+        run=export_annotations,
+        examples=(
+            "data export --to cvat photos predictions --classes leaves/classes.txt --output to_correct",
+            "data export --to labelme photos masks --classes classes.txt --tolerance 2 --output to_correct",
+        ),
     ),
 )

@@ -19,6 +19,7 @@ from deeplab_jax.cli import (
     export,
     failures,
     latency,
+    papers,
     parser,
     predict,
     presets,
@@ -36,6 +37,7 @@ COMMANDS: tuple[Command, ...] = (
     predict.COMMAND,
     *data.COMMANDS,
     configs.COMMAND,
+    *papers.COMMANDS,
     presets.COMMAND,
     convert.COMMAND,
     export.COMMAND,
@@ -69,9 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             exits.report(f"{stopped}; run the same command again to resume")
             sys.exit(stopped.exit_code)
         except KeyboardInterrupt:
-            resume = (
-                "; run the same command again to resume from the newest checkpoint" if argv[:1] == ["train"] else ""
-            )
+            trains = argv[:1] == ["train"] or argv[:2] == ["papers", "run"]
+            resume = "; run the same command again to resume from the newest checkpoint" if trains else ""
             exits.fail(f"interrupted{resume}", 130)
         except Exception as error:
             if exits.SUPERVISED in os.environ:

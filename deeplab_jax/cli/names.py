@@ -4,13 +4,20 @@ import pathlib
 import tomllib
 from collections.abc import Callable
 
-DATA_SETS = ("sbd", "voc2012_segmentation", "camvid", "folder", "synthetic")
+DATA_SETS = (
+    "sbd", "voc2012_segmentation", "camvid", "cityscapes", "ade20k", "ade20k_151", "coco_stuff", "coco_stuff10k",
+    "coco_panoptic", "coco_voc", "coco_voc_torchvision", "pascal_context", "pascal_context_59", "oxford_pet",
+    "oxford_pet_binary", "oxford_pet_ignore", "folder", "synthetic",
+)  # fmt: skip
 PREPARABLE_DATA_SETS = tuple(name for name in DATA_SETS if name != "synthetic")
+ANNOTATION_FORMATS = ("coco", "cvat", "roboflow", "yolo", "supervisely", "label-studio", "labelme")
+ANNOTATION_EXPORT_FORMATS = ("coco", "cvat", "labelme")
 IMPORT_FORMATS = (
     "kerascv", "kerashub", "torchvision", "smp", "timm", "efficientnet-lite", "tflite", "tf-deeplab", "workdir",
     "deeplab_jax",
 )  # fmt: skip
 EXPORT_FORMATS = ("stablehlo", "savedmodel", "tflite", "onnx")
+PAPERS = ("v3", "v3plus", "segformer", "mobilenetv3", "zoo", "torchvision", "keras")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 CODECS = ("mpeg4", "vp9")
 
@@ -45,4 +52,5 @@ LISTS: dict[str, Callable[[], list[str]]] = {
     "data sets": lambda: list(DATA_SETS),
     "data sets to prepare": lambda: list(PREPARABLE_DATA_SETS),
     "formats": lambda: list(IMPORT_FORMATS),
+    "papers": lambda: list(PAPERS),
 }

@@ -16,16 +16,22 @@ from deeplab_jax.errors import UsageError
 
 _PROGRAM = "deeplab-jax"
 
-_CONFIG_HELP = """configs:
+_OVERRIDES_HELP = "--config.GROUP.FIELD=VALUE              override a field, for example --config.data.batch_size=8"
+_CONFIG_HELP = f"""configs:
   --config NAME_OR_FILE[:key=value,...]   a built-in config, or a Python file that defines get_config
-  --config.GROUP.FIELD=VALUE              override a field, for example --config.data.batch_size=8"""
+  {_OVERRIDES_HELP}"""
+_OWN_CONFIG_HELP = f"configs:\n  {_OVERRIDES_HELP}"
 
 #: Groups of commands: their summary and two examples.
 _GROUPS = {
     "data": (
-        "Prepare, check and show data sets.",
+        "Prepare, check and show data sets; import and export annotations.",
         ("data prepare folder --source photos --data-dir data", "data check folder --data-dir data"),
-    )
+    ),
+    "papers": (
+        "List, show, train and verify the published rows of the papers.",
+        ("papers list --paper v3plus --table 3", "papers show v3plus-3-16-16-decoder"),
+    ),
 }
 _EXAMPLES = ("predict photo.jpg --output masks", "train --config quickstart --workdir runs/quickstart")
 
@@ -74,9 +80,10 @@ class _Parser(argparse.ArgumentParser):
         parts = [] if self._command is None else _help_of(self._command)
         self.epilog = "\n\n".join([*parts, _examples_help(self._examples)])
         if self._command is not None and self._command.takes_config and self.usage is None:
-            name = "--config NAME" if self._command.needs_config else "[--config NAME]"
+            name = "--config NAME " if self._command.needs_config else "[--config NAME] "
+            name = "" if self._command.own_config else name
             generated = self.format_usage().removeprefix("usage: ").rstrip().replace("%", "%%")
-            self.usage = f"{generated}\n{' ' * len(f'usage: {self.prog} ')}{name} [--config.GROUP.FIELD=VALUE ...]"
+            self.usage = f"{generated}\n{' ' * len(f'usage: {self.prog} ')}{name}[--config.GROUP.FIELD=VALUE ...]"
         return super().format_help()
 
 
@@ -135,7 +142,7 @@ def _build_parser(commands: Iterable[Command]) -> argparse.ArgumentParser:
 
 def _help_of(command: Command) -> list[str]:
     """The paragraphs between the arguments and the examples."""
-    parts = [_CONFIG_HELP] if command.takes_config else []
+    parts = [_OWN_CONFIG_HELP if command.own_config else _CONFIG_HELP] if command.takes_config else []
     parts += [f"{title}:\n{_fill(', '.join(names.LISTS[title]()))}" for title in command.lists]
     if command.note:
         parts.append(f"note:\n{_fill(command.note)}")

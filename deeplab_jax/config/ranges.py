@@ -51,6 +51,7 @@ _LARGEST_INT32 = 2**31 - 1
 
 FINITE = Range(minimum=-1e30, maximum=1e30)
 AT_LEAST_ZERO = Range(minimum=0)
+AT_LEAST_ONE = Range(minimum=1, maximum=1000)
 ABOVE_ZERO = Range(above=0)
 DIVISOR = Range(above=0, maximum=1e30)
 FRACTION = Range(minimum=0, maximum=1)

@@ -5,6 +5,7 @@ from deeplab_jax.data.eval_pipeline import eval_batches
 from deeplab_jax.data.fingerprint import describe_change, fingerprint
 from deeplab_jax.data.image_files import IMAGE_SUFFIXES, describe_left_out, list_images
 from deeplab_jax.data.images import ImageLike, as_image, read_image
+from deeplab_jax.data.label_map import LabelMap
 from deeplab_jax.data.masks import read_mask
 from deeplab_jax.data.pipeline import decode_example, decode_examples, train_batches
 from deeplab_jax.data.pixel_values import ImageRange
@@ -27,6 +28,7 @@ __all__ = [
     "EvalProtocol",
     "ImageLike",
     "ImageRange",
+    "LabelMap",
     "RawDataset",
     "RawExample",
     "Source",

@@ -1,9 +1,10 @@
 """Checking a data set, raw or prepared: reads every example and lists every problem by name."""
 
 import dataclasses
+import functools
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxtyping import Int64
 from rich.table import Table
 
 from deeplab_jax import progress
-from deeplab_jax.data import masks
+from deeplab_jax.data import masks, process_pool
 from deeplab_jax.data.dataset import RawExample, Source
 from deeplab_jax.data.leaks import find_leaks, is_scoring, is_training
 from deeplab_jax.data.pipeline import decode_example
@@ -21,6 +22,8 @@ from deeplab_jax.data.prepared import prepared_folder
 from deeplab_jax.data.registry import default_data_dir, get_dataset, open_source, split_names
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
+
+_MOST_UNKNOWN = 50  # ids and colors without a class that a table lists
 
 
 @dataclasses.dataclass
@@ -34,6 +37,7 @@ class SplitReport:
       images: number of images that contain each class; the last entry is the ignore label.
       smallest: smallest height and smallest width; None if no example could be read.
       largest: largest height and largest width.
+      unknown: number of pixels and of images of each id or color (`#rrggbb`) that is not assigned to any class.
     """
 
     ids: list[str]
@@ -42,6 +46,7 @@ class SplitReport:
     images: Int64[np.ndarray, " classes_and_ignore"]
     smallest: tuple[int, int] | None = None
     largest: tuple[int, int] | None = None
+    unknown: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def num_examples(self) -> int:
@@ -74,6 +79,9 @@ def check(
     data_dir: pathlib.Path | None = None,
     source: pathlib.Path | None = None,
     image_range: ImageRange | None = None,
+    reduce_zero_label: bool | None = None,
+    ignore_ids: Sequence[int] | None = None,
+    workers: int = 1,
 ) -> Report:
     """Reads every example of a data set. Checks that sizes agree, labels are valid, and splits share no images.
 
@@ -82,6 +90,9 @@ def check(
       data_dir: folder of prepared data sets; default: `default_data_dir`.
       source: folder or archive of a raw data set, to check it instead of the prepared one.
       image_range: see `deeplab_jax.data.read_image`; for `source`.
+      reduce_zero_label: see `prepare`; for `source`.
+      ignore_ids: see `prepare`; for `source`.
+      workers: see `prepare`; for `source`.
 
     Returns:
       The report, including the problems of examples, which are not raised.
@@ -92,7 +103,8 @@ def check(
     data_dir = default_data_dir() if data_dir is None else data_dir
     notes = ()
     if source is not None:
-        with open_raw(name, source) as (raw, shown):
+        options = {"reduce_zero_label": reduce_zero_label, "ignore_ids": ignore_ids}
+        with process_pool.use(workers), open_raw(name, source, **options) as (raw, shown):
             label_set, notes = raw.label_set, raw.notes
             splits = _check_splits(raw.with_image_range(image_range).splits, _read_raw_labels, label_set)
             for found in splits.values():
@@ -123,6 +135,8 @@ def report_tables(report: Report) -> list[Table]:
         for class_name, pixels, containing in zip(names, found.pixels, found.images, strict=True):
             table.add_row(class_name, f"{pixels:,}", f"{pixels / total:.2%}", f"{containing:,}")
         tables.append(table)
+        if found.unknown:
+            tables.append(_unknown_table(split, found.unknown))
     problems = [f"{split}: {line}" for split, found in report.splits.items() for line in found.problems]
     for title, lines in (("problems", problems), ("leaks", report.leaks), ("notes", report.notes)):
         if lines:
@@ -134,30 +148,50 @@ def report_tables(report: Report) -> list[Table]:
     return tables
 
 
-# The id of an example, and its label or the reason why it could not be read.
-_Labeled = tuple[str, np.ndarray | UserError]
+def _unknown_table(split: str, unknown: dict[str, tuple[int, int]]) -> Table:
+    table = Table(title=f"{split}: ids and colors without a class", title_justify="left")
+    table.add_column("id or color")
+    for column in ("pixels", "images"):
+        table.add_column(column, justify="right")
+    for value, (pixels, containing) in sorted(unknown.items(), key=lambda item: -item[1][0])[:_MOST_UNKNOWN]:
+        table.add_row(value, f"{pixels:,}", f"{containing:,}")
+    if len(unknown) > _MOST_UNKNOWN:
+        table.caption = f"and {len(unknown) - _MOST_UNKNOWN} others"
+    return table
+
+
+# The id of an example; and the pixels of each label and the size of its label, or the reason why it could not be read.
+_Counted = tuple[Int64[np.ndarray, " 256"], tuple[int, int]]
+_Read = tuple[str, _Counted | UserError]
 
 
 def _open_splits(name: str, data_dir: pathlib.Path) -> dict[str, Source]:
     return {split: open_source(name, split, data_dir=data_dir) for split in split_names(name, data_dir=data_dir)}
 
 
-def _read_raw_labels(examples: list[RawExample], count: int, label_set: LabelSet) -> Iterator[_Labeled]:
-    for example in examples[:count]:
-        try:
-            found = example.read(label_set)[1]
-        except UserError as error:
-            found = error
-        yield example.id, found
+def _read_raw_labels(examples: list[RawExample], count: int, label_set: LabelSet) -> Iterator[_Read]:
+    found = process_pool.map_in_order(functools.partial(_count_raw, label_set), examples[:count])
+    return zip((example.id for example in examples), found, strict=False)
 
 
-def _read_labels(source: Source, count: int, label_set: LabelSet) -> Iterator[_Labeled]:
+def _count_raw(label_set: LabelSet, example: RawExample) -> _Counted | UserError:
+    try:
+        return _count(example.read(label_set)[1])
+    except UserError as error:
+        return error
+
+
+def _count(label: np.ndarray) -> _Counted:
+    return np.bincount(label.ravel(), minlength=256).astype(np.int64), label.shape
+
+
+def _read_labels(source: Source, count: int, label_set: LabelSet) -> Iterator[_Read]:
     for i in range(count):
         example_id = f"example {i}"
         try:
             example = source[i]
             example_id = example["id"]
-            found = _checked_label(decode_example(example), label_set)
+            found = _count(_checked_label(decode_example(example), label_set))
         except UserError as error:
             found = error
         yield example_id, found
@@ -176,7 +210,7 @@ def _checked_label(example: dict[str, Any], label_set: LabelSet) -> np.ndarray:
 
 def _check_splits(
     opened: Mapping[str, Any],
-    read: Callable[[Any, int, LabelSet], Iterator[_Labeled]],
+    read: Callable[[Any, int, LabelSet], Iterator[_Read]],
     label_set: LabelSet,
     limit: int | None = None,
 ) -> dict[str, SplitReport]:
@@ -188,22 +222,26 @@ def _check_splits(
     return splits
 
 
-def _check_split(split: str, labels: Iterable[_Labeled], label_set: LabelSet) -> SplitReport:
+def _check_split(split: str, examples: Iterable[_Read], label_set: LabelSet) -> SplitReport:
     counts = np.zeros((2, 256), np.int64)
-    ids, problems, sizes = [], [], []
-    for example_id, found in labels:
+    ids, problems, sizes, unknown = [], [], [], {}
+    for example_id, found in examples:
         ids.append(example_id)
         if isinstance(found, UserError):
             problems.append(str(found))
+            if isinstance(found, masks.UnknownLabels):
+                for value, count in found.described().items():
+                    before = unknown.get(value, (0, 0))
+                    unknown[value] = (before[0] + count, before[1] + 1)
             continue
-        pixels = np.bincount(found.ravel(), minlength=256)
+        pixels, size = found
         counts += [pixels, pixels > 0]
-        sizes.append(found.shape)
+        sizes.append(size)
     if not ids:
         problems.append(f"split {split} is empty; check the list that names its images")
     problems += [f"{example_id} is listed {count} times" for example_id, count in Counter(ids).items() if count > 1]
     pixels, containing = counts[:, [*range(label_set.num_classes), IGNORE_LABEL]]
-    report = SplitReport(ids, problems, pixels, containing)
+    report = SplitReport(ids, problems, pixels, containing, unknown=unknown)
     if sizes and not pixels[:-1].sum():
         problems.append(f"every pixel is ignored ({IGNORE_LABEL}); the split cannot be trained on or evaluated")
     if sizes:

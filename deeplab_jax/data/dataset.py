@@ -3,12 +3,13 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from deeplab_jax.data import images, masks
+from deeplab_jax.data.label_map import LabelMap
 from deeplab_jax.data.pixel_values import ImageRange
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
@@ -53,12 +54,15 @@ class RawExample:
       image: path of the image file.
       read_label: returns the label, integers of shape (height, width) with 255 as the ignore label.
       image_range: see `deeplab_jax.data.read_image`.
+      label_files: the files that `read_label` reads. If one of them changes, what an interrupted preparation has stored
+        of the example is not used again.
     """
 
     id: str
     image: pathlib.Path
     read_label: Callable[[], np.ndarray]
     image_range: ImageRange | None = None
+    label_files: tuple[pathlib.Path, ...] = ()
 
     def read(self, label_set: LabelSet) -> tuple[bytes, np.ndarray]:
         """The encoded image and its checked uint8 label of shape (height, width).
@@ -86,11 +90,16 @@ class RawDataset:
       label_set: its classes.
       splits: the examples of each split in a fixed order.
       notes: what a person should know of how the files are read, such as files that are left out; one line each.
+      label_map: how the ids and colors of the files become classes; None if ids are class ids.
+      rules: what labels depend on in addition to their files, such as a digest of a file for all of them. If it
+        changes, an interrupted preparation starts over.
     """
 
     label_set: LabelSet
     splits: dict[str, list[RawExample]]
     notes: tuple[str, ...] = ()
+    label_map: LabelMap | None = None
+    rules: str = ""
 
     def with_image_range(self, image_range: ImageRange | None) -> "RawDataset":
         """The same data set with `image_range` in all examples; None changes nothing."""
@@ -105,10 +114,22 @@ class RawDataset:
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-    """A published file: its address and the MD5 of its content, 32 hex digits."""
+    """A published file.
+
+    Attributes:
+      url: its address.
+      digest: digest of its content, `md5:` or `sha256:` and hex digits.
+      file_name: name on this machine (default: the end of the address).
+    """
 
     url: str
-    md5: str
+    digest: str
+    file_name: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the file on this machine."""
+        return self.file_name or self.url.rsplit("/", 1)[-1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +143,14 @@ class Dataset:
       name: value of `config.data.name`, in snake case.
       read_raw: takes the folder of the raw data set and returns a `RawDataset`. It does not read images.
       options: names of the keyword arguments that `read_raw` accepts.
-      archive: published archive of the raw data set; without it, users have to pass `--source`.
-      is_needed: whether to unpack the archive's file of this name.
+      label_map: how the ids of its masks become classes, if every copy of the data set has the same ids.
+      archives: published archives of the raw data set; without them, users have to pass `--source`.
+      archive_names: patterns of the names of official archives that a folder passed with `--source` can contain
+        (default: those of `archives`).
+      publisher: where to get the data set if there are no `archives`.
+      is_needed: whether to unpack an archive's file of this name.
       extra_lists: published lists of example ids that are placed next to the archive's `train.txt`.
+      sizes: published number of examples of each split. Preparing another number warns.
       open_split: takes a split's name and the keyword arguments `data_dir`, `num_examples` and `image_size` of
         `registry.open_source`, and returns a `Source`.
       splits: names of the splits that `open_split` knows.
@@ -134,9 +160,13 @@ class Dataset:
     name: str
     read_raw: Callable[..., RawDataset] | None = None
     options: tuple[str, ...] = ()
-    archive: Download | None = None
+    label_map: LabelMap | None = None
+    archives: tuple[Download, ...] = ()
+    archive_names: tuple[str, ...] = ()
+    publisher: str | None = None
     is_needed: Callable[[str], bool] = lambda name: True
     extra_lists: tuple[Download, ...] = ()
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     open_split: Callable[..., Source] | None = None
     splits: tuple[str, ...] = ()
     check_limit: int | None = None

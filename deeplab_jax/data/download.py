@@ -19,7 +19,7 @@ from deeplab_jax.files import file_digest
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
-_DIGEST = re.compile(r"(md5|sha256|sha384):([0-9a-f]{8,96})")
+_DIGEST = re.compile(r"(md5|sha1|sha256|sha384):([0-9a-f]{8,96})")
 
 
 def download(
@@ -76,8 +76,8 @@ def has_digest(path: pathlib.Path, digest: str) -> bool:
 
     Args:
       path: the file.
-      digest: `md5:`, `sha256:` or `sha384:`, followed by at least the first 8 hex digits. PyTorch puts 8 digits into
-        the names of its files; they detect damage, not forgery.
+      digest: `md5:`, `sha1:`, `sha256:` or `sha384:`, followed by at least the first 8 hex digits. PyTorch puts 8
+        digits into the names of its files; they detect damage, not forgery.
     """
     match = _DIGEST.fullmatch(digest)
     if match is None:

@@ -1,6 +1,7 @@
 """Reading and encoding images and masks. Errors name the file."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import pathlib
@@ -17,6 +18,7 @@ from deeplab_jax.data import pixel_values
 from deeplab_jax.data.image_files import IMAGE_FORMATS
 from deeplab_jax.data.pixel_values import ImageRange
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import LabelSet
 
 #: A path, a PIL image, or a uint8 RGB array of shape (height, width, 3).
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
@@ -31,6 +33,16 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 _PILLOW_LIMIT = threading.Lock()  # held while `Image.MAX_IMAGE_PIXELS` is changed
 
 _ORIENTATION_TAG = 0x0112
+#: What turns an image of each EXIF orientation upright.
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _STORED_FORMATS = ("JPEG", "PNG")  # in prepared data sets
 _STORED_PREFIXES = (b"\xff\xd8\xff", b"\x89PNG")
 
@@ -128,6 +140,15 @@ def decode_image(encoded: bytes, name: str) -> UInt8[np.ndarray, "height width 3
     return pixels
 
 
+def encode_palette_png(label: UInt8[np.ndarray, "height width"], label_set: LabelSet) -> bytes:
+    """Encodes a label as a palette PNG (VOC's format): its indices are the class ids, and viewers show the colors."""
+    image = Image.fromarray(label)
+    image.putpalette(label_set.color_table().tobytes())
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG")
+    return encoded.getvalue()
+
+
 def encode_mask(label: UInt8[np.ndarray, "height width"]) -> bytes:
     """Encodes a label as a gray PNG whose values are the class ids."""
     return _encode_png(label, _MASK_PNG)
@@ -176,30 +197,86 @@ def _decode(encoded: bytes, flags: int) -> np.ndarray | None:
         return None
 
 
-def open_image(path: pathlib.Path, max_pixels: int | None = None) -> Image.Image:
+def open_image(file: pathlib.Path | bytes, max_pixels: int | None = None, *, name: object = None) -> Image.Image:
     """Opens an image or mask and loads its pixels, so that a truncated file fails here.
 
     Args:
-      path: the file.
+      file: the file, or its content.
       max_pixels: largest height times width to accept (default: `MAX_PIXELS`).
+      name: what to call the image in messages (default: the path).
 
     Raises:
       UserError: the file is missing, truncated, not an image, or too large.
     """
-    return _load(path, max_pixels)[0]
+    return _load(file, max_pixels, name)[0]
 
 
-def _load(path: pathlib.Path, max_pixels: int | None = None) -> tuple[Image.Image, np.ndarray | None]:
+@dataclasses.dataclass(frozen=True)
+class ImageHeader:
+    """The header of an image file.
+
+    Attributes:
+      format: Pillow's name of the format.
+      stored_size: (height, width) of the stored pixels.
+      orientation: EXIF orientation, 1 to 8; 1 if there is none.
+    """
+
+    format: str
+    stored_size: tuple[int, int]
+    orientation: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the upright image, which `read_image` returns."""
+        return self.stored_size[::-1] if self.orientation >= 5 else self.stored_size
+
+    def turn_upright(self, label: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "rows columns"]:
+        """Turns a label of the stored pixels as the EXIF orientation turns the image."""
+        method = _TRANSPOSITIONS.get(self.orientation)
+        return label if method is None else np.asarray(Image.fromarray(label).transpose(method))
+
+
+def read_header(file: pathlib.Path | bytes, name: object) -> ImageHeader:
+    """Reads the header of an image file. Its pixels are not decoded.
+
+    Args:
+      file: the file, or its content.
+      name: what to call it in messages.
+
+    Raises:
+      UserError: see `open_image`.
+    """
+    with _name_image(name), _open_header(_readable(file), name, IMAGE_FORMATS) as image:
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        return ImageHeader(
+            image.format, (image.height, image.width), orientation if orientation in _TRANSPOSITIONS else 1
+        )
+
+
+def _readable(file: pathlib.Path | bytes) -> pathlib.Path | io.BytesIO:
+    return io.BytesIO(file) if isinstance(file, bytes) else file
+
+
+def _load(
+    file: pathlib.Path | bytes, max_pixels: int | None = None, name: object = None
+) -> tuple[Image.Image, np.ndarray | None]:
     """Opens an image and loads its pixels. Also returns the result of `pixel_values.read_16_bit_colors`."""
+    name = file if name is None else name
+    with _name_image(name), _open_header(_readable(file), name, IMAGE_FORMATS, max_pixels) as image:
+        if _has_further_pages(image):
+            raise UserError(f"image {name} has several pages or frames; save each as an image of its own")
+        colors = pixel_values.read_16_bit_colors(image, name)
+        image.load()
+        return image, colors
+
+
+@contextlib.contextmanager
+def _name_image(path: object) -> Iterator[None]:
+    """Translates the exceptions of decoders into one line that names the image."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # odd EXIF in real photos
-            with _open_header(path, path, IMAGE_FORMATS, max_pixels) as image:
-                if _has_further_pages(image):
-                    raise UserError(f"image {path} has several pages or frames; save each as an image of its own")
-                colors = pixel_values.read_16_bit_colors(image, path)
-                image.load()
-                return image, colors
+            yield
     except (UserError, MemoryError):
         raise
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """How the masks of a whole data set are read: as class ids or by color. All masks are looked at before one is read.
 
 - Gray values are colors if the class list has colors and every value of the data set is one of them; else they are ids.
-  RGB masks that are gray everywhere are treated in the same way.
+  RGB masks that are gray everywhere are treated in the same way. A class list that states the ids decides this itself.
 - Palette masks are read by color if all their colors are in the class list, and else by index.
 - Transparent pixels were not painted. They have the first class if no other pixel has it, and are ignored otherwise.
   A transparent palette index, or gray value, keeps the class of its id or of its color.
@@ -13,20 +13,20 @@ they seem to mean a class.
 import dataclasses
 import pathlib
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
-from deeplab_jax import progress
 from deeplab_jax.data import masks
 from deeplab_jax.data.formats.class_list import IGNORE_NAME, ClassList
+from deeplab_jax.data.label_map import LabelMap
+from deeplab_jax.data.mask_survey import Survey, is_gray
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_COLOR, IGNORE_LABEL, LabelSet
 
 Way = Literal["ids", "colors"]
 
-_MOST_COLORS = 10_000  # beyond this a data set has no colors of classes, and counting them takes memory
 _MOST_UNKNOWN = 20  # unknown colors that can be mistakes in classes.txt; more are blurred edges
 
 
@@ -36,17 +36,21 @@ class MaskReading:
 
     Attributes:
       label_set: the classes.
-      color_ids: class id of each color code.
+      label_map: the class of each id and color.
       ways: how each kind of mask is read.
       hidden_label: the label of transparent pixels.
       notes: rules that a person should know of.
     """
 
     label_set: LabelSet
-    color_ids: dict[int, int]
+    label_map: LabelMap
     ways: dict[masks.Kind, Way]
     hidden_label: int
     notes: tuple[str, ...] = ()
+
+    def rules(self) -> tuple[Any, ...]:
+        """The rules as values, which are equal if masks are read in the same way."""
+        return self.label_map.to_json(), self.ways, self.hidden_label
 
     def read(self, path: pathlib.Path) -> UInt8[np.ndarray, "height width"]:
         """Reads a mask as a label.
@@ -59,67 +63,19 @@ class MaskReading:
         values = mask.values if by_ids else mask.codes()
         hidden = mask.hidden
         if hidden is not None and mask.hidden_by_value:  # only colors without a class are lost
-            hidden = None if by_ids else hidden & ~np.isin(values, list(self.color_ids))
+            hidden = None if by_ids else hidden & ~np.isin(values, list(self.label_map.color_codes))
         if by_ids and mask.kind == "RGB":
             values = values & 255
         if hidden is not None:  # any valid value; it is replaced below
-            values = np.where(hidden, 0 if by_ids else next(iter(self.color_ids)), values)
-        if by_ids:
+            values = np.where(hidden, next(iter(self.label_map.ids if by_ids else self.label_map.color_codes)), values)
+        if not by_ids:
+            label = masks.look_up_colors(values, self.label_map.color_codes, path)
+        elif self.label_map.is_identity:
             masks.check_label(values, self.label_set, str(path))
             label = values.astype(np.uint8)
         else:
-            label = masks.look_up_colors(values, self.color_ids, path)
+            label = self.label_map.apply(values, path)
         return label if hidden is None else np.where(hidden, np.uint8(self.hidden_label), label)
-
-
-class Survey:
-    """The values that the masks of a data set contain.
-
-    Attributes:
-      values: for each kind, every visible value and the first file that contains it.
-      colors: the color codes of each palette index, with the first file that has it.
-      hidden_colors: the color codes of transparent palette indices.
-      has_hidden: whether a mask has transparent pixels apart from those of a gray value or palette index.
-      has_visible: whether any pixel of any mask can be seen.
-      only_255: the masks that contain 0 and 255 and nothing else.
-      with_255: whether a mask contains 255 and an id other than 0.
-    """
-
-    def __init__(self, paths: Iterable[pathlib.Path]):
-        """Reads all masks; those that cannot be read are skipped, they raise when their example is read."""
-        self.values: dict[masks.Kind, dict[int, pathlib.Path]] = {"gray": {}, "palette": {}, "RGB": {}}
-        self.colors: dict[int, dict[int, pathlib.Path]] = {}
-        self.hidden_colors: set[int] = set()
-        self.has_hidden = self.has_visible = self.with_255 = False
-        self.only_255: list[pathlib.Path] = []
-        for path in progress.track(list(paths), "read masks"):
-            try:
-                self._add(masks.load_mask(path))
-            except UserError:
-                continue
-
-    def _add(self, mask: masks.StoredMask) -> None:
-        visible = mask.values.ravel()
-        if mask.hidden is not None and not mask.hidden_by_value:
-            visible = visible[~mask.hidden.ravel()]
-            self.has_hidden = True
-        self.has_visible |= visible.size > 0
-        found = _distinct(visible)
-        values = self.values[mask.kind]
-        for value in found[: _MOST_COLORS - len(values)]:
-            values.setdefault(value, mask.path)
-        if mask.palette is not None:
-            hidden = set() if mask.hidden is None else set(_distinct(mask.values[mask.hidden]))
-            self.hidden_colors.update(int(mask.palette[index]) for index in hidden)
-            for index in set(found) - hidden:
-                self.colors.setdefault(index, {}).setdefault(int(mask.palette[index]), mask.path)
-        elif mask.kind == "RGB":
-            found = [code & 255 for code in found] if all(map(_is_gray, found)) else []
-        if IGNORE_LABEL in found and not _is_ignore_color(mask):
-            others = set(found) - {0, IGNORE_LABEL}
-            self.with_255 |= bool(others)
-            if not others and 0 in found:
-                self.only_255.append(mask.path)
 
 
 def decide(survey: Survey, classes: ClassList) -> MaskReading:
@@ -128,15 +84,15 @@ def decide(survey: Survey, classes: ClassList) -> MaskReading:
     Raises:
       UserError: the masks fit no reading, or two that differ.
     """
-    color_ids = masks.color_ids(classes.label_set, classes.ignore_color)
-    notes = []
+    color_ids = classes.label_map.color_codes
+    notes = [_describe_ids(classes)] if classes.has_ids else []
     if survey.has_hidden and not survey.has_visible:
         raise UserError(
             "all masks are transparent everywhere; remove their alpha channel, or save class ids as gray PNGs"
         )
     ways: dict[masks.Kind, Way] = {"gray": _gray_way("gray", survey.values["gray"], survey, classes, color_ids, notes)}
     rgb = survey.values["RGB"]
-    if rgb and all(map(_is_gray, rgb)):
+    if rgb and all(map(is_gray, rgb)):
         ways["RGB"] = _gray_way(
             "RGB", {code & 255: path for code, path in rgb.items()}, survey, classes, color_ids, notes
         )
@@ -146,10 +102,17 @@ def decide(survey: Survey, classes: ClassList) -> MaskReading:
     ways["palette"] = _palette_way(survey, classes, color_ids, notes)
     hidden_label = 0
     if survey.has_hidden or (ways["palette"] == "colors" and not survey.hidden_colors <= set(color_ids)):
-        hidden_label = IGNORE_LABEL if _uses_first_class(survey, ways, color_ids) else 0
+        hidden_label = IGNORE_LABEL if _uses_first_class(survey, ways, classes.label_map) else 0
         meaning = "ignored pixels" if hidden_label else f"{classes.label_set.class_names[0]}, the first class"
         notes.append(f"transparent pixels of masks are read as {meaning}")
-    return MaskReading(classes.label_set, color_ids, ways, hidden_label, tuple(notes))
+    return MaskReading(classes.label_set, classes.label_map, ways, hidden_label, tuple(notes))
+
+
+def _describe_ids(classes: ClassList) -> str:
+    """Which ids are ignored, for a note."""
+    ignored = [source for source, target in classes.label_map.ids.items() if target == IGNORE_LABEL]
+    counts = f"{len(classes.label_map.ids) - len(ignored)} ids of masks are mapped to {classes.label_set.num_classes}"
+    return f"{counts} classes, and ignored are: {', '.join(map(str, sorted(ignored)))}"
 
 
 def _gray_way(
@@ -161,13 +124,15 @@ def _gray_way(
     notes: list[str],
 ) -> Way:
     """How gray values are read; `values` are those of the whole data set."""
-    names = classes.label_set.class_names
+    names, ids = classes.label_set.class_names, classes.label_map.ids
     of_color = {value: color_ids.get(value * 0x010101) for value in values}
     fits_colors = [classes.has_colors and index is not None for index in of_color.values()]
-    fits_ids = [0 <= value < len(names) or value == IGNORE_LABEL for value in values]
+    fits_ids = [value in ids for value in values]
+    if classes.has_ids:
+        return "colors" if all(fits_colors) and not all(fits_ids) else "ids"
     drawn_as_255 = _is_drawn_as(values, len(names)) and not classes.has_ignore
     if all(fits_colors) and all(fits_ids) and not drawn_as_255:
-        differing = next((value for value, index in of_color.items() if index != value), None)
+        differing = next((value for value, index in of_color.items() if index != ids[value]), None)
         if differing is not None:
             raise UserError(
                 f"gray value {differing} of the masks ({values[differing]}) is the id of one class and the color of "
@@ -231,7 +196,7 @@ def _check_first_id(kind: masks.Kind, values: dict[int, pathlib.Path], names: tu
         raise UserError(
             f"the {kind} masks contain ids {min(classes)} to {len(names)} (such as {values[len(names)]}), but "
             f"classes.txt lists {len(names)} classes, of which the first is id 0; add the class of id 0 as the first "
-            "line (often background)"
+            "line (often background), or pass --reduce-zero-label if 0 marks unlabeled pixels"
         )
 
 
@@ -257,8 +222,11 @@ def _palette_way(survey: Survey, classes: ClassList, color_ids: dict[int, int], 
     used = [(index, code, path) for index, codes in survey.colors.items() for code, path in codes.items()]
     if used and all(code == index * 0x010101 for index, code, _ in used):  # a palette of grays
         return _gray_way("palette", survey.values["palette"], survey, classes, color_ids, notes)
+    ids = classes.label_map.ids
     if not classes.has_colors:
         _check_one_palette(survey.colors)
+        if classes.has_ids:
+            return "ids"
         ignored = (IGNORE_LABEL, masks.color_code(IGNORE_COLOR)) in [(index, code) for index, code, _ in used]
         is_drawn = _is_drawn_as(survey.values["palette"], classes.label_set.num_classes)
         if is_drawn and not ignored and not classes.has_ignore:
@@ -266,21 +234,21 @@ def _palette_way(survey: Survey, classes: ClassList, color_ids: dict[int, int], 
         _check_first_id("palette", survey.values["palette"], classes.label_set.class_names)
         return "ids"
     if used and all(code in color_ids for _, code, _ in used):
-        return _ignored_index_way(used, color_ids, notes)
+        return _ignored_index_way(used, classes.label_map, notes)
     for index, code, path in used:
-        if color_ids.get(code, index) != index:
+        if color_ids.get(code, ids.get(index)) != ids.get(index):
             name = classes.label_set.class_names[color_ids[code]] if color_ids[code] != IGNORE_LABEL else IGNORE_NAME
             raise UserError(
                 f"mask {path} is a palette image whose index {index} has the color of {name} in classes.txt, "
                 f"{masks.code_color(code)}, but other colors of it are not listed; list the colors of all its indices "
                 f"(`{IGNORE_NAME} r g b` for ignored pixels), or save class ids as gray PNGs"
             )
-    if not all(_is_gray(code) or code in color_ids or code == masks.NO_COLOR for _, code, _ in used):
+    if not all(is_gray(code) or code in color_ids or code == masks.NO_COLOR for _, code, _ in used):
         notes.append("palette masks are read by index, because their colors are not those of classes.txt")
     return "ids"
 
 
-def _ignored_index_way(used: list[tuple[int, int, pathlib.Path]], color_ids: dict[int, int], notes: list[str]) -> Way:
+def _ignored_index_way(used: list[tuple[int, int, pathlib.Path]], label_map: LabelMap, notes: list[str]) -> Way:
     """How palette masks are read whose colors all are in the class list.
 
     They are colors, except where index 255 has the color of another index: many tools fill the end of a palette with
@@ -290,7 +258,8 @@ def _ignored_index_way(used: list[tuple[int, int, pathlib.Path]], color_ids: dic
     filled = next((path for index, code, path in used if index == IGNORE_LABEL and code in others), None)
     if filled is None:
         return "colors"
-    if all(color_ids[code] == index for index, code, _ in used if index != IGNORE_LABEL):
+    colors, ids = label_map.color_codes, label_map.ids
+    if all(colors[code] == ids.get(index) for index, code, _ in used if index != IGNORE_LABEL):
         notes.append(f"index {IGNORE_LABEL} of palette masks is read as ignored pixels, whatever its color")
         return "ids"
     raise UserError(
@@ -313,35 +282,21 @@ def _check_one_palette(colors: dict[int, dict[int, pathlib.Path]]) -> None:
                 )
 
 
-def _uses_first_class(survey: Survey, ways: dict[masks.Kind, Way], color_ids: dict[int, int]) -> bool:
+def _uses_first_class(survey: Survey, ways: dict[masks.Kind, Way], label_map: LabelMap) -> bool:
     """Whether a visible pixel has class 0."""
-    codes = {code for code, index in color_ids.items() if index == 0}
+    codes = {code for code, index in label_map.color_codes.items() if index == 0}
+    ids = {source for source, index in label_map.ids.items() if index == 0}
     for kind in ("gray", "RGB"):
         values = survey.values[kind]
         if kind == "gray" and ways[kind] == "colors":
             values = {value * 0x010101 for value in values}
-        if (0 in values) if ways[kind] == "ids" else (codes & set(values)):
+        if kind == "RGB" and ways[kind] == "ids":
+            values = {code & 255 for code in values}
+        if (ids if ways[kind] == "ids" else codes) & set(values):
             return True
     if ways["palette"] == "ids":
-        return 0 in survey.values["palette"]
+        return bool(ids & set(survey.values["palette"]))
     return bool(codes & survey.hidden_colors) or any(codes & set(of) for of in survey.colors.values())
-
-
-def _distinct(values: np.ndarray) -> list[int]:
-    """The distinct values, sorted. Masks have long runs of equal values, and only the first of each is sorted."""
-    flat = values.ravel()
-    if not flat.size:
-        return []
-    starts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    return [int(value) for value in np.unique(np.append(flat[starts], flat[0]))]
-
-
-def _is_gray(code: int) -> bool:
-    return code == (code & 255) * 0x010101
-
-
-def _is_ignore_color(mask: masks.StoredMask) -> bool:
-    return mask.palette is not None and int(mask.palette[IGNORE_LABEL]) == masks.color_code(IGNORE_COLOR)
 
 
 def _first(values: dict[int, pathlib.Path]) -> str:

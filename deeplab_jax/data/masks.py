@@ -1,6 +1,7 @@
 """Mask files as they are stored, and looking up their colors."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Literal
@@ -61,14 +62,34 @@ def code_color(code: int) -> tuple[int, int, int]:
     return code >> 16, code >> 8 & 255, code & 255
 
 
-def color_ids(label_set: LabelSet, ignore_color: tuple[int, int, int] | None = None) -> dict[int, int]:
-    """The class id of each color code. `IGNORE_COLOR` and `ignore_color` have the ignore label.
-
-    A class whose color is `IGNORE_COLOR` keeps it.
-    """
-    ignored = [color_code(color) for color in (IGNORE_COLOR, ignore_color) if color is not None]
+def _color_ids(label_set: LabelSet) -> dict[int, int]:
+    """The class id of each color code. A class whose color is `IGNORE_COLOR` keeps it."""
     classes = {color_code(color): index for index, color in enumerate(label_set.palette)}
-    return dict.fromkeys(ignored, IGNORE_LABEL) | classes
+    return {color_code(IGNORE_COLOR): IGNORE_LABEL} | classes
+
+
+class UnknownLabels(UserError):
+    """A mask contains ids or colors that are not assigned to any class.
+
+    Attributes:
+      counts: number of pixels of each of them; colors are codes.
+      are_colors: whether they are color codes.
+    """
+
+    def __init__(self, message: str, unknown: np.ndarray, *, are_colors: bool = False):
+        super().__init__(message)
+        values, counts = np.unique(unknown, return_counts=True)
+        self.counts = dict(zip(values.tolist(), counts.tolist(), strict=True))
+        self.are_colors = are_colors
+
+    def __reduce__(self):
+        """Pickles the counts, which become pixels again: other processes raise this error too."""
+        unknown = np.repeat(list(self.counts), list(self.counts.values()))
+        return functools.partial(UnknownLabels, are_colors=self.are_colors), (str(self), unknown)
+
+    def described(self) -> dict[str, int]:
+        """Number of pixels of each id, or of each color as `#rrggbb`."""
+        return {f"#{value:06x}" if self.are_colors else str(value): count for value, count in self.counts.items()}
 
 
 def load_mask(path: pathlib.Path) -> StoredMask:
@@ -133,7 +154,7 @@ def read_mask(path: pathlib.Path, label_set: LabelSet, *, by_color: bool = False
     if mask.palette is not None:
         is_gray = not (mask.palette[mask.palette != NO_COLOR] % _GRAY_CODE).any()
     if mask.kind == "RGB" or (by_color and is_gray):
-        return look_up_colors(mask.codes(), color_ids(label_set), path)
+        return look_up_colors(mask.codes(), _color_ids(label_set), path)
     check_label(mask.values, label_set, str(path))
     return mask.values.astype(np.uint8)
 
@@ -142,13 +163,14 @@ def check_label(label: Integer[np.ndarray, "height width"], label_set: LabelSet,
     """Checks that every id of a label is a class or the ignore label.
 
     Raises:
-      UserError: with the first id that is neither; `name` says which mask contains it.
+      UnknownLabels: with the first id that is neither; `name` says which mask contains it.
     """
     wrong = label[(label < 0) | ((label >= label_set.num_classes) & (label != IGNORE_LABEL))]
     if wrong.size:
-        raise UserError(
+        raise UnknownLabels(
             f"mask {name} contains label {int(wrong[0])}; labels must be below {label_set.num_classes}, the number of "
-            f"classes, or {IGNORE_LABEL} to ignore a pixel"
+            f"classes, or {IGNORE_LABEL} to ignore a pixel",
+            wrong,
         )
 
 
@@ -159,11 +181,11 @@ def look_up_colors(
 
     Args:
       codes: see `StoredMask.codes`.
-      ids: see `color_ids`.
+      ids: class id or ignore label of each color code.
       path: the file, for the message.
 
     Raises:
-      UserError: a color is not in `ids`.
+      UnknownLabels: a color is not in `ids`.
     """
     known = np.array(sorted(ids))
     position = np.minimum(np.searchsorted(known, codes), len(known) - 1)
@@ -173,9 +195,11 @@ def look_up_colors(
         if code == NO_COLOR:
             raise UserError(f"mask {path} contains values that do not have a color; save class ids as a gray PNG")
         color = code_color(code)
-        raise UserError(
+        raise UnknownLabels(
             f"mask {path} contains color {color}, which is not assigned to any class; add it to classes.txt as "
-            "`name r g b`"
+            "`name r g b`",
+            codes[~match],
+            are_colors=True,
         )
     return np.array([ids[code] for code in known.tolist()], np.uint8)[position]
 

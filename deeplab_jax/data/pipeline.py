@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from deeplab_jax.data import images, transforms, workers
-from deeplab_jax.data.sampling import RepeatedSource
+from deeplab_jax.data.sampling import check_classes, with_repeats
 from deeplab_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,14 +52,11 @@ def train_batches(
       `unreadable` (array of strings): the error of the example that this one replaces, empty for most.
 
     Raises:
-      UserError: `data.paste_classes` names an unknown class; or a stored example is damaged, and `data.unreadable` is
-        "raise" or many in a row are damaged.
+      UserError: `data.paste_classes` or `data.repeat_classes` has an unknown class; or a stored example is damaged, and
+        `data.unreadable` is "raise" or many in a row are damaged.
     """
-    num_classes = source.label_set.num_classes
-    if not all(0 <= label < num_classes for label in data.paste_classes):
-        raise UserError(f"data.paste_classes={tuple(data.paste_classes)} must be ids from 0 to {num_classes - 1}")
-    if data.repeat_threshold:
-        source = RepeatedSource(source, data.repeat_threshold, seed=_stream_seed(seed), unreadable=data.unreadable)
+    check_classes(source, data, "paste_classes")
+    source = with_repeats(source, data, seed=_stream_seed(seed))
     read = _TrainExample(source, data.unreadable)
     transform = _Augment(read, data.copy_and_resolve_references(), tuple(pad_color))
     dataset = positions(len(source)).seed(_stream_seed(seed)).shuffle().repeat()

@@ -5,10 +5,10 @@ import logging
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from deeplab_jax.data import archives
+from deeplab_jax.data import archives, process_pool
 from deeplab_jax.data.dataset import Dataset, Download, RawDataset
 from deeplab_jax.data.download import download
 from deeplab_jax.data.image_files import is_clutter
@@ -22,7 +22,12 @@ from deeplab_jax.files import create_folder
 logger = logging.getLogger(__name__)
 
 # Options of `prepare`, and the keyword argument of `read_raw` that each becomes.
-_OPTIONS = {"sbd_source": "sbd_root", "val_fraction": "val_fraction"}
+_OPTIONS = {
+    "sbd_source": "sbd_root",
+    "val_fraction": "val_fraction",
+    "reduce_zero_label": "reduce_zero_label",
+    "ignore_ids": "ignore_ids",
+}
 
 
 def prepare(
@@ -33,10 +38,14 @@ def prepare(
     data_dir: pathlib.Path | None = None,
     val_fraction: float | None = None,
     image_range: ImageRange | None = None,
+    reduce_zero_label: bool | None = None,
+    ignore_ids: Sequence[int] | None = None,
+    workers: int = 1,
 ) -> pathlib.Path:
     """Prepares a data set. If it is prepared already, it is left unchanged.
 
-    If anything goes wrong, nothing of it remains in `data_dir`.
+    If anything goes wrong, nothing of it remains in `data_dir`, except files of a large data set that are complete.
+    Then the same call continues after them.
 
     Args:
       name: a data set of `preparable_names`.
@@ -45,6 +54,10 @@ def prepare(
       data_dir: where to write; default: `default_data_dir`.
       val_fraction: fraction of the images of `folder` that go to `val` if the folder has no lists.
       image_range: see `deeplab_jax.data.read_image`.
+      reduce_zero_label: id 0 in the masks of `folder` is unlabeled, and the first class is id 1.
+      ignore_ids: ids in the masks of `folder` that are unlabeled.
+      workers: number of processes that read files. The result does not depend on it. In a script, more than 1 need the
+        usual `if __name__ == "__main__":`.
 
     Returns:
       The folder of the prepared data set.
@@ -53,7 +66,8 @@ def prepare(
       UserError: the source is missing, or an example is wrong; the message names the file.
     """
     dataset = _get_preparable(name)
-    options = _check_options(dataset, {"sbd_source": sbd_source, "val_fraction": val_fraction})
+    given = {"reduce_zero_label": reduce_zero_label, "ignore_ids": ignore_ids}
+    options = _check_options(dataset, given | {"sbd_source": sbd_source, "val_fraction": val_fraction})
     data_dir = default_data_dir() if data_dir is None else data_dir
     target = prepared_folder(name, data_dir)
     if target.is_dir() and not is_complete(target):
@@ -71,9 +85,9 @@ def prepare(
         if "sbd_root" in options:
             roots.append(_find_root(get_dataset("sbd"), sbd_source, data_dir, pathlib.Path(scratch) / "sbd"))
             options["sbd_root"] = roots[1].folder
-        with _errors_name_archives(roots):
+        with _errors_name_archives(roots), process_pool.use(workers):
             raw = dataset.read_raw(roots[0].folder, **options)
-            for note in (*raw.notes, *_describe_leaks(name, raw)):
+            for note in (*raw.notes, *_describe_sizes(dataset, raw), *_describe_leaks(name, raw)):
                 logger.warning("%s", note)
             write_dataset(name, raw.with_image_range(image_range), data_dir)
     counts = ", ".join(f"{split} {len(examples)}" for split, examples in raw.splits.items())
@@ -87,12 +101,20 @@ def preparable_names() -> list[str]:
 
 
 @contextlib.contextmanager
-def open_raw(name: str, source: pathlib.Path) -> Iterator[tuple[RawDataset, Callable[[str], str]]]:
+def open_raw(
+    name: str,
+    source: pathlib.Path,
+    *,
+    reduce_zero_label: bool | None = None,
+    ignore_ids: Sequence[int] | None = None,
+) -> Iterator[tuple[RawDataset, Callable[[str], str]]]:
     """Reads a raw data set, to check it before it is prepared. An archive is unpacked for the duration of the block.
 
     Args:
       name: a data set of `preparable_names`.
       source: folder or archive of the raw data set.
+      reduce_zero_label: see `prepare`.
+      ignore_ids: see `prepare`.
 
     Yields:
       The data set, and a function that puts the name of the archive in place of the folder it is unpacked in.
@@ -101,10 +123,11 @@ def open_raw(name: str, source: pathlib.Path) -> Iterator[tuple[RawDataset, Call
       UserError: the data set or the source does not exist, or the source has another layout.
     """
     dataset = _get_preparable(name)
+    options = _check_options(dataset, {"reduce_zero_label": reduce_zero_label, "ignore_ids": ignore_ids})
     with tempfile.TemporaryDirectory(prefix="deeplab_jax.") as scratch:
         root = _find_root(dataset, source, pathlib.Path(scratch), pathlib.Path(scratch) / name)
         with _errors_name_archives([root]):
-            yield dataset.read_raw(root.folder), root.name_archive
+            yield dataset.read_raw(root.folder, **options), root.name_archive
 
 
 def _get_preparable(name: str) -> Dataset:
@@ -150,6 +173,16 @@ def _errors_name_archives(roots: list[_Root]) -> Iterator[None]:
         raise UserError(text) from None
 
 
+def _describe_sizes(dataset: Dataset, raw: RawDataset) -> list[str]:
+    """One line per split that does not have the published number of examples."""
+    return [
+        f"split {split} of {dataset.name}: {len(raw.splits[split]):,} images, but {size:,} are published; check that "
+        "your copy is complete"
+        for split, size in dataset.sizes.items()
+        if split in raw.splits and len(raw.splits[split]) != size
+    ]
+
+
 def _describe_leaks(name: str, raw: RawDataset) -> list[str]:
     return find_leaks(
         {f"{name}/{split}": [example.id for example in examples] for split, examples in raw.splits.items()},
@@ -158,30 +191,53 @@ def _describe_leaks(name: str, raw: RawDataset) -> list[str]:
 
 
 def _find_root(dataset: Dataset, source: pathlib.Path | None, data_dir: pathlib.Path, scratch: pathlib.Path) -> _Root:
-    """The folder with the raw data: the source itself, or what an archive contains, unpacked into `scratch`."""
-    if source is not None and source.is_dir():
-        return _Root(source, source)
-    if source is not None and not source.is_file():
+    """The folder with the raw data: the source itself, or what archives contain, unpacked into `scratch`."""
+    if source is not None and not source.exists():
         raise UserError(f"--source {source} does not exist")
-    if source is None and dataset.archive is None:
-        raise UserError(f"{dataset.name} has no public download; pass a copy of yours with --source FOLDER_OR_ARCHIVE")
-    archive = _fetch(dataset.archive, data_dir) if source is None else source
+    if source is None and not dataset.archives:
+        where = f"download it from {dataset.publisher} and pass it" if dataset.publisher else "pass a copy of yours"
+        raise UserError(f"{dataset.name} has no public download; {where} with --source FOLDER_OR_ARCHIVE")
+    if source is None:
+        packed = [_fetch(published, data_dir) for published in dataset.archives]
+    elif source.is_dir():
+        packed = _find_archives(dataset, source)
+        if not packed:
+            return _Root(source, source)
+    else:
+        packed = [source]
 
     def is_needed(name: str) -> bool:
         return not any(map(is_clutter, pathlib.PurePosixPath(name).parts)) and dataset.is_needed(name)
 
-    archives.extract(archive, scratch, is_needed=is_needed)
+    for archive in packed:
+        archives.extract(archive, scratch, is_needed=is_needed)
+    for nested in sorted(scratch.glob("**/*.zip")):  # COCO packs its panoptic masks twice
+        archives.extract(nested, nested.parent, is_needed=is_needed)
+        nested.unlink()
     if source is None:
         for published in dataset.extra_lists:
             shutil.copy(_fetch(published, data_dir), next(scratch.glob("**/train.txt")).parent)
     children = list(scratch.iterdir()) if scratch.is_dir() else []
     # Some archives contain the folder, others its content.
-    return _Root(children[0] if len(children) == 1 and children[0].is_dir() else scratch, archive)
+    root = children[0] if len(children) == 1 and children[0].is_dir() else scratch
+    return _Root(root, packed[0] if len(packed) == 1 else packed[0].parent)
+
+
+def _find_archives(dataset: Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
+    """The official archives in a folder that has no subfolders, as it is after a download by hand."""
+    try:
+        paths = sorted(path for path in folder.iterdir() if not is_clutter(path.name))
+    except OSError as error:
+        raise UserError(f"cannot read folder {folder}: {error.strerror}") from None
+    if any(path.is_dir() for path in paths):
+        return []
+    names = dataset.archive_names or tuple(published.url.rsplit("/", 1)[-1] for published in dataset.archives)
+    return [path for path in paths if any(path.match(name) for name in names)]
 
 
 def _fetch(published: Download, data_dir: pathlib.Path) -> pathlib.Path:
-    path = data_dir / "downloads" / published.url.rsplit("/", 1)[-1]
+    path = data_dir / "downloads" / published.name
     if not path.is_file():
         otherwise = "download it yourself and pass --source FILE"
-        download(published.url, path, digest=f"md5:{published.md5}", otherwise=otherwise)
+        download(published.url, path, digest=published.digest, otherwise=otherwise)
     return path

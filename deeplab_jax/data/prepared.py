@@ -4,28 +4,31 @@
 not: TFDS has no `tf.data` reader for ArrayRecord.
 """
 
+import contextlib
+import fcntl
+import importlib.metadata
 import json
 import logging
 import pathlib
 import shutil
-import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
-from deeplab_jax import progress
-from deeplab_jax.data import images, tf_example
-from deeplab_jax.data.dataset import RawDataset, RawExample
+from deeplab_jax.data import images, record_files, tf_example
+from deeplab_jax.data.dataset import RawDataset
+from deeplab_jax.data.label_map import LabelMap
 from deeplab_jax.data.split_summary import SplitSummary
 from deeplab_jax.errors import UserError, from_os_error
-from deeplab_jax.files import local_path, read_json
+from deeplab_jax.files import local_path, read_json, write_json
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
 
 logger = logging.getLogger(__name__)
 
 _VERSION = "1.0.0"  # format version; TFDS expects it as the name of the folder
-_SHARD_BYTES = 256 << 20  # a file that reaches this size is closed and the next one begins
 
 _DESCRIPTIONS = ("dataset_info", "features", "metadata")  # JSON files
 
@@ -84,7 +87,10 @@ class PreparedSource:
         metadata, shards = _read_description(folder, "metadata.json"), _shards(folder)
         try:
             self.label_set = LabelSet.from_json(metadata["class_names"], metadata["palette"])
-        except (KeyError, TypeError, ValueError) as error:
+            stored = metadata.get("label_map")
+            #: The ids and colors of the raw masks, to write files in their numbering; None if they are class ids.
+            self.label_map = stored and LabelMap.from_json(stored, self.label_set.num_classes)
+        except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
             raise UserError(
                 f"{folder / 'metadata.json'} is damaged: {error}; remove {folder} and prepare the data set again"
             ) from None
@@ -144,37 +150,96 @@ class PreparedSource:
 def write_dataset(name: str, raw: RawDataset, data_dir: pathlib.Path) -> pathlib.Path:
     """Writes all splits of a raw data set. The folder gets its name once everything is in it.
 
+    If it is interrupted or fails after it has filled a file, complete files are kept, and the next call for the same
+    data continues after them. Otherwise nothing is left.
+
     Returns:
       The prepared folder.
 
     Raises:
-      UserError: an example is wrong, a split is empty or names an example twice, all masks are ignored everywhere, or
-        the folder cannot be written.
+      UserError: an example is wrong, a split is empty or names an example twice, all masks are ignored everywhere,
+        another process is preparing the data set, or the folder cannot be written.
     """
     _check_ids(name, raw)
     folder = prepared_folder(name, data_dir)
-    for incomplete in folder.parent.glob("incomplete.*"):  # left by a preparation that was killed
-        shutil.rmtree(incomplete)
+    scratch = folder.parent / "incomplete"
+    for outdated in folder.parent.glob("incomplete.*"):  # left by an earlier version that was killed
+        shutil.rmtree(outdated)
     created = not folder.parent.exists()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix="incomplete.") as scratch:
-            target = pathlib.Path(scratch) / _VERSION
-            target.mkdir()
-            summaries = {split: SplitSummary(raw.label_set.num_classes) for split in raw.splits}
-            splits = [
-                _write_split(target, name, split, raw.label_set, examples, summaries[split])
-                for split, examples in raw.splits.items()
-            ]
-            _check_labels(name, raw.label_set, summaries)
-            _write_descriptions(target, name, raw.label_set, splits, summaries)
-            target.rename(folder)
+        scratch.mkdir(parents=True, exist_ok=True)
+        with _locked(scratch, name):
+            _start_or_continue(scratch, raw)
+            try:
+                _write_splits(name, raw, scratch, folder)
+            finally:
+                if not record_files.has_full_files(scratch / _VERSION):
+                    shutil.rmtree(scratch)
+                else:
+                    logger.warning("complete files of %s are kept in %s; the same command continues", name, scratch)
     except OSError as error:
         raise from_os_error(error, f"cannot write {folder}") from error
     finally:
-        if created and not folder.exists():
+        if created and not folder.exists() and not scratch.exists():
             shutil.rmtree(folder.parent, ignore_errors=True)
     return folder
+
+
+@contextlib.contextmanager
+def _locked(scratch: pathlib.Path, name: str) -> Iterator[None]:
+    """Holds the lock of a preparation for the duration of the block."""
+    with (scratch / "lock").open("a") as file:
+        with contextlib.suppress(OSError):  # some network file systems cannot lock
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"another process is preparing {name} in {scratch}; wait until it ends") from None
+        yield
+
+
+def _start_or_continue(scratch: pathlib.Path, raw: RawDataset) -> None:
+    """Removes what an earlier preparation left if it was for other classes, or with other rules or libraries."""
+    labels = raw.label_map and raw.label_map.to_json()
+    plan = {
+        "classes": [raw.label_set.class_names, raw.label_set.palette, labels, raw.rules],
+        "versions": [importlib.metadata.version(package) for package in ("deeplab_jax", "pillow", "numpy")],
+        "encoder": cv2.__version__,
+    }
+    plan = json.loads(json.dumps(plan))
+    target, path = scratch / _VERSION, scratch / "plan.json"
+    try:
+        is_same = read_json(path, max_bytes=1 << 30) == plan
+    except UserError:  # there is none
+        is_same = False
+    if not is_same or not record_files.has_full_files(target) or not record_files.can_continue(target):
+        shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(exist_ok=True)
+    write_json(path, plan)
+    if record_files.has_full_files(target):
+        logger.info("Continuing an interrupted preparation in %s", scratch)
+
+
+def _write_splits(name: str, raw: RawDataset, scratch: pathlib.Path, folder: pathlib.Path) -> None:
+    target = scratch / _VERSION
+    summaries, splits, files = {}, [], {}
+    for split, examples in raw.splits.items():
+        paths, written, summaries[split] = record_files.write_split(target, split, raw.label_set, examples)
+        files |= {path: _shard_name(name, split, i, len(paths)) for i, path in enumerate(paths)}
+        splits.append(
+            {
+                "name": split,
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "numBytes": str(sum(shard.num_bytes for shard in written)),
+                "shardLengths": [str(len(shard.examples)) for shard in written],
+            }
+        )
+    _check_labels(name, raw.label_set, summaries)
+    for manifest in target.glob("*.json"):
+        manifest.unlink()
+    for path, final in files.items():
+        path.rename(target / final)
+    _write_descriptions(target, name, raw, splits, summaries)
+    target.rename(folder)
 
 
 def _check_ids(name: str, raw: RawDataset) -> None:
@@ -237,49 +302,10 @@ def _read_description(folder: pathlib.Path, file: str) -> dict[str, Any]:
         raise UserError(f"{error}; remove {folder} and prepare the data set again") from None
 
 
-def _write_split(
-    folder: pathlib.Path,
-    name: str,
-    split: str,
-    label_set: LabelSet,
-    examples: list[RawExample],
-    summary: SplitSummary,
-) -> dict[str, Any]:
-    """Writes the records of one split, adds them to its summary, and returns its entry in `dataset_info.json`."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    shard_bytes, lengths = [], []
-    writer = None
-    for example in progress.track(examples, f"prepare {split}"):
-        image, label = example.read(label_set)
-        summary.add(example.id, example.image, label)
-        encoded = {"image": image, "label": images.encode_mask(label), "id": example.id.encode()}
-        record = tf_example.serialize(encoded)
-        if writer is None or shard_bytes[-1] >= _SHARD_BYTES:
-            if writer is not None:
-                writer.close()
-            # One record per group, so that records are read in any order without decompressing their neighbors.
-            writer = ArrayRecordWriter(str(folder / f"{split}.{len(lengths)}"), "group_size:1")
-            shard_bytes.append(0)
-            lengths.append(0)
-        writer.write(record)
-        shard_bytes[-1] += len(record)
-        lengths[-1] += 1
-    writer.close()
-    for i in range(len(lengths)):
-        (folder / f"{split}.{i}").rename(folder / _shard_name(name, split, i, len(lengths)))
-    return {
-        "name": split,
-        "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-        "numBytes": str(sum(shard_bytes)),
-        "shardLengths": [str(length) for length in lengths],
-    }
-
-
 def _write_descriptions(
     folder: pathlib.Path,
     name: str,
-    label_set: LabelSet,
+    raw: RawDataset,
     splits: list[dict[str, Any]],
     summaries: dict[str, SplitSummary],
 ) -> None:
@@ -292,9 +318,11 @@ def _write_descriptions(
         "splits": splits,
     }
     metadata = {
-        "class_names": label_set.class_names,
-        "palette": label_set.palette,
+        "class_names": raw.label_set.class_names,
+        "palette": raw.label_set.palette,
         "splits": {split: summary.values() for split, summary in summaries.items()},
     }
+    if raw.label_map is not None:
+        metadata["label_map"] = raw.label_map.to_json()
     for file, values in zip(_DESCRIPTIONS, (info, _FEATURES, metadata), strict=True):
         (folder / f"{file}.json").write_text(json.dumps(values, indent=2))

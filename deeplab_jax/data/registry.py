@@ -7,13 +7,45 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.data.dataset import Dataset, Source
 from deeplab_jax.data.prepared import PreparedSource, prepared_folder
-from deeplab_jax.data.sources import camvid, folder, sbd, synthetic, voc2012_segmentation
+from deeplab_jax.data.sources import (
+    ade20k,
+    camvid,
+    cityscapes,
+    coco_panoptic,
+    coco_stuff,
+    coco_voc,
+    folder,
+    oxford_pet,
+    pascal_context,
+    sbd,
+    synthetic,
+    voc2012_segmentation,
+)
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.labels import IGNORE_LABEL
 
 _BUILT_IN = {
     dataset.name: dataset
-    for dataset in (sbd.DATASET, voc2012_segmentation.DATASET, camvid.DATASET, folder.DATASET, synthetic.DATASET)
+    for dataset in (
+        sbd.DATASET,
+        voc2012_segmentation.DATASET,
+        camvid.DATASET,
+        cityscapes.DATASET,
+        ade20k.DATASET,
+        ade20k.DATASET_151,
+        coco_stuff.DATASET,
+        coco_stuff.DATASET_10K,
+        coco_panoptic.DATASET,
+        coco_voc.DATASET,
+        coco_voc.DATASET_TORCHVISION,
+        pascal_context.DATASET,
+        pascal_context.DATASET_59,
+        oxford_pet.DATASET,
+        oxford_pet.DATASET_BINARY,
+        oxford_pet.DATASET_IGNORE,
+        folder.DATASET,
+        synthetic.DATASET,
+    )
 }
 _datasets = dict(_BUILT_IN)
 

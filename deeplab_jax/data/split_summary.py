@@ -1,14 +1,12 @@
 """The summary of a prepared split: its number of examples, digests of names and content, and pixels per class."""
 
 import hashlib
-import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64
 
-from deeplab_jax.files import file_digest
 from deeplab_jax.labels import IGNORE_LABEL
 
 
@@ -21,15 +19,18 @@ class SplitSummary:
         self._pixels = np.zeros(256, np.int64)
         self._num_classes = num_classes
 
-    def add(self, example_id: str, image: pathlib.Path, label: UInt8[np.ndarray, "height width"]) -> None:
-        """Adds an example.
+    def add(self, examples: Sequence[tuple[str, str]], pixels: Int64[np.ndarray, " 256"]) -> None:
+        """Adds examples.
 
-        The file of the image counts, not its stored form, which depends on the version of the encoder.
+        Args:
+          examples: id and digest of each. The file of the image counts, not its stored form, which depends on the
+            version of the encoder.
+          pixels: number of pixels of each label in all of them.
         """
-        self._ids.append(example_id)
-        self._content.update(f"{file_digest(image)} {label.shape}".encode())
-        self._content.update(np.ascontiguousarray(label))
-        self._pixels += np.bincount(label.ravel(), minlength=256)
+        for example_id, content in examples:
+            self._ids.append(example_id)
+            self._content.update(content.encode())
+        self._pixels += pixels
 
     @property
     def class_pixels(self) -> list[int]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _USE_THREADS = "set --config.data.workers=0 to read in threads of the main process"
 _PREFIX = "deeplab_jax-"  # names of shared memory begin with it
-_IGNORED_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+IGNORED_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def iterate(dataset: "grain.IterDataset", workers: int) -> Iterator[Any]:
@@ -42,7 +42,7 @@ def iterate(dataset: "grain.IterDataset", workers: int) -> Iterator[Any]:
     """
     import grain
 
-    _start_resource_tracker()
+    start_resource_tracker()
     name = _claim_shared_memory()
     # Workers take whole batches in turn, which keeps their order.
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
@@ -82,7 +82,7 @@ def _start(batches: Iterator[Any]) -> Any:
 
     def run() -> None:
         if hasattr(signal, "pthread_sigmask"):
-            signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED_SIGNALS)
+            signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED_SIGNALS)
         try:
             results.append((next(batches), None))
         except BaseException as error:  # raised again in the calling thread
@@ -99,7 +99,7 @@ def _start(batches: Iterator[Any]) -> Any:
 
 def _set_up_worker(name: str, index: int, count: int) -> None:
     """Runs first in each worker."""
-    for number in _IGNORED_SIGNALS:
+    for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # Python has no public setting for these names, which tell a later run whose shared memory it is.
     shared_memory._make_filename = lambda: f"/{name}-{secrets.token_hex(4)}"
@@ -116,7 +116,7 @@ def _end_with_parent(name: str) -> None:
     os._exit(1)
 
 
-def _start_resource_tracker() -> None:
+def start_resource_tracker() -> None:
     """Starts Python's process that removes shared memory when this one is killed, without its warnings about it.
 
     It must run before signals are blocked, since starting it unblocks them.

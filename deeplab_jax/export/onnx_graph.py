@@ -42,6 +42,7 @@ class Graph:
         self._nodes: dict[str, Node] = {}  # by output
         self._arrays: dict[str, np.ndarray] = {}
         self._transposed: dict[tuple[str, tuple[int, ...]], str] = {}
+        self._reductions: dict[str, tuple[str, Tensor, tuple[int, ...]]] = {}  # by output
 
     def add_node(self, kind: str, inputs: Sequence[str], *, output: str | None = None, **attributes: Any) -> str:
         """Adds a node and returns the name of its output."""
@@ -54,6 +55,29 @@ class Graph:
         name = f"array_{len(self._arrays)}"
         self._arrays[name] = np.ascontiguousarray(value)
         return name
+
+    def reduce(self, kind: str, tensor: Tensor, axes: Sequence[int], *, keepdims: bool = False) -> str:
+        """Adds a reduction over axes of the traced value and returns the name of its output."""
+        reduced = sorted(tensor.layout[axis] for axis in axes)
+        if kind == "ReduceSum":  # the only reduction of this opset whose axes are an input
+            inputs, attributes = [tensor.name, self.add_array(np.asarray(reduced))], {}
+        else:
+            inputs, attributes = [tensor.name], {"axes": reduced}
+        name = self.add_node(kind, inputs, keepdims=int(keepdims), **attributes)
+        self._reductions[name] = kind, tensor, tuple(axes)
+        return name
+
+    def keep_reduced_axes(self, tensor: Tensor, axes: Sequence[int]) -> tuple[str, tuple[int, ...]] | None:
+        """Repeats the reduction that computes a tensor so that it keeps its axes, with size one.
+
+        Returns:
+          The name of the output and its layout, which is that of the reduction's input; None if the tensor is not the
+          result of a reduction over these axes.
+        """
+        kind, source, reduced = self._reductions.get(tensor.name, (None, tensor, ()))
+        if kind is None or reduced != tuple(axes):
+            return None
+        return self.reduce(kind, source, axes, keepdims=True), source.layout
 
     def transpose(self, tensor: Tensor, layout: tuple[int, ...]) -> str:
         """Returns the name of a tensor in another layout. Adds a node if it has none yet."""

@@ -112,13 +112,36 @@ def _max_pool(graph, aval, operands, params):
 
 
 def _product(graph, aval, operands, params):
-    """A tensor times a constant matrix along one axis, which is how the network resizes."""
-    (left, right), (left_batch, right_batch) = params["dimension_numbers"]
     first, second = operands
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return _product_of_tensors(graph, aval, first, second, params["dimension_numbers"])
+    return _product_with_constant(graph, aval, first, second, params["dimension_numbers"])
+
+
+def _product_of_tensors(graph, aval, first, second, numbers):
+    """A batch of matrix products, as in attention."""
+    (left, right), (left_batch, right_batch) = numbers
+    batch, rank = len(left_batch), first.aval.ndim
+    if len(left) != 1 or batch != rank - 2 or second.aval.ndim != rank:
+        raise UserError("a matrix product of this network cannot be translated to ONNX")
+
+    def arrange(tensor, batch_axes, last):
+        """Names the tensor with its axes in this order: of the batch, the one that is not `last`, `last`."""
+        other = next(axis for axis in range(rank) if axis not in (*batch_axes, last))
+        return graph.transpose(tensor, _invert((*batch_axes, other, last)))
+
+    (free,) = (axis for axis in range(rank) if axis not in (*right_batch, *right))
+    names = [arrange(first, left_batch, left[0]), arrange(second, right_batch, free)]
+    return Tensor(graph.add_node("MatMul", names), aval, tuple(range(rank)))
+
+
+def _product_with_constant(graph, aval, first, second, numbers):
+    """A tensor times a constant matrix along one axis, which is how the network resizes."""
+    (left, right), (left_batch, _) = numbers
     swapped = not isinstance(first, Tensor)
     if swapped:
         first, second, left, right = second, first, right, left
-    if isinstance(second, Tensor) or second.ndim != 2 or len(left) != 1 or left_batch or right_batch:
+    if second.ndim != 2 or len(left) != 1 or left_batch:
         raise UserError("a matrix product of this network cannot be translated to ONNX")
     matrix = second if right[0] == 0 else second.T  # (contracted, new)
     (axis,), rank = left, first.aval.ndim
@@ -140,11 +163,13 @@ def _transpose(graph, aval, operands, params):
     return Tensor(tensor.name, aval, tuple(tensor.layout[axis] for axis in params["permutation"]))
 
 
-def _sum(graph, aval, operands, params):
-    (tensor,) = operands
-    summed = [tensor.layout[axis] for axis in params["axes"]]
-    name = graph.add_node("ReduceSum", [tensor.name, graph.add_array(np.asarray(sorted(summed)))], keepdims=0)
-    return Tensor(name, aval, _without(tensor.layout, summed))
+def _reduction(kind: str) -> Callable:
+    def translate(graph, aval, operands, params):
+        (tensor,) = operands
+        reduced = [tensor.layout[axis] for axis in params["axes"]]
+        return Tensor(graph.reduce(kind, tensor, params["axes"]), aval, _without(tensor.layout, reduced))
+
+    return translate
 
 
 def _arg_max(graph, aval, operands, params):
@@ -158,10 +183,13 @@ def _arg_max(graph, aval, operands, params):
 def _broadcast(graph, aval, operands, params):
     """Adds axes of size one, then expands those that grow. A batch of any size keeps its size."""
     tensor, axes = operands[0], params["broadcast_dimensions"]
+    added = [axis for axis in range(aval.ndim) if axis not in axes]
+    if all(aval.shape[axis] == 1 for axis in added) and (kept := graph.keep_reduced_axes(tensor, added)):
+        # Norms and softmax subtract and divide by this. In the layout of their input they need no transposition.
+        return Tensor(kept[0], aval, kept[1])
     name = graph.transpose(tensor, tuple(range(tensor.aval.ndim)))
-    new = [axis for axis in range(aval.ndim) if axis not in axes]
-    if new:
-        name = graph.add_node("Unsqueeze", [name, graph.add_array(np.asarray(new))])
+    if added:
+        name = graph.add_node("Unsqueeze", [name, graph.add_array(np.asarray(added))])
     grown = [
         (axis, axis not in axes or tensor.aval.shape[axes.index(axis)] != size) for axis, size in enumerate(aval.shape)
     ]
@@ -169,6 +197,48 @@ def _broadcast(graph, aval, operands, params):
     if any(size != 1 for size in target):
         name = graph.add_node("Expand", [name, graph.add_array(np.asarray(target))])
     return Tensor(name, aval, tuple(range(aval.ndim)))
+
+
+def _reshape(graph, aval, operands, params):
+    """Splits or joins axes. The size of one axis may be unknown until the graph runs."""
+    (tensor,) = operands
+    sizes = [size if isinstance(size, int) else -1 for size in aval.shape]
+    if sizes.count(-1) > 1:
+        raise UserError("a reshape of this network cannot be translated to ONNX with an image size of any; set --size")
+    order = tuple(range(tensor.aval.ndim))
+    name = graph.add_node("Reshape", [graph.transpose(tensor, order), graph.add_array(np.asarray(sizes))])
+    return Tensor(name, aval, tuple(range(aval.ndim)))
+
+
+def _unary(*kinds: str) -> Callable:
+    """Nodes of one input, one after the other."""
+
+    def translate(graph, aval, operands, params):
+        (tensor,) = operands
+        name = tensor.name
+        for kind in kinds:
+            name = graph.add_node(kind, [name])
+        return Tensor(name, aval, tensor.layout)
+
+    return translate
+
+
+def _power(graph, aval, operands, params):
+    (tensor,) = operands
+    exponent = np.asarray(params["y"], aval.dtype)
+    return Tensor(graph.add_node("Pow", [tensor.name, graph.add_array(exponent)]), aval, tensor.layout)
+
+
+def _square(graph, aval, operands, params):
+    (tensor,) = operands
+    return Tensor(graph.add_node("Mul", [tensor.name, tensor.name]), aval, tensor.layout)
+
+
+def _complementary_error(graph, aval, operands, params):
+    """1 - erf(x). Where erfc is tiny it loses digits, but GELU multiplies it by x and adds up the result."""
+    (tensor,) = operands
+    error = graph.add_node("Erf", [tensor.name])
+    return Tensor(graph.add_node("Sub", [graph.add_array(np.ones((), aval.dtype)), error]), aval, tensor.layout)
 
 
 def _concatenate(graph, aval, operands, params):
@@ -206,13 +276,26 @@ TRANSLATIONS: dict[str, Callable] = {
     "copy": _keep,
     "div": _elementwise("Div"),
     "dot_general": _product,
+    "erf": _unary("Erf"),
+    "erfc": _complementary_error,
+    "exp": _unary("Exp"),
+    "integer_pow": _power,
+    "logistic": _unary("Sigmoid"),
     "max": _maximum,
     "min": _minimum,
     "mul": _elementwise("Mul"),
     "name": _keep,
-    "reduce_sum": _sum,
+    "neg": _unary("Neg"),
+    "reduce_max": _reduction("ReduceMax"),
+    "reduce_sum": _reduction("ReduceSum"),
     "reduce_window_max": _max_pool,
+    "reshape": _reshape,
+    "rsqrt": _unary("Sqrt", "Reciprocal"),
     "slice": _slice,
+    "square": _square,
+    "squeeze": _reshape,
+    "stop_gradient": _keep,
     "sub": _subtract,
+    "tanh": _unary("Tanh"),
     "transpose": _transpose,
 }

@@ -13,12 +13,14 @@ from deeplab_jax.models.build import (
 )
 from deeplab_jax.models.deeplab import DeepLabV3Plus
 from deeplab_jax.models.layers import Layers
+from deeplab_jax.models.lraspp import LRASPP
 from deeplab_jax.models.network import PARTS, SegmentationNetwork
 from deeplab_jax.models.segformer import SegFormer
 
 __all__ = [
     "BACKBONES",
     "HEADS",
+    "LRASPP",
     "PARTS",
     "BackboneSpec",
     "DeepLabV3Plus",

@@ -165,9 +165,12 @@ def _fields_of_head(fields: Mapping[str, Any], head: type[SegmentationNetwork]) 
       UserError: a field is set that this head does not have.
     """
     taken = {field.name for field in dataclasses.fields(head)}
-    for name in fields.keys() - taken:
+    for name in sorted(fields.keys() - taken):
         if name not in FIELDS["model"] or fields[name] != FIELDS["model"][name].default:
-            raise UserError(f"model.{name} is set, but the head {head.__name__} does not take it; remove it")
+            raise UserError(
+                f"model.{name} is set, but the head {head.__name__} does not take it; remove it, or start from a "
+                "config of this head (see `deeplab-jax configs`)"
+            )
     return {name: value for name, value in fields.items() if name in taken}
 
 

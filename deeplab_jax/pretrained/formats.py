@@ -84,7 +84,7 @@ register_format("kerascv", _importer("kerascv"), description="KerasCV DeepLabV3P
 register_format(
     "kerashub", _importer("kerashub"), description="KerasHub DeepLabV3+, ResNet, SegFormer, MiT: .weights.h5, .keras"
 )
-register_format("torchvision", _importer("torchvision"), description="ResNet, MobileNetV2 and DeepLabv3: .pth")
+register_format("torchvision", _importer("torchvision"), description="ResNet, MobileNetV2/V3, DeepLabv3, LR-ASPP: .pth")
 register_format(
     "smp", _importer("smp"), description="segmentation_models.pytorch DeepLabV3Plus, Segformer: .pth, .safetensors"
 )

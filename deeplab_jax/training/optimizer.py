@@ -1,7 +1,7 @@
 """Optimizers and schedules: SGD as in the papers and as in Keras, Adam, clipping, weight decay, freezing."""
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ def make(
     """Builds the gradient transformation of `config.optimizer` and its learning rate schedule.
 
     The transformation applies, in order: coupled weight decay (research/deeplab adds it to the loss, so it is clipped
-    too); clipping; momentum and learning rate; decoupled weight decay; the multipliers of each part.
+    too); clipping; momentum and learning rate; decoupled weight decay; the multipliers of parts and of biases.
 
     With `momentum_rule="keras"` the learning rate is inside the momentum buffer: m = momentum * m - lr * g; w += m.
     With `classic` it is outside: m = momentum * m + g; w -= lr * m (PyTorch, optax). The two differ while the learning
@@ -142,14 +142,22 @@ def _is_kernel(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def _is_any(params: PyTree) -> PyTree:
+    return jax.tree.map(lambda _: True, params)
+
+
 class _StepCount(NamedTuple):
     count: Int[Array, ""]
 
 
-def _decoupled_decay(weight_decay: float, schedule: Schedule) -> optax.GradientTransformation:
+def _decoupled_decay(
+    weight_decay: float, schedule: Schedule, mask: Callable[[PyTree], PyTree]
+) -> optax.GradientTransformation:
     def update(updates, state, params):
         factor = schedule(state.count) * weight_decay
-        updates = jax.tree.map(lambda update, param: update - factor * param, updates, params)
+        updates = jax.tree.map(
+            lambda update, param, decays: update - factor * param if decays else update, updates, params, mask(params)
+        )
         return updates, _StepCount(state.count + 1)
 
     return optax.GradientTransformation(lambda params: _StepCount(jnp.zeros((), jnp.int32)), update)
@@ -158,7 +166,8 @@ def _decoupled_decay(weight_decay: float, schedule: Schedule) -> optax.GradientT
 # By name, functions of the factor and the schedule that return the transformations before and after the momentum.
 _WEIGHT_DECAY_RULES = {
     "coupled_kernels": lambda decay, schedule: ([optax.add_decayed_weights(decay, mask=_is_kernel)], []),
-    "decoupled_all": lambda decay, schedule: ([], [_decoupled_decay(decay, schedule)]),
+    "decoupled_all": lambda decay, schedule: ([], [_decoupled_decay(decay, schedule, _is_any)]),
+    "decoupled_kernels": lambda decay, schedule: ([], [_decoupled_decay(decay, schedule, _is_kernel)]),
 }
 
 
@@ -177,10 +186,10 @@ def _by_part(
         raise UserError(f"optimizer.{field} names {name!r}, which is not a part of the network{suggest(name, parts)}")
 
     def scale(updates, params=None):
+        if optimizer.bias_multiplier != 1.0:
+            updates = _scale_biases(updates, optimizer.bias_multiplier)
         return {
-            part: jax.tree.map(lambda update, part=part: update * multipliers[part], tree)
-            if multipliers.get(part, 1.0) != 1.0
-            else tree
+            part: _scale(tree, multipliers[part]) if multipliers.get(part, 1.0) != 1.0 else tree
             for part, tree in updates.items()
         }
 
@@ -195,6 +204,20 @@ def _by_part(
         )
 
     return optax.partition({"learning": rule, "frozen": optax.set_to_zero()}, partition)
+
+
+def _scale(updates: PyTree, factor: float) -> PyTree:
+    return jax.tree.map(lambda update: update * factor, updates)
+
+
+def _scale_biases(updates: PyTree, factor: float) -> PyTree:
+    """Scales the biases that stand beside a kernel. BatchNorm and LayerNorm have a `bias` beside their `scale`."""
+    if not isinstance(updates, Mapping):
+        return updates
+    return {
+        name: _scale(tree, factor) if name == "bias" and "kernel" in updates else _scale_biases(tree, factor)
+        for name, tree in updates.items()
+    }
 
 
 def stop_frozen(params: PyTree, frozen: Sequence[str]) -> PyTree:

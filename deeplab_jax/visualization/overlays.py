@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from deeplab_jax.data.images import encode_palette_png
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import IGNORE_COLOR, IGNORE_LABEL, LabelSet
 from deeplab_jax.text import printable
@@ -54,9 +55,7 @@ def save_palette_png(path: pathlib.Path, label: UInt8[np.ndarray, "height width"
     Raises:
       UserError: the file cannot be written; no partial file remains.
     """
-    image = Image.fromarray(label)
-    image.putpalette(label_set.color_table().tobytes())
-    _save_png(path, image)
+    write_atomically(path, encode_palette_png(label, label_set))
 
 
 def save_image(path: pathlib.Path, image: UInt8[np.ndarray, "height width 3"]) -> None:
@@ -65,7 +64,9 @@ def save_image(path: pathlib.Path, image: UInt8[np.ndarray, "height width 3"]) -
     Raises:
       UserError: the file cannot be written; no partial file remains.
     """
-    _save_png(path, Image.fromarray(image))
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    write_atomically(path, buffer.getvalue())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +155,3 @@ def count_labels(labels: Iterable[np.ndarray], label_set: LabelSet) -> dict[int,
 def class_name(class_id: int, label_set: LabelSet) -> str:
     """Returns the name of a class id on one line; "unlabeled" for the ignore label."""
     return "unlabeled" if class_id == IGNORE_LABEL else printable(label_set.class_names[class_id])
-
-
-def _save_png(path: pathlib.Path, image: Image.Image) -> None:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue())

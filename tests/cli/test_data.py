@@ -6,6 +6,8 @@ import os
 import pytest
 from PIL import Image
 
+from tests.data.formats import test_annotation_tools
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -60,3 +62,49 @@ def test_a_gallery_is_written_once(run, fails, tmp_path):
     with Image.open(tmp_path / "val.png") as image:
         assert min(image.size) > 100
     fails(*arguments, message="val.png exists")
+
+
+def test_annotations_are_imported_and_masks_exported(run, fails, tmp_path):
+    test_annotation_tools.make_coco(tmp_path / "export")
+    photo = tmp_path / "export" / "images" / "b.jpg"
+    test_annotation_tools.photo(photo)
+    listed = tmp_path / "export" / "annotations" / "instances_default.json"
+    values = json.loads(listed.read_text())
+    values["images"].append({"id": 8, "file_name": "b.jpg"})
+    values["annotations"].append({"id": 3, "image_id": 8, "category_id": 3, "segmentation": [[0, 0, 9, 0, 9, 9]]})
+    values["annotations"].append({"id": 4, "image_id": 8, "category_id": 3, "segmentation": [[0, 0]]})
+    listed.write_text(json.dumps(values))
+    folder = tmp_path / "leaves"
+    arguments = ("data", "import", "--from", "coco", listed, "--output", folder)
+    code, out, err = run(*arguments)
+    assert (code, out) == (0, "")
+    assert err == [
+        f"warning: 1 shapes are skipped: {listed}, annotation 4: it has 1 points; at least 3 are needed",
+        f"Wrote 2 images with 3 shapes of 3 classes to {folder}; "
+        f"next: deeplab-jax data prepare folder --source {folder}",
+    ]
+    fails(*arguments, message=f"{folder} exists")
+    assert run("data", "prepare", "folder", "--source", folder, "--data-dir", tmp_path / "data").code == 0
+    message = f"{tmp_path / 'export'} is an export of COCO; first run `deeplab-jax data import --from coco"
+    fails("data", "prepare", "folder", "--source", tmp_path / "export", "--data-dir", tmp_path, message=message)
+    arguments = ("data", "export", "--to", "cvat", folder / "images", folder / "masks")
+    arguments += ("--classes", folder / "classes.txt", "--output", tmp_path / "to_correct")
+    assert run(*arguments).err == [f"Wrote the annotations of 2 images to {tmp_path / 'to_correct'}"]
+    assert (tmp_path / "to_correct" / "annotations.xml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("import", "--from", "coc", "a.json", "--output", "data"), "invalid choice: 'coc'"),
+        (("export", "--to", "yolo", "a", "b", "--classes", "c", "--output", "d"), "invalid choice: 'yolo'"),
+        (
+            ("export", "--to", "coco", "a", "b", "--classes", "c", "--tolerance", "x", "--output", "d"),
+            "'x' is not a number of pixels between 0 and 100",
+        ),
+    ],
+)
+def test_wrong_arguments_of_import_and_export(run, arguments, message):
+    code, _, err = run("data", *arguments)
+    assert code == 2
+    assert message in err[0]

@@ -10,12 +10,13 @@ import pytest
 from deeplab_jax import data, export
 from deeplab_jax.cli import main, names
 from deeplab_jax.config import base_config, find_config
+from deeplab_jax.data.annotation_formats import ANNOTATION_FORMATS
 from deeplab_jax.data.prepare import preparable_names
 from deeplab_jax.inference import video
 from deeplab_jax.pretrained import FORMATS, presets
 
 COMMANDS = [command.name for command in main.COMMANDS]
-GROUPS = ["", "data"]
+GROUPS = ["", "data", "papers"]
 
 
 def examples(text: str) -> list[str]:
@@ -112,6 +113,9 @@ def test_names_are_those_of_their_owners():
     assert names.VIDEO_SUFFIXES == video.VIDEO_SUFFIXES
     assert tuple(video.CODECS) == names.CODECS
     assert tuple(FORMATS) == names.IMPORT_FORMATS
+    assert tuple(ANNOTATION_FORMATS) == names.ANNOTATION_FORMATS
+    written = [name for name, listed in ANNOTATION_FORMATS.items() if listed.write is not None]
+    assert tuple(written) == names.ANNOTATION_EXPORT_FORMATS
     assert tuple(export.FORMATS) == names.EXPORT_FORMATS
     assert data.dataset_names() == list(names.DATA_SETS)
     assert preparable_names() == list(names.PREPARABLE_DATA_SETS)

@@ -23,6 +23,7 @@ from deeplab_jax.config import (
     validate,
 )
 from deeplab_jax.data.protocol import protocol_for
+from deeplab_jax.errors import UserError
 from deeplab_jax.models import build_model
 from deeplab_jax.parallel.mesh import MESH_AXES, validate_mesh
 from deeplab_jax.pretrained import bundle
@@ -127,4 +128,22 @@ def test_finetuning_builds_the_network_it_starts_from(tmp_path):
     assert whole.model.to_dict() == network.model.to_dict() | {"zero_unreached_taps": True}
     assert (backbone.model.width_multiplier, backbone.model.backbone_norm_epsilon) == (0.1, 0.5)
     assert backbone.model.aspp_channels == base_config().model.aspp_channels  # the rest is the config's own
-    assert load_config("finetune_folder").train.init_from == pretrained.DEFAULT_PRESET
+    default = load_config("finetune_folder")
+    assert default.train.init_from == pretrained.DEFAULT_PRESET
+    assert (default.optimizer.name, default.optimizer.learning_rate) == ("sgd", 0.02)
+    assert load_config("finetune_folder", rate=0.1).optimizer.learning_rate == 0.1
+    with pytest.raises(UserError, match="^init is empty, but fine-tuning starts from a network"):
+        load_config("finetune_folder", init="")
+
+
+def test_finetuning_gives_a_mix_transformer_its_head_and_optimizer(tmp_path):
+    network = exports.network(**exports.SEGFORMER, gelu="tanh")
+    bundle.save(network, tmp_path / "network")
+    of_backbone = {"params": {"backbone": network.variables["params"]["backbone"]}, "batch_stats": {}}
+    bundle.save(dataclasses.replace(network, label_set=None, variables=of_backbone), tmp_path / "backbone")
+    for name in ("network", "backbone"):
+        config = load_config("finetune_folder", init=str(tmp_path / name))
+        model = config.model
+        assert (model.head, model.backbone, model.output_stride, model.gelu) == ("segformer", "mit_b0", 32, "tanh")
+        assert (config.optimizer.name, config.optimizer.weight_decay_rule) == ("adam", "decoupled_kernels")
+        check(config)

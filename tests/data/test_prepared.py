@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeplab_jax import data
-from deeplab_jax.data import masks, prepared, tf_example
+from deeplab_jax.data import masks, record_files, tf_example
 from deeplab_jax.data.dataset import RawDataset, RawExample
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.data.prepared import PreparedSource, write_dataset
@@ -86,7 +86,7 @@ def test_a_data_set_written_by_tfds_opens(folder, tmp_path):
 
 
 def test_large_splits_have_several_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepared, "_SHARD_BYTES", 1)
+    monkeypatch.setattr(record_files, "SHARD_BYTES", 1)
     folder = make_folder(tmp_path / "own", count=5)
     label_set = LabelSet.from_names(("a", "b", "c"))
     raw = [

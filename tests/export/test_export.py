@@ -59,10 +59,16 @@ def test_stablehlo_is_lowered_for_cpu_cuda_and_tpu(network, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"align_corners": True, "padding": "symmetric"}], ids=["half_pixel", "corners"]
+    "fields",
+    [
+        exports.TINY_MOBILENET,
+        exports.TINY_MOBILENET | {"align_corners": True, "padding": "symmetric"},
+        pytest.param(exports.SEGFORMER, marks=pytest.mark.slow),
+    ],
+    ids=["half_pixel", "corners", "segformer"],
 )
-def test_stablehlo_of_any_size_accepts_every_size(options, tmp_path):
-    net = exports.network(**exports.TINY_MOBILENET | options)
+def test_stablehlo_of_any_size_accepts_every_size(fields, tmp_path):
+    net = exports.network(**fields)
     export.export_network(net, "stablehlo", tmp_path / "net", ExportOptions())
     exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
     for images in (exports.images(1, 33, 47), exports.images(2, 64, 40)):

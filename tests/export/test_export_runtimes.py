@@ -56,8 +56,39 @@ def network() -> PretrainedNetwork:
 
 
 @every_runtime
-def test_logits_equal_those_of_jax(file_format, tmp_path):
-    network = exports.network(**exports.TINY_MOBILENET)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({}, id="sigmoid", marks=pytest.mark.slow),
+        pytest.param(
+            {
+                "lraspp_gate": "hard_sigmoid",
+                "image_pooling_window": (33, 33),
+                "image_pooling_stride": (1, 2),
+                "align_corners": True,
+            },
+            id="windows",
+        ),
+    ],
+)
+def test_logits_of_mobilenet_v3_and_lraspp_equal_those_of_jax(file_format, fields, tmp_path):
+    network = exports.network(**exports.TINY_LRASPP, **fields)
+    path = write(network, file_format, tmp_path, "--size", "64x97")
+    images = exports.images(1, 64, 97)
+    logits, expected = exports.run_exported(file_format, path, images), exports.logits(network, images)
+    # Float32 rounding of other kernels.
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    assert np.ptp(expected) > 0.5
+
+
+@every_runtime
+@pytest.mark.parametrize(
+    "fields",
+    [exports.TINY_MOBILENET, pytest.param(exports.SEGFORMER, marks=pytest.mark.slow)],
+    ids=lambda fields: fields["backbone"],
+)
+def test_logits_equal_those_of_jax(file_format, fields, tmp_path):
+    network = exports.network(**fields)
     path = write(network, file_format, tmp_path)
     images = exports.images(2, 33, 47)
     logits, expected = exports.run_exported(file_format, path, images), exports.logits(network, images)
@@ -110,10 +141,12 @@ def test_a_saved_model_contains_the_weights_once(file_format, network, tmp_path)
         {"backbone": "mobilenet_v2", "width_multiplier": 0.1, "decoder": "smp", "align_corners": True},
         {"backbone": "resnet10_v1_slim", "decoder": "kerascv", "padding": "same_upper", "output_stride": 32},
         {"backbone": "mobilenet_v2", "width_multiplier": 0.1, "decoder": "none", "classifier_bias": False},
+        exports.SEGFORMER,
+        exports.SEGFORMER | {"gelu": "tanh"},
     ],
-    ids=lambda fields: fields["decoder"],
+    ids=lambda fields: "-".join(map(str, fields.values())),
 )
-def test_every_decoder_and_padding_is_translated_to_onnx(file_format, fields, tmp_path):
+def test_every_head_decoder_and_padding_is_translated_to_onnx(file_format, fields, tmp_path):
     import onnxruntime
 
     network = exports.network(**fields)
@@ -135,6 +168,21 @@ def test_weights_are_computed_once_and_axes_are_transposed_twice(file_format, tm
     kinds = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
     assert kinds.count("Transpose") == 2  # NHWC to NCHW, and back
     assert set(kinds) <= {"Transpose", "Conv", "Add", "Mul", "Div", "Relu", "Clip", "Concat", "MatMul", "Identity"}
+
+
+@pytest.mark.parametrize("file_format", [_parameter("onnx")])
+def test_sums_of_norms_and_softmax_keep_their_layout(file_format, tmp_path):
+    import onnx
+
+    network = exports.network(**exports.SEGFORMER)
+    export.export_network(network, "onnx", tmp_path / "net.onnx", ExportOptions(size=(64, 97)))
+    nodes = onnx.load(tmp_path / "net.onnx").graph.node
+    sums = [node for node in nodes if node.op_type == "ReduceSum"]
+    assert len(sums) == 2 * 30 + 8  # the mean and the variance of each LayerNorm, and each softmax
+    # Sums keep their axes, so what they are subtracted from or divide keeps its layout.
+    assert all(attribute.i == 1 for node in sums for attribute in node.attribute if attribute.name == "keepdims")
+    producers = {node.output[0]: node.op_type for node in nodes}
+    assert {producers[node.input[0]] for node in sums} == {"Add", "Mul", "Exp"}
 
 
 @pytest.mark.parametrize("file_format", [_parameter("onnx")])

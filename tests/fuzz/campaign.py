@@ -19,7 +19,7 @@ from tests.fuzz.worker import SECONDS
 #: networks get fewer.
 WEIGHTS = {
     "torch": 30, "safetensors": 10, "keras": 10, "tflite": 10, "tensorflow": 10, "bundle": 2, "workdir": 4,
-    "images": 10, "masks": 6, "annotations": 6, "archives": 10,
+    "images": 10, "masks": 6, "annotations": 6, "exports": 12, "archives": 10,
 }  # fmt: skip
 _START = 240  # seconds until the worker has read all valid files; a busy machine compiles slowly
 

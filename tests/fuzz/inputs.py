@@ -6,6 +6,7 @@ import io
 import json
 import pathlib
 import random
+import shutil
 import struct
 import tarfile
 import zipfile
@@ -18,6 +19,7 @@ import safetensors.numpy
 from PIL import Image
 
 from deeplab_jax.data import archives, images, read_mask
+from deeplab_jax.data.annotation_import import import_annotations
 from deeplab_jax.data.sources import folder as folder_source
 from deeplab_jax.data.sources.sbd import read_class_mask
 from deeplab_jax.errors import UserError
@@ -28,6 +30,7 @@ from deeplab_jax.pretrained.readers import keras_h5, tf_checkpoint
 from deeplab_jax.pretrained.readers.torch_file import read_torch_file
 from deeplab_jax.workdir import layout
 from tests.conftest import scene, write_index_png, write_sbd_mat
+from tests.data.formats import test_annotation_tools
 from tests.fuzz.mutations import mutate_bytes, mutate_json, random_pickle
 from tests.pretrained.importers.keras_files import fill_legacy, fill_weights, write_archive
 from tests.pretrained.readers import tf_checkpoint_writer
@@ -68,6 +71,7 @@ def make_targets(folder: pathlib.Path) -> list[Target]:
         _workdir,
         _images,
         _annotations,
+        _exports,
         _archives,
     ):
         place = folder / make.__name__
@@ -355,6 +359,30 @@ def _annotations(folder: pathlib.Path) -> list[Target]:
         _target("annotations", root / "classes.txt", mutate_bytes, read),
         _target("annotations", root / "train.txt", mutate_bytes, read),
     ]
+
+
+# The files of an export to damage: JSON by its structure, all by their bytes.
+_EXPORT_SUFFIXES = (".json", ".xml", ".txt", ".csv", ".yaml", ".png")
+
+
+def _exports(folder: pathlib.Path) -> list[Target]:
+    """What annotation tools write."""
+    targets = []
+    for name, make in test_annotation_tools.EXPORTS.items():
+        root = folder / name
+        make(root)
+
+        def read(_: pathlib.Path, name: str = test_annotation_tools.format_of(name), root: pathlib.Path = root) -> None:
+            try:
+                import_annotations(name, root, folder / "imported", keep_empty=True)
+            finally:
+                shutil.rmtree(folder / "imported", ignore_errors=True)
+
+        for path in sorted(path for path in root.rglob("*") if path.suffix in _EXPORT_SUFFIXES):
+            targets.append(_target("exports", path, mutate_bytes, read))
+            if path.suffix == ".json":
+                targets.append(_target("exports", path, mutate_json, read))
+    return targets
 
 
 def _archives(folder: pathlib.Path) -> list[Target]:

@@ -76,8 +76,17 @@ def xception_modules(depth):
     return {f"backbone/{name}": f"blocks.{number}" for number, name in enumerate(names)}
 
 
+def mobilenet_v3_modules(units, prefix):
+    modules, number = {"backbone/final_norm": f"{prefix}{sum(units) + 1}.1"}, 0
+    for stage, count in enumerate(units, 1):
+        for unit in range(count):
+            number += 1
+            modules[f"backbone/stage{stage}_block{unit + 1}"] = f"{prefix}{number}"
+    return modules
+
+
 def torchvision():
-    from torchvision.models import mobilenet_v2, resnet, segmentation
+    from torchvision.models import mobilenet_v2, mobilenet_v3_large, mobilenet_v3_small, resnet, segmentation
 
     head = {f"aspp/branch_atrous{i}": f"classifier.0.convs.{i}" for i in (1, 2, 3)} | {
         "aspp/branch_1x1": "classifier.0.convs.0",
@@ -85,6 +94,7 @@ def torchvision():
         "aspp": "classifier.0",
         "decoder/refine1": "classifier.3",
         "classifier": "classifier.4",
+        "auxiliary": "aux_classifier",
     }
     deeplab = segmentation.deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=21, aux_loss=True)
     # 41 pixels wide at stride 8: the rate 36 has live taps.
@@ -97,7 +107,17 @@ def torchvision():
     outputs |= run("mobilenet_v2_1.0", mobilenet_v2(), mobilenet_v2_modules(), (65, 97), gain=1.25)
     for width in (0.35, 1.4):
         outputs[f"mobilenet_v2_{width}:arrays"] = torch_formula.pack(shapes(mobilenet_v2(width_mult=width)))
-    return outputs
+    outputs |= run(
+        "mobilenet_v3_small", mobilenet_v3_small(), mobilenet_v3_modules((1, 2, 3, 2, 3), "features."), (65, 97)
+    )
+    outputs["mobilenet_v3_large:arrays"] = torch_formula.pack(shapes(mobilenet_v3_large()))
+    large = mobilenet_v3_modules((1, 2, 3, 4, 2, 3), "backbone.")
+    deeplab = segmentation.deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, aux_loss=True)
+    # 41 pixels wide at stride 16: the rate 36 has live taps.
+    outputs |= run("deeplabv3_mobilenet_v3_large", deeplab, large | head, (33, 641))
+    lraspp = segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None)
+    head = {"aspp/projection": "classifier.cbr", "classifier/mid_level": "classifier.low_classifier"}
+    return outputs | run("lraspp_mobilenet_v3_large", lraspp, large | head, (97, 161))
 
 
 def smp():

@@ -4,6 +4,7 @@ import importlib
 import pathlib
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.models import BACKBONES, BackboneSpec, abstract_variables, build_model, register_backbone
 from deeplab_jax.models.atrous import plan_units
 from deeplab_jax.models.backbones.inverted_residual import scaled_features
-from deeplab_jax.models.layers import Layers
+from deeplab_jax.models.layers import DepthwiseConv, Layers
 from tests.models.support import CLASSES, SMALL, count, random_images, random_values, small_model_config
 
 # torchvision's counts without its fully connected layer, and efficientnet-lite-pytorch's 4,652,008, 5,416,680 and
@@ -43,7 +44,8 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_backbones_have_the_parameters_of_the_originals_and_endpoints_at_their_strides(backbone):
-    model = build_model(small_model_config(backbone), CLASSES)
+    stride = 32 if BACKBONES[backbone].output_strides else 16
+    model = build_model(small_model_config(backbone, output_stride=stride), CLASSES)
     image = jax.ShapeDtypeStruct((1, 64, 96, 3), np.uint8)
     (_, endpoints), variables = jax.eval_shape(
         lambda image: model.init_with_output(jax.random.key(0), image, train=False), image
@@ -51,7 +53,7 @@ def test_backbones_have_the_parameters_of_the_originals_and_endpoints_at_their_s
     parameters = count(variables["params"]["backbone"])
     assert parameters == PARAMETERS.get(backbone, parameters)
     assert endpoints["low_level_features"].shape[1:3] == (16, 24)
-    assert endpoints["features"].shape[1:3] == (4, 6)
+    assert endpoints["features"].shape[1:3] == (64 // stride, 96 // stride)
 
 
 @pytest.mark.parametrize("backbone", SMALL)
@@ -90,9 +92,13 @@ def test_atrous_features_subsampled_are_the_strided_features(backbone, padding):
             np.testing.assert_allclose(dense, features[32], rtol=1e-9, atol=1e-9)
 
 
-def test_multi_grid_spreads_the_units_of_the_last_stage():
-    """DeepLabv3, section 3.2.1: at stride 16 the rates of the three units are 2 * (1, 2, 4)."""
-    model = build_model(small_model_config("resnet50_v1_beta", multi_grid=(1, 2, 4), atrous_rates=(5,)), CLASSES)
+@pytest.mark.parametrize("backbone", ["resnet50_v1_beta", "small_xception71"])
+@pytest.mark.usefixtures("small_backbones")
+def test_multi_grid_spreads_the_units_of_the_last_stage(backbone):
+    """DeepLabv3, section 3.2.1: at stride 16 the rates of the three units are 2 * (1, 2, 4). In Xception, they are the
+    three convolutions of the last unit.
+    """
+    model = build_model(small_model_config(backbone, multi_grid=(1, 2, 4), atrous_rates=(5,)), CLASSES)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
     program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False)[0])(abstract_variables(model), images)
     assert [str(program).count(f"rhs_dilation=({rate}, {rate})") for rate in (2, 4, 5, 8)] == [1, 1, 1, 1]
@@ -103,6 +109,54 @@ def test_a_converted_unit_runs_at_the_rate_before_or_after_it(spread, rates):
     plan = plan_units([1, 2, 1, 1, 1], 4, stem_stride=4, spread_converted=spread)
     assert [unit.rate for unit in plan] == [1, *rates]
     assert {unit.stride for unit in plan} == {1}
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "plan"),
+    [
+        (32, {"entry_block5": (2, 1), "middle_block1_unit1": (1, 1), "exit_block1": (2, 1), "exit_block2": (1, 1)}),
+        (16, {"entry_block5": (2, 1), "middle_block1_unit1": (1, 1), "exit_block1": (1, 1), "exit_block2": (1, 2)}),
+        (8, {"entry_block5": (1, 1), "middle_block1_unit1": (1, 2), "exit_block1": (1, 2), "exit_block2": (1, 4)}),
+    ],
+)
+@pytest.mark.usefixtures("small_backbones")
+def test_strides_and_rates_of_xception_are_those_of_research_deeplab(output_stride, plan):
+    """The rate lags: the unit whose stride is left out keeps the rate before it."""
+    model = build_model(small_model_config("small_xception71", output_stride=output_stride, decoder="none"), CLASSES)
+    found = {}
+
+    def record(call, args, kwargs, context):
+        module = context.module
+        if isinstance(module, DepthwiseConv) and context.method_name == "__call__":
+            unit, convolution = module.path[1:3]
+            found.setdefault(unit, {})[convolution] = module.stride, module.rate
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        images = jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8)
+        jax.eval_shape(lambda v, x: model.apply(v, x, train=False), abstract_variables(model), images)
+    for unit, (stride, rate) in plan.items():
+        # The third convolution has the stride; all three have the rate.
+        assert found[unit] == {"separable1": (1, rate), "separable2": (1, rate), "separable3": (stride, rate)}
+
+
+@pytest.mark.parametrize("backbone", ["xception65", "xception71"])
+def test_the_low_level_features_of_xception_are_its_second_convolutions_before_relu(backbone):
+    model = build_model(small_model_config(backbone, output_stride=8), CLASSES)
+    images = jax.ShapeDtypeStruct((1, 64, 96, 3), np.uint8)
+    _, endpoints = jax.eval_shape(lambda v, x: model.apply(v, x, train=False), abstract_variables(model), images)
+    assert endpoints["low_level_features"].shape == (1, 16, 24, 256)
+    assert endpoints["mid_level_features"].shape == (1, 8, 12, 728)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "classes", "parameters"),
+    [("xception41", 19, 28_108_147), ("xception65", 21, 41_055_413), ("xception71", 151, 43_511_247)],
+)
+def test_deeplabv3plus_with_xception_has_the_parameters_of_the_original(backbone, classes, parameters):
+    """Counted from the original's layers; ports of Xception-65 for VOC state 41.06M."""
+    model = build_model(load_config("deeplabv3plus_xception65_voc", backbone=backbone).model, classes)
+    assert count(abstract_variables(model)["params"]) == parameters
 
 
 @pytest.mark.parametrize(

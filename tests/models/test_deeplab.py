@@ -115,6 +115,7 @@ def test_residual_sums_are_an_operation(backbone, sums):
     [
         ("tiny", "paper", 0.5),
         pytest.param("small_mobilenet_v2", "smp", 0.0, marks=pytest.mark.slow),
+        pytest.param("small_xception71", "separable", 0.0, marks=pytest.mark.slow),
     ],
 )
 def test_rematerialization_changes_only_what_is_kept(backbone, decoder, dropout):

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("small_backbones")
 NETWORKS = {
     "resnet v1": {"backbone": "small_resnet50_v1_beta", "aspp_separable": True, "decoder": "separable"},
     "resnet v2": {"backbone": "small_resnet50_v2_kerascv", "decoder": "kerascv", "align_corners": True},
+    "xception": {"backbone": "small_xception71", "aspp": "dpc", "decoder": "separable"},
     "mobilenet v2": {"backbone": "small_mobilenet_v2", "decoder": "smp", "padding": "same_upper"},
 }
 

@@ -1,5 +1,6 @@
 """Meshes: how arrays are split, that a step computes the same on all meshes, and which collectives it uses."""
 
+import dataclasses
 import functools
 
 import jax
@@ -40,6 +41,7 @@ MESHES = {
 }
 SIZES = MESHES | {ONE: {"data": 1}, "data 4": {"data": 4}}
 RESNET = ("resnet10_v1_slim", "kerascv")
+SEGFORMER = ("mit_tiny", "segformer")
 slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 
 
@@ -50,13 +52,24 @@ def in_float64():
         yield
 
 
+@pytest.fixture(autouse=True)
+def mit_tiny(monkeypatch):
+    """A Mix Transformer of one narrow block per stage."""
+    arguments = {"channels": (8, 16, 16, 32), "blocks": (1, 1, 1, 1), "heads": (1, 2, 2, 4)}
+    monkeypatch.setitem(BACKBONES, "mit_tiny", dataclasses.replace(BACKBONES["mit_b0"], arguments=arguments))
+
+
 def tiny_network_config(backbone: str, decoder: str, mesh: dict[str, int]) -> ConfigDict:
     config = base_config()
-    config.model.backbone, config.model.decoder = backbone, decoder
-    config.model.width_multiplier = 0.25 if backbone == "mobilenet_v2" else 1.0
-    config.model.atrous_rates, config.model.aspp_separable = (1, 2), True  # depthwise convolutions in either backbone
-    config.model.aspp_channels = config.model.decoder_channels = config.model.low_level_channels = 8
-    config.data.image_size = config.eval.image_size = (HEIGHT, WIDTH)
+    config.model.backbone, config.model.decoder_channels = backbone, 8
+    if decoder == "segformer":
+        config.model.head, config.model.output_stride, config.model.drop_path = "segformer", 32, 0.2
+    else:
+        config.model.decoder = decoder
+        config.model.width_multiplier = 0.25 if backbone == "mobilenet_v2" else 1.0
+        config.model.atrous_rates, config.model.aspp_separable = (1, 2), True  # depthwise convolutions in all of them
+        config.model.aspp_channels = config.model.low_level_channels = 8
+    config.data.image_size = config.eval.image_size = (HEIGHT, _width(decoder))
     config.optimizer.learning_rate = 0.05
     config.optimizer.weight_decay = 1e-3
     config.train.compute_dtype = "float64"
@@ -65,12 +78,16 @@ def tiny_network_config(backbone: str, decoder: str, mesh: dict[str, int]) -> Co
     return config
 
 
-def random_batch(size: int = 8) -> dict[str, np.ndarray]:
+def _width(decoder: str) -> int:
+    return 32 if decoder == "segformer" else WIDTH  # its attention needs 32
+
+
+def random_batch(size: int = 8, width: int = WIDTH) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    label = rng.integers(0, CLASSES, (size, HEIGHT, WIDTH), dtype=np.uint8)
+    label = rng.integers(0, CLASSES, (size, HEIGHT, width), dtype=np.uint8)
     label[0] = 255  # what is labeled differs from device to device
     label[:, :3] = 255
-    return {"image": rng.integers(0, 256, (size, HEIGHT, WIDTH, 3), dtype=np.uint8), "label": label}
+    return {"image": rng.integers(0, 256, (size, HEIGHT, width, 3), dtype=np.uint8), "label": label}
 
 
 def mesh_of(name: str) -> jax.sharding.Mesh:
@@ -114,7 +131,8 @@ def step_on_mesh(backbone: str, decoder: str, mesh_name: str, accumulate: int = 
         shardings=shardings,
     )
     step = jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
-    state, batch = jax.device_put(first_state(backbone, decoder), shardings), sharding.to_global(random_batch(), mesh)
+    state = jax.device_put(first_state(backbone, decoder), shardings)
+    batch = sharding.to_global(random_batch(width=_width(decoder)), mesh)
     compiled = step.lower(state, batch).compile()
     after, report = compiled(state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state)), "the state was donated"
@@ -124,7 +142,13 @@ def step_on_mesh(backbone: str, decoder: str, mesh_name: str, accumulate: int = 
 @pytest.mark.parametrize("mesh_name", [slow("data 8"), slow("fsdp 8"), "data 4 x fsdp 2", "data 2 x spatial 4"])
 @pytest.mark.parametrize(
     ("backbone", "decoder"),
-    [RESNET, slow("mobilenet_v2", "paper"), slow("resnet10_v1_slim", "paper"), slow("mobilenet_v2", "kerascv")],
+    [
+        RESNET,
+        slow("mobilenet_v2", "paper"),
+        slow("resnet10_v1_slim", "paper"),
+        slow("mobilenet_v2", "kerascv"),
+        slow(*SEGFORMER),
+    ],
 )
 def test_a_step_is_the_same_on_any_mesh(backbone, decoder, mesh_name):
     """Loss, gradients (the momentum, after one step), parameters, statistics and counts."""
@@ -132,7 +156,7 @@ def test_a_step_is_the_same_on_any_mesh(backbone, decoder, mesh_name):
     _, (many, many_report), _ = step_on_mesh(backbone, decoder, mesh_name)
     first = first_state(backbone, decoder)
     np.testing.assert_array_equal(one_report["confusion"], many_report["confusion"])
-    assert one_report["confusion"].sum() == one_report["loss_count"] == 7 * (HEIGHT - 3) * WIDTH
+    assert one_report["confusion"].sum() == one_report["loss_count"] == 7 * (HEIGHT - 3) * _width(decoder)
     jax.tree.map(assert_close, (one, one_report), (many, many_report))
     changed = jax.tree.map(lambda before, after: np.any(before != after), first, one)
     assert all(jax.tree.leaves((changed.params, changed.batch_stats, changed.opt_state)))
@@ -266,6 +290,7 @@ def test_an_array_that_no_rule_matches_is_an_error():
 def test_rules_match_every_array_of_every_network(backbone):
     config = base_config()
     config.update_from_flattened_dict({"model.backbone": backbone, "optimizer.learning_rate": 0.1})
+    config.model.output_stride = (*BACKBONES[backbone].output_strides, 16)[0]
     mesh = jax.sharding.AbstractMesh((2, 4, 1), ("data", "fsdp", "spatial"))
     variables = abstract_variables(build_for_mesh(config, 21, mesh))
     places = sharding.state_shardings(variables, mesh, fsdp_min_size=config.mesh.fsdp_min_size)

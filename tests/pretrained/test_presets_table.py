@@ -92,7 +92,7 @@ def test_digits_in_file_names_match_the_digests():
         if match := re.fullmatch(r".+-([0-9a-f]{8})\.pth", preset.file):
             assert preset.digest.startswith(f"sha256:{match[1]}")
             checked += 1
-    assert checked == 37
+    assert checked == 41
 
 
 def test_cached_files_have_unique_names():

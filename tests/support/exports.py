@@ -18,14 +18,22 @@ from deeplab_jax.pretrained import PretrainedNetwork
 
 RUNTIME = pathlib.Path(__file__).with_name("exported_runtime.py")
 TINY_RESNET = {"backbone": "resnet10_v1_slim"}
+TINY_LRASPP = {"backbone": "mobilenet_v3_small_seg", "head": "lraspp", "output_stride": 32, "padding": "same_upper"}
+SEGFORMER = {"backbone": "mit_b0", "head": "segformer", "output_stride": 32}
 TINY_MOBILENET = {"backbone": "mobilenet_v2", "width_multiplier": 0.1, "decoder": "separable", "padding": "same_upper"}
+
+# Fields of each head that keep it small.
+_SMALL = {
+    "deeplab": {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4, "atrous_rates": (2,)},
+    "segformer": {"decoder_channels": 8},
+    "lraspp": {"aspp_channels": 8},
+}
 
 
 def network(**fields) -> PretrainedNetwork:
     """A small network for six classes with random parameters of realistic size."""
     model = base_config().model
-    small = {"aspp_channels": 8, "decoder_channels": 8, "low_level_channels": 4, "atrous_rates": (2,)}
-    model.update(small | fields)
+    model.update(_SMALL[fields.get("head", "deeplab")] | fields)
     return with_random_variables(PretrainedNetwork(model, {}, SYNTHETIC, "whole", (33, 47)))
 
 

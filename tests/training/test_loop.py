@@ -237,6 +237,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_in_no_checkpoint(tmp_pat
         assert checkpoints.latest_step() == step - 1
 
 
+@pytest.mark.slow
+def test_a_second_stage_trains_at_another_output_stride_with_frozen_statistics(straight, tmp_path):
+    """The papers' recipe: stage 1 at stride 16, then stride 8 with its statistics (arXiv 1706.05587, section 4.1)."""
+    config = experiment(steps=2, ema_decay=None, init_from=str(straight[0]))
+    config.model.output_stride = 8
+    config.model.freeze_norm_statistics = True
+    train(config, tmp_path)
+    before, after = final_state(straight[0]), final_state(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, before["batch_stats"], after["batch_stats"])
+    for old, new in zip(jax.tree.leaves(before["params"]), jax.tree.leaves(after["params"]), strict=True):
+        assert np.any(old != new)
+        assert np.abs(new - old).max() < 0.1  # two steps away from stage 1, not from random weights
+
+
 @pytest.mark.parametrize("start", ["random", "init_from", pytest.param("teacher", marks=pytest.mark.slow)])
 def test_the_step_is_compiled_once(straight, tmp_path, start):
     """It is compiled before the first call, for shapes and shardings that must be those of the call."""

@@ -1,4 +1,4 @@
-"""Optimizers against numbers of Keras, optax's SGD, and the formulas of the papers and of Keras in NumPy."""
+"""Optimizers against numbers of Keras and PyTorch, optax's SGD and AdamW, and formulas of papers in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+from deeplab_jax import models
 from deeplab_jax.config import base_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.training.optimizer import make, make_schedule
 
-PARTS = ("backbone", "aspp", "decoder", "classifier")
+PARTS = ("backbone", "aspp", "decoder", "classifier")  # of the network below; a network need not have all
 
 
 def options(**fields):
@@ -22,7 +23,7 @@ def options(**fields):
 
 def run(optimizer, params, gradients, total_steps=100):
     """The parameters after all gradients, and the optimizer state."""
-    rule, _ = make(optimizer, total_steps, parts=PARTS)
+    rule, _ = make(optimizer, total_steps, parts=models.PARTS)
     state = rule.init(params)
     step = jax.jit(rule.update)
     for gradient in gradients:
@@ -138,6 +139,59 @@ def test_adam_with_decoupled_decay_is_adamw_while_the_rate_changes(float64):
     np.testing.assert_allclose(result["aspp"]["kernel"], expected, rtol=1e-9)  # float64, a dozen roundings
 
 
+SEGFORMER = {"name": "adam", "schedule": "poly", "poly_power": 1.0, "weight_decay_rule": "decoupled_kernels"}
+
+
+def test_the_recipe_of_segformer_reproduces_the_numbers_of_pytorch(float64):
+    # What torch.optim.AdamW of PyTorch 2.14 makes of these in float64: one group per variable, the rate of the
+    # classifier times 10, that of its bias times 20, a weight decay of .05 for kernels and none for the others, and
+    # rates of .1 and .075 in the two steps.
+    params = {
+        "backbone": {"conv": {"kernel": jnp.array([3.0, -4.0])}, "norm": {"scale": jnp.array([1.0, 2.0])}},
+        "classifier": {"kernel": jnp.array([0.5, -0.25]), "bias": jnp.array([0.125, 1.0])},
+    }
+    gradients = [
+        {
+            "backbone": {"conv": {"kernel": jnp.array([0.3, 0.4])}, "norm": {"scale": jnp.array([-1.0, 0.5])}},
+            "classifier": {"kernel": jnp.array([0.1, -0.2]), "bias": jnp.array([2.0, -0.01])},
+        },
+        {
+            "backbone": {"conv": {"kernel": jnp.array([-0.6, 0.1])}, "norm": {"scale": jnp.array([0.2, 0.5])}},
+            "classifier": {"kernel": jnp.array([0.3, 0.2]), "bias": jnp.array([-1.0, 0.02])},
+        },
+    ]
+    optimizer = options(
+        **SEGFORMER, weight_decay=0.05, bias_multiplier=2.0, learning_rate_multipliers={"classifier": 10.0}
+    )
+    result, _ = run(optimizer, params, gradients, total_steps=4)
+    expected = {
+        "backbone": {
+            "conv": {"kernel": [2.9016390172697473, -4.12699481039787]},
+            "norm": {"scale": [1.138326954257129, 1.8250000035000005]},
+        },
+        "classifier": {
+            "kernel": [-1.1936482122080778, 0.6944325196381606],
+            "bias": [-2.274505546963527, 2.4508430567122055],
+        },
+    }
+    expected = jax.tree.map(np.array, expected, is_leaf=lambda leaf: isinstance(leaf, list))
+    assert_trees_close(result, expected, rtol=1e-7)  # the rate and beta 2 are float32 constants inside optax
+
+
+def test_decoupled_decay_of_kernels_is_the_adamw_of_optax_with_a_mask(float64):
+    params = network(np.float64)
+    gradients = gradients_like(params, 4)
+    optimizer = options(**SEGFORMER, weight_decay=0.05)
+    result, _ = run(optimizer, params, gradients, total_steps=9)
+    mask = jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    rule = optax.adamw(make_schedule(optimizer, 9), weight_decay=0.05, mask=mask)
+    state = rule.init(params)
+    for gradient in gradients:
+        updates, state = rule.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    assert_trees_close(result, params, rtol=1e-7)  # as above
+
+
 @pytest.mark.parametrize("schedule", ["constant", "poly"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_classic_is_the_sgd_of_optax(float64, schedule, momentum):
@@ -223,10 +277,15 @@ def test_coupled_decay_is_inside_the_clipped_gradient_and_decoupled_decay_outsid
 
 
 @pytest.mark.parametrize(
-    ("decay_rule", "decayed"), [("coupled_kernels", {"kernel"}), ("decoupled_all", {"kernel", "scale", "bias"})]
+    ("decay_rule", "decayed"),
+    [
+        ("coupled_kernels", {"kernel"}),
+        ("decoupled_all", {"kernel", "scale", "bias"}),
+        ("decoupled_kernels", {"kernel"}),
+    ],
 )
 @pytest.mark.parametrize("rule", ["classic", "keras"])
-def test_coupled_decay_touches_kernels_alone_and_decoupled_decay_everything(decay_rule, decayed, rule):
+def test_each_decay_rule_touches_its_variables(decay_rule, decayed, rule):
     params = jax.tree.map(jnp.ones_like, network())
     none = jax.tree.map(jnp.zeros_like, params)
     result, _ = run(options(weight_decay=0.1, weight_decay_rule=decay_rule, momentum_rule=rule), params, [none])
@@ -248,7 +307,29 @@ def test_multipliers_scale_the_rate_of_their_part(float64, rule):
         assert_trees_close(together[part], alone[part], rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("decay_rule", ["coupled_kernels", "decoupled_all"])
+@pytest.mark.parametrize("rule", ["classic", "keras"])
+def test_the_bias_multiplier_scales_the_rate_of_biases_beside_a_kernel(float64, rule):
+    params = network(np.float64)
+    params["classifier"] = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}  # as in research/deeplab: no norm
+    gradients = gradients_like(params, 3)
+    common = {"schedule": "poly", "momentum_rule": rule, "learning_rate_multipliers": {"classifier": 10.0}}
+    plain, _ = run(options(**common), params, gradients, 9)
+    doubled, _ = run(options(**common, bias_multiplier=2.0), params, gradients, 9)
+    fast, _ = run(options(**common, learning_rate=0.2), params, gradients, 9)
+    expected = plain | {"classifier": plain["classifier"] | {"bias": fast["classifier"]["bias"]}}
+    # optax holds the rate's constants in float32
+    assert_trees_close(doubled, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_bias_whose_kernel_is_frozen_still_has_its_multiplier():
+    params = {"classifier": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+    gradient = jax.tree.map(jnp.ones_like, params)
+    result, _ = run(options(frozen=("classifier/kernel",), bias_multiplier=2.0), params, [gradient])
+    np.testing.assert_array_equal(result["classifier"]["kernel"], 1)
+    np.testing.assert_allclose(result["classifier"]["bias"], 0.8, rtol=1e-6)  # float32
+
+
+@pytest.mark.parametrize("decay_rule", ["coupled_kernels", "decoupled_all", "decoupled_kernels"])
 def test_frozen_parts_do_not_change_and_have_no_optimizer_state(decay_rule):
     params = network()
     gradients = gradients_like(params, 2)
@@ -286,7 +367,7 @@ def test_a_pattern_that_matches_no_parameter_is_refused():
 
 def test_every_step_has_the_rate_of_its_count():
     params = network()
-    rule, _ = make(options(schedule="poly", momentum=0.0), 2, parts=PARTS)
+    rule, _ = make(options(schedule="poly", momentum=0.0), 2, parts=models.PARTS)
     gradient = jax.tree.map(jnp.ones_like, params)
     first, state = rule.update(gradient, rule.init(params), params)
     second, _ = rule.update(gradient, state, params)
@@ -318,7 +399,7 @@ def test_every_step_has_the_rate_of_its_count():
 )
 def test_a_wrong_option_is_named_in_one_line(fields, message):
     with pytest.raises(UserError, match=message) as raised:
-        make(options(**fields), 10, parts=PARTS)
+        make(options(**fields), 10, parts=models.PARTS)
     assert "\n" not in str(raised.value)
 
 

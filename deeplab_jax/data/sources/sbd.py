@@ -18,10 +18,10 @@ from deeplab_jax.labels import VOC
 
 ARCHIVE = Download(
     url="https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
-    md5="82b4d87ceb2ed10f6038a1cba92111cb",
+    digest="md5:82b4d87ceb2ed10f6038a1cba92111cb",
 )
 TRAIN_NOVAL = Download(
-    url="http://home.bharathh.info/pubs/codes/SBD/train_noval.txt", md5="79bff800c5f0b1ec6b21080a3c066722"
+    url="http://home.bharathh.info/pubs/codes/SBD/train_noval.txt", digest="md5:79bff800c5f0b1ec6b21080a3c066722"
 )
 
 
@@ -73,7 +73,15 @@ def _example(folder: pathlib.Path, name: str) -> RawExample:
         id=name,
         image=folder / "img" / f"{name}.jpg",
         read_label=functools.partial(read_class_mask, folder / "cls" / f"{name}.mat"),
+        label_files=(folder / "cls" / f"{name}.mat",),
     )
 
 
-DATASET = Dataset(name="sbd", read_raw=read_raw, archive=ARCHIVE, is_needed=is_needed, extra_lists=(TRAIN_NOVAL,))
+DATASET = Dataset(
+    name="sbd",
+    read_raw=read_raw,
+    archives=(ARCHIVE,),
+    is_needed=is_needed,
+    extra_lists=(TRAIN_NOVAL,),
+    sizes={"train": 8498, "val": 2857, "train_noval": 5623},
+)

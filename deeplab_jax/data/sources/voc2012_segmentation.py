@@ -16,7 +16,7 @@ from deeplab_jax.labels import VOC
 
 ARCHIVE = Download(
     url="https://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
-    md5="6cd6e144f989b92b3379bac3b3de84fd",
+    digest="md5:6cd6e144f989b92b3379bac3b3de84fd",
 )
 
 
@@ -63,6 +63,7 @@ def _example(folder: pathlib.Path, name: str) -> RawExample:
         id=name,
         image=folder / "JPEGImages" / f"{name}.jpg",
         read_label=functools.partial(masks.read_mask, folder / "SegmentationClass" / f"{name}.png", VOC),
+        label_files=(folder / "SegmentationClass" / f"{name}.png",),
     )
 
 
@@ -70,6 +71,7 @@ DATASET = Dataset(
     name="voc2012_segmentation",
     read_raw=read_raw,
     options=("sbd_root",),
-    archive=ARCHIVE,
+    archives=(ARCHIVE,),
     is_needed=is_needed,
+    sizes={"train": 1464, "val": 1449, "trainaug": 10582},
 )

@@ -28,6 +28,7 @@ from deeplab_jax.models import BACKBONES
 from deeplab_jax.models.backbones.mobilenet_v2 import STAGES
 from deeplab_jax.models.backbones.xception import XCEPTIONS
 from deeplab_jax.models.dense_prediction_cell import BRANCHES
+from deeplab_jax.pretrained.importers import tf_mobilenet_v3
 from deeplab_jax.pretrained.network import PretrainedNetwork, model_config, variable_shapes, voc_or_numbered_labels
 from deeplab_jax.pretrained.readers import tf_checkpoint
 from deeplab_jax.pretrained.translate import SLIM, translate
@@ -70,6 +71,8 @@ def load(path: pathlib.Path) -> PretrainedNetwork:
 def from_variables(foreign: Mapping[str, np.ndarray]) -> PretrainedNetwork:
     """Converts the variables of a checkpoint, by name, to a network; see `load`."""
     scopes = {name.split("/")[0] for name in foreign}
+    if tf_mobilenet_v3.SCOPE in scopes:
+        return tf_mobilenet_v3.from_variables(foreign, skipped=_SKIPPED)
     if "MobilenetV2" in scopes:
         fields, modules, skipped = _mobilenet_v2(foreign)
     elif scope := next(iter(scopes & _XCEPTIONS.keys()), None):
@@ -150,7 +153,8 @@ def _resnet_v1_beta(foreign: Mapping[str, np.ndarray], scopes: set[str]) -> tupl
     """Returns fields of `config.model` and the foreign name of each layer."""
     scope = next((scope for scope in _RESNET_UNITS if scope in scopes), None)
     if scope is None:
-        known, found = ", ".join(("MobilenetV2", *_RESNET_UNITS, *_XCEPTIONS)), ", ".join(sorted(scopes)[:5])
+        known = ", ".join(("MobilenetV2", "MobilenetV3", *_RESNET_UNITS, *_XCEPTIONS))
+        found = ", ".join(sorted(scopes)[:5])
         raise UserError(f"the checkpoint does not contain {known}; its variables start with {found}")
     if f"{scope}/conv1/weights" in foreign:
         raise UserError(

@@ -65,6 +65,10 @@ def read_torch_file(path: pathlib.Path, *, unwrap: bool = True) -> dict[str, np.
 def read_torch_checkpoint(path: pathlib.Path, *, unwrap: bool = True) -> tuple[dict[str, np.ndarray], dict[Any, Any]]:
     """Reads a state dict as `read_torch_file` does, and what a training script saved beside it.
 
+    Args:
+      path: the file.
+      unwrap: see `read_torch_file`.
+
     Returns:
       The tensors by name, and the other entries of the file. Their values are plain or inert stand-ins, so check the
       type of each before you use it.

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from deeplab_jax.data.formats.class_list import read_classes
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import IGNORE_LABEL
 
 NAMES = ("background", "leaf", "tall stem")
 COLORS = ((0, 0, 0), (48, 112, 32), (176, 112, 32))
@@ -65,7 +66,7 @@ def test_the_list_of_labelme_begins_at_the_background(read):
 def test_the_ignore_label_may_have_a_color(read):
     found = read("background 0 0 0\nleaf 1 2 3\n__ignore__ 255 255 255\n")
     assert found.label_set.class_names == ("background", "leaf")
-    assert found.ignore_color == (255, 255, 255)
+    assert found.label_map.colors[255, 255, 255] == IGNORE_LABEL
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])

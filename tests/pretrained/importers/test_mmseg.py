@@ -59,7 +59,7 @@ def test_logits_and_every_block_equal_mmsegmentations(network, backbone, golden)
     imported = mmseg.from_state_dict(golden.state_dict(network), meta(golden, network))
     assert imported.model.backbone == backbone
     wanted, _ = samples(golden, network)
-    computed = compute(imported, wanted, network, SMALL, auxiliary=True)
+    computed = compute(imported, wanted, network, SMALL)
     assert_equal(computed, wanted)
     for path in ("logits", "auxiliary"):
         assert_logits(computed[path], wanted[path])
@@ -72,7 +72,7 @@ def test_logits_and_every_block_equal_mmsegmentations(network, backbone, golden)
 def test_logits_at_512_pixels_equal_mmsegmentations(network, golden):
     imported = mmseg.from_state_dict(golden.state_dict(network), meta(golden, network))
     _, wanted = samples(golden, network)
-    computed = compute(imported, wanted, network, LARGE, auxiliary=True)
+    computed = compute(imported, wanted, network, LARGE)
     for path in ("logits", "auxiliary"):
         assert_logits(computed[path], wanted[path])
 

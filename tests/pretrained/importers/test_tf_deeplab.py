@@ -193,7 +193,7 @@ def test_an_imagenet_xception_becomes_a_backbone():
     assert set(network.variables["params"]) == {"backbone"}
     assert network.report[0].startswith(f"{len(trunk)} arrays imported")
     assert "2 skipped (ImageNet classifier): xception_41/logits/weights, xception_41/logits/biases" in network.report
-    config = load_config("deeplabv3plus_xception65_voc:backbone=xception41").model
+    config = load_config("deeplabv3plus_xception65_voc", backbone="xception41").model
     assert {field: network.model[field] for field in BACKBONE_FIELDS} == {
         field: config[field] for field in BACKBONE_FIELDS
     }

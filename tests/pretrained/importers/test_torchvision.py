@@ -18,8 +18,8 @@ def golden():
 def test_logits_and_every_block_of_deeplabv3_equal_torchvisions(golden):
     network = torchvision.from_state_dict(golden.state_dict("deeplabv3_resnet50"))
     assert network.model.output_stride == 8
+    assert (network.model.auxiliary_channels, network.model.auxiliary_features) == (256, "stage3")
     assert network.label_set == VOC
-    assert any("(auxiliary classifier): aux_classifier.0.weight" in line for line in network.report)
     wanted = golden.samples("deeplabv3_resnet50")
     computed = compute(network, wanted, "deeplabv3_resnet50", (33, 321))
     assert_equal(computed, wanted)
@@ -27,7 +27,37 @@ def test_logits_and_every_block_of_deeplabv3_equal_torchvisions(golden):
 
 
 @pytest.mark.parametrize(
-    ("network", "backbone"), [("resnet18", "resnet18_v1"), ("mobilenet_v2_1.0", "mobilenet_v2_full")]
+    ("name", "size", "fields"),
+    [
+        (
+            "lraspp_mobilenet_v3_large",
+            (97, 161),
+            {"head": "lraspp", "aspp_channels": 128, "auxiliary_channels": 0},
+        ),
+        (
+            "deeplabv3_mobilenet_v3_large",
+            (33, 641),
+            {"head": "deeplab", "auxiliary_channels": 10, "auxiliary_features": "mid_level_features"},
+        ),
+    ],
+)
+def test_logits_and_every_block_on_mobilenet_v3_equal_torchvisions(name, size, fields, golden):
+    network = torchvision.from_state_dict(golden.state_dict(name))
+    assert {field: network.model[field] for field in fields} == fields
+    assert network.label_set == VOC
+    wanted = golden.samples(name)
+    computed = compute(network, wanted, name, size)
+    assert_equal(computed, wanted)
+    np.testing.assert_allclose(computed["logits"], wanted["logits"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("network", "backbone"),
+    [
+        ("resnet18", "resnet18_v1"),
+        ("mobilenet_v2_1.0", "mobilenet_v2_full"),
+        ("mobilenet_v3_small", "mobilenet_v3_small"),
+    ],
 )
 def test_every_block_of_backbones_equals_torchvisions(network, backbone, golden):
     imported = torchvision.from_state_dict(golden.state_dict(network))
@@ -47,6 +77,7 @@ def test_every_block_of_backbones_equals_torchvisions(network, backbone, golden)
         ("deeplabv3_resnet101", "resnet101_v1", 1.0),
         ("mobilenet_v2_0.35", "mobilenet_v2_full", 0.35),
         ("mobilenet_v2_1.4", "mobilenet_v2_full", 1.4),
+        ("mobilenet_v3_large", "mobilenet_v3_large", 1.0),
     ],
 )
 def test_every_array_of_other_variants_is_accounted_for(network, backbone, width, golden):
@@ -77,7 +108,9 @@ def test_the_auxiliary_head_may_be_missing(golden):
     shapes = golden.shapes("deeplabv3_resnet50")
     arrays = {name: np.zeros(shape) for name, shape in shapes.items() if not name.startswith("aux_classifier")}
     assert len(arrays) == len(shapes) - 8
-    torchvision.from_state_dict(arrays)
+    network = torchvision.from_state_dict(arrays)
+    assert network.model.auxiliary_channels == 0
+    assert "auxiliary" not in network.variables["params"]
 
 
 @pytest.mark.parametrize(

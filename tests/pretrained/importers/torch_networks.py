@@ -32,22 +32,26 @@ class Golden:
         return {path: value for path, value in samples.items() if path not in ("arrays", "gain")}
 
 
-def compute(network, wanted, name: str, size: tuple[int, int], *, auxiliary: bool = False) -> dict[str, np.ndarray]:
+def compute(network, wanted, name: str, size: tuple[int, int]) -> dict[str, np.ndarray]:
     """Samples of the outputs of an imported network: `logits`, and those of the modules at the wanted paths.
 
-    With `auxiliary`, as in training, which computes the auxiliary head, but with running statistics and no dropout.
+    With the auxiliary head, as in training, but with running statistics and no dropout.
     """
     num_classes = network.label_set.num_classes if network.label_set else 1
+    # Only training computes the auxiliary head.
+    train = "auxiliary" in wanted
     model = build_model(network.model, num_classes)
-    if auxiliary:
-        model = model.clone(freeze_norm_statistics=True, classifier_dropout=0.0, auxiliary_dropout=0.0)
+    if train:
+        dropout = dict.fromkeys(("aspp_dropout", "classifier_dropout", "auxiliary_dropout"), 0.0)
+        dropout = {name: rate for name, rate in dropout.items() if hasattr(model, name)}
+        model = model.clone(freeze_norm_statistics=True, **dropout)
     images = formula.images(name, (1, *size, 3))
     variables = network.variables if network.label_set else with_empty_head(network, model)
 
     @jax.jit
     def apply(variables, images):
         (logits, _), state = model.apply(
-            variables, images, train=auxiliary, capture_intermediates=True, mutable=["intermediates"]
+            variables, images, train=train, capture_intermediates=True, mutable=["intermediates"]
         )
         calls = traverse_util.flatten_dict(state["intermediates"], sep="/")
         outputs = {path.removesuffix("/__call__"): values[0] for path, values in calls.items()} | {"logits": logits}
