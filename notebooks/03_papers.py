@@ -198,8 +198,8 @@ per remainder, and pads height and width to multiples of the rate (see its
 # %%
 rows = []
 for row in table3:
-    if row.evaluate.get("eval.flip") or (row.evaluate.get("eval.scales") and "model.output_stride" in row.evaluate):
-        continue  # flipping doubles the work, and stride 8 at six scales takes long to count
+    if "eval.scales" in row.evaluate:
+        continue  # six scales take long to count
     costs = papers.row_costs(row)
     cells = ((f"{count:.2f}", f"{100 * (count / row.multiply_adds - 1):+.1f} %")
              for count in (costs.multiply_adds, costs.padded))  # fmt: skip
