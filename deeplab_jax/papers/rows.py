@@ -24,9 +24,9 @@ METRICS: Mapping[str, str] = {
 PAPERS = ("v3", "v3plus", "segformer", "mobilenetv3", "zoo", "torchvision", "keras")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Row:
-    """A published row.
+    """A published row. Rows are equal only if they are the same object, so they can be keys.
 
     Attributes:
       id: its name on the command line.
