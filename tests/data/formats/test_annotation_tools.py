@@ -477,3 +477,12 @@ def test_supervisely_holes(tmp_path):
 
 def test_every_format_has_an_export_here():
     assert {format_of(name) for name in EXPORTS} == set(ANNOTATION_FORMATS)
+
+
+def test_value_0_of_roboflow_is_the_background_whatever_its_name(tmp_path):
+    make_roboflow(tmp_path / "export")
+    path = tmp_path / "export" / "train" / "_classes.csv"
+    path.write_text(path.read_text().replace("background", "unlabeled"))
+    report = import_annotations("roboflow", tmp_path / "export", tmp_path / "data")
+    assert report.label_set.class_names == ("background", "leaf", "stem")
+    assert (np.asarray(Image.open(tmp_path / "data" / "masks" / "train" / "a.png")) == EXPECTED).all()
