@@ -181,7 +181,7 @@ def _write(annotations: Annotations, folder: pathlib.Path, *, keep_empty: bool) 
     for annotated in progress.track(annotations.images, "import"):
         label, canvas = draw_label(annotated)
         skipped += canvas.skipped
-        if not canvas.shapes and annotated.mask is None and not keep_empty:
+        if not canvas.shapes and not annotated.label_files and not keep_empty:
             empty.append(annotated.name)
             continue
         count, shapes = count + 1, shapes + canvas.shapes

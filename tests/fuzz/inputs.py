@@ -361,8 +361,8 @@ def _annotations(folder: pathlib.Path) -> list[Target]:
     ]
 
 
-# The files of an export to damage: JSON by its structure, all by their bytes.
-_EXPORT_SUFFIXES = (".json", ".xml", ".txt", ".csv", ".yaml", ".png")
+# The files of an export to damage: JSON by its structure, all by their bytes. Masks are targets of their own.
+_EXPORT_SUFFIXES = (".json", ".xml", ".txt", ".csv", ".yaml")
 
 
 def _exports(folder: pathlib.Path) -> list[Target]:

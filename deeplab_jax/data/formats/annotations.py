@@ -103,7 +103,7 @@ class AnnotatedImage:
       draw: draws the shapes on a canvas.
       size: (height, width) that the annotations state; None if they do not.
       split: the split that the export assigns it to, if any.
-      mask: the mask file, if the annotations are one.
+      label_files: the mask and the list of its classes, if the annotations are a mask.
     """
 
     name: str
@@ -112,7 +112,7 @@ class AnnotatedImage:
     draw: Callable[[Canvas], None]
     size: tuple[int, int] | None = None
     split: str | None = None
-    mask: pathlib.Path | None = None
+    label_files: tuple[pathlib.Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

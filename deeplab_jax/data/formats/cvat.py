@@ -18,7 +18,8 @@ from deeplab_jax.data.formats.class_list import ClassList, read_classes
 from deeplab_jax.data.formats.labeled_image import LabeledImage
 from deeplab_jax.data.formats.text_file import read_lines
 from deeplab_jax.data.image_files import list_images
-from deeplab_jax.data.mask_reading import MaskReading, Survey, decide
+from deeplab_jax.data.mask_reading import MaskReading, decide
+from deeplab_jax.data.mask_survey import Survey
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import IGNORE_LABEL
@@ -89,7 +90,7 @@ def read_masks(export: Export) -> Annotations:
                 entry=str(path),
                 draw=functools.partial(_draw_mask, path=path, reading=reading, ids=ids),
                 split=splits.get(name),
-                mask=path,
+                label_files=(path, export.root / _LABELMAP),
             )
         )
     return Annotations(classes, images, reading.notes)

@@ -53,7 +53,7 @@ def read(export: Export) -> Annotations:
                     draw=functools.partial(
                         _draw, mask=common.check_inside(mask, export.root), table=table, classes=classes
                     ),
-                    mask=mask,
+                    label_files=(mask, path),
                 )
             )
         without += len(stems)

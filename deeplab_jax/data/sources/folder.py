@@ -57,6 +57,10 @@ def read_raw(
     """
     root = _skip_outer_folders(root)
     if exported := _read_export(root, val_fraction):
+        if reduce_zero_label or ignore_ids:
+            raise UserError(
+                f"{root} is an export with its own classes, so --reduce-zero-label and --ignore-ids do not apply"
+            )
         return exported
     image_folders, mask_folders = _find_folders(root)
     classes = change_ids(_read_classes(root), reduce_zero_label=reduce_zero_label, ignore_ids=ignore_ids)
@@ -104,8 +108,8 @@ def _read_export(root: pathlib.Path, val_fraction: float) -> RawDataset | None:
     Raises:
       UserError: it is an export of shapes, which have to be drawn first.
     """
-    own = (root / _CLASSES).exists() or (root / "masks").is_dir()
-    if own or (tool := recognize_format(root)) is None:
+    is_folder = any((root / name).exists() for name in (_CLASSES, LABEL_FILE, "masks"))
+    if is_folder or (tool := recognize_format(root)) is None:
         return None
     if not tool.recognize_masks(root):
         raise UserError(
@@ -114,10 +118,8 @@ def _read_export(root: pathlib.Path, val_fraction: float) -> RawDataset | None:
         )
     annotations = tool.read(Export(root))
     examples = {
-        item.name.rpartition(".")[0]: RawExample(
-            id=item.name.rpartition(".")[0], image=item.image, read_label=functools.partial(read_label, item)
-        )
-        for item in annotations.images
+        name: RawExample(name, item.image, functools.partial(read_label, item), label_files=item.label_files)
+        for name, item in ((item.name.rpartition(".")[0], item) for item in annotations.images)
     }
     splits = _split_by_folder(root, examples) or _split_by_hash(root, examples, val_fraction)
     return RawDataset(

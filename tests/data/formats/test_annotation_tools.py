@@ -15,6 +15,7 @@ from deeplab_jax.data.annotation_import import import_annotations
 from deeplab_jax.data.check import check
 from deeplab_jax.data.formats.run_lengths import encode_runs
 from deeplab_jax.data.sources.folder import read_raw
+from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 from tests.conftest import write_jpeg
 
@@ -222,6 +223,8 @@ def test_exported_masks_are_a_data_set_as_they_are(name, tmp_path):
         (mask.parent / "b.png").write_bytes(mask.read_bytes())
     masks = read_masks(tmp_path / "export")
     assert all((mask == EXPECTED).all() for mask in masks.values())
+    with pytest.raises(UserError, match="export with its own classes, so --reduce-zero-label and --ignore-ids do not"):
+        read_raw(tmp_path / "export", ignore_ids=[1])
     report = check("folder", source=tmp_path / "export")
     assert report.ok
     assert report.label_set.class_names == ("background", "leaf", "stem")
