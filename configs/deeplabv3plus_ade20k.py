@@ -1,6 +1,6 @@
-"""DeepLabv3+ with Xception-65 on ADE20K, as research/deeplab trains it: 151 classes, of which class 0 is ignored.
+"""DeepLabv3+ with Xception-65 on ADE20K, as research/deeplab trains it, without its logit for the ignored class 0.
 
-    deeplab-jax data prepare ade20k_151 --data-dir data
+    deeplab-jax data prepare ade20k --data-dir data
     deeplab-jax train --config deeplabv3plus_ade20k \
         --config.data.data_dir=data --config.train.init_from=xception_65_imagenet --workdir runs/ade20k
 
@@ -18,7 +18,7 @@ def get_config(arg=None):
     """Arguments: `base` (config of the network), `size` (of the square crop), `batch`, `steps`."""
     arg = parse_arg(arg, base="deeplabv3plus_xception65_voc", size=513, batch=16, steps=150_000)
     config = load_config(arg.base, size=arg.size, batch=arg.batch, steps=arg.steps)
-    config.data.name = "ade20k_151"
+    config.data.name = "ade20k"
     config.data.train_split = "train"
     config.eval.image_size = None  # the largest image of the split
     config.eval.batch_size = 1
