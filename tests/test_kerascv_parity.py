@@ -73,6 +73,8 @@ def test_the_pyramid_where_every_tap_is_live(parts):
         ops=ops.select("cpu"),
     )
     options = {"separable": False, "image_pooling": True, "dropout": 0.0, "deterministic": True}
+    options |= {"projection_size": 1, "separable_norm": True, "output_stride": 16}
+    options |= {"pooling_window": (), "pooling_stride": (1, 1), "resize": ops.resize_bilinear}
     pyramid = ASPP(layers=layers, channels=4, rates=(6, 12, 18), **options)
     ours = [f"branch_{name}" for name in ("1x1", "atrous1", "atrous2", "atrous3", "pooling")]
     leaves = {"kernel": "kernel", "gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}

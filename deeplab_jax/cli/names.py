@@ -13,8 +13,8 @@ PREPARABLE_DATA_SETS = tuple(name for name in DATA_SETS if name != "synthetic")
 ANNOTATION_FORMATS = ("coco", "cvat", "roboflow", "yolo", "supervisely", "label-studio", "labelme")
 ANNOTATION_EXPORT_FORMATS = ("coco", "cvat", "labelme")
 IMPORT_FORMATS = (
-    "kerascv", "kerashub", "torchvision", "smp", "timm", "efficientnet-lite", "tflite", "tf-deeplab", "workdir",
-    "deeplab_jax",
+    "kerascv", "kerashub", "torchvision", "smp", "mmseg", "transformers", "nvlabs", "timm", "efficientnet-lite",
+    "tflite", "tf-deeplab", "workdir", "deeplab_jax",
 )  # fmt: skip
 EXPORT_FORMATS = ("stablehlo", "savedmodel", "tflite", "onnx")
 PAPERS = ("v3", "v3plus", "segformer", "mobilenetv3", "zoo", "torchvision", "keras")

@@ -35,7 +35,7 @@ class Convention:
     norm: tuple[str, str, str, str]
     kernel_axes: tuple[int, int, int, int]
     depthwise_axes: tuple[int, int, int, int]
-    dense_axes: tuple[int, int]
+    dense_axes: tuple[int, int] = (0, 1)
 
     def foreign_leaf(self, leaf: str, *, is_norm: bool, is_depthwise: bool) -> str:
         """Returns the foreign name of an array that Flax calls kernel, bias, scale, mean or var."""

@@ -101,7 +101,7 @@ TRAIN = ("train", "--workdir", "w", "--config", "quickstart")
         ((*TRAIN, "--config.train.steps=5"), "config field train.steps does not exist; write train.duration='N steps'"),
         (
             (*TRAIN, "--config.optimizer=sgd"),
-            "config field optimizer is a group of fields; set one of optimizer.clip, ",
+            "config field optimizer is a group of fields; set one of optimizer.bias_multiplier, ",
         ),
         (
             (*TRAIN, "--config.train.duration=5", "epochs"),

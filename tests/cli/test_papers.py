@@ -58,6 +58,7 @@ def test_a_row_is_shown_with_its_commands(run, fails):
     fails("papers", "show", "v3-6-os9", message="row 'v3-6-os9' does not exist; did you mean v3-6-os8")
 
 
+@pytest.mark.slow  # a training
 def test_a_row_is_trained_and_compared(run, tiny_row, tmp_path):
     arguments = ("papers", "run", "tiny", "--workdir", tmp_path / "run", "--config.eval.batch_size=4")
     code, out, err = run(*arguments, "--json", tmp_path / "scores.json")

@@ -44,7 +44,7 @@ def primitives(model: DeepLabV3Plus) -> set[str]:
 
 
 @pytest.mark.parametrize("fields", NETWORKS.values(), ids=NETWORKS)
-@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+@pytest.mark.parametrize("platform", ["tpu", pytest.param("gpu", marks=pytest.mark.slow)])
 def test_programs_for_accelerators_are_plain_xla(fields, platform):
     config = small_model_config(**fields)
     model = build_model(config, CLASSES, platform=platform, remat="activations", compute_dtype="bfloat16")

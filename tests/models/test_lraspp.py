@@ -57,7 +57,10 @@ def test_image_pooling_takes_sizes_that_are_symbols():
 
 @pytest.mark.parametrize(
     ("backbone", "fields"),
-    [("small_mobilenet_v3_small", {}), ("mobilenet_v3_small_seg", {"lraspp_gate": "hard_sigmoid"} | WINDOWS)],
+    [
+        ("small_mobilenet_v3_small", {}),
+        pytest.param("mobilenet_v3_small_seg", {"lraspp_gate": "hard_sigmoid"} | WINDOWS, marks=pytest.mark.slow),
+    ],
 )
 def test_logits_equal_those_of_the_published_order(small_backbones, backbone, fields):
     """Classifying before the features are enlarged is the same function, on the CPU's operations too."""

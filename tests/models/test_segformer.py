@@ -65,7 +65,10 @@ def layers(**options):
     return Layers(**defaults | options)
 
 
-@pytest.mark.parametrize("backbone", PARAMETERS)
+@pytest.mark.parametrize(
+    "backbone",
+    [pytest.param(b, marks=pytest.mark.slow) if b in ("mit_b3", "mit_b4", "mit_b5") else b for b in PARAMETERS],
+)
 def test_parameters_are_those_of_the_original(backbone):
     width, encoder, ade20k, cityscapes = PARAMETERS[backbone]
     variables = abstract_variables(build_model(config(backbone, decoder_channels=width), 150))

@@ -286,7 +286,11 @@ def test_an_array_that_no_rule_matches_is_an_error():
         sharding.state_shardings({"params": {"conv": {"my_kernel": jnp.zeros((8, 8))}}}, mesh, fsdp_min_size=1)
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
+# The deepest networks have no array that their smaller siblings lack.
+DEEP = ("mit_b3", "mit_b4", "mit_b5", "xception65", "xception71", "resnet152_v1", "resnet152_v2")
+
+
+@pytest.mark.parametrize("backbone", [slow(name) if name in DEEP else name for name in BACKBONES])
 def test_rules_match_every_array_of_every_network(backbone):
     config = base_config()
     config.update_from_flattened_dict({"model.backbone": backbone, "optimizer.learning_rate": 0.1})

@@ -100,7 +100,8 @@ def test_kernels_of_a_file_are_transposed(golden, tmp_path):
 
 def test_the_number_of_classes_comes_from_the_classifier(golden):
     arrays = {name: np.zeros(shape) for name, shape in golden.shapes("deeplabv3_resnet50").items()}
-    arrays |= {"classifier.4.weight": np.zeros((3, 256, 1, 1)), "classifier.4.bias": np.zeros(3)}
+    for name in ("classifier", "aux_classifier"):
+        arrays |= {f"{name}.4.weight": np.zeros((3, 256, 1, 1)), f"{name}.4.bias": np.zeros(3)}
     assert torchvision.from_state_dict(arrays).label_set.class_names == ("class 0", "class 1", "class 2")
 
 
