@@ -263,7 +263,8 @@ show("Mean IoU", ("", "published", "measured on scenes", "accuracy"), rows)
 """
 The scenes and the networks are small, and there is one run of each with one seed, so differences of a few tenths of a
 percent mean little. At stride 16 a scene has only 5x5 features, and the two ASPP rates were trained for that grid: a
-finer stride can lose here what it gains at the size of the papers.
+finer stride can lose here what it gains at the size of the papers. So can several scales: at half the size, a scene
+has 3x3 features.
 
 ## 5. The same trend on photos
 

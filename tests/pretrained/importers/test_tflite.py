@@ -50,7 +50,9 @@ def jit_outputs(network):
 
     def outputs(images):
         (result, endpoints), state = apply(network.variables, images)
-        units = {f"unit{i}": state["intermediates"]["backbone"][name]["__call__"][0] for i, name in enumerate(UNITS)}
+        # A unit returns its output and its depthwise features.
+        calls = {name: state["intermediates"]["backbone"][name]["__call__"][0] for name in UNITS}
+        units = {f"unit{i}": calls[name][0] for i, name in enumerate(UNITS)}
         return {"result": result, "aspp": endpoints["aspp"], "logits": endpoints["logits"]} | units
 
     return outputs
