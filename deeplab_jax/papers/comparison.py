@@ -33,7 +33,7 @@ def compare(row: Row, scores: Mapping[str, Any]) -> list[Comparison]:
 
     Args:
       row: the row.
-      scores: the result of an evaluation, see `deeplab_jax.evaluate`. Its scores are fractions.
+      scores: the result of an evaluation, see `deeplab_jax.evaluation.evaluator.evaluate`. Its scores are fractions.
 
     Returns:
       The mean IoU, and every other score that the row publishes.

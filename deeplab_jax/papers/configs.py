@@ -48,7 +48,7 @@ def weights_config(row: Row, network: PretrainedNetwork) -> ConfigDict:
 
     Args:
       row: the row.
-      network: the weights, `deeplab_jax.pretrained.load(row.weights)`.
+      network: the weights, the result of `deeplab_jax.pretrained.load`.
 
     Raises:
       UserError: the config or one of its arguments does not exist.
