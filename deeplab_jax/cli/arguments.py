@@ -160,32 +160,26 @@ def classes(text: str) -> int:
 
 def fraction(text: str) -> float:
     """Parses a number between 0 and 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
-    return value
+    return _number(text, 1, "a number")
 
 
 def points(text: str) -> float:
     """Parses a number of percentage points."""
-    return _up_to_100(text, "percentage points")
+    return _number(text, 100, "a number of percentage points")
 
 
 def tolerance(text: str) -> float:
     """Parses a number of pixels."""
-    return _up_to_100(text, "pixels")
+    return _number(text, 100, "a number of pixels")
 
 
-def _up_to_100(text: str, unit: str) -> float:
+def _number(text: str, largest: int, what: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {unit} between 0 and 100")
+    if not 0 <= value <= largest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what} between 0 and {largest}")
     return value
 
 

@@ -6,7 +6,7 @@ import os
 import pytest
 from PIL import Image
 
-from tests.data.formats import test_annotation_tools
+from tests.data.formats import exports
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_a_gallery_is_written_once(run, fails, tmp_path):
 
 
 def test_annotations_are_imported_and_masks_exported(run, fails, tmp_path):
-    test_annotation_tools.make_coco(tmp_path / "export")
+    exports.make_coco(tmp_path / "export")
     photo = tmp_path / "export" / "images" / "b.jpg"
-    test_annotation_tools.photo(photo)
+    exports.photo(photo)
     listed = tmp_path / "export" / "annotations" / "instances_default.json"
     values = json.loads(listed.read_text())
     values["images"].append({"id": 8, "file_name": "b.jpg"})

@@ -14,7 +14,7 @@ from deeplab_jax.data.formats.run_lengths import encode_runs
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL, VOC
 from tests.conftest import write_index_png, write_jpeg
-from tests.data.formats.test_annotation_tools import photo, write
+from tests.data.formats.exports import photo, write
 
 FORMATS = ("coco", "cvat", "labelme")
 SIZE = (90, 120)

@@ -15,7 +15,7 @@ from deeplab_jax import budget, data
 from deeplab_jax.data.annotation_import import describe_import, import_annotations
 from deeplab_jax.data.formats.canvas import place
 from deeplab_jax.errors import UserError
-from tests.data.formats.test_annotation_tools import (
+from tests.data.formats.exports import (
     EXPORTS,
     LEAF_BOX,
     SIZE,

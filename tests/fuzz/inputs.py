@@ -10,7 +10,6 @@ import shutil
 import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable
 
 import h5py
@@ -30,8 +29,8 @@ from deeplab_jax.pretrained.readers import keras_h5, tf_checkpoint
 from deeplab_jax.pretrained.readers.torch_file import read_torch_file
 from deeplab_jax.workdir import layout
 from tests.conftest import scene, write_index_png, write_sbd_mat
-from tests.data.formats import test_annotation_tools
-from tests.fuzz.mutations import mutate_bytes, mutate_json, random_pickle
+from tests.data.formats import exports
+from tests.fuzz.mutations import mutate_bytes, mutate_json, mutate_png, random_pickle
 from tests.pretrained.importers.keras_files import fill_legacy, fill_weights, write_archive
 from tests.pretrained.readers import tf_checkpoint_writer
 
@@ -298,13 +297,13 @@ def _images(folder: pathlib.Path) -> list[Target]:
     for path in sorted(folder.iterdir()):
         targets.append(_target("images", path, mutate_bytes, read))
         if path.suffix == ".png":
-            targets.append(_target("images", path, _mutate_png, read))
+            targets.append(_target("images", path, mutate_png, read))
     masks = folder / "masks"
     write_index_png(masks / "palette.png", label)
     Image.fromarray(label).save(masks / "gray.png")
     Image.fromarray(VOC.color_table()[label].astype(np.uint8)).save(masks / "color.png")
     for path in sorted(masks.iterdir()):
-        for mutate in (mutate_bytes, _mutate_png):
+        for mutate in (mutate_bytes, mutate_png):
             targets.append(_target("masks", path, mutate, lambda path: read_mask(path, VOC)))
     return targets
 
@@ -319,28 +318,6 @@ def _try_all(readers: list[Callable[[], object]]) -> None:
             refused.append(error)
     if len(refused) == len(readers):
         raise refused[-1]
-
-
-def _mutate_png(rng: random.Random, content: bytes) -> bytes:
-    """Damages one chunk and gives it the right length and checksum."""
-    chunks, position = [], 8
-    while position < len(content):
-        length = int.from_bytes(content[position : position + 4], "big")
-        chunks.append((content[position + 4 : position + 8], content[position + 8 : position + 8 + length]))
-        position += 12 + length
-    place = rng.randrange(len(chunks))
-    kind, payload = chunks[place]
-    if kind == b"IDAT" and rng.random() < 0.5:
-        payload = zlib.compress(mutate_bytes(rng, zlib.decompress(payload)))
-    else:
-        payload = mutate_bytes(rng, payload)
-    chunks[place] = kind, payload
-    if rng.random() < 0.1:
-        chunks.insert(place, rng.choice(chunks))
-    parts = [
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
-    ]
-    return content[:8] + b"".join(parts)
 
 
 def _annotations(folder: pathlib.Path) -> list[Target]:
@@ -368,11 +345,11 @@ _EXPORT_SUFFIXES = (".json", ".xml", ".txt", ".csv", ".yaml")
 def _exports(folder: pathlib.Path) -> list[Target]:
     """What annotation tools write."""
     targets = []
-    for name, make in test_annotation_tools.EXPORTS.items():
+    for name, make in exports.EXPORTS.items():
         root = folder / name
         make(root)
 
-        def read(_: pathlib.Path, name: str = test_annotation_tools.format_of(name), root: pathlib.Path = root) -> None:
+        def read(_: pathlib.Path, name: str = exports.format_of(name), root: pathlib.Path = root) -> None:
             try:
                 import_annotations(name, root, folder / "imported", keep_empty=True)
             finally:

@@ -4,6 +4,8 @@ import copy
 import json
 import pickletools
 import random
+import struct
+import zlib
 from typing import Any
 
 _ODD_VALUES = (
@@ -36,6 +38,28 @@ def mutate_bytes(rng: random.Random, content: bytes) -> bytes:
             order = rng.choice(("little", "big"))
             changed[position : position + width] = (number % 2 ** (8 * width)).to_bytes(width, order)
     return bytes(changed)
+
+
+def mutate_png(rng: random.Random, content: bytes) -> bytes:
+    """Damages one chunk and gives it the right length and checksum."""
+    chunks, position = [], 8
+    while position < len(content):
+        length = int.from_bytes(content[position : position + 4], "big")
+        chunks.append((content[position + 4 : position + 8], content[position + 8 : position + 8 + length]))
+        position += 12 + length
+    place = rng.randrange(len(chunks))
+    kind, payload = chunks[place]
+    if kind == b"IDAT" and rng.random() < 0.5:
+        payload = zlib.compress(mutate_bytes(rng, zlib.decompress(payload)))
+    else:
+        payload = mutate_bytes(rng, payload)
+    chunks[place] = kind, payload
+    if rng.random() < 0.1:
+        chunks.insert(place, rng.choice(chunks))
+    parts = [
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    ]
+    return content[:8] + b"".join(parts)
 
 
 def mutate_json(rng: random.Random, content: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """The label of an image on which the shapes of annotations are drawn."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
@@ -51,6 +52,20 @@ class Canvas:
         """
         if (mask := self.draw(entry, draw)) is not None:
             self.label[mask] = class_id
+
+    def paint_all(
+        self,
+        shapes: Iterable[tuple[str, dict[str, Any], int]],
+        fill: Callable[[dict[str, Any], tuple[int, int], str], Bool[np.ndarray, "h w"]],
+    ) -> None:
+        """Paints shapes in order, see `paint`.
+
+        Args:
+          shapes: the file and the shape for messages, the shape, and its class.
+          fill: takes a shape, the size and the first of these, and returns the pixels of the shape.
+        """
+        for entry, shape, class_id in shapes:
+            self.paint(class_id, entry, lambda size, shape=shape, entry=entry: fill(shape, size, entry))
 
     def draw(
         self, entry: str, draw: Callable[[tuple[int, int]], Bool[np.ndarray, "h w"]]

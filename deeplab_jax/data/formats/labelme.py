@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from deeplab_jax.data import images
 from deeplab_jax.data.formats import annotations as common
 from deeplab_jax.data.formats.annotations import AnnotatedImage, Annotations, Classes, Export
-from deeplab_jax.data.formats.canvas import Canvas, place
+from deeplab_jax.data.formats.canvas import place
 from deeplab_jax.data.formats.class_list import IGNORE_NAME
 from deeplab_jax.data.formats.labeled_image import LabeledImage
 from deeplab_jax.data.formats.rasterize import DegenerateShape, check_points, fill_pillow
@@ -96,7 +96,7 @@ def parse(values: dict[str, Any], classes: Classes, files: common.ImageFiles, pa
         name=name,
         image=image,
         entry=str(path),
-        draw=lambda canvas: _draw(canvas, shapes),
+        draw=lambda canvas: canvas.paint_all(shapes, fill_shape),
         size=common.get_size(values, "imageHeight", "imageWidth"),
     )
 
@@ -106,11 +106,6 @@ def _decode(text: str, name: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise UserError(f"{name} is not valid base64") from None
-
-
-def _draw(canvas: Canvas, shapes: Iterable[tuple[str, dict[str, Any], int]]) -> None:
-    for entry, shape, class_id in shapes:
-        canvas.paint(class_id, entry, lambda size, shape=shape, entry=entry: fill_shape(shape, size, entry))
 
 
 def fill_shape(shape: dict[str, Any], size: tuple[int, int], entry: str) -> Bool[np.ndarray, "height width"]:

@@ -8,7 +8,6 @@ import base64
 import binascii
 import pathlib
 import zlib
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from jaxtyping import Bool
 from deeplab_jax.data import images
 from deeplab_jax.data.formats import annotations as common
 from deeplab_jax.data.formats.annotations import AnnotatedImage, Annotations, Classes, Export
-from deeplab_jax.data.formats.canvas import Canvas, place
+from deeplab_jax.data.formats.canvas import place
 from deeplab_jax.data.formats.rasterize import DegenerateShape, check_points, fill_opencv
 from deeplab_jax.errors import UserError
 
@@ -73,14 +72,9 @@ def parse(values: dict[str, Any], classes: Classes, files: common.ImageFiles, pa
         name=files.output_name(found),
         image=files.path(found),
         entry=str(path),
-        draw=lambda canvas: _draw(canvas, shapes),
+        draw=lambda canvas: canvas.paint_all(shapes, fill_object),
         size=common.get_size(size, "height", "width") if isinstance(size, dict) else None,
     )
-
-
-def _draw(canvas: Canvas, shapes: Iterable[tuple[str, dict[str, Any], int]]) -> None:
-    for entry, shape, class_id in shapes:
-        canvas.paint(class_id, entry, lambda size, shape=shape, entry=entry: fill_object(shape, size, entry))
 
 
 def fill_object(shape: dict[str, Any], size: tuple[int, int], entry: str) -> Bool[np.ndarray, "height width"]:

@@ -8,6 +8,7 @@ validation images. Masks have the ids 1 to 150, and 0 for everything else, which
   has no pixels; checkpoints with 151 logits need it.
 """
 
+import dataclasses
 import functools
 import pathlib
 
@@ -83,11 +84,6 @@ DATASET = Dataset(
     is_needed=lambda name: "/images/" in name or "/annotations/" in name,
     sizes={"train": 20210, "val": 2000},
 )
-DATASET_151 = Dataset(
-    name="ade20k_151",
-    read_raw=functools.partial(read_raw, with_other=True),
-    label_map=LABEL_MAP_151,
-    archives=DATASET.archives,
-    is_needed=DATASET.is_needed,
-    sizes=DATASET.sizes,
+DATASET_151 = dataclasses.replace(
+    DATASET, name="ade20k_151", read_raw=functools.partial(read_raw, with_other=True), label_map=LABEL_MAP_151
 )

@@ -14,6 +14,7 @@ to these ids.
 - `pascal_context_59` ignores the background.
 """
 
+import dataclasses
 import functools
 import pathlib
 
@@ -109,11 +110,9 @@ DATASET = Dataset(
     publisher="https://cs.stanford.edu/~roozbeh/pascal-context (with VOC 2010)",
     sizes={"train": 4998, "val": 5105},
 )
-DATASET_59 = Dataset(
+DATASET_59 = dataclasses.replace(
+    DATASET,
     name="pascal_context_59",
     read_raw=functools.partial(read_raw, with_background=False),
     label_map=LABEL_MAP_59,
-    archive_names=DATASET.archive_names,
-    publisher=DATASET.publisher,
-    sizes=DATASET.sizes,
 )

@@ -18,13 +18,6 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "hard_swish": nn.hard_swish,  # x * relu6(x + 3) / 6
 }
 
-#: What `low_level_features` and `mid_level_features` are, at stride 4 and 8.
-TAPS = {
-    "stage": "the output of the last unit at the stride",
-    "strided_unit": "the output of the first unit at the stride, as in torchvision's segmentation networks",
-    "depthwise": "the depthwise features of the last unit at the stride, as in research/deeplab",
-}
-
 _LEVELS = {4: "low_level_features", 8: "mid_level_features"}
 
 
@@ -115,7 +108,9 @@ class InvertedResidualNetwork(nn.Module):
       final_features: number of output channels of a 1x1 convolution with BatchNorm and activation after the stages, or
         0 for none.
       activation: the activation of the first and the last convolution, a key of `ACTIVATIONS`.
-      taps: a key of `TAPS`.
+      taps: what the endpoints `low_level_features` and `mid_level_features` are, at strides 4 and 8: the output of the
+        last unit at the stride (`stage`), the output of the first one (`strided_unit`, as in torchvision's segmentation
+        networks), or the depthwise features of the last one (`depthwise`, as in research/deeplab).
       output_stride: 4, 8, 16 or 32.
       spread_converted: see `plan_units`.
     """

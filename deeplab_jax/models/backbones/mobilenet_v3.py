@@ -57,8 +57,7 @@ def mobilenet_v3(layers: Layers, *, variant: str, taps: str, **options) -> Inver
     Args:
       layers: the layer constructors.
       variant: a key of `VARIANTS`.
-      taps: what the endpoints `low_level_features` and `mid_level_features` are, a key of
-        `deeplab_jax.models.backbones.inverted_residual.TAPS`.
+      taps: see `InvertedResidualNetwork`.
       **options: `output_stride`, `spread_converted`, `name`.
     """
     stages, final_features = VARIANTS[variant]

@@ -13,13 +13,14 @@ import pytest
 from deeplab_jax.config import load_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import ADE20K, CITYSCAPES
-from deeplab_jax.models import BACKBONES, build_model
+from deeplab_jax.models import BACKBONES
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual
 from deeplab_jax.models.backbones.resnet_v1 import BottleneckV1
 from deeplab_jax.models.backbones.xception import XceptionUnit
 from deeplab_jax.pretrained import BACKBONE_FIELDS, import_file
 from deeplab_jax.pretrained.importers import tf_deeplab
 from tests.goldens import formula
+from tests.pretrained.importers.units import make_outputs
 from tests.pretrained.readers.tf_checkpoint_writer import write_checkpoint
 
 GOLDENS = pathlib.Path(__file__).parents[2] / "goldens"
@@ -54,24 +55,8 @@ def units_of(backbone):
 
 
 def run(network, images):
-    model = build_model(network.model, network.label_set.num_classes)
-
-    @jax.jit
-    def apply(variables, images):
-        return model.apply(
-            variables,
-            images,
-            train=False,
-            mutable=["intermediates"],
-            capture_intermediates=lambda module, _: isinstance(module, (InvertedResidual, BottleneckV1, XceptionUnit)),
-        )
-
-    (result, endpoints), state = apply(network.variables, images)
-    values = {"result": result} | endpoints
-    for i, name in enumerate(units_of(network.model.backbone)):
-        output = state["intermediates"]["backbone"][name]["__call__"][0]
-        values[f"unit{i}"] = output[0] if isinstance(output, tuple) else output  # some give more
-    return values
+    units = units_of(network.model.backbone)
+    return make_outputs(network, units, InvertedResidual, BottleneckV1, XceptionUnit)(images)
 
 
 XCEPTION = {"aspp": "parallel", "aspp_separable": True, "decoder": "separable", "backbone_norm_epsilon": 1e-3}

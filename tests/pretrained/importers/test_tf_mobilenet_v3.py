@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models import build_model
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual
 from deeplab_jax.models.backbones.mobilenet_v3 import VARIANTS
 from deeplab_jax.pretrained.importers import tf_deeplab
 from tests.goldens import formula
+from tests.pretrained.importers.units import make_outputs
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "goldens" / "tf_mobilenet_v3.npz"
 
@@ -40,25 +40,9 @@ def variables_of(golden):
 
 
 def run(network, images):
-    model = build_model(network.model, network.label_set.num_classes)
-
-    @jax.jit
-    def apply(variables, images):
-        return model.apply(
-            variables,
-            images,
-            train=False,
-            mutable=["intermediates"],
-            capture_intermediates=lambda module, _: isinstance(module, InvertedResidual),
-        )
-
-    (result, values), state = apply(network.variables, images)
-    values = dict(values) | {"result": result}
     stages, _ = VARIANTS[network.model.backbone.removeprefix("mobilenet_v3_")]
     names = [f"stage{number}_block{unit + 1}" for number, stage in enumerate(stages, 1) for unit in range(stage.units)]
-    for i, name in enumerate(names):
-        values[f"unit{i}"] = state["intermediates"]["backbone"][name]["__call__"][0][0]
-    return values
+    return make_outputs(network, names, InvertedResidual)(images)
 
 
 @pytest.mark.parametrize(

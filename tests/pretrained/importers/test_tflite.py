@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.models import build_model
 from deeplab_jax.models.backbones.inverted_residual import InvertedResidual
 from deeplab_jax.models.backbones.mobilenet_v2 import STAGES
 from deeplab_jax.pretrained.importers import tflite
 from deeplab_jax.pretrained.readers import tflite_file
+from tests.pretrained.importers.units import make_outputs
 
 GOLDENS = pathlib.Path(__file__).parents[2] / "goldens"
 DATA = pathlib.Path(__file__).parents[1] / "readers" / "data"
@@ -36,26 +36,7 @@ def small():
 
 def jit_outputs(network):
     """Returns a compiled function of images that returns every output that a golden may contain, by its name there."""
-    model = build_model(network.model, network.label_set.num_classes)
-
-    @jax.jit
-    def apply(variables, images):
-        return model.apply(
-            variables,
-            images,
-            train=False,
-            mutable=["intermediates"],
-            capture_intermediates=lambda module, _: isinstance(module, InvertedResidual),
-        )
-
-    def outputs(images):
-        (result, endpoints), state = apply(network.variables, images)
-        # A unit returns its output and its depthwise features.
-        calls = {name: state["intermediates"]["backbone"][name]["__call__"][0] for name in UNITS}
-        units = {f"unit{i}": calls[name][0] for i, name in enumerate(UNITS)}
-        return {"result": result, "aspp": endpoints["aspp"], "logits": endpoints["logits"]} | units
-
-    return outputs
+    return make_outputs(network, UNITS, InvertedResidual)
 
 
 def thinned(value, steps):
