@@ -105,6 +105,14 @@ def test_costs_add_up_the_views():
     assert costs.parameters == single.parameters
 
 
+def test_a_mirrored_view_costs_as_much_as_the_view():
+    config = load_config("quickstart")
+    plain = papers.config_costs(config, 6)
+    config.eval.flip = True
+    mirrored = papers.config_costs(config, 6)
+    assert (mirrored.multiply_adds, mirrored.padded) == (2 * plain.multiply_adds, 2 * plain.padded)
+
+
 # Published with two decimals: 0.88 can be 1.3 % off. At stride 16 with the decoder, the paper has 1.4 less than at the
 # other strides; its figures at six scales agree with the count.
 BOUNDS = {"zoo-voc-mobilenet-v2-05": 0.014, "zoo-8bit-mobilenet-v2-05": 0.014} | dict.fromkeys(
