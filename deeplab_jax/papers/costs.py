@@ -91,7 +91,7 @@ def padding_of_atrous(model: SegmentationNetwork, variables: Any, images: Any) -
         per_output = math.prod(kernel) // kernel[spec.rhs_spec[0]]
         extents = [output[axis] for axis in spec.out_spec[2:]]
         computed = [
-            math.ceil((extent + 2 * rate) / rate) * rate - 2 * rate if rate > 1 else extent
+            rate * math.ceil(extent / rate)
             for extent, rate in zip(extents, equation.params["rhs_dilation"], strict=True)
         ]
         others = math.prod(output) // math.prod(extents)
