@@ -152,15 +152,18 @@ def _rows_of_steps() -> tuple[int, tuple[int, ...], tuple[int, ...]]:
 
 
 def test_a_step_reuses_the_memory_of_the_previous_step():
-    # A small block that another thread allocates at the wrong moment splits the free memory, and one step of that
-    # process takes new memory: about one process in five. Where results are ready too early, every process does.
+    # A small block that another thread allocates at the wrong moment splits the free memory, and steps of that process
+    # take new memory: one of them in one process of five, all of them in a rare one. Where results are ready too early
+    # or memory goes back to the system, every process does.
+    seen = []
     for _ in range(6):
         temporaries, faults, resident = _rows_of_steps()
         # Without reuse, each step takes one page fault per 2 MiB with huge pages, or one per 4 KiB.
-        assert statistics.median(faults[2:]) < temporaries / 2**22
-        if max(resident[2:]) < resident[1] + temporaries / 2:
+        reused = statistics.median(faults[2:]) < temporaries / 2**22
+        if reused and max(resident[2:]) < resident[1] + temporaries / 2:
             return
-    raise AssertionError(f"every process grew: {resident} bytes with {temporaries} bytes of temporaries")
+        seen.append((faults, resident))
+    raise AssertionError(f"no process reused the memory of {temporaries} bytes of temporaries: {seen}")
 
 
 # What compiling leaves: small allocations in use between free ones, which keep the free ones from the system.
