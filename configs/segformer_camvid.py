@@ -6,7 +6,9 @@
 Without weights of ImageNet, it needs a larger learning rate than `segformer_ade20k`, the same in backbone and head.
 
 Data: CamVid train, val, 480x360 images of eleven classes
-Score: not run
+Score: mean IoU .2824, accuracy .7164 on val; docs/experiments/segformer.md has the curve
+Hardware: two shared cores of an Intel Xeon with AMX, 9 minutes
+Commit: 3591571
 """
 
 from deeplab_jax.config import load_config, parse_arg

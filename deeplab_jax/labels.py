@@ -53,9 +53,13 @@ class LabelSet:
                 raise ValueError(f"class {name!r:.40} has the color {color!r:.40}, not three integers from 0 to 255")
 
     def __repr__(self) -> str:
+        return f"LabelSet({self.num_classes} classes: {self.shown_names})"
+
+    @property
+    def shown_names(self) -> str:
+        """The names, or the first and last of many, for one line of text."""
         names = self.class_names
-        shown = names if len(names) <= _SHOWN else (*names[: _SHOWN - 2], "...", names[-1])
-        return f"LabelSet({self.num_classes} classes: {', '.join(shown)})"
+        return ", ".join(names if len(names) <= _SHOWN else (*names[: _SHOWN - 2], "...", names[-1]))
 
     @property
     def num_classes(self) -> int:

@@ -72,6 +72,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemp
         layout.write_config(workdir, config, label_set, fingerprints)
         state, notes = _first_state(config, program, checkpoints, durations.total)
         first_step = int(state.step)
+        if first_step < durations.total:
+            logger.info(_plan(config, train_source, eval_source, durations.total - first_step))
         writer = stack.enter_context(_writer(config, workdir, first_step, durations.total, notes))
         profiler = StepProfiler(
             workdir / "profile", config.log.profile_steps, first_step=first_step, total_steps=durations.total
@@ -230,6 +232,18 @@ def _durations(config: ConfigDict, num_examples: int) -> _Durations:
         )
     )
     return _Durations(total, warmup or 0, evaluate, save, config.log.every_steps)
+
+
+def _plan(config: ConfigDict, train_source: data.Source, eval_source: data.Source, steps: int) -> str:
+    """Says in one line what is trained on what, and how long."""
+    label_set, batch_size = train_source.label_set, config.data.batch_size
+    height, width = config.data.image_size
+    return (
+        f"Training {config.model.backbone} with the head {config.model.head} to find {label_set.num_classes} classes "
+        f"({label_set.shown_names}): {steps} steps of {batch_size} crops of {height}x{width}, "
+        f"{steps * batch_size / len(train_source):.3g} passes over {len(train_source)} images; "
+        f"{len(eval_source)} images to evaluate on"
+    )
 
 
 def _first_state(

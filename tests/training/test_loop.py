@@ -113,11 +113,17 @@ def train_three_steps(config, workdir, monkeypatch):
     monkeypatch.undo()
 
 
-def test_a_stopped_run_continues_to_the_same_end(straight, tmp_path, monkeypatch):
-    """Bit for bit: the parameters, and every logged number."""
+def test_a_stopped_run_continues_to_the_same_end(straight, tmp_path, monkeypatch, caplog):
+    """Bit for bit: the parameters, and every logged number. Both say in one line what they will train."""
     workdir, config, _ = straight
+    caplog.set_level("INFO", logger="deeplab_jax")
     train_three_steps(config, tmp_path, monkeypatch)
     train(config, tmp_path)
+    size, batch = "x".join(map(str, config.data.image_size)), config.data.batch_size
+    plans = [record.message for record in caplog.records if record.message.startswith("Training ")]
+    for plan, steps in zip(plans, (6, 4), strict=True):
+        assert "6 classes (background, disk, ring, triangle, star, bar)" in plan
+        assert f": {steps} steps of {batch} crops of {size}, {steps * batch / 20:.3g} passes over 20 images" in plan
     jax.tree.map(np.testing.assert_array_equal, final_state(workdir), final_state(tmp_path))
     assert lines(tmp_path) == lines(workdir)
 
