@@ -7,7 +7,9 @@ It shows that the network learns; docs/experiments/xception.md has the curve. `c
 score.
 
 Data: CamVid train, val
-Score: not run
+Score: mean IoU .2728, accuracy .6846 on val; docs/experiments/xception.md has the curve
+Hardware: two shared cores of an Intel Xeon with AMX, 19 minutes
+Commit: 3591571
 """
 
 from deeplab_jax.config import load_config, parse_arg
