@@ -23,6 +23,7 @@ from deeplab_jax.cli import (
     parser,
     predict,
     presets,
+    runs,
     summary,
     train,
 )
@@ -36,6 +37,7 @@ COMMANDS: tuple[Command, ...] = (
     evaluate.COMMAND,
     predict.COMMAND,
     *data.COMMANDS,
+    runs.COMMAND,
     configs.COMMAND,
     *papers.COMMANDS,
     presets.COMMAND,

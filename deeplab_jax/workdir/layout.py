@@ -29,7 +29,10 @@ _FREE_FIELDS = (
     "model.zero_unreached_taps", "data.data_dir", "data.workers", "data.eval_split", "data.unreadable",
     "train.nonfinite", "train.remat",
 )  # fmt: skip
-_CONFIG_FILE, _LABELS_FILE, _DATA_FILE, _LOCK_FILE = "config.json", "labels.json", "data.json", "lock"
+_CONFIG_FILE, _LABELS_FILE, _LOCK_FILE = "config.json", "labels.json", "lock"
+
+#: File of a workdir with the fingerprints of its data.
+DATA_FILE = "data.json"
 
 
 def write_config(
@@ -55,7 +58,7 @@ def write_config(
         return
     write_json(workdir / _CONFIG_FILE, config_lib.to_saved(config))
     write_json(workdir / _LABELS_FILE, {"class_names": label_set.class_names, "palette": label_set.palette})
-    write_json(workdir / _DATA_FILE, fingerprints)
+    write_json(workdir / DATA_FILE, fingerprints)
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
@@ -96,7 +99,7 @@ def _check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
 def _check_data(workdir: pathlib.Path, fingerprints: dict[str, dict[str, Any]]) -> None:
     """Compares the data with that of the run; a run of an older version has only stored its classes."""
     now = fingerprints["train"]
-    stored = read_json(workdir / _DATA_FILE) if (workdir / _DATA_FILE).exists() else {}
+    stored = read_json(workdir / DATA_FILE) if (workdir / DATA_FILE).exists() else {}
     classes = {"class_names": list(read_labels(workdir).class_names)}
     try:
         change = data.describe_change(stored.get("train", now | classes), now)
@@ -105,7 +108,7 @@ def _check_data(workdir: pathlib.Path, fingerprints: dict[str, dict[str, Any]]) 
         scores_change = data.describe_change(before, fingerprints["evaluate"])
         is_same_split = list(before["splits"]) == list(fingerprints["evaluate"]["splits"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{workdir / _DATA_FILE} is damaged: {error!r}; restore it from a copy, or delete it") from None
+        raise UserError(f"{workdir / DATA_FILE} is damaged: {error!r}; restore it from a copy, or delete it") from None
     if change is not None:
         raise UserError(
             f"the data of the run in {workdir} has changed: {change}; prepare the data set as it was to continue the "
@@ -151,6 +154,35 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a disk without locks
                 raise
         yield
+
+
+def is_locked(workdir: pathlib.Path) -> bool:
+    """True if a training is running in a workdir. False where the system has no locks."""
+    if os.name != "posix" or not (workdir / _LOCK_FILE).exists():
+        return False
+    import fcntl
+
+    try:
+        with (workdir / _LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a disk without locks
+        return False
+    return False
+
+
+def find_workdirs(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Finds the folder's workdirs, itself included, at any depth. Nothing below a workdir is searched."""
+    if (folder / _CONFIG_FILE).is_file() and (folder / _LABELS_FILE).is_file() and (folder / DATA_FILE).is_file():
+        yield folder
+        return
+    try:
+        subfolders = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}") from None
+    for path in subfolders:
+        yield from find_workdirs(path)
 
 
 def read_config(workdir: pathlib.Path, *, for_training: bool = False) -> ConfigDict:

@@ -1,4 +1,4 @@
-"""Commands that print tables: `presets`, `configs`, `summary` and `benchmark-latency`."""
+"""Commands that print tables: `presets`, `configs`, `runs`, `summary` and `benchmark-latency`."""
 
 import json
 
@@ -6,7 +6,9 @@ import pytest
 
 from deeplab_jax.analysis import latency
 from deeplab_jax.cli import names
+from deeplab_jax.labels import SYNTHETIC
 from deeplab_jax.pretrained import bundle, load, presets
+from deeplab_jax.workdir import layout
 
 
 @pytest.mark.parametrize(("command", "expected"), [("presets", list(presets.load_table())), ("configs", None)])
@@ -78,3 +80,25 @@ def test_latencies_are_a_table(run, trained, tmp_path, monkeypatch):
     assert "32x32" in out
     code, out, _ = run("benchmark-latency", "--preset", tmp_path / "net", "--json")
     assert json.loads(out) == {"results": [{"size": [32, 32], "batch": 1, "p50": 1.5, "p95": 2.5}]}
+
+
+def test_runs_are_a_table_of_scores_and_of_what_differs(run, tmp_path, tiny_config):
+    for rate, score in ((0.01, 0.25), (0.1, 0.5)):
+        workdir = tmp_path / f"rate_{rate}"
+        tiny_config.optimizer.learning_rate = rate
+        splits = {"train": {"examples": 16, "ids": "12ab"}}
+        fingerprint = {"name": "synthetic", "class_names": list(SYNTHETIC.class_names), "splits": splits}
+        with layout.lock(workdir):
+            layout.write_config(workdir, tiny_config, SYNTHETIC, {"train": fingerprint, "evaluate": fingerprint})
+        (workdir / "metrics.jsonl").write_text(json.dumps({"step": 2, "eval": {"mean_iou": score}}) + "\n")
+    code, table, err = run("runs", tmp_path)
+    assert (code, err) == (0, [])
+    assert table.index("rate_0.1") < table.index("rate_0.01")
+    assert "optimizer. learning_rate" in table
+    assert "0.5000" in table
+    values = json.loads(run("runs", tmp_path, "--json").out)
+    assert [value["differs"] for value in values] == [
+        {"optimizer.learning_rate": 0.1},
+        {"optimizer.learning_rate": 0.01},
+    ]
+    assert values[0]["best"]["mean_iou"] == 0.5

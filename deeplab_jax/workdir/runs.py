@@ -1,0 +1,120 @@
+"""The runs below a folder: how far each is, its scores, and where their configs differ."""
+
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from deeplab_jax import config as config_lib
+from deeplab_jax.errors import UserError
+from deeplab_jax.files import read_json
+from deeplab_jax.workdir import layout
+from deeplab_jax.workdir.metrics_log import METRICS_FILE
+
+logger = logging.getLogger(__name__)
+
+# Fields that change neither the network that a run trains nor its scores.
+_INCIDENTAL = ("data.data_dir", "data.workers", "log.every_steps", "log.tensorboard", "log.profile_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training run.
+
+    Attributes:
+      name: path of its workdir below the folder.
+      state: `running`, `finished`, or `stopped` if it can be continued.
+      step: the last step it reported.
+      total_steps: the step that it ends at.
+      best: the scores of its best evaluation during training by mean IoU, with `step`; None if it has not evaluated.
+      last: the scores of its last evaluation, with `step`; None if it has not evaluated.
+      config: its config.
+    """
+
+    name: str
+    state: Literal["running", "finished", "stopped"]
+    step: int
+    total_steps: int
+    best: dict[str, Any] | None
+    last: dict[str, Any] | None
+    config: ConfigDict
+
+
+def list_runs(folder: pathlib.Path) -> list[Run]:
+    """Finds the workdirs below a folder, the best mean IoU first. Damaged ones are logged and left out.
+
+    Raises:
+      UserError: there is none.
+    """
+    runs = []
+    for workdir in sorted(layout.find_workdirs(folder)):
+        try:
+            runs.append(_read(workdir, workdir.relative_to(folder).as_posix()))
+        except UserError as error:
+            logger.warning("%s", error)
+    if not runs:
+        raise UserError(f"{folder} has no runs; `deeplab-jax train --workdir {folder / 'NAME'}` starts one")
+    return sorted(runs, key=lambda run: -1.0 if run.best is None else run.best["mean_iou"], reverse=True)
+
+
+def differing_fields(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Returns the config fields that differ between runs, such as `optimizer.learning_rate`: the value of each run."""
+    flat = [_flatten(config_lib.to_dict(run.config)) for run in runs]
+    paths = {path: None for values in flat for path in values if path not in _INCIDENTAL}
+    columns = {path: [values.get(path) for values in flat] for path in paths}
+    return {path: values for path, values in columns.items() if any(value != values[0] for value in values)}
+
+
+def _read(workdir: pathlib.Path, name: str) -> Run:
+    config = layout.read_config(workdir)
+    step, evaluations = 0, []
+    for line in _lines(workdir / METRICS_FILE):
+        step = max(step, line["step"])
+        if isinstance(line.get("eval"), dict) and line["eval"].get("mean_iou") is not None:
+            evaluations.append({"step": line["step"], **line["eval"]})
+    total = _total_steps(workdir, config)
+    if layout.is_locked(workdir):
+        state = "running"
+    else:
+        state = "finished" if evaluations and evaluations[-1]["step"] >= total else "stopped"
+    best = max(evaluations, key=lambda scores: scores["mean_iou"], default=None)
+    return Run(name, state, step, total, best, evaluations[-1] if evaluations else None, config)
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads `metrics.jsonl`, whose last line may be incomplete."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+    return lines
+
+
+def _total_steps(workdir: pathlib.Path, config: ConfigDict) -> int:
+    splits = read_json(workdir / layout.DATA_FILE)["train"]["splits"]
+    return config_lib.duration_steps(
+        config.train.duration,
+        field="train.duration",
+        batch_size=config.data.batch_size,
+        num_examples=sum(split["examples"] for split in splits.values()),
+    )
+
+
+def _flatten(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{path}{key}.")
+        else:
+            flat[f"{path}{key}"] = value
+    return flat
