@@ -34,7 +34,7 @@ MODULES = (
     "losses", "models", "models.aspp", "models.decoder", "ops", "papers", "parallel.mesh",
     "parallel.processes", "parallel.sharding", "pretrained", "training.distillation", "training.initialization",
     "training.loop", "training.optimizer", "training.state", "training.step", "visualization", "workdir.checkpoint",
-    "workdir.layout",
+    "workdir.layout", "workdir.runs",
 )  # fmt: skip
 
 # `data.py`, `data.yaml` and `model.safetensors` are files; `data.workers` is a field.
