@@ -161,18 +161,29 @@ _OPTIMIZER = {
 }
 
 _LOSS = {
-    "name": Field(
-        "softmax_cross_entropy",
-        "loss function",
-        {"softmax_cross_entropy": "mean over labeled pixels", "keras": "mean over all pixels, as Keras computes it"},
+    "terms": Field(
+        "cross_entropy",
+        "sum of terms with weights and options, such as `cross_entropy + 0.5 * dice(smooth=1)`",
     ),
     "label_smoothing": Field(
         0.0,
-        "label smoothing s: the true class gets 1 - s + s / classes, the others s / classes",
+        "label smoothing s of softmax cross-entropies: the true class gets 1 - s + s / classes, the others s / classes",
         range=ranges.BELOW_ONE,
     ),
     "class_weights": Field(
-        (), "one loss weight per class; empty weights all classes equally", range=ranges.AT_LEAST_ZERO
+        (),
+        "one weight per class for the terms that count pixels; empty weights all classes equally",
+        range=ranges.AT_LEAST_ZERO,
+    ),
+    "class_weight_rule": Field(
+        "given",
+        "how the class weights are found; training counts the labels of `data.train_split`",
+        {
+            "given": "they are `class_weights`",
+            "inverse_frequency": "all pixels / (classes * pixels of the class)",
+            "median_frequency": "median frequency / that of the class, among images that contain it",
+            "effective_number": "(1 - b) / (1 - b^n) for n images that contain the class, b = 0.999, scaled to mean 1",
+        },
     ),
     "auxiliary_weight": Field(0.4, "weight of the auxiliary head's loss", range=ranges.AT_LEAST_ZERO),
     "teacher": Field(
