@@ -4,8 +4,6 @@ Each is computed per image: one minus the mean score of the classes that the lab
 images are exact over devices and micro-batches, where a ratio of a part of the batch is not the ratio of the whole.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, Integer
@@ -21,20 +19,8 @@ def dice(
     smooth: float = 0.0,
     where: Bool[Array, "batch height width"] | None = None,
 ) -> tuple[Float[Array, ""], Int32[Array, ""]]:
-    """Sums over images one minus the Dice score: 2 * intersection / (predicted + true), of probabilities.
-
-    Args:
-      logits: any float type; probabilities and sums are computed in float32 or wider.
-      labels: class ids, or `IGNORE_LABEL` for pixels that contribute nothing.
-      smooth: added to the numerator and the denominator.
-      where: pixels that exist; others contribute nothing.
-
-    Returns:
-      The sum, and the number of images with labeled pixels.
-    """
-    regions = _measure(logits, labels, where)
-    scores = (2 * regions.intersection + smooth) / (_nonzero(regions.predicted + regions.true) + smooth)
-    return _loss(scores, regions), count_images(labels, where=where)
+    """Sums over images one minus the Dice score: 2 * intersection / (predicted + true). See `tversky`."""
+    return tversky(logits, labels, alpha=0.5, beta=0.5, smooth=smooth, where=where)
 
 
 def jaccard(
@@ -44,12 +30,8 @@ def jaccard(
     smooth: float = 0.0,
     where: Bool[Array, "batch height width"] | None = None,
 ) -> tuple[Float[Array, ""], Int32[Array, ""]]:
-    """Sums over images one minus the Jaccard score: intersection / union, of probabilities. See `dice`."""
-    regions = _measure(logits, labels, where)
-    union = regions.predicted + regions.true - regions.intersection
-    return _loss((regions.intersection + smooth) / (_nonzero(union) + smooth), regions), count_images(
-        labels, where=where
-    )
+    """Sums over images one minus the Jaccard score: intersection / union. See `tversky`."""
+    return tversky(logits, labels, alpha=1.0, beta=1.0, smooth=smooth, where=where)
 
 
 def tversky(
@@ -61,45 +43,32 @@ def tversky(
     smooth: float = 0.0,
     where: Bool[Array, "batch height width"] | None = None,
 ) -> tuple[Float[Array, ""], Int32[Array, ""]]:
-    """Sums over images one minus the Tversky index (arXiv 1706.05721, equation 1). See `dice`.
+    """Sums over images one minus the Tversky index (arXiv 1706.05721, equation 1): tp / (tp + alpha * fp + beta * fn).
 
-    The index is tp / (tp + alpha * fp + beta * fn), of probabilities. It is the Dice score if both are 0.5, and the
-    Jaccard score for 1.
+    The index of an image is the mean over the classes that its labels contain. Softmax probabilities stand for
+    predicted pixels. The index is the Dice score for alpha and beta of 0.5, and the Jaccard score for 1.
+
+    Args:
+      logits: any float type; probabilities and sums are computed in float32 or wider.
+      labels: class ids, or `IGNORE_LABEL` for pixels that contribute nothing.
+      alpha: weight of false positives.
+      beta: weight of false negatives.
+      smooth: added to the numerator and the denominator.
+      where: pixels that exist; others contribute nothing.
+
+    Returns:
+      The sum, and the number of images with labeled pixels.
     """
-    regions = _measure(logits, labels, where)
-    false_positive = regions.predicted - regions.intersection
-    false_negative = regions.true - regions.intersection
-    size = regions.intersection + alpha * false_positive + beta * false_negative
-    return _loss((regions.intersection + smooth) / (_nonzero(size) + smooth), regions), count_images(
-        labels, where=where
-    )
-
-
-class _Regions(NamedTuple):
-    """Sizes of the regions of each class in each image: what is common, predicted and true."""
-
-    intersection: Float[Array, "batch classes"]
-    predicted: Float[Array, "batch classes"]
-    true: Float[Array, "batch classes"]
-
-
-def _measure(logits, labels, where) -> _Regions:
     probabilities = jax.nn.softmax(logits.astype(accumulator(logits.dtype)), axis=-1)
     counted = is_labeled(labels, where)[..., None]
     is_class = compare_with_classes(labels, logits.shape[-1]) & counted
-    return _Regions(
-        intersection=jnp.sum(jnp.where(is_class, probabilities, 0), axis=(1, 2)),
-        predicted=jnp.sum(jnp.where(counted, probabilities, 0), axis=(1, 2)),
-        true=jnp.sum(is_class, axis=(1, 2), dtype=jnp.int32).astype(probabilities.dtype),
-    )
-
-
-def _nonzero(sizes):
-    """Replaces sizes of 0: of classes that are neither predicted nor true, which no mean contains."""
-    return jnp.where(sizes > 0, sizes, 1)
-
-
-def _loss(scores: Float[Array, "batch classes"], regions: _Regions) -> Float[Array, ""]:
-    present = regions.true > 0
-    losses = jnp.sum(jnp.where(present, 1 - scores, 0), axis=1)
-    return jnp.sum(losses / jnp.maximum(jnp.sum(present, axis=1, dtype=jnp.int32), 1).astype(losses.dtype))
+    true_positive = jnp.sum(jnp.where(is_class, probabilities, 0), axis=(1, 2))
+    false_positive = jnp.sum(jnp.where(counted & ~is_class, probabilities, 0), axis=(1, 2))
+    false_negative = jnp.sum(jnp.where(is_class, 1 - probabilities, 0), axis=(1, 2))
+    present = jnp.any(is_class, axis=(1, 2))
+    size = true_positive + alpha * false_positive + beta * false_negative + smooth
+    # A class that is present has a size above 0, unless alpha or beta is 0.
+    index = (true_positive + smooth) / jnp.where(present & (size > 0), size, 1)
+    losses = jnp.sum(jnp.where(present, 1 - index, 0), axis=1)
+    means = losses / jnp.maximum(jnp.sum(present, axis=1, dtype=jnp.int32), 1).astype(losses.dtype)
+    return jnp.sum(means), count_images(labels, where=where)

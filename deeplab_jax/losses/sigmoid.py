@@ -39,10 +39,10 @@ def focal(
     class_weights: tuple[float, ...] = (),
     where: Bool[Array, "batch height width"] | None = None,
 ) -> tuple[Float[Array, ""], Array]:
-    """Sums over labeled pixels and classes the focal loss (arXiv 1708.02002, equation 5), and counts the pixels.
+    """Sums over labeled pixels the mean over classes of the focal loss, and counts the pixels.
 
-    With p the sigmoid's probability of the right answer, a class adds -a * (1 - p)^gamma * log(p), where a is alpha for
-    the true class and 1 - alpha for others.
+    With p the sigmoid's probability of the right answer, a class has the loss -a * (1 - p)^gamma * log(p), where a is
+    alpha for the true class and 1 - alpha for others (arXiv 1708.02002, equation 5).
 
     Args:
       logits: see `softmax_cross_entropy`.
@@ -59,4 +59,4 @@ def focal(
     modulation = jnp.exp(gamma * jax.nn.log_sigmoid(-margin))
     losses = jnp.where(is_class, alpha, 1 - alpha) * modulation * jax.nn.softplus(-margin)
     counted = is_labeled(labels, where)
-    return weighted_mean_parts(jnp.sum(losses, axis=-1), labels, logits, counted=counted, class_weights=class_weights)
+    return weighted_mean_parts(jnp.mean(losses, axis=-1), labels, logits, counted=counted, class_weights=class_weights)

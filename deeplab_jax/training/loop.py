@@ -22,6 +22,7 @@ from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import processes, sharding
 from deeplab_jax.parallel.preemption import Preemption
+from deeplab_jax.training.class_weights import with_class_weights
 from deeplab_jax.training.distillation import Teacher
 from deeplab_jax.training.initialization import init_from
 from deeplab_jax.training.metrics_window import MetricsWindow
@@ -57,6 +58,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemp
     workdir = local_path(workdir)
     _validate(config)
     train_source, eval_source = _open_data(config)
+    config = with_class_weights(config, train_source)
     label_set, mesh = train_source.label_set, mesh_lib.make_mesh(config.mesh)
     durations = _durations(config, len(train_source))
     program = build_program(
