@@ -116,11 +116,28 @@ _OPTIMIZER = {
         {"sgd": "SGD with momentum", "adam": "Adam; AdamW with a `weight_decay_rule` that is decoupled"},
     ),
     "learning_rate": Field(None, "peak learning rate", value_type=float, range=ranges.AT_LEAST_ZERO),
-    "schedule": Field("cosine", "learning rate schedule after the warm-up", ("constant", "cosine", "poly")),
+    "schedule": Field("cosine", "learning rate schedule after the warm-up", ("constant", "cosine", "poly", "step")),
     "poly_power": Field(
         0.9, "exponent of the `poly` schedule: the rate falls with (1 - t / steps)^power", range=ranges.AT_LEAST_ZERO
     ),
-    "warmup": Field(None, "duration of the linear warm-up from 0, such as '500 steps' or '5%'", value_type=str),
+    "milestones": Field(
+        (0.5, 0.75),
+        "fractions of the steps after the warm-up at which the `step` schedule falls",
+        range=ranges.FRACTION,
+    ),
+    "milestone_factor": Field(0.1, "factor of each fall of the `step` schedule", range=ranges.SHARE),
+    "warmup": Field(None, "duration of the warm-up, such as '500 steps' or '5%'", value_type=str),
+    "warmup_rule": Field(
+        "linear",
+        "learning rate during the warm-up",
+        {
+            "linear": "rises from `warmup_learning_rate`",
+            "constant": "stays at `warmup_learning_rate` (research/deeplab's slow start)",
+        },
+    ),
+    "warmup_learning_rate": Field(
+        0.0, "learning rate at the start of the warm-up (research/deeplab: 0.0001)", range=ranges.AT_LEAST_ZERO
+    ),
     "momentum": Field(0.9, "momentum of SGD, or beta 1 of Adam; 0 disables SGD's momentum", range=ranges.BELOW_ONE),
     "momentum_rule": Field(
         "classic",

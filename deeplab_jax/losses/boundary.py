@@ -72,7 +72,7 @@ def near_boundary(
 
 def _in_square(values, width, neutral, reduce):
     """Reduces the square around each pixel, first its columns and then its rows."""
-    neutral = np.int32(neutral)  # of the type of the values where integers are 64 bits wide
+    neutral = np.int32(neutral)  # as the values: integers of Python may have 64 bits
     for window in ((1, 2 * width + 1, 1), (1, 1, 2 * width + 1)):
         values = jax.lax.reduce_window(values, neutral, reduce, window, (1, 1, 1), "SAME")
     return values

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from jaxtyping import Float, Integer
 
-# Of the values that arXiv 1901.05555 tries, the best one on its large data sets.
+# The value that arXiv 1901.05555 uses on its large data sets.
 _BETA = 0.999
 
 

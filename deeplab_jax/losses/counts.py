@@ -1,4 +1,4 @@
-"""What losses count: labeled pixels, their weights, and images. Counts depend on labels alone, not on logits."""
+"""Counts that losses divide by: labeled pixels, their weights, and images. They depend on labels, not on logits."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer

@@ -45,8 +45,8 @@ class Term:
     Attributes:
       weight: factor on its mean.
       function: (logits, labels, **options) to the sum and the count that divides it.
-      count: (labels, **options) to the same count, as far as `count` takes them.
-      options: keyword arguments of `function`.
+      count: (labels, **options) to the same count.
+      options: keyword arguments. Each function gets those that it has parameters for.
     """
 
     weight: float

@@ -4,21 +4,20 @@ import logging
 
 from ml_collections import ConfigDict
 
-from deeplab_jax.data import Source
 from deeplab_jax.data.sampling import count_pixels
 from deeplab_jax.losses import CLASS_WEIGHT_RULES
 
 logger = logging.getLogger(__name__)
 
 
-def with_class_weights(config: ConfigDict, source: Source) -> ConfigDict:
+def with_class_weights(config: ConfigDict, source) -> ConfigDict:
     """Replaces `loss.class_weight_rule` with the weights that it gives for a training split.
 
     Every process of a run counts all labels, and gets the same weights.
 
     Args:
       config: a valid config.
-      source: the split to train on.
+      source: the split to train on, see `deeplab_jax.data.open_source`.
 
     Returns:
       The config itself if its weights are given, or a copy with `loss.class_weights` of four digits.
