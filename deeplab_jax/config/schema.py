@@ -101,6 +101,12 @@ _TRAIN = {
         value_type=float,
         range=ranges.Range(above=0, below=1),
     ),
+    "precise_norm_batches": Field(
+        0,
+        "compute BatchNorm's statistics for the trained network over this many training batches; 0 keeps the averages "
+        "over the steps",
+        range=ranges.COUNT_OR_ZERO,
+    ),
     "nonfinite": Field(
         "stop",
         "how to treat a loss or gradient that is NaN or infinite",

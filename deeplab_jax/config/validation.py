@@ -45,6 +45,10 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
     _validate_scale_range(config.data)
     check_scales("eval.scales", config.eval.scales)
     _validate_loss(config.loss)
+    if training and config.train.precise_norm_batches and config.model.freeze_norm_statistics:
+        raise UserError(
+            "train.precise_norm_batches computes the statistics that model.freeze_norm_statistics keeps; set only one"
+        )
 
 
 def check_fields(group: str, values: ConfigDict | Mapping[str, Any]) -> None:

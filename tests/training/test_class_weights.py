@@ -39,7 +39,7 @@ def test_a_rule_becomes_weights_of_four_digits(rule, weights):
 @pytest.mark.slow
 def test_a_run_records_its_weights_and_logs_each_term(tiny_config, tmp_path):
     tiny_config.loss.update(terms="cross_entropy + 0.5 * dice", class_weight_rule="median_frequency")
-    tiny_config.log.every_steps = 1
+    tiny_config.log.every_steps, tiny_config.train.precise_norm_batches = 1, 2
     scores = train(tiny_config, tmp_path)
     saved = read_saved(tmp_path / "config.json").loss
     assert (saved.class_weight_rule, saved.terms) == ("given", "cross_entropy + 0.5 * dice")
