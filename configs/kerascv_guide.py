@@ -51,7 +51,7 @@ def get_config(arg=None):
     config.optimizer.clip_norm = 10.0
     config.optimizer.weight_decay = 1e-4
     config.optimizer.weight_decay_rule = "decoupled_all"
-    config.loss.name = "keras"
+    config.loss.terms = "keras_cross_entropy"
     config.eval.protocol = "guide"
     config.eval.ignored_pixels = "background"
     return config

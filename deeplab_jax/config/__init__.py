@@ -4,6 +4,7 @@ from deeplab_jax.config.arguments import parse_arg, parse_stage
 from deeplab_jax.config.describe import ConfigDescription, describe_config, list_configs
 from deeplab_jax.config.durations import Duration, duration_steps, parse_duration
 from deeplab_jax.config.loading import config_folders, find_config, load_config, read_config_file
+from deeplab_jax.config.loss_terms import LOSS_TERMS, LossTerm, parse_loss_terms
 from deeplab_jax.config.migration import VERSION, migrate_config, migrate_model
 from deeplab_jax.config.ranges import Range
 from deeplab_jax.config.schema import (
@@ -21,11 +22,13 @@ from deeplab_jax.config.validation import check_fields, check_scales, check_size
 __all__ = [
     "DURATION_FIELDS",
     "FIELDS",
+    "LOSS_TERMS",
     "PROTOCOLS",
     "VERSION",
     "ConfigDescription",
     "Duration",
     "Field",
+    "LossTerm",
     "Range",
     "base_config",
     "check_fields",
@@ -47,6 +50,7 @@ __all__ = [
     "migrate_model",
     "parse_arg",
     "parse_duration",
+    "parse_loss_terms",
     "parse_stage",
     "read_config_file",
     "read_saved",

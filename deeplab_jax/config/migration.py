@@ -1,6 +1,7 @@
 """Reads configs that earlier versions of this package wrote.
 
-Version 1, which has no version number in a workdir's `config.json`, had a field for each unit of a duration.
+Version 1, which has no version number in a workdir's `config.json`, had a field for each unit of a duration. Up to
+version 2, the loss had a name instead of terms.
 """
 
 import math
@@ -11,7 +12,7 @@ from deeplab_jax.config.durations import PERCENT, Duration
 from deeplab_jax.errors import UserError
 
 #: Version of the schema, written next to every saved config.
-VERSION = 2
+VERSION = 3
 
 # New field, and the prefix of the fields that it replaces.
 _DURATIONS = {
@@ -22,12 +23,13 @@ _DURATIONS = {
 }
 _UNITS = {"steps": "steps", "epochs": "epochs", "examples": "examples", "percent": PERCENT}
 _IGNORED_PIXELS = {"ignore": "exclude", "background": "background"}
-#: Fields of version 1, and what to write instead.
+_LOSS_NAMES = {"softmax_cross_entropy": "cross_entropy", "keras": "keras_cross_entropy"}
+#: Fields of earlier versions, and what to write instead.
 REPLACED = {
     f"{group}.{prefix}{unit}": f"{group}.{field}='N{suffix if suffix == PERCENT else ' ' + suffix}'"
     for (group, field), prefix in _DURATIONS.items()
     for unit, suffix in _UNITS.items()
-} | {"eval.void": "eval.ignored_pixels"}
+} | {"eval.void": "eval.ignored_pixels", "loss.name": "loss.terms='cross_entropy'"}
 
 # Removed fields with the one value that the package still computes. None of them has an effect on a trained network.
 # Any value of the others had no effect on a result.
@@ -49,8 +51,17 @@ def migrate_config(values: Mapping[str, Any], version: Any, *, for_training: boo
     """
     _check_version(version)
     groups = {name: dict(group) if isinstance(group, Mapping) else group for name, group in values.items()}
-    if version == VERSION:
-        return groups
+    if version < 2:
+        _migrate_from_1(groups, for_training=for_training)
+    loss = groups.get("loss")
+    if version < 3 and isinstance(loss, dict) and "name" in loss:
+        name = loss.pop("name")
+        loss["terms"] = _LOSS_NAMES.get(name, name)
+    return groups
+
+
+def _migrate_from_1(groups: dict[str, Any], *, for_training: bool) -> None:
+    """Converts the groups to version 2 in place."""
     for (name, field), prefix in _DURATIONS.items():
         _merge_units(groups.get(name), field, prefix)
     evaluation = groups.get("eval")
@@ -65,7 +76,6 @@ def migrate_config(values: Mapping[str, Any], version: Any, *, for_training: boo
             _drop_removed(group, name, for_training=for_training)
     if isinstance(groups.get("model"), dict):
         groups["model"].setdefault("zero_unreached_taps", True)  # version 1 always did
-    return groups
 
 
 def migrate_model(values: Mapping[str, Any], version: Any) -> dict[str, Any]:
@@ -76,7 +86,7 @@ def migrate_model(values: Mapping[str, Any], version: Any) -> dict[str, Any]:
     """
     _check_version(version)
     model = dict(values)
-    if version < VERSION:
+    if version < 2:
         _drop_removed(model, "model", for_training=False)
     return model
 

@@ -101,6 +101,12 @@ _TRAIN = {
         value_type=float,
         range=ranges.Range(above=0, below=1),
     ),
+    "precise_norm_batches": Field(
+        0,
+        "compute BatchNorm's statistics for the trained network over this many training batches; 0 keeps the averages "
+        "over the steps",
+        range=ranges.COUNT_OR_ZERO,
+    ),
     "nonfinite": Field(
         "stop",
         "how to treat a loss or gradient that is NaN or infinite",
@@ -116,11 +122,28 @@ _OPTIMIZER = {
         {"sgd": "SGD with momentum", "adam": "Adam; AdamW with a `weight_decay_rule` that is decoupled"},
     ),
     "learning_rate": Field(None, "peak learning rate", value_type=float, range=ranges.AT_LEAST_ZERO),
-    "schedule": Field("cosine", "learning rate schedule after the warm-up", ("constant", "cosine", "poly")),
+    "schedule": Field("cosine", "learning rate schedule after the warm-up", ("constant", "cosine", "poly", "step")),
     "poly_power": Field(
         0.9, "exponent of the `poly` schedule: the rate falls with (1 - t / steps)^power", range=ranges.AT_LEAST_ZERO
     ),
-    "warmup": Field(None, "duration of the linear warm-up from 0, such as '500 steps' or '5%'", value_type=str),
+    "milestones": Field(
+        (0.5, 0.75),
+        "fractions of the steps after the warm-up at which the `step` schedule falls",
+        range=ranges.FRACTION,
+    ),
+    "milestone_factor": Field(0.1, "factor of each fall of the `step` schedule", range=ranges.SHARE),
+    "warmup": Field(None, "duration of the warm-up, such as '500 steps' or '5%'", value_type=str),
+    "warmup_rule": Field(
+        "linear",
+        "learning rate during the warm-up",
+        {
+            "linear": "rises from `warmup_learning_rate`",
+            "constant": "stays at `warmup_learning_rate` (research/deeplab's slow start)",
+        },
+    ),
+    "warmup_learning_rate": Field(
+        0.0, "learning rate at the start of the warm-up (research/deeplab: 0.0001)", range=ranges.AT_LEAST_ZERO
+    ),
     "momentum": Field(0.9, "momentum of SGD, or beta 1 of Adam; 0 disables SGD's momentum", range=ranges.BELOW_ONE),
     "momentum_rule": Field(
         "classic",
@@ -161,18 +184,29 @@ _OPTIMIZER = {
 }
 
 _LOSS = {
-    "name": Field(
-        "softmax_cross_entropy",
-        "loss function",
-        {"softmax_cross_entropy": "mean over labeled pixels", "keras": "mean over all pixels, as Keras computes it"},
+    "terms": Field(
+        "cross_entropy",
+        "sum of terms with weights and options, such as `cross_entropy + 0.5 * dice(smooth=1)`",
     ),
     "label_smoothing": Field(
         0.0,
-        "label smoothing s: the true class gets 1 - s + s / classes, the others s / classes",
+        "label smoothing s of softmax cross-entropies: the true class gets 1 - s + s / classes, the others s / classes",
         range=ranges.BELOW_ONE,
     ),
     "class_weights": Field(
-        (), "one loss weight per class; empty weights all classes equally", range=ranges.AT_LEAST_ZERO
+        (),
+        "one weight per class for the terms that count pixels; empty weights all classes equally",
+        range=ranges.AT_LEAST_ZERO,
+    ),
+    "class_weight_rule": Field(
+        "given",
+        "how the class weights are found; training counts the labels of `data.train_split`",
+        {
+            "given": "they are `class_weights`",
+            "inverse_frequency": "all pixels / (classes * pixels of the class)",
+            "median_frequency": "median frequency / that of the class, among images that contain it",
+            "effective_number": "(1 - b) / (1 - b^n) for n images that contain the class, b = 0.999, scaled to mean 1",
+        },
     ),
     "auxiliary_weight": Field(0.4, "weight of the auxiliary head's loss", range=ranges.AT_LEAST_ZERO),
     "teacher": Field(

@@ -35,6 +35,7 @@ _SYNONYMS = {
     "model.aspp_dropout": ("dropout", "dropout_ratio", "drop_rate"),
     "model.input_mean": ("mean", "pixel_mean"),
     "model.input_std": ("std", "pixel_std"),
+    "loss.terms": ("loss", "losses", "criterion", "loss_fn", "loss_name"),
     "loss.class_weights": ("class_weight",),
     "loss.teacher": ("distill", "distill_from"),
     "eval.every": ("eval_every", "val_every", "val_interval", "eval_steps", "check_val_every_n_epoch"),

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax.config import ranges
 from deeplab_jax.config.durations import parse_duration
+from deeplab_jax.config.loss_terms import parse_loss_terms
 from deeplab_jax.config.schema import DURATION_FIELDS, FIELDS, Field
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.files import local_path
@@ -43,10 +44,11 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
     check_sizes(config)
     _validate_scale_range(config.data)
     check_scales("eval.scales", config.eval.scales)
-    if config.loss.teacher is not None:
-        check_scales("loss.teacher_scales", config.loss.teacher_scales)
-        if config.loss.name != "softmax_cross_entropy":
-            raise UserError(f"loss.teacher needs loss.name='softmax_cross_entropy' (it is {config.loss.name!r})")
+    _validate_loss(config.loss)
+    if training and config.train.precise_norm_batches and config.model.freeze_norm_statistics:
+        raise UserError(
+            "train.precise_norm_batches computes the statistics that model.freeze_norm_statistics keeps; set only one"
+        )
 
 
 def check_fields(group: str, values: ConfigDict | Mapping[str, Any]) -> None:
@@ -101,6 +103,19 @@ def eval_batch_size(config: ConfigDict) -> int:
 def _get(config: ConfigDict, field: str) -> Any:
     group, name = field.split(".")
     return config[group][name]
+
+
+def _validate_loss(loss: ConfigDict) -> None:
+    terms = parse_loss_terms(loss.terms)
+    if loss.class_weights and loss.class_weight_rule != "given":
+        raise UserError(
+            f"loss.class_weights and loss.class_weight_rule={loss.class_weight_rule!r} are both set; set only one, for "
+            "example with --config.loss.class_weights='()'"
+        )
+    if loss.teacher is not None:
+        check_scales("loss.teacher_scales", loss.teacher_scales)
+        if not any(term.name == "cross_entropy" for term in terms):
+            raise UserError(f"loss.teacher needs the term cross_entropy in loss.terms (they are {loss.terms!r})")
 
 
 def _validate_scale_range(data: ConfigDict) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from ml_collections import ConfigDict
 
 from deeplab_jax.data import images
@@ -16,16 +16,22 @@ logger = logging.getLogger(__name__)
 
 
 def find_classes(source, *, unreadable: str = "raise") -> Bool[np.ndarray, "examples classes"]:
-    """Reads all labels of a source and tells which classes each of them contains.
+    """Reads all labels of a source and tells which classes each of them contains; see `count_pixels`."""
+    return count_pixels(source, unreadable=unreadable) > 0
+
+
+def count_pixels(source, *, unreadable: str = "raise") -> Int64[np.ndarray, "examples classes"]:
+    """Reads all labels of a source and counts the pixels of each class in each of them.
 
     Args:
       source: see `open_source`.
-      unreadable: `config.data.unreadable`. With "skip", an example that cannot be read contains no class.
+      unreadable: `config.data.unreadable`. With "skip", an example that cannot be read has no pixels.
 
     Raises:
       UserError: an example cannot be read and `unreadable` is "raise".
     """
-    present = np.zeros((len(source), source.label_set.num_classes), bool)
+    num_classes = source.label_set.num_classes
+    pixels = np.zeros((len(source), num_classes), np.int64)
     for i in range(len(source)):
         try:
             example = source[i]
@@ -36,9 +42,8 @@ def find_classes(source, *, unreadable: str = "raise") -> Bool[np.ndarray, "exam
             if unreadable == "raise":
                 raise
             continue
-        found = np.unique(label)
-        present[i, found[found != IGNORE_LABEL]] = True
-    return present
+        pixels[i] = np.bincount(label.ravel(), minlength=IGNORE_LABEL + 1)[:num_classes]
+    return pixels
 
 
 def rare_class_factors(

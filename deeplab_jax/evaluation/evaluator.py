@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 #: Number of examples in the gallery of an evaluation.
 GALLERY_SIZE = 8
 
-_SUMS = ("loss_sum", "loss_count", "confusion", "num_images")
-
 
 class Evaluator:
     """Scores a network on a split. It compiles once, so a training run can call it repeatedly.
@@ -81,9 +79,10 @@ class Evaluator:
                 result = self._step(variables, sharding.to_global(arrays, self._mesh))
                 if previous is not None:  # read one step late, so the device is never idle
                     totals.add(previous)
-                previous = {name: result[name] for name in _SUMS}
+                prediction = result.pop("prediction")
+                previous = result
                 if len(examples) < GALLERY_SIZE:
-                    examples += report.gallery_examples(batch, result["prediction"])[: GALLERY_SIZE - len(examples)]
+                    examples += report.gallery_examples(batch, prediction)[: GALLERY_SIZE - len(examples)]
         if previous is not None:
             totals.add(previous)
         if totals.num_images != len(self._source):

@@ -89,24 +89,32 @@ class Totals:
       confusion: int64 (classes, classes), pixels by true and predicted class.
       loss_sum: sum of the loss.
       loss_count: number of pixels (or their weight) in the loss.
+      loss_terms: sum and count of each term by name, of a loss with several terms.
       num_images: number of images evaluated.
     """
 
     def __init__(self, num_classes: int):
         self.confusion = np.zeros((num_classes, num_classes), np.int64)
         self.loss_sum = self.loss_count = 0.0
+        self.loss_terms: dict[str, list[float]] = {}
         self.num_images = 0
 
-    def add(self, report: dict[str, Array]) -> None:
-        """Adds a step's `confusion`, `loss_sum`, `loss_count` and, if present, `num_images`. Waits for the step."""
+    def add(self, report: dict[str, Any]) -> None:
+        """Adds a step's `confusion`, `loss_sum`, `loss_count`, `loss_terms` and `num_images`. Waits for the step.
+
+        The last two may be missing.
+        """
         self.confusion += np.asarray(report["confusion"], np.int64)
         self.loss_sum += float(report["loss_sum"])
         self.loss_count += float(report["loss_count"])
+        for name, values in report.get("loss_terms", {}).items():
+            before = self.loss_terms.get(name, (0.0, 0.0))
+            self.loss_terms[name] = [total + float(value) for total, value in zip(before, values, strict=True)]
         self.num_images += int(report.get("num_images", 0))
 
     def to_json(self) -> dict[str, Any]:
         """Returns the sums as values that JSON holds without loss."""
-        sums = {name: getattr(self, name) for name in ("loss_sum", "loss_count", "num_images")}
+        sums = {name: getattr(self, name) for name in ("loss_sum", "loss_count", "loss_terms", "num_images")}
         return sums | {"confusion": self.confusion.tolist()}
 
     @classmethod
@@ -117,9 +125,16 @@ class Totals:
         totals.loss_sum, totals.loss_count, totals.num_images = (
             sums[name] for name in ("loss_sum", "loss_count", "num_images")
         )
+        totals.loss_terms = dict(sums.get("loss_terms", {}))  # earlier versions had one term
         return totals
 
     def scores(self, class_names: tuple[str, ...]) -> dict[str, Any]:
-        """Returns `scores` of the summed confusion matrix, and the mean `loss` (None if nothing was counted)."""
-        loss = self.loss_sum / self.loss_count if self.loss_count else None
-        return scores(self.confusion, class_names) | {"loss": loss}
+        """Returns `scores` of the summed confusion matrix, and the mean `loss` (None if nothing was counted).
+
+        The loss of several terms is the sum of `loss_terms`, the weighted mean of each over everything that it counts.
+        """
+        values = scores(self.confusion, class_names)
+        if not self.loss_terms:
+            return values | {"loss": self.loss_sum / self.loss_count if self.loss_count else None}
+        terms = {name: total / count if count else 0.0 for name, (total, count) in self.loss_terms.items()}
+        return values | {"loss": sum(terms.values()), "loss_terms": terms}

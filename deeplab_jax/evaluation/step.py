@@ -20,7 +20,7 @@ Batch = dict[str, Array]
 
 def make_eval_step(
     model: nn.Module,
-    loss_fn: Callable,
+    loss_fn: losses.Loss,
     *,
     protocol: EvalProtocol,
     scales: Sequence[int | float] = (1.0,),
@@ -45,8 +45,8 @@ def make_eval_step(
 
     Returns:
       `step(variables, batch)` for batches of `deeplab_jax.data.eval_batches`. It returns `loss_sum`, `loss_count`,
-      `confusion` (int32, classes by classes), `num_images` and `prediction` (uint8, the shape of the labels; its values
-      outside an image's own pixels are meaningless).
+      `loss_terms` (of a loss with several), `confusion` (int32, classes by classes), `num_images` and `prediction`
+      (uint8, the shape of the labels; its values outside an image's own pixels are meaningless).
     """
 
     def eval_step(variables, batch: Batch) -> dict[str, Array]:
@@ -57,14 +57,12 @@ def make_eval_step(
         logits = [protocol.resize_logits(view.logits, batch["size"], canvas) for view in views]
         logits = multi_scale.mean_prediction(logits)
         counted = inside(batch["size"], canvas) & batch["valid"].reshape(-1, 1, 1)
-        loss_sum, loss_count = loss_fn(logits, labels, where=counted)
+        report = loss_fn.report(logits, labels, where=counted)
         prediction = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
         confusion = metrics.confusion_matrix(
             labels, prediction, num_classes=model.num_classes, ignored_pixels=ignored_pixels, where=counted
         )
-        return {
-            "loss_sum": loss_sum,
-            "loss_count": loss_count,
+        return report | {
             "confusion": confusion,
             "num_images": jnp.sum(batch["valid"].astype(jnp.int32)),
             "prediction": prediction,
@@ -75,9 +73,10 @@ def make_eval_step(
 
 def jit_eval_step(config: ConfigDict, model: nn.Module, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
     """Returns the jitted `step(variables, batch)` of `make_eval_step` that a config evaluates with."""
+    loss = losses.make_loss(config.loss, num_classes=model.num_classes)
     step = make_eval_step(
         model,
-        losses.make_loss(config.loss, num_classes=model.num_classes),
+        loss,
         protocol=protocol_for(config),
         scales=tuple(config.eval.scales),
         flip=config.eval.flip,
@@ -85,7 +84,8 @@ def jit_eval_step(config: ConfigDict, model: nn.Module, mesh: jax.sharding.Mesh)
         mesh=mesh,
     )
     replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    outputs = dict.fromkeys(("loss_sum", "loss_count", "confusion", "num_images"), replicated)
+    sums = ("loss_sum", "loss_count", "confusion", "num_images") + (("loss_terms",) if len(loss.terms) > 1 else ())
+    outputs = dict.fromkeys(sums, replicated)
     return jax.jit(step, out_shardings=outputs | {"prediction": split})
 
 

@@ -22,6 +22,8 @@ from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import processes, sharding
 from deeplab_jax.parallel.preemption import Preemption
+from deeplab_jax.training import norm_statistics
+from deeplab_jax.training.class_weights import with_class_weights
 from deeplab_jax.training.distillation import Teacher
 from deeplab_jax.training.initialization import init_from
 from deeplab_jax.training.metrics_window import MetricsWindow
@@ -57,6 +59,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemp
     workdir = local_path(workdir)
     _validate(config)
     train_source, eval_source = _open_data(config)
+    config = with_class_weights(config, train_source)
     label_set, mesh = train_source.label_set, mesh_lib.make_mesh(config.mesh)
     durations = _durations(config, len(train_source))
     program = build_program(
@@ -94,6 +97,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemp
             batches=stack.enter_context(contextlib.closing(_train_batches(config, train_source, state))),
             profiler=stack.enter_context(profiler),
             preemption=preemption,
+            precise_norm_batches=config.train.precise_norm_batches,
+            accumulate_steps=config.train.accumulate_steps,
         )
         if notes["evaluation_due"]:
             checkpoints.record_score(first_step, run.evaluate(first_step, state)["mean_iou"])
@@ -119,6 +124,8 @@ class _Run:
     batches: Iterator[dict[str, Any]]
     profiler: StepProfiler
     preemption: Preemption
+    precise_norm_batches: int
+    accumulate_steps: int
 
     def take_steps(self, first_step: int, state: TrainState) -> TrainState:
         """Takes the steps after `first_step`, and saves and evaluates the state when due; returns the last state.
@@ -141,6 +148,8 @@ class _Run:
             evaluation_due = _is_due(step, durations.evaluate) and not is_last
             if _is_due(step, durations.log) or evaluation_due or is_last:
                 metrics.end_at(step)
+            if is_last and self.precise_norm_batches:
+                state = self.with_precise_statistics(state)
             is_best = False
             if evaluation_due and not stops:
                 metrics.catch_up()
@@ -161,6 +170,24 @@ class _Run:
                 raise self.preemption.stopped(f"at step {step} of {total}; the state is saved in {self.workdir}")
         self.profiler.before_step(total + 1, state)
         return state
+
+    def with_precise_statistics(self, state: TrainState) -> TrainState:
+        """Returns the state with the statistics that its evaluated variables have on the next training batches."""
+        variables, shardings = state.evaluated_variables, self.program.shardings
+        moments = norm_statistics.make_moments_function(
+            self.program.model, num_parts=self.accumulate_steps, mesh=self.mesh
+        )
+        images = (
+            sharding.to_global({"image": next(self.batches)["image"]}, self.mesh)["image"]
+            for _ in range(self.precise_norm_batches)
+        )
+        with self.writer.pause():
+            rng = jax.random.fold_in(state.rng, state.step)
+            stats = norm_statistics.recompute_statistics(moments, variables, images, rng)
+        stats = jax.device_put(stats, shardings.batch_stats)
+        if state.ema_variables is None:
+            return state.replace(batch_stats=stats)
+        return state.replace(ema_variables=state.ema_variables | {"batch_stats": stats})
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, Any]:
         """Scores the state and logs the scores, outside the measured training time.

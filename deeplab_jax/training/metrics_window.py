@@ -94,7 +94,7 @@ class MetricsWindow:
 
     def _write(self, report: dict[str, jax.Array]) -> None:
         scores = self._totals.scores(self._label_set.class_names)
-        values = {name: scores[name] for name in ("loss", "mean_iou", "pixel_accuracy")}
+        values = {name: scores[name] for name in ("loss", "loss_terms", "mean_iou", "pixel_accuracy") if name in scores}
         values |= {name: float(report[name]) for name in ("learning_rate", "gradient_norm")}
         values |= {name: count for name, count in self._counts.items() if count}
         self._writer.write_train(self._window_end, values)

@@ -58,8 +58,9 @@ def make_schedule(optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0
     """Builds the learning rate schedule of `config.optimizer`.
 
     `cosine` is Keras' CosineDecay: lr * (1 + cos(pi * t / T)) / 2. `poly` is DeepLabv3's (arXiv 1706.05587, section
-    4.1): lr * (1 - t / T)^power. In both, t counts from the end of the warm-up and T is the number of steps after it.
-    The warm-up rises linearly from 0.
+    4.1): lr * (1 - t / T)^power. `step` multiplies the rate by a factor at each milestone, a fraction of T. In all of
+    them, t counts from the end of the warm-up and T is the number of steps after it. The warm-up rises linearly, or
+    stays low like research/deeplab's slow start, whose T contains the warm-up.
 
     Args:
       optimizer: the `optimizer` group of a config.
@@ -79,7 +80,11 @@ def make_schedule(optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0
     decay = _SCHEDULES[optimizer.schedule](optimizer, remaining)
     if not warmup_steps:
         return decay
-    warmup = optax.linear_schedule(0.0, optimizer.learning_rate, warmup_steps)
+    first = optimizer.warmup_learning_rate
+    warmup = {
+        "linear": optax.linear_schedule(first, optimizer.learning_rate, warmup_steps),
+        "constant": optax.constant_schedule(first),
+    }[optimizer.warmup_rule]
     return optax.join_schedules([warmup, decay], [warmup_steps])
 
 
@@ -97,7 +102,13 @@ def _poly(optimizer: ConfigDict, steps: int) -> Schedule:
     return lambda step: peak * ((steps - jnp.clip(step, 0, steps)) / steps) ** power
 
 
-_SCHEDULES = {"constant": _constant, "cosine": _cosine, "poly": _poly}
+def _step(optimizer: ConfigDict, steps: int) -> Schedule:
+    milestones = sorted(round(fraction * steps) for fraction in optimizer.milestones)
+    rates = [optimizer.learning_rate * optimizer.milestone_factor**falls for falls in range(len(milestones) + 1)]
+    return optax.join_schedules([optax.constant_schedule(rate) for rate in rates], milestones)
+
+
+_SCHEDULES = {"constant": _constant, "cosine": _cosine, "poly": _poly, "step": _step}
 
 
 def _sgd(optimizer: ConfigDict) -> optax.GradientTransformation:

@@ -29,7 +29,7 @@ Batch = dict[str, Array]
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    loss_fn: Callable,
+    loss_fn: losses.Loss,
     *,
     learning_rate: Schedule,
     auxiliary_weight: float = 0.4,
@@ -45,7 +45,7 @@ def make_train_step(
     Args:
       model: the network.
       optimizer: the gradient transformation of `deeplab_jax.training.optimizer.make`.
-      loss_fn: a loss of `deeplab_jax.losses.make_loss`: (logits, labels) to (sum, valid count).
+      loss_fn: a loss of `deeplab_jax.losses.make_loss`.
       learning_rate: the schedule of `deeplab_jax.training.optimizer.make`, for the report.
       auxiliary_weight: weight of the loss of the auxiliary head, if the network has one.
       ignored_pixels: how the confusion matrix treats ignored pixels, `config.eval.ignored_pixels`.
@@ -59,8 +59,9 @@ def make_train_step(
     Returns:
       `step(state, batch)`, where the batch has `image` uint8 (batch, height, width, channels), `label` uint8 (batch,
       height, width) and, with a teacher, `teacher_logits` (batch, height, width, classes). It returns the next state
-      and a report: `loss_sum`, `loss_count`, `confusion` (int32, classes by classes, of the logits in the loss),
-      `gradient_norm` (of the trained parameters, before clipping) and `learning_rate`.
+      and a report: `loss_sum`, `loss_count`, `loss_terms` (of a loss with several), `confusion` (int32, classes by
+      classes, of the logits in the loss), `gradient_norm` (of the trained parameters, before clipping) and
+      `learning_rate`.
     """
     sum_gradients = _make_gradient_function(
         model,
@@ -74,10 +75,11 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         # Gradient of the mean loss over the whole batch.
         rng = jax.random.fold_in(state.rng, state.step)
+        whole = loss_fn.counts(batch["label"], step=state.step)
         if accumulate_steps == 1:
-            batch_stats, (gradients, counts) = sum_gradients(state.params, state.batch_stats, batch, rng)
+            batch_stats, (gradients, counts) = sum_gradients(state, state.batch_stats, batch, rng, whole)
         else:
-            batch_stats, (gradients, counts) = _accumulate(sum_gradients, state, batch, rng, accumulate_steps)
+            batch_stats, (gradients, counts) = _accumulate(sum_gradients, state, batch, rng, whole, accumulate_steps)
         count = jnp.maximum(counts["loss_count"], 1).astype(counts["loss_sum"].dtype)
         gradients = jax.tree.map(lambda gradient: gradient / count.astype(gradient.dtype), gradients)
 
@@ -108,7 +110,7 @@ def make_train_step(
 
 def _make_gradient_function(
     model: nn.Module,
-    loss_fn: Callable,
+    loss_fn: losses.Loss,
     *,
     auxiliary_weight: float,
     ignored_pixels: str,
@@ -117,7 +119,7 @@ def _make_gradient_function(
 ) -> Callable:
     """Returns `sum_gradients`, which computes gradients and counts as sums over examples."""
 
-    def sum_gradients(params, batch_stats, examples: Batch, rng):
+    def sum_gradients(state: TrainState, batch_stats, examples: Batch, rng, whole: losses.Counts | None):
         def loss(params):
             (logits, endpoints), updates = model.apply(
                 {"params": stop_frozen(params, frozen), "batch_stats": batch_stats},
@@ -126,7 +128,8 @@ def _make_gradient_function(
                 mutable=["batch_stats"],
                 rngs={"dropout": rng},
             )
-            loss_sum, loss_count = loss_fn(logits, examples["label"], teacher_logits=examples.get("teacher_logits"))
+            options = {"step": state.step, "whole": whole}
+            counts = loss_fn.report(logits, examples["label"], teacher_logits=examples.get("teacher_logits"), **options)
             confusion = metrics.confusion_matrix(
                 examples["label"],
                 jnp.argmax(logits, axis=-1),
@@ -135,10 +138,11 @@ def _make_gradient_function(
             )
             if "auxiliary_logits" in endpoints:
                 auxiliary_logits = model.resize(endpoints["auxiliary_logits"], examples["label"].shape[1:])
-                loss_sum += auxiliary_weight * loss_fn(auxiliary_logits, examples["label"])[0]
-            counts = {"loss_sum": loss_sum, "loss_count": loss_count, "confusion": confusion}
-            return loss_sum, (updates["batch_stats"], counts)
+                auxiliary = loss_fn.report(auxiliary_logits, examples["label"], **options)
+                counts = losses.add_auxiliary(counts, auxiliary, auxiliary_weight)
+            return counts["loss_sum"], (updates["batch_stats"], counts | {"confusion": confusion})
 
+        params = state.params
         if shardings is not None:
             params = sharding.gather(params, shardings.step.mesh)
         gradients, (batch_stats, counts) = jax.grad(loss, has_aux=True)(params)
@@ -150,7 +154,14 @@ def _make_gradient_function(
     return sum_gradients
 
 
-def _accumulate(sum_gradients: Callable, state: TrainState, batch: Batch, rng: Array, num_parts: int):
+def _accumulate(
+    sum_gradients: Callable,
+    state: TrainState,
+    batch: Batch,
+    rng: Array,
+    whole: losses.Counts | None,
+    num_parts: int,
+):
     """Sums gradients and counts over the parts of a batch.
 
     Part k holds every `num_parts`-th example starting at the k-th, so each device keeps its own examples. Dividing the
@@ -162,7 +173,7 @@ def _accumulate(sum_gradients: Callable, state: TrainState, batch: Batch, rng: A
     parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, num_parts, *x.shape[1:]), 1, 0), batch)
 
     def compute(batch_stats, part: Batch, k):
-        return sum_gradients(state.params, batch_stats, part, jax.random.fold_in(rng, k))
+        return sum_gradients(state, batch_stats, part, jax.random.fold_in(rng, k), whole)
 
     def add(carry, part_and_k):
         batch_stats, sums = carry

@@ -82,7 +82,7 @@ class Writer:
         if self._events is not None:
             self._events.close()
 
-    def write_train(self, step: int, scalars: dict[str, int | float | None]) -> None:
+    def write_train(self, step: int, scalars: dict[str, Any]) -> None:
         """Writes training metrics at `step`.
 
         The speed is measured since the last call, without pauses. The first call has none (null), since its time is
@@ -91,6 +91,7 @@ class Writer:
         Args:
           step: the step, counted from 1.
           scalars: metrics by name, such as `loss`, `mean_iou`, `learning_rate`; None where there is nothing to average.
+            `loss_terms` holds a number per term.
 
         Raises:
           UserError: the disk is full, or the workdir is gone.
@@ -148,6 +149,7 @@ class Writer:
         if self._events is None:
             return
         numbers = {name: value for name, value in values.items() if not isinstance(value, dict)}
+        numbers |= {f"loss_{name}": value for name, value in values.get("loss_terms", {}).items()}
         finite = {f"{group}/{name}": float(value) for name, value in numbers.items() if _finite(value) is not None}
         self._events.add_scalars(finite, step)
 

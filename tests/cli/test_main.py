@@ -166,7 +166,7 @@ def test_an_invalid_command_line_is_reported_in_one_line(run, arguments, message
             ("train", "--config", "quickstart", "--config.train.duration=0 steps"),
             "train.duration='0 steps' must be above 0",
         ),
-        (("train", "--config", "quickstart", "--config.loss.name=dice"), "loss.name"),
+        (("train", "--config", "quickstart", "--config.loss.terms=dise"), "loss.terms"),
         (("train", "--config", "quickstart", "--config.optimizer.schedule=cosin"), "optimizer.schedule"),
         (("train", "--config", "quickstart", "--config.loss.class_weights=(1.0,2.0)"), "loss.class_weights"),
         (("evaluate",), "w does not hold a run: it has no config.json; `deeplab-jax train` writes one"),

@@ -104,6 +104,7 @@ def test_this_version_is_read_as_it_is_written(same_config):
         ("checkpoint", {"every_percent": 12.5}, {"every": "12.5%"}),
         ("model", {"decoder_dropout": 0.0}, {"zero_unreached_taps": True}),
         ("log", {"gallery_images": 3}, {}),
+        ("loss", {"name": "keras"}, {"terms": "keras_cross_entropy"}),
     ],
 )
 def test_fields_of_version_1_become_fields_of_this_version(group, old, new):
@@ -148,6 +149,17 @@ def test_a_duration_that_is_not_a_number_is_damage():
 def test_fields_of_version_1_do_not_exist_in_this_version():
     with pytest.raises(UserError, match="^config field train.steps does not exist; write train.duration='N steps'$"):
         from_saved({"version": VERSION, "train": {"steps": 3}})
+
+
+@pytest.mark.parametrize(
+    ("name", "terms"), [("softmax_cross_entropy", "cross_entropy"), ("keras", "keras_cross_entropy")]
+)
+def test_the_loss_of_version_2_becomes_a_term(name, terms):
+    saved = {"version": 2, "loss": {"name": name, "label_smoothing": 0.1}, "train": {"duration": "3 steps"}}
+    config = from_saved(saved)
+    assert (config.loss.terms, config.loss.label_smoothing, config.train.duration) == (terms, 0.1, "3 steps")
+    with pytest.raises(UserError, match="^config field loss.name does not exist; write loss.terms='cross_entropy'$"):
+        from_saved(saved | {"version": VERSION})
 
 
 def test_two_units_of_one_duration_are_named():

@@ -1,12 +1,13 @@
 """The schema: typed defaults, and legal values that the code implements, all of them and no others."""
 
+import inspect
 import math
 import re
 
 import pytest
 
 from deeplab_jax import losses, ops
-from deeplab_jax.config import FIELDS, base_config, check_fields, iterate_fields
+from deeplab_jax.config import FIELDS, LOSS_TERMS, base_config, check_fields, iterate_fields
 from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.models import layers
@@ -77,7 +78,13 @@ def test_a_number_outside_its_range_is_refused(path, field, number):
 def test_legal_values_are_those_that_the_code_implements():
     assert set(FIELDS["model"]["padding"].choices) == set(ops.PADDINGS)
     assert set(FIELDS["model"]["kernel_init"].choices) == set(layers.KERNEL_INITS) == set(layers.CLASSIFIER_INITS)
-    assert set(FIELDS["loss"]["name"].choices) == set(losses.LOSSES)
+    assert set(LOSS_TERMS) == set(losses.LOSSES)
+    assert set(FIELDS["loss"]["class_weight_rule"].choices) == {"given", *losses.CLASS_WEIGHT_RULES}
+    for name, options in LOSS_TERMS.items():
+        parameters = inspect.signature(losses.LOSSES[name][0]).parameters
+        assert {option: parameters[option].default for option in options} == {
+            option: field.default for option, field in options.items()
+        }
     assert set(FIELDS["optimizer"]["learning_rate_multipliers"]) == set(PARTS)
 
 

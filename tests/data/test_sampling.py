@@ -38,6 +38,11 @@ def test_classes_are_found_and_the_ignore_label_is_not_one():
     assert np.flatnonzero(present[:, 2]).tolist() == [6]
 
 
+def test_pixels_are_counted_without_ignored_ones():
+    pixels = sampling.count_pixels(Source())
+    np.testing.assert_array_equal(pixels[[0, 1, 6]], [[25, 0, 0], [20, 5, 0], [24, 0, 1]])
+
+
 def test_factors_equal_those_of_the_paper():
     factors = sampling.rare_class_factors(sampling.find_classes(Source()), threshold=0.5)
     np.testing.assert_allclose(factors, [1, 1, 1, 1, 1, 1, 2, 1])  # sqrt(.5 / .125) = 2; class 1 is in half of them

@@ -133,6 +133,24 @@ def test_totals_sum_the_reports_of_steps():
     assert Totals(2).scores(("a", "b"))["loss"] is None
 
 
+def test_each_term_of_a_loss_has_a_mean_of_its_own():
+    """The loss of a split does not depend on how its images are grouped."""
+    totals = Totals(1)
+    for pixels, images in ((6, 1), (2, 3)):
+        terms = {"cross_entropy": (jnp.float32(3), jnp.int32(pixels)), "dice": (jnp.float32(0.5), jnp.int32(images))}
+        totals.add(
+            {"confusion": jnp.ones((1, 1), jnp.int32), "loss_sum": 9.0, "loss_count": images, "loss_terms": terms}
+        )
+    restored = Totals.from_json(json.loads(json.dumps(totals.to_json())))
+    for each in (totals, restored):
+        scores = each.scores(("a",))
+        assert scores["loss_terms"] == {"cross_entropy": 6 / 8, "dice": 1 / 4}
+        assert scores["loss"] == 1.0
+    saved_by_an_earlier_version = totals.to_json()
+    del saved_by_an_earlier_version["loss_terms"]
+    assert Totals.from_json(saved_by_an_earlier_version).scores(("a",))["loss"] == 18 / 4
+
+
 def test_totals_survive_json_exactly():
     totals = Totals(2)
     report = {"confusion": jnp.array([[3, 1], [0, 7]], jnp.int32), "loss_sum": jnp.float32(0.1), "loss_count": 7}

@@ -171,12 +171,12 @@ def test_counts_are_exact_where_float32_is_not():
 
 @pytest.mark.parametrize(
     ("name", "function"),
-    [("softmax_cross_entropy", softmax_cross_entropy), ("keras", keras_categorical_cross_entropy)],
+    [("cross_entropy", softmax_cross_entropy), ("keras_cross_entropy", keras_categorical_cross_entropy)],
 )
 def test_make_loss_passes_its_options(name, function):
     logits, labels = batch()
     where = labels > 1
-    made = make_loss(config(name=name, label_smoothing=0.2, class_weights=WEIGHTS), num_classes=5)
+    made = make_loss(config(terms=name, label_smoothing=0.2, class_weights=WEIGHTS), num_classes=5)
     expected = function(logits, labels, label_smoothing=0.2, class_weights=WEIGHTS, where=where)
     assert made(logits, labels, where=where) == expected
     assert made(logits, labels)[0] not in (expected[0], function(logits, labels)[0])
@@ -185,7 +185,7 @@ def test_make_loss_passes_its_options(name, function):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "kears"}, r"loss\.name='kears' does not exist.*keras"),
+        ({"terms": "kears"}, r"loss\.terms='kears': term 'kears' does not exist"),
         ({"label_smoothing": 1.0}, r"loss\.label_smoothing=1\.0 must be a number of at least 0 and below 1"),
         ({"label_smoothing": -0.1}, r"loss\.label_smoothing"),
         ({"class_weights": (1.0, 2.0)}, r"loss\.class_weights has 2 values for 5 classes"),

@@ -173,6 +173,21 @@ def test_splitting_the_batch_exchanges_only_sums():
     assert set(collectives.count_collectives(compiled.as_text())) == {"all-reduce"}
 
 
+@pytest.mark.parametrize(
+    "terms", ["top_k_cross_entropy + lovasz", "ohem_cross_entropy + dice + boundary_cross_entropy"]
+)
+def test_a_loss_is_the_same_where_images_and_their_rows_are_split(terms):
+    config = base_config().loss
+    config.terms = terms
+    loss = losses.make_loss(config, num_classes=CLASSES)
+    compute = jax.jit(jax.value_and_grad(lambda logits, labels: loss(logits, labels)[0]))
+    labels = random_batch()["label"]
+    logits = np.random.default_rng(1).normal(size=(*labels.shape, CLASSES))
+    mesh = mesh_of("data 2 x spatial 4")
+    split = jax.device_put((logits, labels), sharding.image_sharding(mesh))
+    jax.tree.map(assert_close, compute(jnp.asarray(logits), jnp.asarray(labels)), compute(*split))
+
+
 def compile_toy_step(mesh: jax.sharding.Mesh, **options) -> jax.stages.Compiled:
     config = base_config()
     config.optimizer.learning_rate = 0.05

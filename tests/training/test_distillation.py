@@ -89,7 +89,7 @@ def test_a_teacher_of_other_classes_is_refused(trained, tiny_config):
 @pytest.mark.parametrize(
     ("fields", "line"),
     [
-        ({"name": "keras"}, "^loss.teacher needs loss.name='softmax_cross_entropy' .it is 'keras'."),
+        ({"terms": "dice"}, "^loss.teacher needs the term cross_entropy in loss.terms .they are 'dice'."),
         ({"teacher_weight": 0.0}, "^loss.teacher_weight=0.0 must be a number above 0 and at most 1"),
         ({"teacher_scales": ()}, "^loss.teacher_scales=.. must be factors above 0"),
         ({"teacher_scales": (1.0, 0.0)}, "^loss.teacher_scales=.1.0, 0.0.* must be"),

@@ -72,6 +72,18 @@ def test_a_window_that_another_process_continues_gives_the_same_means(tmp_path):
     assert rows[0]["unreadable_examples"] == 1
 
 
+def test_each_term_of_the_loss_is_written(tmp_path):
+    window, rows = make_window(tmp_path)
+    for step, images in ((1, 2), (2, 6)):
+        terms = {"cross_entropy": (jnp.float32(8 * step), jnp.int32(12)), "dice": (jnp.float32(1), jnp.int32(images))}
+        window.add(step, report(step) | {"loss_terms": terms}, batch())
+    window.end_at(2)
+    window.catch_up()
+    (row,) = rows
+    assert row["loss_terms"] == {"cross_entropy": 1.0, "dice": 0.25}
+    assert row["loss"] == 1.25
+
+
 def test_reports_are_read_one_step_late(tmp_path):
     window, rows = make_window(tmp_path)
     window.add(1, report(1), batch())

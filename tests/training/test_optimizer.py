@@ -106,6 +106,12 @@ def test_schedules_follow_their_formulas(float64):
         ({"schedule": "cosine"}, 0.05 * (1 + np.cos(np.pi * t))),
         ({"schedule": "poly", "poly_power": 0.9}, 0.1 * (1 - t) ** 0.9),
         ({"schedule": "poly", "poly_power": 2.0}, 0.1 * (1 - t) ** 2),
+        ({"schedule": "step"}, 0.1 * np.select([np.arange(20) < 8, np.arange(20) < 11], [1, 0.1], 0.01)),
+        (
+            {"schedule": "step", "milestones": (0.8, 0.2), "milestone_factor": 0.5},
+            0.1 * np.select([np.arange(20) < 3, np.arange(20) < 12], [1, 0.5], 0.25),
+        ),
+        ({"schedule": "step", "milestones": ()}, np.full(20, 0.1)),
     ):
         schedule = jax.jit(make_schedule(options(**fields), 15))
         rates = [schedule(jnp.asarray(step, jnp.int32)) for step in range(20)]
@@ -118,6 +124,18 @@ def test_warmup_rises_linearly_from_zero_and_the_decay_takes_the_remaining_steps
     rates = np.array([schedule(jnp.asarray(step, jnp.int32)) for step in range(31)])
     np.testing.assert_allclose(rates[:10], 0.1 * np.arange(10) / 10, rtol=1e-6)  # as above
     np.testing.assert_allclose(rates[10:], 0.05 * (1 + np.cos(np.pi * np.arange(21) / 20)), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [("linear", 0.02 + 0.08 * np.arange(10) / 10), ("constant", np.full(10, 0.02))],  # constant: a slow start
+)
+def test_warmup_starts_at_its_own_rate(float64, rule, expected):
+    fields = {"schedule": "poly", "warmup_rule": rule, "warmup_learning_rate": 0.02}
+    schedule = jax.jit(make_schedule(options(**fields), 30, warmup_steps=10))
+    rates = np.array([schedule(jnp.asarray(step, jnp.int32)) for step in range(31)])
+    np.testing.assert_allclose(rates[:10], expected, rtol=1e-6)  # as above
+    np.testing.assert_allclose(rates[10:], 0.1 * (1 - np.arange(21) / 20) ** 0.9, rtol=1e-6, atol=1e-9)
 
 
 def test_the_guides_schedule_starts_and_ends_where_keras_does():

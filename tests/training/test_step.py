@@ -129,6 +129,39 @@ def test_batch_norm_sees_one_part_of_an_accumulated_batch_at_a_time():
         assert (int(after.step), int(after.examples_seen)) == (1, 8)
 
 
+def test_a_loss_of_several_terms_is_that_of_the_whole_batch_in_any_number_of_parts():
+    """Each term divides by a count of its own, of which every part of the batch has another share."""
+    terms = "cross_entropy + 0.5 * dice + 2 * top_k_cross_entropy(fraction=0.1, gradual_steps=4)"
+    config = base_config()
+    config.loss.update(terms=terms, class_weights=(1.0, 2.0, 0.5, 3.0))
+    loss_fn = losses.make_loss(config.loss, num_classes=CLASSES)
+    results = []
+    with jax.enable_x64(True):
+        for parts in (1, 4):
+            model, state, step = make_toy_step(
+                "float64", freeze_norm_statistics=True, loss_fn=loss_fn, accumulate_steps=parts
+            )
+            state, batch = float64(state).replace(step=np.int32(3)), half_labeled_batch()
+            results.append(jax.jit(step)(state, batch))
+        jax.tree.map(assert_close, *results)
+        after, report = results[0]
+        (logits, _), _ = model.apply(state.variables, batch["image"], train=True, mutable=["batch_stats"])
+        options = {"class_weights": (1.0, 2.0, 0.5, 3.0)}
+        labels = jnp.asarray(batch["label"])
+        mining = {"fraction": 0.1, "gradual_steps": 4, "step": 3}
+        expected = {
+            "cross_entropy": losses.softmax_cross_entropy(logits, labels, **options),
+            "dice": losses.dice(logits, labels),
+            "top_k_cross_entropy": losses.top_k_cross_entropy(logits, labels, **mining, **options),
+        }
+        factors = {"dice": 0.5, "top_k_cross_entropy": 2.0}
+        expected = {name: factors.get(name, 1) * float(total / count) for name, (total, count) in expected.items()}
+        shares = {name: float(total / count) for name, (total, count) in report["loss_terms"].items()}
+        assert shares == pytest.approx(expected, rel=1e-9)
+        assert report["loss_sum"] / report["loss_count"] == pytest.approx(sum(expected.values()), rel=1e-9)
+        assert int(report["loss_count"]) == 8
+
+
 def test_averages_follow_parameters_and_statistics():
     _, state, step = make_toy_step(ema_decay=0.75)
     before = state.replace(ema_variables=jax.tree.map(lambda leaf: leaf + 1, state.variables))
