@@ -1,6 +1,7 @@
 """Reads configs that earlier versions of this package wrote.
 
-Version 1, which has no version number in a workdir's `config.json`, had a field for each unit of a duration.
+Version 1, which has no version number in a workdir's `config.json`, had a field for each unit of a duration. Version 2
+had other names for Copy-Paste.
 """
 
 import math
@@ -11,7 +12,7 @@ from deeplab_jax.config.durations import PERCENT, Duration
 from deeplab_jax.errors import UserError
 
 #: Version of the schema, written next to every saved config.
-VERSION = 2
+VERSION = 3
 
 # New field, and the prefix of the fields that it replaces.
 _DURATIONS = {
@@ -22,12 +23,21 @@ _DURATIONS = {
 }
 _UNITS = {"steps": "steps", "epochs": "epochs", "examples": "examples", "percent": PERCENT}
 _IGNORED_PIXELS = {"ignore": "exclude", "background": "background"}
-#: Fields of version 1, and what to write instead.
-REPLACED = {
-    f"{group}.{prefix}{unit}": f"{group}.{field}='N{suffix if suffix == PERCENT else ' ' + suffix}'"
-    for (group, field), prefix in _DURATIONS.items()
-    for unit, suffix in _UNITS.items()
-} | {"eval.void": "eval.ignored_pixels"}
+# Fields of versions 1 and 2 by their new names.
+_RENAMED = {
+    "data.paste_classes": "data.copy_paste_classes",
+    "data.paste_share": "data.copy_paste_share",
+}
+#: Fields of earlier versions, and what to write instead.
+REPLACED = (
+    _RENAMED
+    | {
+        f"{group}.{prefix}{unit}": f"{group}.{field}='N{suffix if suffix == PERCENT else ' ' + suffix}'"
+        for (group, field), prefix in _DURATIONS.items()
+        for unit, suffix in _UNITS.items()
+    }
+    | {"eval.void": "eval.ignored_pixels"}
+)
 
 # Removed fields with the one value that the package still computes. None of them has an effect on a trained network.
 # Any value of the others had no effect on a result.
@@ -49,8 +59,22 @@ def migrate_config(values: Mapping[str, Any], version: Any, *, for_training: boo
     """
     _check_version(version)
     groups = {name: dict(group) if isinstance(group, Mapping) else group for name, group in values.items()}
-    if version == VERSION:
-        return groups
+    if version < 3:
+        _rename(groups)
+    if version < 2:
+        _migrate_version_1(groups, for_training=for_training)
+    return groups
+
+
+def _rename(groups: dict[str, Any]) -> None:
+    for old, new in _RENAMED.items():
+        name, _, field = old.partition(".")
+        group = groups.get(name)
+        if isinstance(group, dict) and field in group:
+            group[new.partition(".")[2]] = group.pop(field)
+
+
+def _migrate_version_1(groups: dict[str, Any], *, for_training: bool) -> None:
     for (name, field), prefix in _DURATIONS.items():
         _merge_units(groups.get(name), field, prefix)
     evaluation = groups.get("eval")
@@ -65,7 +89,6 @@ def migrate_config(values: Mapping[str, Any], version: Any, *, for_training: boo
             _drop_removed(group, name, for_training=for_training)
     if isinstance(groups.get("model"), dict):
         groups["model"].setdefault("zero_unreached_taps", True)  # version 1 always did
-    return groups
 
 
 def migrate_model(values: Mapping[str, Any], version: Any) -> dict[str, Any]:
@@ -76,7 +99,7 @@ def migrate_model(values: Mapping[str, Any], version: Any) -> dict[str, Any]:
     """
     _check_version(version)
     model = dict(values)
-    if version < VERSION:
+    if version < 2:
         _drop_removed(model, "model", for_training=False)
     return model
 

@@ -42,6 +42,8 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
         local_path(config.data.data_dir)
     check_sizes(config)
     _validate_scale_range(config.data)
+    if training:
+        _validate_color(config)
     check_scales("eval.scales", config.eval.scales)
     if config.loss.teacher is not None:
         check_scales("loss.teacher_scales", config.loss.teacher_scales)
@@ -113,6 +115,19 @@ def _validate_scale_range(data: ConfigDict) -> None:
             f"data.scale_range={scales} must be two increasing factors above 0"
             + (", at most 1 for data.resize='resized_crop'" if largest == 1 else "")
         )
+    if data.max_long_side is not None and data.short_side is None:
+        raise UserError(f"data.max_long_side={data.max_long_side} needs data.short_side; set it, or both to one value")
+
+
+def _validate_color(config: ConfigDict) -> None:
+    """Color transforms work on red, green and blue."""
+    channels = config.model.in_channels
+    for field in ("color_jitter", "photometric_distortion"):
+        if config.data[field] and channels != 3:
+            raise UserError(
+                f"data.{field} changes RGB colors, but model.in_channels={channels}; set --config.data.{field}="
+                f"{type(config.data[field])()}"
+            )
 
 
 def _check_fields(fields: Mapping[str, Any], values: ConfigDict | Mapping[str, Any], prefix: str) -> None:

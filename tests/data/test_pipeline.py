@@ -81,7 +81,7 @@ SCENES = {
     "image_size": (48, 40),
     "resize": "scale_crop",
     "random_flip": "horizontal_and_vertical",
-    "paste_classes": (1, 2, 3),
+    "copy_paste_classes": (1, 2, 3),
 }
 
 
@@ -163,7 +163,7 @@ def test_interleaved_processes_draw_the_same_as_one(process_count):
 
 def test_classes_of_other_examples_are_pasted_into_half_of_the_examples():
     """Example i shows the number i and has class i % 6, so pixels with another number were pasted."""
-    fields = {"batch_size": 48, "paste_classes": (1, 2), "paste_share": 0.5}
+    fields = {"batch_size": 48, "copy_paste_classes": (1, 2), "copy_paste_share": 0.5}
     pasted = 0
     for batch in train(NumberedSource(48), 10, fields=fields):
         for name, image, labels in zip(batch["id"], batch["image"][..., 0], batch["label"], strict=True):
@@ -178,8 +178,8 @@ def test_classes_of_other_examples_are_pasted_into_half_of_the_examples():
 
 
 def test_pasted_classes_must_exist():
-    with pytest.raises(UserError, match=r"^data\.paste_classes=\(1, 6\) must be ids from 0 to 5"):
-        train(NumberedSource(), 1, fields={"paste_classes": (1, 6)})
+    with pytest.raises(UserError, match=r"^data\.copy_paste_classes=\(1, 6\) must be ids from 0 to 5"):
+        train(NumberedSource(), 1, fields={"copy_paste_classes": (1, 6)})
 
 
 def test_worker_processes_change_nothing(tmp_path):
