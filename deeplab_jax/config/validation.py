@@ -41,7 +41,7 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
     if config.data.data_dir is not None:
         local_path(config.data.data_dir)
     check_sizes(config)
-    _validate_scale_range(config.data)
+    _validate_scaling(config.data)
     if training:
         _validate_color(config)
     check_scales("eval.scales", config.eval.scales)
@@ -105,7 +105,9 @@ def _get(config: ConfigDict, field: str) -> Any:
     return config[group][name]
 
 
-def _validate_scale_range(data: ConfigDict) -> None:
+def _validate_scaling(data: ConfigDict) -> None:
+    if data.max_long_side is not None and data.short_side is None:
+        raise UserError(f"data.max_long_side={data.max_long_side} needs data.short_side; set it, or both to one value")
     if data.resize == "squeeze":  # does not use it
         return
     scales = tuple(data.scale_range)
@@ -115,8 +117,6 @@ def _validate_scale_range(data: ConfigDict) -> None:
             f"data.scale_range={scales} must be two increasing factors above 0"
             + (", at most 1 for data.resize='resized_crop'" if largest == 1 else "")
         )
-    if data.max_long_side is not None and data.short_side is None:
-        raise UserError(f"data.max_long_side={data.max_long_side} needs data.short_side; set it, or both to one value")
 
 
 def _validate_color(config: ConfigDict) -> None:

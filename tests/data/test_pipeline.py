@@ -80,7 +80,13 @@ def numbers(batches):
 SCENES = {
     "image_size": (48, 40),
     "resize": "scale_crop",
+    "short_side": 45,
+    "cat_max_ratio": 0.75,
+    "random_rotation": 20.0,
     "random_flip": "horizontal_and_vertical",
+    "color_jitter": 0.2,
+    "photometric_distortion": True,
+    "random_blur": 1.0,
     "copy_paste_classes": (1, 2, 3),
 }
 
@@ -186,7 +192,13 @@ def test_worker_processes_change_nothing(tmp_path):
     """Starting a worker takes seconds, so training uses two and evaluation one; both are compared with none."""
     prepare("folder", source=make_folder(tmp_path / "own"), data_dir=tmp_path)
     source = data.open_source("folder", "train", data_dir=tmp_path)
-    fields = {"batch_size": 2, "image_size": (24, 32), "resize": "scale_crop"}
+    fields = {
+        "batch_size": 2,
+        "image_size": (24, 32),
+        "resize": "scale_crop",
+        "photometric_distortion": True,
+        "transform": "tests.support.own_transforms:shift",
+    }
     alone = train(source, 5, fields=fields, examples_seen=2)
     assert_equal(train(source, 5, fields={**fields, "workers": 2}, examples_seen=2), alone)
     assert_equal(evaluate(source, made=config(workers=1), batch_size=3), evaluate(source, batch_size=3))
