@@ -1,6 +1,9 @@
 """Functions of users: how a config names them, what they get, and what happens to a wrong result."""
 
+import contextlib
 import itertools
+import pathlib
+import re
 import sys
 
 import numpy as np
@@ -13,16 +16,15 @@ from deeplab_jax.errors import UserError
 from tests.support import own_transforms
 
 EXAMPLES = 6
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "augmentation.md"
 
 
 def batches(count=3, examples_seen=0, **fields):
     config = base_config()
     config.data.update({"batch_size": 2, "image_size": (24, 32), "random_flip": "none", **fields})
     source = data.open_source("synthetic", "train", num_examples=EXAMPLES, image_size=(24, 32))
-    stream = data.train_batches(source, config.data, seed=0, examples_seen=examples_seen)
-    found = list(itertools.islice(stream, count))
-    stream.close()
-    return found
+    with contextlib.closing(data.train_batches(source, config.data, seed=0, examples_seen=examples_seen)) as stream:
+        return list(itertools.islice(stream, count))
 
 
 @pytest.fixture
@@ -151,3 +153,47 @@ def test_without_registered_functions_the_message_names_the_other_way(registered
 def test_a_registered_name_has_no_colon():
     with pytest.raises(UserError, match="^transform name 'a:b' must not be empty or contain a colon$"):
         register_transform("a:b", own_transforms.shift)
+
+
+# ---- The examples of docs/augmentation.md ----
+
+
+def page_code(text):
+    """The Python block of the page that contains a text."""
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S) if text in block]
+    return code
+
+
+def test_the_fog_of_the_page_fades_images_to_white(tmp_path, monkeypatch):
+    (tmp_path / "my_fog.py").write_text(page_code("def add_fog"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    plain, foggy = batches(), batches(transform="my_fog:add_fog")
+    for batch, other in zip(foggy, plain, strict=True):
+        np.testing.assert_array_equal(batch["label"], other["label"])
+        assert (batch["image"] >= other["image"]).all()
+        assert (255 - batch["image"].astype(int) >= (255 - other["image"].astype(int)) // 2).all()
+    assert not np.array_equal(foggy[0]["image"], plain[0]["image"])
+
+
+def test_the_noise_of_the_page_is_registered(registered):
+    values = {}
+    exec(page_code("def add_noise"), values)
+    assert values["config"].data.transform == "noise"
+    difference = batches(1, transform="noise")[0]["image"].astype(int) - batches(1)[0]["image"]
+    assert 6 < difference.std() < 9  # 8, less where values are clipped
+
+
+def test_albumentations_is_used_as_on_the_page(tmp_path, monkeypatch):
+    pytest.importorskip("albumentations")
+    (tmp_path / "my_weather.py").write_text(page_code("import albumentations"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    fields = {"transform": "my_weather:augment"}
+    whole = batches(6, **fields)
+    for batch, again in zip(whole[3:], batches(3, examples_seen=6, **fields), strict=True):
+        np.testing.assert_array_equal(batch["image"], again["image"])
+        np.testing.assert_array_equal(batch["label"], again["label"])
+    assert any(
+        not np.array_equal(batch["image"], plain["image"]) for batch, plain in zip(whole, batches(6), strict=True)
+    )

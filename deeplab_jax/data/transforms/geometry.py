@@ -72,7 +72,7 @@ def random_scale(
       scale_range: smallest and largest factor.
       scale_step: step between factors (research/deeplab: 0.25); 0 draws from the whole range.
       short_side: length of the shorter side at factor 1; None keeps the size of the image.
-      max_long_side: longest side at factor 1; None is no limit.
+      max_long_side: longest side at factor 1; None does not limit it.
     """
     low, high = scale_range
     if scale_step:
