@@ -10,6 +10,7 @@ from deeplab_jax.data.check import check
 from deeplab_jax.data.prepare import open_raw, prepare
 from deeplab_jax.data.sources import ade20k, cityscapes, oxford_pet, pascal_context
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import ADE20K
 from tests.conftest import scene
 from tests.data.official_layouts import HEIGHT, WIDTH, draw, pack, photo, read, save
 from tests.support.preparation import assert_nothing_left
@@ -117,7 +118,7 @@ def test_ade20k_begins_at_the_first_class(ade_folder, tmp_path):
         ids = draw(np.arange(151, dtype=np.uint8), seed)
         expected = np.where(ids == 0, 255, ids.astype(int) - 1)
         np.testing.assert_array_equal(found[split][f"ADE_{split}_00000001"], expected)
-    labels = ade20k.LABEL_SET
+    labels = ADE20K
     assert [labels.class_names[i] for i in (0, 12, 149)] == ["wall", "person", "flag"]
     assert [labels.palette[i] for i in (0, 12, 149)] == [(120, 120, 120), (150, 5, 61), (92, 0, 255)]
 

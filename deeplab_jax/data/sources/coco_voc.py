@@ -20,8 +20,8 @@ from jaxtyping import Bool, UInt8
 
 from deeplab_jax import progress
 from deeplab_jax.data.dataset import Dataset, RawDataset, RawExample
-from deeplab_jax.data.formats.rasterize import DegenerateShape, check_points, fill_coco
-from deeplab_jax.data.formats.run_lengths import decode_coco
+from deeplab_jax.data.formats.coco import fill_part
+from deeplab_jax.data.formats.rasterize import DegenerateShape
 from deeplab_jax.data.sources import coco, layout
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import file_digest
@@ -127,15 +127,13 @@ def draw(
 
 def _mask(segmentation: Any, size: tuple[int, int], path: pathlib.Path) -> Bool[np.ndarray, "height width"]:
     """The pixels of polygons or run lengths, as pycocotools draws them."""
+    mask = np.zeros(size, bool)
     try:
-        if isinstance(segmentation, dict):
-            return decode_coco(segmentation, size)
-        mask = np.zeros(size, bool)
-        for polygon in segmentation:
-            mask |= fill_coco(check_points(list(zip(polygon[::2], polygon[1::2], strict=True)), size), size)
-        return mask
-    except (DegenerateShape, TypeError, ValueError) as error:
+        for part in segmentation if isinstance(segmentation, list) else [segmentation]:
+            mask |= fill_part(part, size)
+    except DegenerateShape as error:
         raise UserError(f"{path} is damaged: an object in an image of {size[0]}x{size[1]}: {error}") from None
+    return mask
 
 
 def _size(entry: dict[str, Any], path: pathlib.Path) -> tuple[int, int]:
