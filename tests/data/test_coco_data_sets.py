@@ -10,7 +10,7 @@ from deeplab_jax.data.prepare import prepare
 from deeplab_jax.data.sources import coco_panoptic, coco_stuff
 from deeplab_jax.errors import UserError
 from tests.conftest import scene, write_jpeg
-from tests.data.official_layouts import HEIGHT, WIDTH, class_of, draw, pack, photo, read, save
+from tests.data.official_layouts import HEIGHT, WIDTH, class_of, draw, pack, photo, read, runs, save
 
 # (name, id in labels.txt, dense class), from labels.txt and MMSegmentation's table by hand.
 STUFF = [("person", 1, 0), ("stop sign", 13, 11), ("toothbrush", 90, 79), ("banner", 92, 80), ("wood", 182, 170)]
@@ -145,14 +145,6 @@ SIDE = 60
 
 def box(left, top, right, bottom):
     return [[left, top, right, top, right, bottom, left, bottom]]
-
-
-def runs(mask):
-    """Uncompressed run lengths, column by column."""
-    flat = np.concatenate([[0], mask.T.ravel(), [0]])
-    edges = np.flatnonzero(np.diff(flat))
-    counts = np.diff(np.concatenate([[0], edges, [mask.size]]))
-    return {"size": list(mask.shape), "counts": [int(count) for count in counts if count or count is counts[0]]}
 
 
 def make_instances(root, objects_of):

@@ -87,14 +87,14 @@ def _is_kept(
         return split != "train" or sum(areas) > _MOST_LEFT_OUT
     if sum(areas) <= _MOST_LEFT_OUT or max(areas) > _MOST_LEFT_OUT:
         return sum(areas) > _MOST_LEFT_OUT
-    return int(np.count_nonzero(draw(shapes, _size(entry, path), overlaps, path))) > _MOST_LEFT_OUT
+    return int(np.count_nonzero(draw(shapes, coco.image_size(entry, path), overlaps, path))) > _MOST_LEFT_OUT
 
 
 def _example(
     entry: dict[str, Any], shapes: Sequence[_Shape], images: pathlib.Path, path: pathlib.Path, overlaps: Overlaps
 ) -> RawExample:
     image = images / coco.file_name(entry.get("file_name"), path)
-    return RawExample(image.stem, image, functools.partial(draw, shapes, _size(entry, path), overlaps, path))
+    return RawExample(image.stem, image, functools.partial(draw, shapes, coco.image_size(entry, path), overlaps, path))
 
 
 def draw(
@@ -134,13 +134,6 @@ def _mask(segmentation: Any, size: tuple[int, int], path: pathlib.Path) -> Bool[
     except DegenerateShape as error:
         raise UserError(f"{path} is damaged: an object in an image of {size[0]}x{size[1]}: {error}") from None
     return mask
-
-
-def _size(entry: dict[str, Any], path: pathlib.Path) -> tuple[int, int]:
-    size = entry.get("height"), entry.get("width")
-    if not all(type(extent) is int and 0 < extent < 2**15 for extent in size):
-        raise UserError(f"{path} is damaged: image {entry['id']} has no size, or an implausible one")
-    return size
 
 
 def _dataset(name: str, overlaps: Overlaps) -> Dataset:
