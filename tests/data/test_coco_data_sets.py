@@ -7,7 +7,7 @@ import pytest
 import scipy.io
 
 from deeplab_jax.data.prepare import prepare
-from deeplab_jax.data.sources import coco_panoptic, coco_stuff
+from deeplab_jax.data.sources import coco_panoptic, coco_stuff, coco_voc
 from deeplab_jax.errors import UserError
 from tests.conftest import scene, write_jpeg
 from tests.data.official_layouts import HEIGHT, WIDTH, class_of, draw, pack, photo, read, runs, save
@@ -181,6 +181,14 @@ OBJECTS = [
     [(TOASTER, box(0, 0, 60, 60), 3600)],
     [(DOG, box(0, 0, 30, 30), 900), (PERSON, box(30, 30, 60, 60), 900)],
 ]
+
+
+def test_an_object_of_coco_is_the_union_of_its_polygons(tmp_path):
+    parts = box(0, 0, 20, 20) + box(10, 10, 30, 30)
+    label = coco_voc.draw([(7, 700.0, parts)], (SIDE, SIDE), "smaller", tmp_path)
+    expected = np.zeros((SIDE, SIDE), np.uint8)
+    expected[:20, :20] = expected[10:30, 10:30] = 7
+    np.testing.assert_array_equal(label, expected)
 
 
 def test_coco_with_the_classes_of_voc(tmp_path):

@@ -63,6 +63,20 @@ def test_a_registered_function_sees_the_image_before_the_other_transforms(regist
     assert not np.array_equal(plain[0]["image"], np.full_like(plain[0]["image"], 7))
 
 
+def test_a_function_may_change_what_it_gets():
+    def erase(image, label, rng):
+        image[:], label[:] = 0, 255
+        return image, label
+
+    image, label = np.full((4, 5, 3), 9, np.uint8), np.full((4, 5), 1, np.uint8)
+    image.flags.writeable = False  # as decoded images can be
+    erased, ignored = transforms.CustomTransform("erase", erase, 2)(image, label, np.random.default_rng(0), example="a")
+    assert (erased == 0).all()
+    assert (ignored == 255).all()
+    assert (image == 9).all()
+    assert (label == 1).all()
+
+
 def test_its_random_numbers_belong_to_the_position_in_the_stream(registered):
     register_transform("shift", own_transforms.shift)
     whole = batches(6, transform="shift")

@@ -244,12 +244,12 @@ def test_many_channels_are_rotated_alike():
     label = random_labels(0, (30, 40))
     for seed in range(4):
         rotated, _ = transforms.random_rotation(
-            image, label, np.random.default_rng(seed), degrees=40, pad_color=(1, 2, 3, 4, 5, 6)
+            image, label, np.random.default_rng(seed), degrees=40, pad_color=(0, 50, 100, 150, 200, 250)
         )
         for i in (0, 3):
             part, _ = transforms.random_rotation(
                 image[..., i : i + 3].copy(), label, np.random.default_rng(seed), degrees=40,
-                pad_color=(i + 1, i + 2, i + 3),
+                pad_color=(50 * i, 50 * i + 50, 50 * i + 100),
             )  # fmt: skip
             # OpenCV rounds positions to 1/32 of a pixel for some numbers of channels: 8 of 256 values.
             np.testing.assert_allclose(rotated[..., i : i + 3].astype(int), part, atol=8)
