@@ -23,13 +23,13 @@ _THIN_AND_SMALL = (2, 6, 7, 9, 10)  # poles, signs, fences, pedestrians, bicycli
 # `rate` is the learning rate of the head, `backbone` multiplies it for the backbone.
 _ON_LARGE_CROPS = {
     "init": "", "backbone": 0.5, "frozen": ("backbone/stem*", "backbone/stage1*"), "freeze_norm_statistics": True,
-    "class_weights": _QUARTER_BALANCED, "paste_classes": (), "splits": ("train+val", "test"), "scales": (1.5,),
+    "class_weights": _QUARTER_BALANCED, "copy_paste_classes": (), "splits": ("train+val", "test"), "scales": (1.5,),
 }  # fmt: skip
 _STAGES = {
     1: {
         "init": "deeplab_v3_plus_efficientnet_lite2_pascalvoc", "size": 257, "batch": 8, "steps": 2600, "rate": 0.001,
         "backbone": 0.25, "frozen": ("backbone/stem*", "backbone/stage[1-2]*"), "freeze_norm_statistics": False,
-        "class_weights": _HALF_BALANCED, "paste_classes": (), "splits": ("train", "val"),
+        "class_weights": _HALF_BALANCED, "copy_paste_classes": (), "splits": ("train", "val"),
         "scale_range": (1.0, 2.2), "scales": (1.0,), "seed": 31,
     },
     2: _ON_LARGE_CROPS | {
@@ -41,7 +41,7 @@ _STAGES = {
     },
     4: _ON_LARGE_CROPS | {
         "size": 609, "batch": 2, "steps": 3000, "rate": 0.0004, "scale_range": (1.25, 2.25), "seed": 34,
-        "class_weights": (), "paste_classes": _THIN_AND_SMALL,
+        "class_weights": (), "copy_paste_classes": _THIN_AND_SMALL,
     },
 }  # fmt: skip
 
@@ -64,7 +64,7 @@ def get_config(arg=None):
     config.data.scale_range = stage.scale_range
     config.data.scale_step = 0.0
     config.data.color_jitter = 0.4
-    config.data.paste_classes = stage.paste_classes
+    config.data.copy_paste_classes = stage.copy_paste_classes
 
     config.optimizer.name = "adam"  # AdamW
     config.optimizer.nesterov = False

@@ -4,8 +4,8 @@
     deeplab-jax train --config deeplabv3plus_ade20k \
         --config.data.data_dir=data --config.train.init_from=xception_65_imagenet --workdir runs/ade20k
 
-research/deeplab shrinks images and masks to a longest side of `size` before it scores them; this scores them at their
-own size. Published: mean IoU .4565 on val at stride 8, six scales, mirrored.
+research/deeplab resizes images and masks to a longest side of `size` before it scales, crops or scores them; this
+scores them at their own size. Published: mean IoU .4565 on val at stride 8, six scales, mirrored.
 
 Data: ADE20K train, val
 Score: not run
@@ -20,6 +20,7 @@ def get_config(arg=None):
     config = load_config(arg.base, size=arg.size, batch=arg.batch, steps=arg.steps)
     config.data.name = "ade20k"
     config.data.train_split = "train"
+    config.data.short_side = config.data.max_long_side = arg.size
     config.eval.image_size = None  # the largest image of the split
     config.eval.batch_size = 1
     return config

@@ -35,7 +35,7 @@ _COMMON = {
     "resize": "scale_crop",
     "scale_range": (0.4, 1.1),
     "color_jitter": 0.3,
-    "paste_classes": (),
+    "copy_paste_classes": (),
     "backbone": 0.25,
     "frozen": (),
     "atrous_rates": (6, 12, 18),
@@ -69,7 +69,7 @@ _CHANGES = {
 _CHANGES[8] = _CHANGES[7] | {"steps": 900, "rate": 0.0003, "ema_decay": 0.99}
 _CHANGES[9] = _CHANGES[8] | {"steps": 1000, "ema_decay": 0.998, "freeze_norm_statistics": True}
 _CHANGES[10] = _CHANGES[9] | {
-    "scale_range": (0.4, 1.0), "color_jitter": 0.4, "paste_classes": tuple(range(1, 21)), "teacher_weight": 0.85,
+    "scale_range": (0.4, 1.0), "color_jitter": 0.4, "copy_paste_classes": tuple(range(1, 21)), "teacher_weight": 0.85,
     "steps": 1400, "seed": 10,
 }  # fmt: skip
 _STAGES = {stage: _COMMON | changes for stage, changes in _CHANGES.items()}
@@ -89,7 +89,7 @@ def get_config(arg=None):
     config.data.scale_range = stage.scale_range
     config.data.scale_step = 0.0
     config.data.color_jitter = stage.color_jitter
-    config.data.paste_classes = stage.paste_classes
+    config.data.copy_paste_classes = stage.copy_paste_classes
     config.data.repeat_threshold = 0.15
 
     config.optimizer.name = stage.optimizer

@@ -46,6 +46,7 @@ def get_config(arg=None):
     config.optimizer.schedule = "poly"
     config.optimizer.poly_power = 0.9
     config.optimizer.momentum = 0.9
+    config.optimizer.bias_multiplier = 2.0  # research/deeplab/utils/train_utils.py
     config.optimizer.weight_decay = 1e-4
     config.optimizer.weight_decay_rule = "coupled_kernels"
 

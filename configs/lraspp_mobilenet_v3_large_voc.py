@@ -32,9 +32,9 @@ def get_config(arg=None):
     config.data.image_size = (arg.size, arg.size)
     config.data.batch_size = arg.batch
     config.data.resize = "scale_crop"
-    # torchvision resizes the shorter side to 260-1040 pixels; VOC's images have about 370.
-    config.data.scale_range = (0.7, 2.8)
+    config.data.scale_range = (0.5, 2.0)
     config.data.scale_step = 0.0
+    config.data.short_side = 520
     config.data.random_flip = "horizontal"
 
     config.train.duration = f"{arg.epochs} epochs"

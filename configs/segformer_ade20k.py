@@ -6,8 +6,8 @@
 `init` starts from a Mix Transformer that was trained on ImageNet, as the paper does.
 
 Published mean IoU on val, single scale: B0 .374, B1 .422, B2 .465, B3 .494, B4 .503, B5 .510. Different from that
-protocol: images are not resized to a short side of 512 before they are scaled and scored, their colors do not vary, and
-a crop may show a single class. The original also decays biases; its rate falls during the warm-up too.
+protocol: images are not resized to a short side of 512 before they are scored. The original also decays biases; its
+rate falls during the warm-up too.
 
 Data: ADE20K train, val
 Score: not run
@@ -41,7 +41,11 @@ def get_config(arg=None):
     config.data.resize = "scale_crop"
     config.data.scale_range = (0.5, 2.0)
     config.data.scale_step = 0.0
+    config.data.short_side = size
+    config.data.max_long_side = 2048
+    config.data.cat_max_ratio = 0.75
     config.data.random_flip = "horizontal"
+    config.data.photometric_distortion = True
 
     config.train.duration = f"{arg.steps} steps"
     config.optimizer.name = "adam"  # AdamW

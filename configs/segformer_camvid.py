@@ -3,7 +3,8 @@
     deeplab-jax data prepare camvid --source FOLDER
     deeplab-jax train --config segformer_camvid --workdir runs/segformer_camvid
 
-Without weights of ImageNet, it needs a larger learning rate than `segformer_ade20k`, the same in backbone and head.
+Without weights of ImageNet, it needs a larger learning rate than `segformer_ade20k`, the same in backbone and head. For
+800 steps, images vary less.
 
 Data: CamVid train, val, 480x360 images of eleven classes
 Score: mean IoU .2824, accuracy .7164 on val; docs/experiments/segformer.md has the curve
@@ -23,6 +24,9 @@ def get_config(arg=None):
     config.model.drop_path = 0.0
     config.data.name = "camvid"
     config.data.scale_range = (0.5, 1.25)
+    config.data.short_side = config.data.max_long_side = None
+    config.data.cat_max_ratio = 1.0
+    config.data.photometric_distortion = False
     config.data.color_jitter = 0.3
 
     config.train.ema_decay = 0.99

@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from deeplab_jax.config import load_config
-    from deeplab_jax.data import register_dataset
+    from deeplab_jax.data import register_dataset, register_transform
     from deeplab_jax.errors import UserError
     from deeplab_jax.evaluation.evaluator import evaluate
     from deeplab_jax.inference import Prediction, Predictor
@@ -32,6 +32,7 @@ _MODULES = {
     "plot_segmentation_mask_gallery": "visualization",
     "register_backbone": "models",
     "register_dataset": "data",
+    "register_transform": "data",
     "save_pretrained": "pretrained",
     "train": "training.loop",
 }
@@ -49,6 +50,7 @@ __all__ = [
     "plot_segmentation_mask_gallery",
     "register_backbone",
     "register_dataset",
+    "register_transform",
     "save_pretrained",
     "train",
 ]

@@ -89,11 +89,11 @@ def suggest(name: str, known: Iterable[object]) -> str:
 
     Args:
       name: the name that was not found.
-      known: the names that exist.
+      known: the names that exist. Numbers that look alike do not mean the same, so none of them is suggested.
 
     Returns:
       `; did you mean X?` with the closest known name, or `; choose from A, B, C` if none is close.
     """
-    names = [str(other) for other in known]
-    closest = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {closest[0]}?" if closest else f"; choose from {', '.join(names)}"
+    known = list(known)
+    closest = difflib.get_close_matches(name, [other for other in known if isinstance(other, str)], n=1)
+    return f"; did you mean {closest[0]}?" if closest else f"; choose from {', '.join(map(str, known))}"

@@ -20,6 +20,7 @@ PACKAGES = {
     "plot_segmentation_mask_gallery": "visualization",
     "register_backbone": "models",
     "register_dataset": "data",
+    "register_transform": "data",
     "save_pretrained": "pretrained",
     "train": "training.loop",
 }

@@ -1,7 +1,7 @@
 """Reads configs that earlier versions of this package wrote.
 
 Version 1, which has no version number in a workdir's `config.json`, had a field for each unit of a duration. Up to
-version 2, the loss had a name instead of terms.
+version 2, the loss had a name instead of terms, and Copy-Paste had other names.
 """
 
 import math
@@ -24,12 +24,21 @@ _DURATIONS = {
 _UNITS = {"steps": "steps", "epochs": "epochs", "examples": "examples", "percent": PERCENT}
 _IGNORED_PIXELS = {"ignore": "exclude", "background": "background"}
 _LOSS_NAMES = {"softmax_cross_entropy": "cross_entropy", "keras": "keras_cross_entropy"}
+# Fields of versions 1 and 2 by their new names.
+_RENAMED = {
+    "data.paste_classes": "data.copy_paste_classes",
+    "data.paste_share": "data.copy_paste_share",
+}
 #: Fields of earlier versions, and what to write instead.
-REPLACED = {
-    f"{group}.{prefix}{unit}": f"{group}.{field}='N{suffix if suffix == PERCENT else ' ' + suffix}'"
-    for (group, field), prefix in _DURATIONS.items()
-    for unit, suffix in _UNITS.items()
-} | {"eval.void": "eval.ignored_pixels", "loss.name": "loss.terms='cross_entropy'"}
+REPLACED = (
+    _RENAMED
+    | {
+        f"{group}.{prefix}{unit}": f"{group}.{field}='N{suffix if suffix == PERCENT else ' ' + suffix}'"
+        for (group, field), prefix in _DURATIONS.items()
+        for unit, suffix in _UNITS.items()
+    }
+    | {"eval.void": "eval.ignored_pixels", "loss.name": "loss.terms='cross_entropy'"}
+)
 
 # Removed fields with the one value that the package still computes. None of them has an effect on a trained network.
 # Any value of the others had no effect on a result.
@@ -51,17 +60,28 @@ def migrate_config(values: Mapping[str, Any], version: Any, *, for_training: boo
     """
     _check_version(version)
     groups = {name: dict(group) if isinstance(group, Mapping) else group for name, group in values.items()}
+    if version < 3:
+        _migrate_from_2(groups)
     if version < 2:
         _migrate_from_1(groups, for_training=for_training)
-    loss = groups.get("loss")
-    if version < 3 and isinstance(loss, dict) and "name" in loss:
-        name = loss.pop("name")
-        loss["terms"] = _LOSS_NAMES.get(name, name)
     return groups
 
 
+def _migrate_from_2(groups: dict[str, Any]) -> None:
+    """Renames fields in place."""
+    for old, new in _RENAMED.items():
+        name, _, field = old.partition(".")
+        group = groups.get(name)
+        if isinstance(group, dict) and field in group:
+            group[new.partition(".")[2]] = group.pop(field)
+    loss = groups.get("loss")
+    if isinstance(loss, dict) and "name" in loss:
+        name = loss.pop("name")
+        loss["terms"] = _LOSS_NAMES.get(name, name)
+
+
 def _migrate_from_1(groups: dict[str, Any], *, for_training: bool) -> None:
-    """Converts the groups to version 2 in place."""
+    """Converts durations and removed fields in place."""
     for (name, field), prefix in _DURATIONS.items():
         _merge_units(groups.get(name), field, prefix)
     evaluation = groups.get("eval")

@@ -65,6 +65,8 @@ SIDE = Range(minimum=1, maximum=2**16 - 1, integer=True)
 RATE = Range(minimum=1, maximum=2**12, integer=True)
 WIDTH = Range(above=0, maximum=16)
 SCALE = Range(above=0, maximum=16)
+ANGLE = Range(minimum=0, maximum=180)
+SIGMA = Range(minimum=0, maximum=100)
 WORKERS = Range(minimum=0, maximum=2**10, integer=True)
 DEVICES = Range(minimum=-1, maximum=2**20, integer=True)
 SEED = Range(minimum=0, maximum=2**32 - 1, integer=True)  # JAX's keys take the lower 32 bits only

@@ -39,16 +39,47 @@ _DATA = {
     "scale_step": Field(
         0.25, "step between `scale_crop`'s factors; 0 draws from the continuous range", range=ranges.AT_LEAST_ZERO
     ),
+    "short_side": Field(
+        None,
+        "length of the shorter side at `scale_crop`'s factor 1 (default: the image's own)",
+        value_type=int,
+        range=ranges.SIDE,
+    ),
+    "max_long_side": Field(
+        None, "longest side that `short_side` may lead to at factor 1", value_type=int, range=ranges.SIDE
+    ),
+    "cat_max_ratio": Field(
+        1.0,
+        "`scale_crop` cuts another window, up to ten times, while one class covers at least this share of its labeled "
+        "pixels; 1 takes the first window",
+        range=ranges.SHARE,
+    ),
+    "random_rotation": Field(
+        0.0, "rotate half of the images by a random angle of up to this many degrees", range=ranges.ANGLE
+    ),
     "random_flip": Field("horizontal", "mirror images at random", ("none", "horizontal", "horizontal_and_vertical")),
     "color_jitter": Field(
         0.0,
         "scale brightness, contrast and saturation by random factors between 1 - this and 1 + this",
         range=ranges.BELOW_ONE,
     ),
-    "paste_classes": Field(
-        (), "paste the pixels of these classes from one example onto another", range=ranges.COUNT_OR_ZERO
+    "photometric_distortion": Field(
+        False, "distort brightness, contrast, saturation and hue as SSD and MMSegmentation do"
     ),
-    "paste_share": Field(0.5, "fraction of examples to paste onto", range=ranges.FRACTION),
+    "random_blur": Field(
+        0.0,
+        "blur half of the images with a Gaussian whose standard deviation is at most this many pixels",
+        range=ranges.SIGMA,
+    ),
+    "transform": Field(
+        None,
+        "function of your own that sees each image and label first: `module:function`, or a registered name",
+        value_type=str,
+    ),
+    "copy_paste_classes": Field(
+        (), "paste the pixels of these classes from one example onto another (Copy-Paste)", range=ranges.COUNT_OR_ZERO
+    ),
+    "copy_paste_share": Field(0.5, "fraction of examples to paste onto", range=ranges.FRACTION),
     "repeat_threshold": Field(
         0.0,
         "oversample images with classes that appear in fewer than this fraction of images; 0 disables",

@@ -42,7 +42,9 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
     if config.data.data_dir is not None:
         local_path(config.data.data_dir)
     check_sizes(config)
-    _validate_scale_range(config.data)
+    _validate_scaling(config.data)
+    if training:
+        _validate_color(config)
     check_scales("eval.scales", config.eval.scales)
     _validate_loss(config.loss)
     if training and config.train.precise_norm_batches and config.model.freeze_norm_statistics:
@@ -118,7 +120,9 @@ def _validate_loss(loss: ConfigDict) -> None:
             raise UserError(f"loss.teacher needs the term cross_entropy in loss.terms (they are {loss.terms!r})")
 
 
-def _validate_scale_range(data: ConfigDict) -> None:
+def _validate_scaling(data: ConfigDict) -> None:
+    if data.max_long_side is not None and data.short_side is None:
+        raise UserError(f"data.max_long_side={data.max_long_side} needs data.short_side; set it, or both to one value")
     if data.resize == "squeeze":  # does not use it
         return
     scales = tuple(data.scale_range)
@@ -128,6 +132,17 @@ def _validate_scale_range(data: ConfigDict) -> None:
             f"data.scale_range={scales} must be two increasing factors above 0"
             + (", at most 1 for data.resize='resized_crop'" if largest == 1 else "")
         )
+
+
+def _validate_color(config: ConfigDict) -> None:
+    """Color transforms work on red, green and blue."""
+    channels = config.model.in_channels
+    for field in ("color_jitter", "photometric_distortion"):
+        if config.data[field] and channels != 3:
+            raise UserError(
+                f"data.{field} changes RGB colors, but model.in_channels={channels}; set --config.data.{field}="
+                f"{type(config.data[field])()}"
+            )
 
 
 def _check_fields(fields: Mapping[str, Any], values: ConfigDict | Mapping[str, Any], prefix: str) -> None:

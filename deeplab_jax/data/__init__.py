@@ -19,7 +19,7 @@ from deeplab_jax.data.registry import (
     register_dataset,
     split_names,
 )
-from deeplab_jax.data.transforms import pad_to, resize_image
+from deeplab_jax.data.transforms import find_transform, pad_to, register_transform, resize_image
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -41,6 +41,7 @@ __all__ = [
     "describe_change",
     "describe_left_out",
     "eval_batches",
+    "find_transform",
     "fingerprint",
     "get_dataset",
     "list_images",
@@ -52,6 +53,7 @@ __all__ = [
     "read_image",
     "read_mask",
     "register_dataset",
+    "register_transform",
     "resize_image",
     "set_input_size",
     "split_names",

@@ -52,13 +52,18 @@ def train_batches(
       `unreadable` (array of strings): the error of the example that this one replaces, empty for most.
 
     Raises:
-      UserError: `data.paste_classes` or `data.repeat_classes` has an unknown class; or a stored example is damaged, and
-        `data.unreadable` is "raise" or many in a row are damaged.
+      UserError: `data.copy_paste_classes` or `data.repeat_classes` has an unknown class; `data.transform` cannot be
+        imported or fails; or a stored example is damaged, and `data.unreadable` is "raise" or many in a row are
+        damaged.
     """
-    check_classes(source, data, "paste_classes")
+    check_classes(source, data, "copy_paste_classes")
+    custom = None
+    if data.transform is not None:
+        function = transforms.find_transform(data.transform)
+        custom = transforms.CustomTransform(data.transform, function, source.label_set.num_classes)
     source = with_repeats(source, data, seed=_stream_seed(seed))
     read = _TrainExample(source, data.unreadable)
-    transform = _Augment(read, data.copy_and_resolve_references(), tuple(pad_color))
+    transform = _Augment(read, data.copy_and_resolve_references(), tuple(pad_color), custom)
     dataset = positions(len(source)).seed(_stream_seed(seed)).shuffle().repeat()
     dataset = dataset.map(read).random_map(transform)
     dataset = dataset[examples_seen:][process_index::process_count]
@@ -154,13 +159,17 @@ class _Augment:
     read: _TrainExample
     data: Any
     pad_color: tuple[int, ...]
+    custom: transforms.CustomTransform | None
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
         image, label = self._transform(example, rng)
-        if self.data.paste_classes and rng.random() < self.data.paste_share:
-            other = self.read(int(rng.integers(len(self.read))))
-            image, label = transforms.paste(image, label, *self._transform(other, rng), classes=self.data.paste_classes)
+        if self.data.copy_paste_classes and rng.random() < self.data.copy_paste_share:
+            other = self._transform(self.read(int(rng.integers(len(self.read)))), rng)
+            image, label = transforms.copy_paste(image, label, *other, classes=self.data.copy_paste_classes)
         return example | {"image": image, "label": label}
 
     def _transform(self, example, rng):
-        return transforms.augment(example["image"], example["label"], rng, self.data, pad_color=self.pad_color)
+        image, label = example["image"], example["label"]
+        if self.custom is not None:
+            image, label = self.custom(image, label, rng, example=example["id"])
+        return transforms.augment(image, label, rng, self.data, pad_color=self.pad_color)

@@ -147,3 +147,29 @@ def test_finetuning_gives_a_mix_transformer_its_head_and_optimizer(tmp_path):
         assert (model.head, model.backbone, model.output_stride, model.gelu) == ("segformer", "mit_b0", 32, "tanh")
         assert (config.optimizer.name, config.optimizer.weight_decay_rule) == ("adam", "decoupled_kernels")
         check(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sides"),
+    [
+        ("segformer_ade20k", {}, (512, 2048)),
+        ("segformer_ade20k", {"variant": "b5"}, (640, 2048)),
+        ("segformer_cityscapes", {}, (1024, 2048)),
+        ("segformer_voc", {}, (512, 2048)),
+    ],
+)
+def test_segformer_is_trained_on_images_as_published(name, arguments, sides):
+    """NVlabs/SegFormer, local_configs; MMSegmentation's for VOC."""
+    data = load_config(name, **arguments).data
+    assert data.image_size == (sides[0], sides[0])
+    assert (data.short_side, data.max_long_side) == sides
+    assert (data.resize, data.scale_range, data.scale_step) == ("scale_crop", (0.5, 2.0), 0.0)
+    assert (data.cat_max_ratio, data.random_flip, data.photometric_distortion) == (0.75, "horizontal", True)
+    assert (data.color_jitter, data.random_rotation, data.random_blur) == (0.0, 0.0, 0.0)
+
+
+def test_the_small_segformer_sees_less_variation():
+    data = load_config("segformer_camvid").data
+    assert (data.image_size, data.scale_range, data.color_jitter) == ((192, 192), (0.5, 1.25), 0.3)
+    assert (data.short_side, data.max_long_side) == (None, None)
+    assert (data.cat_max_ratio, data.photometric_distortion) == (1.0, False)

@@ -146,6 +146,17 @@ def test_a_duration_that_is_not_a_number_is_damage():
         migrate_config({"train": {"epochs": float("nan")}}, 1)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_copy_paste_had_other_names_until_version_2(version):
+    old = {"data": {"paste_classes": [1, 3], "paste_share": 0.25, "batch_size": 4}}
+    config = from_saved(old | {"version": version})
+    assert (config.data.copy_paste_classes, config.data.copy_paste_share) == ((1, 3), 0.25)
+    assert config.data.batch_size == 4
+    assert config.model.zero_unreached_taps is False  # version 2 says itself
+    with pytest.raises(UserError, match="^config field data.paste_share does not exist; write data.copy_paste_share$"):
+        from_saved({"version": VERSION, "data": {"paste_share": 0.25}})
+
+
 def test_fields_of_version_1_do_not_exist_in_this_version():
     with pytest.raises(UserError, match="^config field train.steps does not exist; write train.duration='N steps'$"):
         from_saved({"version": VERSION, "train": {"steps": 3}})

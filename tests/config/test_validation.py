@@ -49,8 +49,12 @@ from deeplab_jax.errors import UserError
         ("checkpoint.every", "-1 steps", "^checkpoint.every='-1 steps' must be"),
         ("optimizer.name", "sdg", "^optimizer.name='sdg' does not exist; did you mean sgd?"),
         ("model.output_stride", 5, "^model.output_stride=5 does not exist; choose from 8, 16, 32, 64, 128, 256"),
+        ("model.output_stride", 4, "^model.output_stride=4 does not exist; choose from 8, 16, 32, 64, 128, 256"),
         ("model.low_level_strides", (8, 4), "^model.low_level_strides=.8, 4. does not exist"),
         ("model.low_level_strides", ([4],), "^model.low_level_strides=.* does not exist"),
+        ("data.max_long_side", 2048, "^data.max_long_side=2048 needs data.short_side; set it, or both to one value"),
+        ("data.cat_max_ratio", 0.0, "^data.cat_max_ratio=0.0 must be a number above 0 and at most 1"),
+        ("data.random_rotation", 181.0, "^data.random_rotation=181.0 must be a number between 0 and 180"),
         ("data.unreadable", "skp", "^data.unreadable='skp' does not exist; did you mean skip?"),
         ("train.nonfinite", "stopp", "^train.nonfinite='stopp' does not exist; did you mean stop?"),
         ("train.ema_decay", 1.0, "^train.ema_decay=1.0 must be a number above 0 and below 1"),
@@ -105,6 +109,23 @@ def test_scale_ranges_must_increase(resize, scales):
     config.data.resize = resize
     with pytest.raises(UserError, match="^data.scale_range="):
         validate(config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "off"), [("color_jitter", 0.2, "0.0"), ("photometric_distortion", True, "False")]
+)
+def test_color_transforms_need_rgb_images(field, value, off):
+    config = load_config("quickstart")
+    config.data[field] = value
+    validate(config)
+    config.model.in_channels = 4
+    validate(config, training=False)
+    with pytest.raises(UserError) as caught:
+        validate(config)
+    expected = f"data.{field} changes RGB colors, but model.in_channels=4; set --config.data.{field}={off}"
+    assert str(caught.value) == expected
+    config.data[field] = base_config().data[field]
+    validate(config)
 
 
 def test_the_evaluation_batch_defaults_to_the_training_batch():

@@ -7,10 +7,10 @@ import pytest
 import scipy.io
 
 from deeplab_jax.data.prepare import prepare
-from deeplab_jax.data.sources import coco_panoptic, coco_stuff
+from deeplab_jax.data.sources import coco_panoptic, coco_stuff, coco_voc
 from deeplab_jax.errors import UserError
 from tests.conftest import scene, write_jpeg
-from tests.data.official_layouts import HEIGHT, WIDTH, class_of, draw, pack, photo, read, save
+from tests.data.official_layouts import HEIGHT, WIDTH, class_of, draw, pack, photo, read, runs, save
 
 # (name, id in labels.txt, dense class), from labels.txt and MMSegmentation's table by hand.
 STUFF = [("person", 1, 0), ("stop sign", 13, 11), ("toothbrush", 90, 79), ("banner", 92, 80), ("wood", 182, 170)]
@@ -147,14 +147,6 @@ def box(left, top, right, bottom):
     return [[left, top, right, top, right, bottom, left, bottom]]
 
 
-def runs(mask):
-    """Uncompressed run lengths, column by column."""
-    flat = np.concatenate([[0], mask.T.ravel(), [0]])
-    edges = np.flatnonzero(np.diff(flat))
-    counts = np.diff(np.concatenate([[0], edges, [mask.size]]))
-    return {"size": list(mask.shape), "counts": [int(count) for count in counts if count or count is counts[0]]}
-
-
 def make_instances(root, objects_of):
     """One image per entry: its objects are (category, segmentation, area)."""
     for split in ("train", "val"):
@@ -189,6 +181,14 @@ OBJECTS = [
     [(TOASTER, box(0, 0, 60, 60), 3600)],
     [(DOG, box(0, 0, 30, 30), 900), (PERSON, box(30, 30, 60, 60), 900)],
 ]
+
+
+def test_an_object_of_coco_is_the_union_of_its_polygons(tmp_path):
+    parts = box(0, 0, 20, 20) + box(10, 10, 30, 30)
+    label = coco_voc.draw([(7, 700.0, parts)], (SIDE, SIDE), "smaller", tmp_path)
+    expected = np.zeros((SIDE, SIDE), np.uint8)
+    expected[:20, :20] = expected[10:30, 10:30] = 7
+    np.testing.assert_array_equal(label, expected)
 
 
 def test_coco_with_the_classes_of_voc(tmp_path):

@@ -80,8 +80,14 @@ def numbers(batches):
 SCENES = {
     "image_size": (48, 40),
     "resize": "scale_crop",
+    "short_side": 45,
+    "cat_max_ratio": 0.75,
+    "random_rotation": 20.0,
     "random_flip": "horizontal_and_vertical",
-    "paste_classes": (1, 2, 3),
+    "color_jitter": 0.2,
+    "photometric_distortion": True,
+    "random_blur": 1.0,
+    "copy_paste_classes": (1, 2, 3),
 }
 
 
@@ -163,7 +169,7 @@ def test_interleaved_processes_draw_the_same_as_one(process_count):
 
 def test_classes_of_other_examples_are_pasted_into_half_of_the_examples():
     """Example i shows the number i and has class i % 6, so pixels with another number were pasted."""
-    fields = {"batch_size": 48, "paste_classes": (1, 2), "paste_share": 0.5}
+    fields = {"batch_size": 48, "copy_paste_classes": (1, 2), "copy_paste_share": 0.5}
     pasted = 0
     for batch in train(NumberedSource(48), 10, fields=fields):
         for name, image, labels in zip(batch["id"], batch["image"][..., 0], batch["label"], strict=True):
@@ -178,15 +184,21 @@ def test_classes_of_other_examples_are_pasted_into_half_of_the_examples():
 
 
 def test_pasted_classes_must_exist():
-    with pytest.raises(UserError, match=r"^data\.paste_classes=\(1, 6\) must be ids from 0 to 5"):
-        train(NumberedSource(), 1, fields={"paste_classes": (1, 6)})
+    with pytest.raises(UserError, match=r"^data\.copy_paste_classes=\(1, 6\) must be ids from 0 to 5"):
+        train(NumberedSource(), 1, fields={"copy_paste_classes": (1, 6)})
 
 
 def test_worker_processes_change_nothing(tmp_path):
     """Starting a worker takes seconds, so training uses two and evaluation one; both are compared with none."""
     prepare("folder", source=make_folder(tmp_path / "own"), data_dir=tmp_path)
     source = data.open_source("folder", "train", data_dir=tmp_path)
-    fields = {"batch_size": 2, "image_size": (24, 32), "resize": "scale_crop"}
+    fields = {
+        "batch_size": 2,
+        "image_size": (24, 32),
+        "resize": "scale_crop",
+        "photometric_distortion": True,
+        "transform": "tests.support.own_transforms:shift",
+    }
     alone = train(source, 5, fields=fields, examples_seen=2)
     assert_equal(train(source, 5, fields={**fields, "workers": 2}, examples_seen=2), alone)
     assert_equal(evaluate(source, made=config(workers=1), batch_size=3), evaluate(source, batch_size=3))

@@ -1,5 +1,7 @@
 """Public data sets, each from a miniature in its official layout: what is prepared is what was drawn."""
 
+import json
+
 import numpy as np
 import pytest
 import scipy.io
@@ -10,8 +12,9 @@ from deeplab_jax.data.check import check
 from deeplab_jax.data.prepare import open_raw, prepare
 from deeplab_jax.data.sources import ade20k, cityscapes, oxford_pet, pascal_context
 from deeplab_jax.errors import UserError
+from deeplab_jax.labels import ADE20K
 from tests.conftest import scene
-from tests.data.official_layouts import HEIGHT, WIDTH, draw, pack, photo, read, save
+from tests.data.official_layouts import HEIGHT, WIDTH, compressed, draw, pack, photo, read, runs, save
 from tests.support.preparation import assert_nothing_left
 
 # Cityscapes
@@ -117,7 +120,7 @@ def test_ade20k_begins_at_the_first_class(ade_folder, tmp_path):
         ids = draw(np.arange(151, dtype=np.uint8), seed)
         expected = np.where(ids == 0, 255, ids.astype(int) - 1)
         np.testing.assert_array_equal(found[split][f"ADE_{split}_00000001"], expected)
-    labels = ade20k.LABEL_SET
+    labels = ADE20K
     assert [labels.class_names[i] for i in (0, 12, 149)] == ["wall", "person", "flag"]
     assert [labels.palette[i] for i in (0, 12, 149)] == [(120, 120, 120), (150, 5, 61), (92, 0, 255)]
 
@@ -142,6 +145,8 @@ def make_context(root, kind):
     for seed, split in enumerate(("train", "val")):
         name = f"2008_00000{seed}"
         photo(root / "JPEGImages" / f"{name}.jpg", seed)
+        if kind == "json":
+            continue
         listing = root / "ImageSets" / ("SegmentationContext" if kind == "png" else "Main") / f"{split}.txt"
         listing.parent.mkdir(parents=True, exist_ok=True)
         listing.write_text(f"{name}\n")
@@ -151,18 +156,60 @@ def make_context(root, kind):
             (root / "trainval").mkdir(exist_ok=True)
             label = draw([*CONTEXT_459, 255, 300, 459], seed).astype(np.uint16)  # the last three are other classes
             scipy.io.savemat(root / "trainval" / f"{name}.mat", {"LabelMap": label})
+    if kind == "json":
+        (root / "trainval_merged.json").write_text(json.dumps(context_json()))
     return root
 
 
-@pytest.mark.parametrize("kind", ["png", "mat"])
+def context_json():
+    """Annotations as detail-api reads them. Regions cover those before them."""
+    images, regions = [], []
+    for seed, phase in enumerate(("train", "val", "test")):
+        label = draw([*CONTEXT_459, 255, 300, 459], seed)
+        number = 2_008_000_000 + seed
+        images.append(
+            {"image_id": number, "file_name": f"2008_00000{seed}.jpg", "phase": phase, "height": HEIGHT, "width": WIDTH}
+        )
+        covered = np.zeros(label.shape, bool)
+        for category in [value for value in np.unique(label).tolist() if value][::-1]:
+            covered |= label == category
+            region = {"image_id": number, "category_id": category, "segmentation": compressed(runs(covered))}
+            regions.insert(0, region)
+    return {"images": images, "annos_segmentation": regions, "parts": []}
+
+
+@pytest.mark.parametrize("kind", ["png", "json", "mat"])
 @pytest.mark.parametrize("name", ["pascal_context", "pascal_context_59"])
 def test_pascal_context(tmp_path, kind, name):
     found = read(name, make_context(tmp_path / "VOC2010", kind), tmp_path)
     classes = np.array(CONTEXT) if name == "pascal_context" else np.array([255, *(i - 1 for i in CONTEXT[1:])])
-    if kind == "mat":
+    if kind != "png":
         classes = np.array([*classes, *[classes[0]] * 3])
     for seed, split in enumerate(("train", "val")):
         np.testing.assert_array_equal(found[split][f"2008_00000{seed}"], draw(classes, seed))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values["annos_segmentation"][0].pop("category_id"), "is damaged: region None has no category"),
+        (
+            lambda values: values["annos_segmentation"][-1]["segmentation"].update(size=[1, 2]),
+            r"is damaged: a region in an image of 12x20: its size \[1, 2\] is not that of the image",
+        ),
+        (lambda values: values["annos_segmentation"][-1].update(category_id=460), "contains id 460"),
+        (lambda values: values["images"][0].update(file_name="../a.jpg"), "is not the name of a file"),
+        (lambda values: values["images"][0].update(height=0), "image 2008000000 has no size, or an implausible one"),
+        (lambda values: values.pop("annos_segmentation"), "is damaged: it has no list of annos_segmentation"),
+    ],
+)
+def test_damaged_annotations_of_pascal_context_are_named(tmp_path, change, message):
+    root = make_context(tmp_path / "VOC2010", "json")
+    values = context_json()
+    change(values)
+    (root / "trainval_merged.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=message):
+        prepare("pascal_context", source=root, data_dir=tmp_path / "data")
 
 
 def test_the_classes_of_pascal_context_are_alphabetical():

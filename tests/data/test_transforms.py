@@ -39,10 +39,16 @@ def data_config(**fields):
     st.sampled_from(["squeeze", "scale_crop", "resized_crop"]),
     st.sampled_from(["none", "horizontal", "horizontal_and_vertical"]),
     st.sampled_from([0.0, 0.25]),
+    st.booleans(),
 )
-def test_augmentation_has_the_requested_size_and_no_new_label(size, out, seed, resize, flip, step):
+def test_augmentation_has_the_requested_size_and_no_new_label(size, out, seed, resize, flip, step, strong):
     label = random_labels(seed, size)
     data = data_config(image_size=out, resize=resize, random_flip=flip, scale_step=step, scale_range=(0.5, 1.0))
+    if strong:
+        data.update(
+            random_rotation=180.0, cat_max_ratio=0.5, short_side=30, max_long_side=60, photometric_distortion=True,
+            random_blur=2.0,
+        )  # fmt: skip
     rng = np.random.default_rng(seed)
     image, labels = transforms.augment(as_image(label), label, rng, data, pad_color=PAD_COLOR)
     assert image.shape == (*out, 3)
@@ -51,21 +57,29 @@ def test_augmentation_has_the_requested_size_and_no_new_label(size, out, seed, r
     assert set(np.unique(labels)) <= {*np.unique(label).tolist(), 255}
 
 
+def assert_aligned(image, labels, margin):
+    """At this distance from every edge, and from the window's, bilinear weights stay within one block."""
+    kernel = np.ones((2 * margin + 1, 2 * margin + 1))
+    smooth = cv2.dilate(labels, kernel) == cv2.erode(labels, kernel)
+    smooth[:margin] = smooth[-margin:] = smooth[:, :margin] = smooth[:, -margin:] = False
+    assert smooth.mean() > 0.05
+    np.testing.assert_array_equal(image[smooth], as_image(labels)[smooth])
+
+
 @settings(max_examples=40, deadline=None)
-@given(SEEDS, st.sampled_from(["squeeze", "scale_crop", "resized_crop"]))
-def test_image_and_labels_stay_aligned(seed, resize):
+@given(SEEDS, st.sampled_from(["squeeze", "scale_crop", "resized_crop"]), st.booleans())
+def test_image_and_labels_stay_aligned(seed, resize, rotates):
     """Away from the edges of blocks of one label, an image of the labels still shows each pixel's label."""
     blocks = random_labels(seed, (4, 5), values=(10, 60, 110, 160, 210))
-    label = blocks.repeat(16, axis=0).repeat(16, axis=1)
-    data = data_config(image_size=(40, 48), resize=resize, random_flip="horizontal_and_vertical")
+    label = blocks.repeat(24, axis=0).repeat(24, axis=1)
+    data = data_config(image_size=(60, 72), resize=resize, random_flip="horizontal_and_vertical")
     data.scale_range = (0.5, 1.0) if resize == "resized_crop" else (0.5, 2.0)
+    data.cat_max_ratio, data.short_side = 0.75, 90
+    if rotates:
+        data.random_rotation = 180.0
     rng = np.random.default_rng(seed)
     image, labels = transforms.augment(as_image(label), label, rng, data, pad_color=(255, 255, 255))
-    # Two pixels from every edge, and from the window's, bilinear weights stay within one block.
-    smooth = cv2.dilate(labels, np.ones((5, 5))) == cv2.erode(labels, np.ones((5, 5)))
-    smooth[:2] = smooth[-2:] = smooth[:, :2] = smooth[:, -2:] = False
-    assert smooth.mean() > 0.1
-    np.testing.assert_array_equal(image[smooth], as_image(labels)[smooth])
+    assert_aligned(image, labels, margin=4 if rotates else 2)  # rotation interpolates once more
 
 
 def test_flips_are_mirrors_drawn_with_even_odds():
@@ -94,17 +108,11 @@ def test_flip_directions(directions, views):
 
 def test_scale_crop_pads_with_the_mean_color_and_the_ignore_label():
     image, label = scene(2, height=20, width=20)
-    window, labels = transforms.random_scale_crop(
-        image,
-        label,
-        (64, 48),
-        np.random.default_rng(0),
-        scale_range=(1.0, 1.0),
-        scale_step=0,
-        pad_color=PAD_COLOR,
-    )
-    np.testing.assert_array_equal(window[:20, :20], image)
+    data = data_config(image_size=(64, 48), resize="scale_crop", scale_range=(1.0, 1.0), random_flip="none")
+    data.photometric_distortion = True  # distorts the image alone
+    window, labels = transforms.augment(image, label, np.random.default_rng(0), data, pad_color=PAD_COLOR)
     np.testing.assert_array_equal(labels[:20, :20], label)
+    assert not np.array_equal(window[:20, :20], image)
     outside = np.ones((64, 48), bool)
     outside[:20, :20] = False
     assert (labels[outside] == 255).all()
@@ -117,15 +125,134 @@ def test_scale_crop_draws_every_step_and_every_crop():
     rng = np.random.default_rng(0)
     factors, starts = set(), set()
     for _ in range(300):
-        _, labels = transforms.random_scale_crop(
-            as_image(ramp), ramp, (30, 30), rng, scale_range=(0.5, 2.0), scale_step=0.25, pad_color=PAD_COLOR
-        )
+        scaled = transforms.random_scale(as_image(ramp), ramp, rng, scale_range=(0.5, 2.0), scale_step=0.25)
+        _, labels = transforms.random_crop(*scaled, (30, 30), rng)
         slope = (float(labels[0, 29]) - float(labels[0, 0])) / 29
         factors.add(round(4 / slope) / 4)
         starts.add(int(labels[0, 0]))
     assert factors == {0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0}
     assert min(starts) <= 3
     assert max(starts) >= 80
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "scaled"),
+    [
+        ((120, 160), (60, None), (60, 80)),
+        ((160, 120), (60, 240), (80, 60)),
+        ((20, 33), (60, 240), (60, 99)),
+        ((30, 300), (60, 240), (24, 240)),  # the long side decides
+        ((300, 31), (60, 240), (240, 25)),  # 24.8 is rounded up
+        ((100, 100), (60, 60), (60, 60)),
+        ((64, 45), (60, 60), (60, 42)),  # 42.2
+    ],
+)
+def test_a_short_side_keeps_the_aspect_ratio(size, limits, scaled):
+    label = random_labels(0, size)
+    image, labels = transforms.random_scale(
+        as_image(label),
+        label,
+        np.random.default_rng(0),
+        scale_range=(1.0, 1.0),
+        short_side=limits[0],
+        max_long_side=limits[1],
+    )
+    assert labels.shape == image.shape[:2] == scaled
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIZES, SEEDS)
+def test_scaled_sizes_are_those_of_mmsegmentation(size, seed):
+    """RandomResize(scale=(128, 32), ratio_range=(0.5, 2.0), keep_ratio=True) of mmcv 2.1.0."""
+    label = random_labels(seed, size)
+    ratio = np.random.default_rng(seed).uniform(0.5, 2.0)
+    long, short = int(128 * ratio), int(32 * ratio)
+    scale = min(long / max(size), short / min(size))
+    expected = tuple(max(1, int(extent * scale + 0.5)) for extent in size)
+    rng = np.random.default_rng(seed)
+    _, labels = transforms.random_scale(
+        as_image(label), label, rng, scale_range=(0.5, 2.0), short_side=32, max_long_side=128
+    )
+    assert labels.shape == expected
+
+
+def reference_crop(label, size, rng, ratio):
+    """RandomCrop(cat_max_ratio=ratio) of MMSegmentation 1.2.2, on an image that is larger than the crop."""
+    for _ in range(11):
+        top, left = (
+            int(rng.integers(0, extent - wanted + 1)) for extent, wanted in zip(label.shape, size, strict=True)
+        )
+        crop = label[top : top + size[0], left : left + size[1]]
+        values, counts = np.unique(crop[crop != 255], return_counts=True)
+        if len(values) > 1 and counts.max() / counts.sum() < ratio:
+            break
+    return crop
+
+
+@pytest.mark.parametrize("ratio", [0.4, 0.6, 0.75])
+def test_a_crop_that_one_class_covers_is_drawn_again(ratio):
+    # Smooth noise makes regions of three classes and of the ignore label; the lower rows have one class only.
+    noise = cv2.GaussianBlur(np.random.default_rng(1).normal(size=(60, 60)), (0, 0), 4)
+    label = np.array([255, 0, 1, 2], np.uint8)[np.digitize(noise, np.quantile(noise, (0.3, 0.6, 0.8)))]
+    label[30:] = np.minimum(label[30:], 1)
+    first, again = np.random.default_rng(2), np.random.default_rng(2)
+    redrawn = 0
+    for _ in range(200):
+        state = first.bit_generator.state
+        image, crop = transforms.random_crop(as_image(label), label, (12, 10), first, cat_max_ratio=ratio)
+        np.testing.assert_array_equal(crop, reference_crop(label, (12, 10), again, ratio))
+        np.testing.assert_array_equal(image, as_image(crop))
+        assert first.bit_generator.state == again.bit_generator.state
+        plain = np.random.default_rng(2)
+        plain.bit_generator.state = state
+        redrawn += not np.array_equal(transforms.random_crop(as_image(label), label, (12, 10), plain)[1], crop)
+    assert 20 < redrawn < 200
+
+
+def test_an_image_of_one_class_is_cropped_all_the_same():
+    for label in (np.zeros((20, 20), np.uint8), np.full((20, 20), 255, np.uint8)):
+        _, crop = transforms.random_crop(as_image(label), label, (8, 9), np.random.default_rng(0), cat_max_ratio=0.75)
+        np.testing.assert_array_equal(crop, label[:8, :9])
+
+
+def test_rotation_draws_every_angle_for_half_of_the_images():
+    """A disk right of the center tells the angle; the corners that become empty are padded."""
+    label = np.zeros((101, 101), np.uint8)
+    rows, columns = np.mgrid[-50:51, -50:51]
+    label[(rows**2 + (columns - 35) ** 2) < 100] = 7
+    rng = np.random.default_rng(0)
+    angles = []
+    for _ in range(300):
+        image, labels = transforms.random_rotation(as_image(label), label, rng, degrees=30, pad_color=PAD_COLOR)
+        y, x = np.nonzero(labels == 7)
+        angles.append(np.degrees(np.arctan2(50 - y.mean(), x.mean() - 50)))
+        assert np.hypot(50 - y.mean(), x.mean() - 50) == pytest.approx(35, abs=0.3)  # around the center
+        padded = cv2.erode((labels == 255).astype(np.uint8), np.ones((3, 3))).astype(bool)  # not blended with the image
+        assert (image[padded] == PAD_COLOR).all()
+        if not 0.2 < abs(angles[-1]) < 2:  # a smaller rotation may not fill a whole pixel
+            assert padded.any() == (abs(angles[-1]) > 1)
+    rotated = np.array(angles)[np.abs(angles) > 0.2]
+    assert 110 < len(rotated) < 190  # of 300 with odds of one half: 4.6 standard deviations of 8.7
+    assert rotated.min() < -27
+    assert rotated.max() > 27
+    assert np.abs(rotated).max() < 30.5
+    assert abs(rotated.mean()) < 5.7  # uniform draws: 60 / sqrt(12 * 150) = 1.4
+
+
+def test_many_channels_are_rotated_alike():
+    image = np.random.default_rng(0).integers(0, 256, (30, 40, 6)).astype(np.uint8)
+    label = random_labels(0, (30, 40))
+    for seed in range(4):
+        rotated, _ = transforms.random_rotation(
+            image, label, np.random.default_rng(seed), degrees=40, pad_color=(0, 50, 100, 150, 200, 250)
+        )
+        for i in (0, 3):
+            part, _ = transforms.random_rotation(
+                image[..., i : i + 3].copy(), label, np.random.default_rng(seed), degrees=40,
+                pad_color=(50 * i, 50 * i + 50, 50 * i + 100),
+            )  # fmt: skip
+            # OpenCV rounds positions to 1/32 of a pixel for some numbers of channels: 8 of 256 values.
+            np.testing.assert_allclose(rotated[..., i : i + 3].astype(int), part, atol=8)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -188,39 +315,9 @@ def test_pad_to_only_grows():
     np.testing.assert_array_equal(transforms.pad_to(pixels, (3, 2), 9), [[0, 1, 2], [3, 4, 5], [9, 9, 9]])
 
 
-def test_colors_change_by_brightness_contrast_and_saturation_in_this_order_of_draws():
-    """Against the three steps written out, within the rounding of the gray and of the result."""
-    image = np.random.default_rng(0).integers(60, 190, (8, 9, 3)).astype(np.uint8)
-    brightness, contrast, saturation = np.random.default_rng(5).uniform(0.8, 1.2, 3)
-    gray = image @ np.array([0.299, 0.587, 0.114])  # BT.601
-    expected = saturation * image + (1 - saturation) * gray[..., None]
-    expected = brightness * (contrast * (expected - gray.mean()) + gray.mean())
-    changed = transforms.random_color(image, np.random.default_rng(5), strength=0.2)
-    assert changed.dtype == np.uint8
-    np.testing.assert_allclose(changed, expected, atol=1.2)
-    assert not np.array_equal(changed, image)
-
-
-def test_color_jitter_changes_neither_labels_nor_other_draws():
-    label = random_labels(3, (40, 50))
-    image = np.random.default_rng(3).integers(0, 256, (40, 50, 3)).astype(np.uint8)
-    plain, jittered = (
-        transforms.augment(
-            image,
-            label,
-            np.random.default_rng(7),
-            data_config(resize="scale_crop", color_jitter=strength),
-            pad_color=PAD_COLOR,
-        )
-        for strength in (0.0, 0.4)
-    )
-    np.testing.assert_array_equal(plain[1], jittered[1])
-    assert not np.array_equal(plain[0], jittered[0])
-
-
 def test_pasted_pixels_keep_their_positions_and_labels():
     other = random_labels(1, (20, 30))
-    image, labels = transforms.paste(
+    image, labels = transforms.copy_paste(
         np.full((20, 30, 3), 9, np.uint8), np.full((20, 30), 7, np.uint8), as_image(other), other, classes=(3, 20)
     )
     pasted = (other == 3) | (other == 20)

@@ -39,6 +39,15 @@ def test_every_row_has_valid_configs_of_the_data_it_names():
         assert training.data.name == row.data, row.id
 
 
+def test_networks_of_research_deeplab_double_the_learning_rate_of_biases():
+    """research/deeplab/utils/train_utils.py, which the authors of these papers trained with."""
+    theirs = {"v3", "v3plus", "zoo"}
+    for row in papers.list_rows():
+        multiplier = papers.training_config(row).optimizer.bias_multiplier
+        is_theirs = row.paper in theirs or row.config.startswith("lraspp_mobilenet_v3_cityscapes")
+        assert multiplier == (2.0 if is_theirs else 1.0), row.id
+
+
 @pytest.mark.parametrize("name", of_all(NETWORKS))
 def test_every_row_builds_its_networks(name):
     row = papers.find_row(name)

@@ -101,7 +101,7 @@ def test_the_fields_of_a_teacher_are_checked(tiny_config, fields, line):
 
 
 def test_fractions_of_the_augmentation_are_checked(tiny_config):
-    for field, value in (("color_jitter", 1.0), ("paste_share", 1.5), ("repeat_threshold", -0.1)):
+    for field, value in (("color_jitter", 1.0), ("copy_paste_share", 1.5), ("repeat_threshold", -0.1)):
         config = tiny_config.copy_and_resolve_references()
         config.data[field] = value
         with pytest.raises(UserError, match=f"^data.{field}={value} must be"):

@@ -41,18 +41,25 @@ def find_images(root: pathlib.Path, name: str) -> pathlib.Path:
     raise UserError(f"{root} has annotations of {name}, but no folder {name}/ or images/{name}/ with its images")
 
 
-def read_annotations(path: pathlib.Path, lists: tuple[str, ...]) -> dict[str, list[dict[str, Any]]]:
+def read_annotations(
+    path: pathlib.Path, lists: tuple[str, ...], *, max_bytes: int = budget.ANNOTATION_BYTES
+) -> dict[str, list[dict[str, Any]]]:
     """Reads the lists of objects in an annotation file.
+
+    Args:
+      path: the file.
+      lists: their names.
+      max_bytes: largest file that is read.
 
     Raises:
       UserError: the file is damaged, or a list is missing.
     """
-    content = read_json(path, max_bytes=budget.ANNOTATION_BYTES)
+    content = read_json(path, max_bytes=max_bytes)
     for name in lists:
         entries = content.get(name)
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise UserError(f"{path} is damaged: it has no list of {name}")
-        if name == "images" and not all(isinstance(entry.get("id"), int) for entry in entries):
+        if name == "images" and not all(isinstance(entry.get("id", entry.get("image_id")), int) for entry in entries):
             raise UserError(f"{path} is damaged: an image has no id")
     return {name: content[name] for name in lists}
 
@@ -70,3 +77,20 @@ def file_name(name: Any, path: pathlib.Path) -> str:
     if not isinstance(name, str) or pathlib.PurePath(name).name != name:
         raise UserError(f"{path} is damaged: {name!r:.40} is not the name of a file")
     return name
+
+
+def image_size(entry: dict[str, Any], path: pathlib.Path) -> tuple[int, int]:
+    """The (height, width) of an image in an annotation file.
+
+    Args:
+      entry: the image's entry.
+      path: the annotation file, for the message.
+
+    Raises:
+      UserError: it has no size, or an implausible one.
+    """
+    size = entry.get("height"), entry.get("width")
+    if not all(type(extent) is int and 0 < extent < 2**15 for extent in size):
+        name = entry.get("id", entry.get("image_id"))
+        raise UserError(f"{path} is damaged: image {name} has no size, or an implausible one")
+    return size

@@ -20,8 +20,8 @@ from jaxtyping import Bool, UInt8
 
 from deeplab_jax import progress
 from deeplab_jax.data.dataset import Dataset, RawDataset, RawExample
-from deeplab_jax.data.formats.rasterize import DegenerateShape, check_points, fill_coco
-from deeplab_jax.data.formats.run_lengths import decode_coco
+from deeplab_jax.data.formats.coco import fill_part
+from deeplab_jax.data.formats.rasterize import DegenerateShape
 from deeplab_jax.data.sources import coco, layout
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import file_digest
@@ -87,14 +87,14 @@ def _is_kept(
         return split != "train" or sum(areas) > _MOST_LEFT_OUT
     if sum(areas) <= _MOST_LEFT_OUT or max(areas) > _MOST_LEFT_OUT:
         return sum(areas) > _MOST_LEFT_OUT
-    return int(np.count_nonzero(draw(shapes, _size(entry, path), overlaps, path))) > _MOST_LEFT_OUT
+    return int(np.count_nonzero(draw(shapes, coco.image_size(entry, path), overlaps, path))) > _MOST_LEFT_OUT
 
 
 def _example(
     entry: dict[str, Any], shapes: Sequence[_Shape], images: pathlib.Path, path: pathlib.Path, overlaps: Overlaps
 ) -> RawExample:
     image = images / coco.file_name(entry.get("file_name"), path)
-    return RawExample(image.stem, image, functools.partial(draw, shapes, _size(entry, path), overlaps, path))
+    return RawExample(image.stem, image, functools.partial(draw, shapes, coco.image_size(entry, path), overlaps, path))
 
 
 def draw(
@@ -127,22 +127,13 @@ def draw(
 
 def _mask(segmentation: Any, size: tuple[int, int], path: pathlib.Path) -> Bool[np.ndarray, "height width"]:
     """The pixels of polygons or run lengths, as pycocotools draws them."""
+    mask = np.zeros(size, bool)
     try:
-        if isinstance(segmentation, dict):
-            return decode_coco(segmentation, size)
-        mask = np.zeros(size, bool)
-        for polygon in segmentation:
-            mask |= fill_coco(check_points(list(zip(polygon[::2], polygon[1::2], strict=True)), size), size)
-        return mask
-    except (DegenerateShape, TypeError, ValueError) as error:
+        for part in segmentation if isinstance(segmentation, list) else [segmentation]:
+            mask |= fill_part(part, size)
+    except DegenerateShape as error:
         raise UserError(f"{path} is damaged: an object in an image of {size[0]}x{size[1]}: {error}") from None
-
-
-def _size(entry: dict[str, Any], path: pathlib.Path) -> tuple[int, int]:
-    size = entry.get("height"), entry.get("width")
-    if not all(type(extent) is int and 0 < extent < 2**15 for extent in size):
-        raise UserError(f"{path} is damaged: image {entry['id']} has no size, or an implausible one")
-    return size
+    return mask
 
 
 def _dataset(name: str, overlaps: Overlaps) -> Dataset:
