@@ -97,11 +97,11 @@ def writable_file(text: str) -> pathlib.Path:
     return file
 
 
-def add_image_range(parser: argparse.ArgumentParser) -> None:
-    """Adds `--image-range`."""
+def add_value_range(parser: argparse.ArgumentParser) -> None:
+    """Adds `--value-range`."""
     parser.add_argument(
-        "--image-range",
-        type=image_range,
+        "--value-range",
+        type=value_range,
         metavar="LOW,HIGH",
         help="values that become black and white in images of more than 8 bits, for example 0,4095 for 12 bits "
         "(default: 0,65535 for 16 bits, 0,1 for floats; images that do not fit are rejected)",
@@ -191,7 +191,7 @@ def scales(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of scales, for example 0.75,1,1.25") from None
 
 
-def image_range(text: str) -> tuple[float, float]:
+def value_range(text: str) -> tuple[float, float]:
     """Parses two increasing numbers separated by a comma."""
     try:
         low, high = (float(value) for value in text.split(","))

@@ -34,7 +34,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         help="fraction of val, for a folder without split lists (default: 0.2)",
     )
     _add_raw(parser)
-    arguments.add_image_range(parser)
+    arguments.add_value_range(parser)
     arguments.add_data_dir(parser)
 
 
@@ -71,7 +71,7 @@ def prepare(args: argparse.Namespace) -> None:
         sbd_source=args.sbd_source,
         data_dir=args.data_dir,
         val_fraction=args.val_fraction,
-        image_range=args.image_range,
+        value_range=args.value_range,
         reduce_zero_label=args.reduce_zero_label,
         ignore_ids=args.ignore_ids,
         workers=args.workers,
@@ -87,7 +87,7 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder or archive with raw data to check instead of the prepared data set",
     )
     _add_raw(parser)
-    arguments.add_image_range(parser)
+    arguments.add_value_range(parser)
     arguments.add_data_dir(parser)
     arguments.add_json(parser)
 
@@ -97,7 +97,7 @@ def check(args: argparse.Namespace) -> None:
     from deeplab_jax.cli import output
     from deeplab_jax.data.check import check, report_tables
 
-    options = {key: getattr(args, key) for key in ("image_range", "reduce_zero_label", "ignore_ids")}
+    options = {key: getattr(args, key) for key in ("value_range", "reduce_zero_label", "ignore_ids")}
     for key, value in options.items():
         if value is not None and args.source is None:
             raise UserError(f"--{key.replace('_', '-')} applies to raw data; give its folder with --source")

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--skip-existing", action="store_true", help="leave out inputs whose results exist")
     existing.add_argument("--overwrite", action="store_true", help="replace results that exist")
-    arguments.add_image_range(parser)
+    arguments.add_value_range(parser)
     parser.add_argument(
         "--max-megapixels",
         type=arguments.count,
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
     max_pixels = None if args.max_megapixels is None else args.max_megapixels * 10**6
     failed = {}
     if paths:
-        report = files.predict_paths(predictor, paths, max_pixels=max_pixels, image_range=args.image_range)
+        report = files.predict_paths(predictor, paths, max_pixels=max_pixels, value_range=args.value_range)
         failed |= report.failed
         if report.written:
             logger.info("Wrote %d masks and overlays to %s", len(report.written) // 2, args.output)

@@ -8,7 +8,7 @@ from deeplab_jax.data.images import ImageLike, as_image, read_image
 from deeplab_jax.data.label_map import LabelMap
 from deeplab_jax.data.masks import read_mask
 from deeplab_jax.data.pipeline import decode_example, decode_examples, train_batches
-from deeplab_jax.data.pixel_values import ImageRange
+from deeplab_jax.data.pixel_values import ValueRange
 from deeplab_jax.data.protocol import EvalProtocol, bucket, pad_color, protocol_for, set_input_size
 from deeplab_jax.data.registry import (
     dataset_names,
@@ -27,7 +27,7 @@ __all__ = [
     "Download",
     "EvalProtocol",
     "ImageLike",
-    "ImageRange",
+    "ValueRange",
     "LabelMap",
     "RawDataset",
     "RawExample",

@@ -16,7 +16,7 @@ from deeplab_jax.data import masks, process_pool
 from deeplab_jax.data.dataset import RawExample, Source
 from deeplab_jax.data.leaks import find_leaks, is_scoring, is_training
 from deeplab_jax.data.pipeline import decode_example
-from deeplab_jax.data.pixel_values import ImageRange
+from deeplab_jax.data.pixel_values import ValueRange
 from deeplab_jax.data.prepare import open_raw
 from deeplab_jax.data.prepared import prepared_folder
 from deeplab_jax.data.registry import default_data_dir, get_dataset, open_source, split_names
@@ -78,7 +78,7 @@ def check(
     *,
     data_dir: pathlib.Path | None = None,
     source: pathlib.Path | None = None,
-    image_range: ImageRange | None = None,
+    value_range: ValueRange | None = None,
     reduce_zero_label: bool | None = None,
     ignore_ids: Sequence[int] | None = None,
     workers: int = 1,
@@ -89,7 +89,7 @@ def check(
       name: one of `dataset_names`. Of generated data sets a sample is read.
       data_dir: folder of prepared data sets; default: `default_data_dir`.
       source: folder or archive of a raw data set, to check it instead of the prepared one.
-      image_range: see `deeplab_jax.data.read_image`; for `source`.
+      value_range: see `deeplab_jax.data.read_image`; for `source`.
       reduce_zero_label: see `prepare`; for `source`.
       ignore_ids: see `prepare`; for `source`.
       workers: see `prepare`; for `source`.
@@ -106,7 +106,7 @@ def check(
         options = {"reduce_zero_label": reduce_zero_label, "ignore_ids": ignore_ids}
         with process_pool.use(workers), open_raw(name, source, **options) as (raw, shown):
             label_set, notes = raw.label_set, raw.notes
-            splits = _check_splits(raw.with_image_range(image_range).splits, _read_raw_labels, label_set)
+            splits = _check_splits(raw.with_value_range(value_range).splits, _read_raw_labels, label_set)
             for found in splits.values():
                 found.problems = [shown(line) for line in found.problems]
     else:

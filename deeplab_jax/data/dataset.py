@@ -10,7 +10,7 @@ import numpy as np
 
 from deeplab_jax.data import images, masks
 from deeplab_jax.data.label_map import LabelMap
-from deeplab_jax.data.pixel_values import ImageRange
+from deeplab_jax.data.pixel_values import ValueRange
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 
@@ -53,7 +53,7 @@ class RawExample:
       id: the name of the example in messages, submissions and galleries.
       image: path of the image file.
       read_label: returns the label, integers of shape (height, width) with 255 as the ignore label.
-      image_range: see `deeplab_jax.data.read_image`.
+      value_range: see `deeplab_jax.data.read_image`.
       label_files: the files that `read_label` reads. If one of them changes, what an interrupted preparation has stored
         of the example is not used again.
     """
@@ -61,7 +61,7 @@ class RawExample:
     id: str
     image: pathlib.Path
     read_label: Callable[[], np.ndarray]
-    image_range: ImageRange | None = None
+    value_range: ValueRange | None = None
     label_files: tuple[pathlib.Path, ...] = ()
 
     def read(self, label_set: LabelSet) -> tuple[bytes, np.ndarray]:
@@ -70,7 +70,7 @@ class RawExample:
         Raises:
           UserError: a file is missing or damaged, the sizes differ, or the label contains an unknown id.
         """
-        image, size = images.encode_image(self.image, image_range=self.image_range)
+        image, size = images.encode_image(self.image, value_range=self.value_range)
         label = self.read_label()
         masks.check_label(label, label_set, f"of {self.image.name}")
         if label.shape != size:
@@ -101,12 +101,12 @@ class RawDataset:
     label_map: LabelMap | None = None
     rules: str = ""
 
-    def with_image_range(self, image_range: ImageRange | None) -> "RawDataset":
-        """The same data set with `image_range` in all examples; None changes nothing."""
-        if image_range is None:
+    def with_value_range(self, value_range: ValueRange | None) -> "RawDataset":
+        """The same data set with `value_range` in all examples; None changes nothing."""
+        if value_range is None:
             return self
         splits = {
-            split: [dataclasses.replace(example, image_range=image_range) for example in examples]
+            split: [dataclasses.replace(example, value_range=value_range) for example in examples]
             for split, examples in self.splits.items()
         }
         return dataclasses.replace(self, splits=splits)

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from deeplab_jax.data import pixel_values
 from deeplab_jax.data.image_files import IMAGE_FORMATS
-from deeplab_jax.data.pixel_values import ImageRange
+from deeplab_jax.data.pixel_values import ValueRange
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 
@@ -56,7 +56,7 @@ _MASK_PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PN
 
 
 def read_image(
-    path: pathlib.Path, *, max_pixels: int | None = None, image_range: ImageRange | None = None
+    path: pathlib.Path, *, max_pixels: int | None = None, value_range: ValueRange | None = None
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Reads an image file as upright RGB.
 
@@ -67,7 +67,7 @@ def read_image(
       path: the file. Its content decides the format: one of `IMAGE_FORMATS`.
       max_pixels: largest height times width to accept (default: `MAX_PIXELS`); checked in the file's header, before
         pixels are decoded.
-      image_range: the values that become black and white in images of more than 8 bits; values outside are clipped
+      value_range: the values that become black and white in images of more than 8 bits; values outside are clipped
         (default: 0 to 65535 for 16 bits, 0 to 1 for floats; images that do not fit are rejected).
 
     Raises:
@@ -75,7 +75,7 @@ def read_image(
         the range.
     """
     image, colors = _load(path, max_pixels)
-    return pixel_values.upright_rgb(image, path, colors=colors, image_range=image_range)
+    return pixel_values.upright_rgb(image, path, colors=colors, value_range=value_range)
 
 
 def as_image(image: ImageLike, name: str) -> UInt8[np.ndarray, "height width 3"]:
@@ -102,12 +102,12 @@ def as_image(image: ImageLike, name: str) -> UInt8[np.ndarray, "height width 3"]
     return image
 
 
-def encode_image(path: pathlib.Path, *, image_range: ImageRange | None = None) -> tuple[bytes, tuple[int, int]]:
+def encode_image(path: pathlib.Path, *, value_range: ValueRange | None = None) -> tuple[bytes, tuple[int, int]]:
     """Reads an image file for storage.
 
     Args:
       path: the file.
-      image_range: see `read_image`.
+      value_range: see `read_image`.
 
     Returns:
       The encoded image, and its (height, width). Upright RGB JPEGs and PNGs keep their bytes; every other image becomes
@@ -120,7 +120,7 @@ def encode_image(path: pathlib.Path, *, image_range: ImageRange | None = None) -
     plain = image.format in _STORED_FORMATS and image.mode == "RGB" and "transparency" not in image.info
     if plain and colors is None and image.getexif().get(_ORIENTATION_TAG, 1) == 1:
         return path.read_bytes(), (image.height, image.width)
-    pixels = pixel_values.upright_rgb(image, path, colors=colors, image_range=image_range)
+    pixels = pixel_values.upright_rgb(image, path, colors=colors, value_range=value_range)
     return _encode_png(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), ()), pixels.shape[:2]
 
 

@@ -141,7 +141,7 @@ def _source(example: RawExample) -> str:
         digests = [file_digest(path) for path in (example.image, *example.label_files)]
     except OSError:
         return ""
-    return hashlib.sha256(json.dumps([example.id, example.image_range, *digests]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([example.id, example.value_range, *digests]).encode()).hexdigest()
 
 
 def _find_complete(folder: pathlib.Path, split: str, examples: Sequence[RawExample]) -> list[_Shard]:

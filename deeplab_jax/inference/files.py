@@ -43,7 +43,7 @@ def predict_files(
     *,
     existing: Existing = "refuse",
     max_pixels: int | None = None,
-    image_range: data.ImageRange | None = None,
+    value_range: data.ValueRange | None = None,
 ) -> list[pathlib.Path]:
     """Labels image files. Writes `<name>_mask.png` (a palette PNG) and `<name>_overlay.png` (with a legend) for each.
 
@@ -53,7 +53,7 @@ def predict_files(
       output: folder for the results, created if necessary. Subfolders of the inputs are mirrored in it.
       existing: what to do with images whose results exist.
       max_pixels: see `deeplab_jax.data.read_image`.
-      image_range: see `deeplab_jax.data.read_image`.
+      value_range: see `deeplab_jax.data.read_image`.
 
     Returns:
       The files written: the mask and the overlay of the first image, then of the second, and so on.
@@ -62,7 +62,7 @@ def predict_files(
       UserError: see `result_paths`; or images cannot be read, after the others have been predicted.
     """
     paths = result_paths(inputs, output, existing=existing)
-    report = predict_paths(predictor, paths, max_pixels=max_pixels, image_range=image_range)
+    report = predict_paths(predictor, paths, max_pixels=max_pixels, value_range=value_range)
     if report.failed:
         raise UserError(describe_failures(report.failed, len(paths)))
     return report.written
@@ -73,7 +73,7 @@ def predict_paths(
     paths: ResultPaths,
     *,
     max_pixels: int | None = None,
-    image_range: data.ImageRange | None = None,
+    value_range: data.ValueRange | None = None,
 ) -> FilesReport:
     """Labels image files, and goes on after images that cannot be read.
 
@@ -81,7 +81,7 @@ def predict_paths(
       predictor: the predictor.
       paths: the result of `result_paths`.
       max_pixels: see `deeplab_jax.data.read_image`.
-      image_range: see `deeplab_jax.data.read_image`.
+      value_range: see `deeplab_jax.data.read_image`.
 
     Raises:
       UserError: a result cannot be written.
@@ -90,7 +90,7 @@ def predict_paths(
     for path, (mask_path, overlay_path) in progress.track(paths.items(), "predict"):
         create_folder(mask_path.parent, "--output")
         try:
-            image = data.read_image(path, max_pixels=max_pixels, image_range=image_range)
+            image = data.read_image(path, max_pixels=max_pixels, value_range=value_range)
             label_map = predictor(image).label_map
         except UserError as error:
             report.failed[path] = str(error)

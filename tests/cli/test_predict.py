@@ -90,14 +90,14 @@ def test_options_reach_the_images(run, image, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "predict_paths", record)
     arguments = ("predict", image, "--output", tmp_path / "out")
     assert run(*arguments).code == 0
-    assert passed == {"max_pixels": None, "image_range": None}
-    assert run(*arguments, "--image-range=-1024,3071.5", "--max-megapixels", 500).code == 0
-    assert passed == {"max_pixels": 500_000_000, "image_range": (-1024, 3071.5)}
+    assert passed == {"max_pixels": None, "value_range": None}
+    assert run(*arguments, "--value-range=-1024,3071.5", "--max-megapixels", 500).code == 0
+    assert passed == {"max_pixels": 500_000_000, "value_range": (-1024, 3071.5)}
 
 
 @pytest.mark.parametrize("text", ["4095", "0,4095,1", "5,5", "9,1", "a,b", "0,inf", "nan,1", ""])
 def test_an_invalid_range_is_reported(run, image, tmp_path, text):
-    code, _, err = run("predict", image, "--output", tmp_path, f"--image-range={text}")
+    code, _, err = run("predict", image, "--output", tmp_path, f"--value-range={text}")
     assert code == 2
     assert "is not LOW,HIGH, two increasing numbers such as 0,4095" in err[-1]
 

@@ -190,9 +190,9 @@ def test_a_result_that_cannot_be_written_ends_the_prediction(predictor, tmp_path
 def test_the_range_and_the_limit_reach_the_images(predictor, tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)).save(path)
-    with pytest.raises(UserError, match="--image-range=0,1023"):
+    with pytest.raises(UserError, match="--value-range=0,1023"):
         files.predict_files(predictor, [path], tmp_path / "out")
     with pytest.raises(UserError, match="more than .* million"):
         files.predict_files(predictor, [path], tmp_path / "out", max_pixels=599)
-    files.predict_files(predictor, [path], tmp_path / "out", image_range=(0, 1023), max_pixels=600)
+    files.predict_files(predictor, [path], tmp_path / "out", value_range=(0, 1023), max_pixels=600)
     assert tree(tmp_path / "out") == ["a_mask.png", "a_overlay.png"]
