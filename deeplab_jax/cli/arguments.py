@@ -108,6 +108,21 @@ def add_value_range(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_max_megapixels(parser: argparse.ArgumentParser) -> None:
+    """Adds `--max-megapixels`."""
+    parser.add_argument(
+        "--max-megapixels",
+        type=count,
+        metavar="N",
+        help="largest image to read, in million pixels (default: 268)",
+    )
+
+
+def max_pixels(args: argparse.Namespace) -> int | None:
+    """The value of `--max-megapixels` in pixels."""
+    return None if args.max_megapixels is None else args.max_megapixels * 10**6
+
+
 def size(text: str) -> tuple[int, int]:
     """Parses `HEIGHTxWIDTH`."""
     sides = text.lower().split("x")
@@ -116,6 +131,15 @@ def size(text: str) -> tuple[int, int]:
             f"{text!r} is not HEIGHTxWIDTH, for example 257x257, with sides of at most {_LARGEST_SIDE}"
         )
     return int(sides[0]), int(sides[1])
+
+
+def channel_ids(text: str) -> tuple[int, int, int]:
+    """Parses the numbers of three channels, separated by commas."""
+    numbers = text.split(",")
+    if len(numbers) != 3 or not all(_is_integer(number, 0, 15) for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not RED,GREEN,BLUE, three channels such as 3,2,1")
+    red, green, blue = map(int, numbers)
+    return red, green, blue
 
 
 def size_or_any(text: str) -> tuple[int, int] | str:

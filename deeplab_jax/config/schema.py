@@ -45,6 +45,12 @@ _DATA = {
         "scale brightness, contrast and saturation by random factors between 1 - this and 1 + this",
         range=ranges.BELOW_ONE,
     ),
+    "display_channels": Field(
+        (),
+        "channels to draw as red, green and blue in galleries and overlays, counted from 0 (default: the first three, or "
+        "the first as gray)",
+        range=ranges.COUNT_OR_ZERO,
+    ),
     "paste_classes": Field(
         (), "paste the pixels of these classes from one example onto another", range=ranges.COUNT_OR_ZERO
     ),

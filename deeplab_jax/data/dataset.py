@@ -8,8 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from deeplab_jax.data import images, masks
+from deeplab_jax.data import channels, images, masks
 from deeplab_jax.data.label_map import LabelMap
+from deeplab_jax.data.pixel_format import PixelFormat
 from deeplab_jax.data.pixel_values import ValueRange
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
@@ -23,6 +24,7 @@ class Source(Protocol):
       name: the data set's name.
       split: the split's name.
       label_set: class names and palette.
+      pixels: the format of the images, a `PixelFormat`. Sources without this attribute have 8-bit RGB.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """An example: `image` (RGB uint8 of shape (H, W, 3)), `label` (uint8 of shape (H, W)) and `id` (text).
+
+        The image has other channels and another dtype if `pixels` says so.
 
         `image` and `label` can also be encoded bytes, see `images.encode_image` and `images.encode_mask`.
         """
@@ -54,6 +58,8 @@ class RawExample:
       image: path of the image file.
       read_label: returns the label, integers of shape (height, width) with 255 as the ignore label.
       value_range: see `deeplab_jax.data.read_image`.
+      pixels: the format of the image, if it keeps its channels and its bit depth; None makes it 8-bit RGB.
+      max_pixels: see `deeplab_jax.data.read_image`.
       label_files: the files that `read_label` reads. If one of them changes, what an interrupted preparation has stored
         of the example is not used again.
     """
@@ -62,15 +68,19 @@ class RawExample:
     image: pathlib.Path
     read_label: Callable[[], np.ndarray]
     value_range: ValueRange | None = None
+    pixels: PixelFormat | None = None
+    max_pixels: int | None = None
     label_files: tuple[pathlib.Path, ...] = ()
 
-    def read(self, label_set: LabelSet) -> tuple[bytes, np.ndarray]:
-        """The encoded image and its checked uint8 label of shape (height, width).
+    def read(self, label_set: LabelSet) -> tuple[bytes | np.ndarray, np.ndarray]:
+        """The image and its checked uint8 label of shape (height, width).
+
+        The image is encoded, or an array (height, width, channels) if `pixels` is set.
 
         Raises:
           UserError: a file is missing or damaged, the sizes differ, or the label contains an unknown id.
         """
-        image, size = images.encode_image(self.image, value_range=self.value_range)
+        image, size = self._read_image()
         label = self.read_label()
         masks.check_label(label, label_set, f"of {self.image.name}")
         if label.shape != size:
@@ -80,6 +90,17 @@ class RawExample:
                 f"but its mask is {label.shape[0]}x{label.shape[1]}; they must have the same size{turned}"
             )
         return image, label.astype(np.uint8)
+
+    def _read_image(self) -> tuple[bytes | np.ndarray, tuple[int, int]]:
+        if self.pixels is None:
+            return images.encode_image(self.image, value_range=self.value_range, max_pixels=self.max_pixels)
+        image = channels.read_channels(self.image, self.pixels.channels, max_pixels=self.max_pixels)
+        if image.dtype != self.pixels.dtype:
+            raise UserError(
+                f"image {self.image} has {channels.describe(image)}, but earlier images have {self.pixels.dtype}; "
+                "convert them so that all are the same"
+            )
+        return image, image.shape[:2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,15 +122,47 @@ class RawDataset:
     label_map: LabelMap | None = None
     rules: str = ""
 
-    def with_value_range(self, value_range: ValueRange | None) -> "RawDataset":
-        """The same data set with `value_range` in all examples; None changes nothing."""
-        if value_range is None:
-            return self
+    def with_images(
+        self, *, value_range: ValueRange | None = None, channels: int | None = None, max_pixels: int | None = None
+    ) -> "RawDataset":
+        """The same data set with other rules for its images.
+
+        Args:
+          value_range: see `deeplab_jax.data.read_image`; with `channels`, see `PixelFormat`.
+          channels: number of channels, which keep their bit depth: that of the first image. None makes 8-bit RGB.
+          max_pixels: see `deeplab_jax.data.read_image`.
+
+        Raises:
+          UserError: the number of channels is not possible, or the first image cannot be read.
+        """
+        pixels = None if channels is None else self._find_pixels(channels, max_pixels)
+        changes = {"value_range": value_range, "pixels": pixels, "max_pixels": max_pixels}
         splits = {
-            split: [dataclasses.replace(example, value_range=value_range) for example in examples]
+            split: [dataclasses.replace(example, **changes) for example in examples]
             for split, examples in self.splits.items()
         }
         return dataclasses.replace(self, splits=splits)
+
+    @property
+    def pixels(self) -> PixelFormat | None:
+        """The format of the images, without the range that is found in them; None for 8-bit RGB."""
+        first = self._first()
+        return None if first is None else first.pixels
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """The values that become black and white, if they are given."""
+        first = self._first()
+        return None if first is None else first.value_range
+
+    def _first(self) -> RawExample | None:
+        return next((example for examples in self.splits.values() for example in examples), None)
+
+    def _find_pixels(self, count: int, max_pixels: int | None) -> PixelFormat:
+        first = self._first()
+        if first is None:
+            return PixelFormat(count)
+        return PixelFormat(count, channels.read_channels(first.image, count, max_pixels=max_pixels).dtype.name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,8 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _PILLOW_LIMIT = threading.Lock()  # held while `Image.MAX_IMAGE_PIXELS` is changed
 
-_ORIENTATION_TAG = 0x0112
+#: The EXIF tag of the orientation.
+ORIENTATION_TAG = 0x0112
 #: What turns an image of each EXIF orientation upright.
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,7 +75,7 @@ def read_image(
       UserError: the file is missing, truncated, not an image, too large, has several pages, or values that are not in
         the range.
     """
-    image, colors = _load(path, max_pixels)
+    image, colors = load(path, max_pixels)
     return pixel_values.upright_rgb(image, path, colors=colors, value_range=value_range)
 
 
@@ -102,12 +103,15 @@ def as_image(image: ImageLike, name: str) -> UInt8[np.ndarray, "height width 3"]
     return image
 
 
-def encode_image(path: pathlib.Path, *, value_range: ValueRange | None = None) -> tuple[bytes, tuple[int, int]]:
+def encode_image(
+    path: pathlib.Path, *, value_range: ValueRange | None = None, max_pixels: int | None = None
+) -> tuple[bytes, tuple[int, int]]:
     """Reads an image file for storage.
 
     Args:
       path: the file.
       value_range: see `read_image`.
+      max_pixels: see `read_image`.
 
     Returns:
       The encoded image, and its (height, width). Upright RGB JPEGs and PNGs keep their bytes; every other image becomes
@@ -116,9 +120,9 @@ def encode_image(path: pathlib.Path, *, value_range: ValueRange | None = None) -
     Raises:
       UserError: see `read_image`.
     """
-    image, colors = _load(path)
+    image, colors = load(path, max_pixels)
     plain = image.format in _STORED_FORMATS and image.mode == "RGB" and "transparency" not in image.info
-    if plain and colors is None and image.getexif().get(_ORIENTATION_TAG, 1) == 1:
+    if plain and colors is None and image.getexif().get(ORIENTATION_TAG, 1) == 1:
         return path.read_bytes(), (image.height, image.width)
     pixels = pixel_values.upright_rgb(image, path, colors=colors, value_range=value_range)
     return _encode_png(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), ()), pixels.shape[:2]
@@ -208,7 +212,7 @@ def open_image(file: pathlib.Path | bytes, max_pixels: int | None = None, *, nam
     Raises:
       UserError: the file is missing, truncated, not an image, or too large.
     """
-    return _load(file, max_pixels, name)[0]
+    return load(file, max_pixels, name)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +251,7 @@ def read_header(file: pathlib.Path | bytes, name: object) -> ImageHeader:
       UserError: see `open_image`.
     """
     with _name_image(name), _open_header(_readable(file), name, IMAGE_FORMATS) as image:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        orientation = image.getexif().get(ORIENTATION_TAG, 1)
         return ImageHeader(
             image.format, (image.height, image.width), orientation if orientation in _TRANSPOSITIONS else 1
         )
@@ -257,10 +261,10 @@ def _readable(file: pathlib.Path | bytes) -> pathlib.Path | io.BytesIO:
     return io.BytesIO(file) if isinstance(file, bytes) else file
 
 
-def _load(
+def load(
     file: pathlib.Path | bytes, max_pixels: int | None = None, name: object = None
 ) -> tuple[Image.Image, np.ndarray | None]:
-    """Opens an image and loads its pixels. Also returns the result of `pixel_values.read_16_bit_colors`."""
+    """Opens an image as `open_image` does. Also returns the result of `pixel_values.read_16_bit_colors`."""
     name = file if name is None else name
     with _name_image(name), _open_header(_readable(file), name, IMAGE_FORMATS, max_pixels) as image:
         if _has_further_pages(image):

@@ -115,7 +115,7 @@ def _with_8_bits(image, name, colors, value_range) -> Image.Image:
     if colors is not None:
         scaled = _scale(colors[..., :3], name, (0, 2**16 - 1), value_range)
         if colors.shape[2] == 4:
-            scaled = np.dstack([scaled, _linear(colors[..., 3], 0, 2**16 - 1)])
+            scaled = np.dstack([scaled, scale_to_8_bits(colors[..., 3], 0, 2**16 - 1)])
         return Image.fromarray(scaled)
     if image.mode == "F":
         values, implied = np.asarray(image), (0.0, 1.0)
@@ -146,14 +146,14 @@ def _scale(values: np.ndarray, name: object, implied: ValueRange | None, given: 
         kind = "float" if values.dtype.kind == "f" else "integer"
         problem = _find_problem(low, high, implied)
         if problem:
-            example = _suggest_range(low, high, values.dtype.kind)
+            example = ",".join(_text(bound) for bound in usual_range(low, high, values.dtype.kind))
             fits = implied is not None and implied[0] <= low and high <= implied[1]
             keep = f" ({implied[0]:g},{implied[1]:g} leaves this one dark)" if fits else ""
             raise UserError(
                 f"image {name} has {kind} values from {_text(low)} to {_text(high)}{problem}; choose which values are "
                 f"black and white in all your images{keep}, for example --value-range={example}"
             )
-    return _linear(values, *(given or implied))
+    return scale_to_8_bits(values, *(given or implied))
 
 
 def _find_problem(low: int | float, high: int | float, implied: ValueRange | None) -> str | None:
@@ -167,21 +167,26 @@ def _find_problem(low: int | float, high: int | float, implied: ValueRange | Non
     return None
 
 
-def _suggest_range(low: int | float, high: int | float, kind: str) -> str:
-    """A usual range that contains the values."""
+def usual_range(low: int | float, high: int | float, kind: str) -> ValueRange:
+    """The smallest usual range that contains the values; from `low` to `high` if none does.
+
+    Args:
+      low: smallest value.
+      high: largest value.
+      kind: NumPy's kind of their dtype; "f" for floats.
+    """
     if low >= 0:
         usual = (0.1, 0.25, 1, 255, 1000, 10_000) if kind == "f" else [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
-        high = next((bound for bound in usual if high <= bound), high)
-        low = 0
-    return f"{_text(low)},{_text(high)}"
+        return 0, next((bound for bound in usual if high <= bound), high)
+    return low, high
 
 
 def _text(value: int | float) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _linear(values: np.ndarray, low: int | float, high: int | float) -> np.ndarray:
-    """Maps `low` to 0 and `high` to 255; values outside are clipped."""
+def scale_to_8_bits(values: np.ndarray, low: int | float, high: int | float) -> np.ndarray:
+    """Maps `low` to 0 and `high` to 255, linearly; values outside are clipped."""
     low, high = float(low), float(high)  # bounds that are integers must fit the dtype
     scaled = np.empty(values.shape, np.uint8)
     rows = max(1, _STRIP * len(values) // values.size)

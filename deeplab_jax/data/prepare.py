@@ -39,6 +39,8 @@ def prepare(
     data_dir: pathlib.Path | None = None,
     val_fraction: float | None = None,
     value_range: ValueRange | None = None,
+    channels: int | None = None,
+    max_pixels: int | None = None,
     reduce_zero_label: bool | None = None,
     ignore_ids: Sequence[int] | None = None,
     workers: int = 1,
@@ -54,7 +56,10 @@ def prepare(
       sbd_source: folder or archive of SBD, to add the split `trainaug` to `voc2012_segmentation`.
       data_dir: where to write; default: `default_data_dir`.
       val_fraction: fraction of the images of `folder` that go to `val` if the folder has no lists.
-      value_range: see `deeplab_jax.data.read_image`.
+      value_range: see `deeplab_jax.data.read_image`; with `channels`, the values that a network sees as 0 and 255
+        (default: the smallest usual range that contains the values of all images).
+      channels: number of channels of images that keep them and their bit depth (default: make 8-bit RGB).
+      max_pixels: see `deeplab_jax.data.read_image`.
       reduce_zero_label: id 0 in the masks of `folder` is unlabeled, and the first class is id 1.
       ignore_ids: ids in the masks of `folder` that are unlabeled.
       workers: number of processes that read files. The result does not depend on it. In a script, more than 1 need the
@@ -90,7 +95,8 @@ def prepare(
             raw = _read_raw(dataset, roots[0], options)
             for note in (*raw.notes, *_describe_leaks(name, raw)):
                 logger.warning("%s", note)
-            write_dataset(name, raw.with_value_range(value_range), data_dir)
+            raw = raw.with_images(value_range=value_range, channels=channels, max_pixels=max_pixels)
+            write_dataset(name, raw, data_dir)
     counts = ", ".join(f"{split} {len(examples)}" for split, examples in raw.splits.items())
     logger.info("Prepared %s in %s: %s", name, target, counts)
     return target

@@ -90,7 +90,7 @@ def predict_paths(
     for path, (mask_path, overlay_path) in progress.track(paths.items(), "predict"):
         create_folder(mask_path.parent, "--output")
         try:
-            image = data.read_image(path, max_pixels=max_pixels, value_range=value_range)
+            image = predictor.read(path, max_pixels=max_pixels, value_range=value_range)
             label_map = predictor(image).label_map
         except UserError as error:
             report.failed[path] = str(error)
@@ -98,7 +98,7 @@ def predict_paths(
                 logger.warning("%s", error)
             continue
         visualization.save_palette_png(mask_path, label_map, predictor.label_set)
-        tinted = visualization.overlay(image, label_map, predictor.label_set)
+        tinted = visualization.overlay(predictor.draw(image), label_map, predictor.label_set)
         visualization.save_image(overlay_path, visualization.add_legend(tinted, label_map, predictor.label_set))
         report.written.extend((mask_path, overlay_path))
     return report

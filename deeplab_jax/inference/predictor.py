@@ -52,6 +52,7 @@ class Predictor:
 
     Attributes:
       label_set: names and colors of the network's classes.
+      pixels: the format of the images that the network takes.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class Predictor:
                     f"{model.output_stride}"
                 )
         self.label_set = label_set
+        self.pixels = data.pixels_of_model(model)
+        self._display_channels = tuple(config.data.display_channels)
         self._model, self._variables = model, variables
         self._ids = _class_ids(classes, label_set)
         protocol = data.protocol_for(config)
@@ -155,7 +158,8 @@ class Predictor:
 
         Args:
           images: an image, or an iterable of images of any sizes. An image is a path, a PIL image (both are rotated as
-            their EXIF orientation says), or a (height, width, 3) uint8 RGB array. A 4-D array is a batch of images.
+            their EXIF orientation says), or a (height, width, 3) uint8 RGB array. A 4-D array is a batch of images. A
+            network with other channels or values takes paths, and arrays of these.
           confidence: also return the probability of the predicted class.
           probabilities: also return the probabilities of all classes.
 
@@ -167,17 +171,59 @@ class Predictor:
         """
         wanted = (confidence, probabilities)
         if isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) != 4:
-            return self._dispatch(data.as_image(images, "the image"), *wanted)()
+            return self._dispatch(self._as_image(images, "the image"), *wanted)()
         predictions: list[Prediction] = []
         finish_previous = None
         for position, image in enumerate(images):
-            finish = self._dispatch(data.as_image(image, f"image {position}"), *wanted)
+            finish = self._dispatch(self._as_image(image, f"image {position}"), *wanted)
             if finish_previous is not None:
                 predictions.append(finish_previous())
             finish_previous = finish
         if finish_previous is not None:
             predictions.append(finish_previous())
         return predictions
+
+    def read(
+        self, path: pathlib.Path, *, max_pixels: int | None = None, value_range: data.ValueRange | None = None
+    ) -> np.ndarray:
+        """Reads an image file as the network takes it.
+
+        Args:
+          path: the file.
+          max_pixels: see `deeplab_jax.data.read_image`.
+          value_range: see `deeplab_jax.data.read_image`; only for networks that take 8-bit RGB.
+
+        Raises:
+          UserError: it is not an image, or not one that the network takes.
+        """
+        if self.pixels.is_rgb:
+            return data.read_image(path, max_pixels=max_pixels, value_range=value_range)
+        if value_range is not None:
+            low, high = self.pixels.value_range
+            raise UserError(
+                f"a range of values is set, but the network takes values from {low:g} to {high:g} as they are; remove it"
+            )
+        image = data.read_channels(path, self.pixels.channels, max_pixels=max_pixels)
+        data.check_image(image, f"image {path}", self.pixels)
+        return image
+
+    def draw(self, image: np.ndarray) -> UInt8[np.ndarray, "_ _ 3"]:
+        """Draws an image that the network takes as 8-bit RGB, see `data.display_channels`."""
+        return data.to_rgb(image, self.pixels.value_range, self._display_channels)
+
+    def _as_image(self, image: data.ImageLike, name: str) -> np.ndarray:
+        if self.pixels.is_rgb:
+            return data.as_image(image, name)
+        if isinstance(image, (str, os.PathLike)):
+            return self.read(pathlib.Path(image))
+        if not isinstance(image, np.ndarray):
+            raise UserError(
+                f"{name} is a {type(image).__name__}; the network takes {self.pixels.channels} channels: pass a path or "
+                "an array"
+            )
+        image = data.as_stored(image, name)
+        data.check_image(image, name, self.pixels)
+        return image
 
     def start_video(
         self, *, smoothing: int | float = 1.0
@@ -190,8 +236,11 @@ class Predictor:
             cuts are not detected: an earlier scene fades as `(1 - smoothing) ** frames`.
 
         Raises:
-          UserError: `smoothing` is out of range, or below 1 in combination with windows.
+          UserError: `smoothing` is out of range, or below 1 in combination with windows; or the network does not take
+            8-bit RGB.
         """
+        if not self.pixels.is_rgb:
+            raise UserError(f"videos have 8-bit RGB, but the network takes {self.pixels.channels} channels of its own")
         if not 0 < smoothing <= 1:
             raise UserError(f"smoothing {smoothing} must be above 0 and at most 1")
         if smoothing == 1:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 
 from deeplab_jax.data import pad_to
 
@@ -51,9 +51,9 @@ def blending_weights(starts: Sequence[int], window: int) -> Float[np.ndarray, "w
 
 
 def blended_strips(
-    image: UInt8[np.ndarray, "height width 3"],
+    image: Shaped[np.ndarray, "height width channels"],
     window: Sequence[int],
-    predict: Callable[[UInt8[np.ndarray, "window_height window_width 3"]], Float[np.ndarray, "_ classes _"]],
+    predict: Callable[[Shaped[np.ndarray, "window_height window_width channels"]], Float[np.ndarray, "_ classes _"]],
     *,
     output_stride: int,
     pad_color: Sequence[int],
@@ -63,11 +63,11 @@ def blended_strips(
     Keeps window height * image width * classes numbers in memory, plus those of one window.
 
     Args:
-      image: RGB; padded to a whole number of strides and at least to the window.
+      image: the image; padded to a whole number of strides and at least to the window.
       window: (height, width) from `window_size`.
       predict: returns the class probabilities (window height, classes, window width) of a window.
       output_stride: output stride of the network.
-      pad_color: RGB color of the padding.
+      pad_color: color of the padding, a value per channel.
 
     Yields:
       The probabilities of the next rows. Every row appears once. The array is reused by the next iteration.

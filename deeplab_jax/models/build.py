@@ -80,6 +80,9 @@ def build_model(
                 f"model.{name} has {len(fields[name])} values, but model.in_channels is {fields['in_channels']}; "
                 "set one value per channel"
             )
+    value_range = fields["value_range"]
+    if len(value_range) != 2 or not value_range[0] < value_range[1]:
+        raise UserError(f"model.value_range={value_range} must be two increasing numbers")
     return head(num_classes=num_classes, dtype=jnp.dtype(compute_dtype), **_fields_of_head(fields, head))
 
 
