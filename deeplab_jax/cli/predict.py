@@ -89,7 +89,9 @@ def run(args: argparse.Namespace) -> None:
     create_folder(args.output, "--output")
     failed = {}
     if paths:
-        report = files.predict_paths(predictor, paths, max_pixels=arguments.max_pixels(args), value_range=args.value_range)
+        report = files.predict_paths(
+            predictor, paths, max_pixels=arguments.max_pixels(args), value_range=args.value_range
+        )
         failed |= report.failed
         if report.written:
             logger.info("Wrote %d masks and overlays to %s", len(report.written) // 2, args.output)

@@ -143,5 +143,3 @@ def describe(values: np.ndarray) -> str:
     """The channels and the dtype of an array, for messages."""
     plural = "" if values.shape[2] == 1 else "s"
     return f"{values.shape[2]} channel{plural} of {values.dtype}"
-
-

@@ -190,9 +190,7 @@ def check_image(image: np.ndarray, name: object, pixels: PixelFormat) -> None:
       UserError: they are not.
     """
     if image.ndim != 3 or image.shape[2] != pixels.channels or not image.size:
-        raise UserError(
-            f"{name} has the shape {image.shape}, but the network takes (height, width, {pixels.channels})"
-        )
+        raise UserError(f"{name} has the shape {image.shape}, but the network takes (height, width, {pixels.channels})")
     low, high = pixels.value_range
     largest = float(image.max())
     of_8_bits = image.dtype == np.uint8 and _FOREIGN * 255 < high

@@ -28,9 +28,7 @@ def complete(
         value_range = find_range(pixels, ChannelStatistics.merge(statistics.values()))
     training = [found for split, found in statistics.items() if is_training(split)]
     merged = ChannelStatistics.merge(training or statistics.values())
-    return dataclasses.replace(
-        pixels, value_range=tuple(map(float, value_range)), mean=merged.mean, std=merged.std
-    )
+    return dataclasses.replace(pixels, value_range=tuple(map(float, value_range)), mean=merged.mean, std=merged.std)
 
 
 def find_range(pixels: PixelFormat, statistics: ChannelStatistics) -> ValueRange:

@@ -203,7 +203,9 @@ def _read_page(page: Any, file: Any, values: np.ndarray, rows: Any, columns: Any
                 if decoded.shape[2] != samples or last < min(rows[1], top + segment[0], height):
                     raise ValueError("a tile is cut short")
                 values[
-                    first - rows[0] : last - rows[0], start - columns[0] : stop - columns[0], channel : channel + samples
+                    first - rows[0] : last - rows[0],
+                    start - columns[0] : stop - columns[0],
+                    channel : channel + samples,
                 ] = decoded[first - top : last - top, start - left : stop - left]
         channel += samples
     return channel

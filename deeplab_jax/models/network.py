@@ -65,7 +65,7 @@ class SegmentationNetwork(nn.Module, kw_only=True):
     zero_unreached_taps: bool
     padding: str
     align_corners: bool
-    value_range: Sequence[float]
+    value_range: Sequence[int | float]
     input_mean: Sequence[float]
     input_std: Sequence[float]
     dtype: DTypeLike = jnp.float32

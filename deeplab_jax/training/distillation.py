@@ -43,6 +43,11 @@ class Teacher:
             raise UserError(
                 f"loss.teacher={name} was trained on different classes than data set {config.data.name} ({differences})"
             )
+        if network.model.in_channels != config.model.in_channels:
+            raise UserError(
+                f"loss.teacher={name} takes images of {network.model.in_channels} channels, but those of data set "
+                f"{config.data.name} have {config.model.in_channels}"
+            )
         config = config.copy_and_resolve_references()
         config.model = network.model
         model = build_for_mesh(config, label_set.num_classes, mesh)

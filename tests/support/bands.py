@@ -19,7 +19,9 @@ def scene(seed: int, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:size, :size]
     label = np.zeros((size, size), np.uint8)
-    label[(rows + columns * rng.uniform(-0.4, 0.4)) > size * rng.uniform(0.4, 0.6)] = 1  # a field with a straight border
+    label[(rows + columns * rng.uniform(-0.4, 0.4)) > size * rng.uniform(0.4, 0.6)] = (
+        1  # a field with a straight border
+    )
     row, column = rng.uniform(0.2, 0.8, 2) * size
     label[(rows - row) ** 2 / 1.7 + (columns - column) ** 2 < (size * rng.uniform(0.15, 0.25)) ** 2] = 2  # a lake
     for _ in range(4):
