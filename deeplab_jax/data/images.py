@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from deeplab_jax.data import pixel_values
+from deeplab_jax.data import pixel_values, tiff
 from deeplab_jax.data.image_files import IMAGE_FORMATS
 from deeplab_jax.data.pixel_values import ValueRange
 from deeplab_jax.errors import UserError
@@ -286,6 +286,11 @@ def _name_image(path: object) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"image {path} does not exist") from None
     except UnidentifiedImageError:
+        if bands := _count_bands(path):
+            raise UserError(
+                f"image {path} has {bands} bands, which 8-bit RGB cannot hold; to train on them, prepare the data with "
+                f"--channels={bands}"
+            ) from None
         raise UserError(
             f"image {path} cannot be read: it is damaged, not an image, or not a usual "
             f"{', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}; convert it to JPEG or PNG"
@@ -294,6 +299,17 @@ def _name_image(path: object) -> Iterator[None]:
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"image {path} cannot be read: {error.strerror}") from None
         raise UserError(f"image {path} cannot be read: {error}; it is truncated or not an image") from None
+
+
+def _count_bands(path: object) -> int | None:
+    """The number of bands of a TIFF that Pillow does not know; None if it is another file, or damaged."""
+    if not isinstance(path, pathlib.Path) or not tiff.is_tiff(path):
+        return None
+    try:
+        with tiff.open_tiff(path) as opened:
+            return opened.shape[2]
+    except UserError:
+        return None
 
 
 @contextlib.contextmanager

@@ -204,6 +204,6 @@ def _draw_on_white(image: Image.Image, name: pathlib.Path | str, *, is_tiff: boo
     if is_tiff and sum(opacity.histogram()[1:255]):
         raise UserError(
             f"image {name} has a fourth band with values from {low} to {high}, for example infrared or transparency; "
-            "save its three color bands alone"
+            "save its three color bands alone, or keep all bands in a data set of --channels=4"
         )
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
