@@ -11,10 +11,11 @@ import deeplab_jax
 from deeplab_jax import data, visualization
 from deeplab_jax.data.check import check, report_tables
 from deeplab_jax.data.prepare import prepare
+from deeplab_jax.data.tiff import Tiff
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluator import evaluate_network
 from deeplab_jax.export.program import ExportOptions, make_program, metadata
-from deeplab_jax.inference import files
+from deeplab_jax.inference import display, files
 from deeplab_jax.models import build_model
 from deeplab_jax.pretrained import load
 from deeplab_jax.training import loop
@@ -159,6 +160,38 @@ def test_masks_overlays_and_galleries_show_the_chosen_bands(run, folder, tmp_pat
     assert (run / "gallery.png").is_file()
 
 
+def test_large_tiled_tiffs_are_predicted_by_windows_without_being_read_at_once(run, tmp_path, monkeypatch):
+    image, _ = bands.scene(5, 100)
+    tifffile.imwrite(tmp_path / "a.tif", image, photometric="minisblack", planarconfig="contig", tile=(16, 16))
+    predictor = deeplab_jax.Predictor.from_pretrained(run, window=(32, 32))
+    expected = predictor(image).label_map
+    monkeypatch.setattr("deeplab_jax.data.channels.LAZY_PIXELS", 5000)
+    opened = predictor.read(tmp_path / "a.tif")
+    assert isinstance(opened, data.LazyTiff)
+    largest = 0
+    read = Tiff.read
+
+    def measure(*arguments):
+        nonlocal largest
+        values = read(*arguments)
+        largest = max(largest, values.shape[0] * values.shape[1])
+        return values
+
+    monkeypatch.setattr(Tiff, "read", measure)
+    np.testing.assert_array_equal(predictor(opened).label_map, expected)
+    assert largest <= 32 * 32
+    monkeypatch.setattr("deeplab_jax.inference.display._LONGEST", 50)
+    files.predict_files(predictor, [tmp_path / "a.tif"], tmp_path / "out")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "a_mask.png")), expected)
+    drawing, labels = display.reduce_for_display(opened, expected, predictor.draw)
+    assert drawing.shape == (50, 50, 3)
+    assert labels.shape == (50, 50)
+    blocks = predictor.draw(image).reshape(50, 2, 50, 2, 3).astype(float).mean(axis=(1, 3))
+    np.testing.assert_allclose(drawing, blocks, atol=1)
+    with pytest.raises(UserError, match="100 x 100 pixels, more than 0.009 million"):
+        predictor.read(tmp_path / "a.tif", max_pixels=9000)
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
@@ -217,3 +250,45 @@ def test_exports_carry_channels_and_values(run):
     np.testing.assert_allclose(found, expected, atol=1e-4)  # float32 in another order
     with pytest.raises(UserError, match="values from 0 to 4095, which uint8 does not hold; export float32"):
         make_program(network, ExportOptions(uint8=True))
+
+
+# Large images
+
+
+@pytest.mark.parametrize("channels", [5, None])
+def test_large_images_become_tiles_that_cover_every_pixel_once(tmp_path, channels, monkeypatch):
+    root = bands.write_folder(tmp_path / "fields", 2, size=100, tile=(16, 16))
+    if channels is None:
+        for path in (root / "images").iterdir():
+            values = tifffile.imread(path)
+            Image.fromarray((values[..., :3] >> 4).astype(np.uint8)).save(path.with_suffix(".png"))
+            path.unlink()
+    largest, read = [], Tiff.read
+
+    def measure(*arguments):
+        values = read(*arguments)
+        largest.append(values.shape[0] * values.shape[1])
+        return values
+
+    options = {"channels": channels, "tile_size": (48, 64)}
+    report = check("folder", source=root, **options)
+    assert report.ok
+    monkeypatch.setattr(Tiff, "read", measure)
+    prepare("folder", source=root, data_dir=tmp_path / "data", **options)
+    assert sorted(largest[1:], reverse=True)[:1] == ([34 * 50] if channels else [])  # after the first, for the dtype
+    for split in ("train", "val"):
+        source = data.open_source("folder", split, data_dir=tmp_path / "data")
+        examples = [data.decode_example(source[i]) for i in range(len(source))]
+        (name,) = {example["id"].rsplit("_", 2)[0] for example in examples}
+        image, label = bands.scene(int(name[-1]), 100)
+        image = image if channels else (image[..., :3] >> 4).astype(np.uint8)
+        seen = np.zeros(label.shape, int)
+        for example in examples:
+            top, left = map(int, example["id"].split("_")[-2:])
+            part = np.s_[top : top + example["label"].shape[0], left : left + example["label"].shape[1]]
+            np.testing.assert_array_equal(example["image"], image[part])
+            np.testing.assert_array_equal(example["label"], label[part])
+            seen[part] += 1
+        assert (seen == 1).all()
+        assert len(examples) == 6
+        assert report.splits[split].num_examples == 6

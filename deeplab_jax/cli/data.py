@@ -67,6 +67,12 @@ def _add_raw(parser: argparse.ArgumentParser) -> None:
     )
     arguments.add_value_range(parser)
     arguments.add_max_megapixels(parser)
+    parser.add_argument(
+        "--tile-size",
+        type=arguments.size,
+        metavar="HxW",
+        help="cut larger images into tiles of at most this size; tiled TIFFs are read tile by tile",
+    )
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -82,6 +88,7 @@ def prepare(args: argparse.Namespace) -> None:
         value_range=args.value_range,
         channels=args.channels,
         max_pixels=arguments.max_pixels(args),
+        tile_size=args.tile_size,
         reduce_zero_label=args.reduce_zero_label,
         ignore_ids=args.ignore_ids,
         workers=args.workers,
@@ -106,7 +113,7 @@ def check(args: argparse.Namespace) -> None:
     from deeplab_jax.cli import output
     from deeplab_jax.data.check import check, report_tables
 
-    applicable = ("value_range", "channels", "max_megapixels", "reduce_zero_label", "ignore_ids")
+    applicable = ("value_range", "channels", "max_megapixels", "tile_size", "reduce_zero_label", "ignore_ids")
     options = {key: getattr(args, key) for key in applicable}
     for key, value in options.items():
         if value is not None and args.source is None:

@@ -47,8 +47,8 @@ _DATA = {
     ),
     "display_channels": Field(
         (),
-        "channels to draw as red, green and blue in galleries and overlays, counted from 0 (default: the first three, or "
-        "the first as gray)",
+        "channels to draw as red, green and blue in galleries and overlays, counted from 0 (default: the first three, "
+        "or the first as gray)",
         range=ranges.COUNT_OR_ZERO,
     ),
     "paste_classes": Field(

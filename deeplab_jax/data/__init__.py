@@ -1,6 +1,6 @@
 """Data sets: preparing them, checking them, and streaming them to the network."""
 
-from deeplab_jax.data.channels import as_stored, open_windows, read_channels
+from deeplab_jax.data.channels import LazyTiff, as_stored, open_lazily, open_windows, read_channels
 from deeplab_jax.data.dataset import Dataset, Download, RawDataset, RawExample, Source
 from deeplab_jax.data.eval_pipeline import eval_batches
 from deeplab_jax.data.fingerprint import describe_change, fingerprint
@@ -39,6 +39,7 @@ __all__ = [
     "EvalProtocol",
     "ImageLike",
     "LabelMap",
+    "LazyTiff",
     "PixelFormat",
     "RawDataset",
     "RawExample",
@@ -61,6 +62,7 @@ __all__ = [
     "fit_model",
     "get_dataset",
     "list_images",
+    "open_lazily",
     "open_source",
     "open_split",
     "open_windows",

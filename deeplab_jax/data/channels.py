@@ -1,5 +1,6 @@
 """Reading images with the channels and the bit depth of their files, for data sets that keep both."""
 
+import importlib.util
 import pathlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,23 +11,34 @@ from PIL import Image
 
 from deeplab_jax.data import images, tiff
 from deeplab_jax.data.pixel_format import DTYPES
+from deeplab_jax.data.tiles import Tile
 from deeplab_jax.errors import UserError
+
+#: Larger TIFFs are read by windows where that is possible, in pixels.
+LAZY_PIXELS = 2**24
 
 _BYTES = 4  # per pixel of an ordinary image; more of them count as more pixels
 _MODES = {"1": "L", "P": "RGB", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "La": "LA", "RGBa": "RGBA"}
 
 
-def read_channels(path: pathlib.Path, channels: int | None = None, *, max_pixels: int | None = None) -> np.ndarray:
+def read_channels(
+    path: pathlib.Path,
+    channels: int | None = None,
+    *,
+    max_pixels: int | None = None,
+    window: Tile | None = None,
+) -> np.ndarray:
     """Reads an image file upright, with the channels and the bit depth that it has.
 
-    Gray images have one channel, color images three, or four with transparency. Palettes and CMYK become RGB. A TIFF has
-    as many channels as bands, on one page or on several of the same size.
+    Gray images have one channel, color images three, or four with transparency. Palettes and CMYK become RGB. A TIFF
+    has as many channels as bands, on one page or on several of the same size.
 
     Args:
       path: the file.
       channels: the number of channels that it must have; default: any.
       max_pixels: largest height times width to accept (default: `images.MAX_PIXELS`). More than four bytes per pixel
         count as more pixels.
+      window: the part to read; default: all.
 
     Returns:
       An array (height, width, channels) of uint8, uint16 or float32. Other integers and floats become float32.
@@ -40,7 +52,28 @@ def read_channels(path: pathlib.Path, channels: int | None = None, *, max_pixels
             raise UserError(
                 f"image {path} has {image.shape[2]} channels; {channels} are expected, the same in all images"
             )
-        return image.read()
+        return image.read() if window is None else image.read(*window)
+
+
+def read_size(path: pathlib.Path, *, max_pixels: int | None = None) -> tuple[int, int]:
+    """(height, width) of the image that `read_channels` returns. Its pixels are not decoded.
+
+    Raises:
+      UserError: see `read_channels`.
+    """
+    if _is_tiff(path):
+        with open_windows(path, max_pixels=max_pixels) as image:
+            return image.shape[:2]
+    return images.read_header(path, path).size
+
+
+def _is_tiff(path: pathlib.Path) -> bool:
+    try:
+        return tiff.is_tiff(path)
+    except FileNotFoundError:
+        raise UserError(f"image {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read: {error.strerror}") from None
 
 
 class Windows(Protocol):
@@ -63,13 +96,7 @@ def open_windows(path: pathlib.Path, *, max_pixels: int | None = None) -> Iterat
     Raises:
       UserError: see `read_channels`.
     """
-    try:
-        is_tiff = tiff.is_tiff(path)
-    except FileNotFoundError:
-        raise UserError(f"image {path} does not exist") from None
-    except OSError as error:
-        raise UserError(f"image {path} cannot be read: {error.strerror}") from None
-    if not is_tiff:
+    if not _is_tiff(path):
         yield _Decoded(_read_with_pillow(path, max_pixels))
         return
     with tiff.open_tiff(path) as opened:
@@ -143,3 +170,58 @@ def describe(values: np.ndarray) -> str:
     """The channels and the dtype of an array, for messages."""
     plural = "" if values.shape[2] == 1 else "s"
     return f"{values.shape[2]} channel{plural} of {values.dtype}"
+
+
+class LazyTiff:
+    """A large TIFF as an array of which only the parts that are sliced are read.
+
+    Attributes:
+      path: the file.
+      shape: (height, width, channels).
+      dtype: dtype of the slices.
+    """
+
+    ndim = 3
+
+    def __init__(self, path: pathlib.Path, *, max_pixels: int | None = None):
+        """Reads the header.
+
+        Args:
+          path: the file.
+          max_pixels: see `open_windows`; bytes per pixel do not count, since the image is never in memory.
+
+        Raises:
+          UserError: see `open_windows`.
+        """
+        with tiff.open_tiff(path) as opened:
+            height, width, _ = self.shape = opened.shape
+            self.dtype = np.dtype(opened.dtype if opened.dtype.name in DTYPES else np.float32)
+        _check_size(path, height, width, 1, max_pixels)
+        self.path = path
+
+    def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
+        """Reads [first row : last row, first column : last column]."""
+        rows, columns = (slice(*axis.indices(extent)) for axis, extent in zip(part, self.shape, strict=False))
+        with tiff.open_tiff(self.path) as opened:
+            values = opened.read(rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start)
+        return as_stored(values, f"image {self.path}")
+
+
+def open_lazily(path: pathlib.Path, *, max_pixels: int | None = None) -> LazyTiff | None:
+    """Opens a TIFF that is too large to be read at once, to slice it.
+
+    Returns:
+      None for smaller images, and for files that cannot be read in parts.
+
+    Raises:
+      UserError: the image is larger than `max_pixels`, see `open_windows`.
+    """
+    if not path.is_file() or not tiff.is_tiff(path) or importlib.util.find_spec("tifffile") is None:
+        return None
+    try:
+        with tiff.open_tiff(path) as opened:
+            height, width, _ = opened.shape
+            is_lazy = height * width > LAZY_PIXELS >= opened.segment_pixels
+    except UserError:  # Pillow may read it
+        return None
+    return LazyTiff(path, max_pixels=max_pixels) if is_lazy else None

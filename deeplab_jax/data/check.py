@@ -63,8 +63,8 @@ class SplitReport:
 class Report:
     """The result of `check`: a report per split, one line per pair of splits that share images, and notes.
 
-    A note is not a problem. It says how files are read, for example which are left out. `pixels` is the format of images
-    that keep their channels, with the range that was found in them; None for 8-bit RGB.
+    A note is not a problem. It says how files are read, for example which are left out. `pixels` is the format of
+    images that keep their channels, with the range that was found in them; None for 8-bit RGB.
     """
 
     name: str
@@ -88,6 +88,7 @@ def check(
     value_range: ValueRange | None = None,
     channels: int | None = None,
     max_pixels: int | None = None,
+    tile_size: Sequence[int] | None = None,
     reduce_zero_label: bool | None = None,
     ignore_ids: Sequence[int] | None = None,
     workers: int = 1,
@@ -101,6 +102,7 @@ def check(
       value_range: see `prepare`; for `source`.
       channels: see `prepare`; for `source`.
       max_pixels: see `prepare`; for `source`.
+      tile_size: see `prepare`; for `source`.
       reduce_zero_label: see `prepare`; for `source`.
       ignore_ids: see `prepare`; for `source`.
       workers: see `prepare`; for `source`.
@@ -117,7 +119,9 @@ def check(
         options = {"reduce_zero_label": reduce_zero_label, "ignore_ids": ignore_ids}
         with process_pool.use(workers), open_raw(name, source, **options) as (raw, shown):
             label_set, notes = raw.label_set, raw.notes
-            raw = raw.with_images(value_range=value_range, channels=channels, max_pixels=max_pixels)
+            raw = raw.with_images(
+                value_range=value_range, channels=channels, max_pixels=max_pixels, tile_size=tile_size
+            )
             splits, pixels = _check_splits(raw.splits, _read_raw_labels, label_set), raw.pixels
             statistics = {split: found.channels for split, found in splits.items() if found.channels is not None}
             if pixels is not None and statistics:

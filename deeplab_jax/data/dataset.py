@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +12,7 @@ from deeplab_jax.data import channels, images, masks
 from deeplab_jax.data.label_map import LabelMap
 from deeplab_jax.data.pixel_format import PixelFormat
 from deeplab_jax.data.pixel_values import ValueRange
+from deeplab_jax.data.tiles import Tile, cut_examples
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 
@@ -60,6 +61,7 @@ class RawExample:
       value_range: see `deeplab_jax.data.read_image`.
       pixels: the format of the image, if it keeps its channels and its bit depth; None makes it 8-bit RGB.
       max_pixels: see `deeplab_jax.data.read_image`.
+      tile: the part of the image and of its label that is the example; None for all.
       label_files: the files that `read_label` reads. If one of them changes, what an interrupted preparation has stored
         of the example is not used again.
     """
@@ -70,6 +72,7 @@ class RawExample:
     value_range: ValueRange | None = None
     pixels: PixelFormat | None = None
     max_pixels: int | None = None
+    tile: Tile | None = None
     label_files: tuple[pathlib.Path, ...] = ()
 
     def read(self, label_set: LabelSet) -> tuple[bytes | np.ndarray, np.ndarray]:
@@ -81,7 +84,7 @@ class RawExample:
           UserError: a file is missing or damaged, the sizes differ, or the label contains an unknown id.
         """
         image, size = self._read_image()
-        label = self.read_label()
+        label = self._read_label()
         masks.check_label(label, label_set, f"of {self.image.name}")
         if label.shape != size:
             turned = "; the image may have an EXIF rotation that the mask lacks" if label.shape == size[::-1] else ""
@@ -91,16 +94,47 @@ class RawExample:
             )
         return image, label.astype(np.uint8)
 
+    def read_size(self) -> tuple[int, int]:
+        """(height, width) of the whole image, from its header.
+
+        Raises:
+          UserError: the header cannot be read.
+        """
+        if self.pixels is None:
+            return images.read_header(self.image, self.image).size
+        return channels.read_size(self.image, max_pixels=self.max_pixels)
+
+    def _read_label(self) -> np.ndarray:
+        if self.tile is None:
+            return self.read_label()
+        return _last(_labels, (self.image, self.label_files), self.read_label)[self.tile.slices]
+
     def _read_image(self) -> tuple[bytes | np.ndarray, tuple[int, int]]:
         if self.pixels is None:
-            return images.encode_image(self.image, value_range=self.value_range, max_pixels=self.max_pixels)
-        image = channels.read_channels(self.image, self.pixels.channels, max_pixels=self.max_pixels)
+            options = {"value_range": self.value_range, "max_pixels": self.max_pixels}
+            if self.tile is None:
+                return images.encode_image(self.image, **options)
+            image = _last(_images, self.image, lambda: images.read_image(self.image, **options))[self.tile.slices]
+            return images.encode_rgb(image), image.shape[:2]
+        image = channels.read_channels(self.image, self.pixels.channels, max_pixels=self.max_pixels, window=self.tile)
         if image.dtype != self.pixels.dtype:
             raise UserError(
                 f"image {self.image} has {channels.describe(image)}, but earlier images have {self.pixels.dtype}; "
                 "convert them so that all are the same"
             )
         return image, image.shape[:2]
+
+
+# The last image and label that were cut into tiles, since the next tile is mostly of the same.
+_images: dict[Hashable, np.ndarray] = {}
+_labels: dict[Hashable, np.ndarray] = {}
+
+
+def _last(cache: dict[Hashable, np.ndarray], key: Hashable, read: Callable[[], np.ndarray]) -> np.ndarray:
+    if key not in cache:
+        cache.clear()
+        cache[key] = read()
+    return cache[key]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +157,12 @@ class RawDataset:
     rules: str = ""
 
     def with_images(
-        self, *, value_range: ValueRange | None = None, channels: int | None = None, max_pixels: int | None = None
+        self,
+        *,
+        value_range: ValueRange | None = None,
+        channels: int | None = None,
+        max_pixels: int | None = None,
+        tile_size: Sequence[int] | None = None,
     ) -> "RawDataset":
         """The same data set with other rules for its images.
 
@@ -131,6 +170,7 @@ class RawDataset:
           value_range: see `deeplab_jax.data.read_image`; with `channels`, see `PixelFormat`.
           channels: number of channels, which keep their bit depth: that of the first image. None makes 8-bit RGB.
           max_pixels: see `deeplab_jax.data.read_image`.
+          tile_size: cut images larger than this (height, width) into tiles.
 
         Raises:
           UserError: the number of channels is not possible, or the first image cannot be read.
@@ -141,6 +181,8 @@ class RawDataset:
             split: [dataclasses.replace(example, **changes) for example in examples]
             for split, examples in self.splits.items()
         }
+        if tile_size is not None:
+            splits = {split: cut_examples(examples, tile_size) for split, examples in splits.items()}
         return dataclasses.replace(self, splits=splits)
 
     @property

@@ -36,8 +36,9 @@ def eval_batches(
       process_count: number of processes in the run.
 
     Yields:
-      `image` (batch, H, W, channels) in the dtype of the source, uint8 RGB by default, `label` uint8 (batch, h, w) with the ignore label outside each image's own pixels,
-      `size` int32 (batch, 2): height and width of these pixels, at the top left, `valid` bool (batch,), `id` (a list).
+      `image` (batch, H, W, channels) in the dtype of the source, uint8 RGB by default, `label` uint8 (batch, h, w)
+      with the ignore label outside each image's own pixels, `size` int32 (batch, 2): height and width of these pixels,
+      at the top left, `valid` bool (batch,), `id` (a list).
 
     Raises:
       UserError: an image is larger than `eval.image_size`, or a stored example is damaged.

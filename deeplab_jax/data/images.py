@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from deeplab_jax.data import pixel_values, tiff
-from deeplab_jax.data.image_files import IMAGE_FORMATS
+from deeplab_jax.data.image_files import HEIC_SUFFIXES, IMAGE_FORMATS
 from deeplab_jax.data.pixel_values import ValueRange
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
@@ -125,7 +125,12 @@ def encode_image(
     if plain and colors is None and image.getexif().get(ORIENTATION_TAG, 1) == 1:
         return path.read_bytes(), (image.height, image.width)
     pixels = pixel_values.upright_rgb(image, path, colors=colors, value_range=value_range)
-    return _encode_png(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), ()), pixels.shape[:2]
+    return encode_rgb(pixels), pixels.shape[:2]
+
+
+def encode_rgb(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """Encodes RGB pixels as a PNG for `decode_image`."""
+    return _encode_png(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), ())
 
 
 def decode_image(encoded: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
@@ -290,6 +295,10 @@ def _name_image(path: object) -> Iterator[None]:
             raise UserError(
                 f"image {path} has {bands} bands, which 8-bit RGB cannot hold; to train on them, prepare the data with "
                 f"--channels={bands}"
+            ) from None
+        if isinstance(path, pathlib.Path) and path.suffix.lower() in HEIC_SUFFIXES and "HEIF" not in IMAGE_FORMATS:
+            raise UserError(
+                f"image {path} needs pillow-heif; install it with: pip install 'deeplab_jax[heic]'"
             ) from None
         raise UserError(
             f"image {path} cannot be read: it is damaged, not an image, or not a usual "

@@ -48,8 +48,9 @@ def train_batches(
       pad_color: color around scaled images, a value per channel.
 
     Yields:
-      `image` (batch, height, width, channels) in the dtype of the source, uint8 RGB by default; `label` uint8 (batch, height, width); `id` (array of strings);
-      `unreadable` (array of strings): the error of the example that this one replaces, empty for most.
+      `image` (batch, height, width, channels) in the dtype of the source, uint8 RGB by default; `label` uint8
+      (batch, height, width); `id` (array of strings); `unreadable` (array of strings): the error of the example that
+      this one replaces, empty for most.
 
     Raises:
       UserError: `data.paste_classes` or `data.repeat_classes` has an unknown class; or a stored example is damaged, and

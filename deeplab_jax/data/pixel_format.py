@@ -155,7 +155,7 @@ def check_model(model: Any, pixels: PixelFormat, name: str) -> None:
     brightest = max(pixels.mean, default=other_low)
     # The ranges can differ: a config may set another one than that of the data set.
     if (
-        (pixels.dtype == "uint8" and _FOREIGN * 255 < high)
+        (pixels.dtype == "uint8" and high > _FOREIGN * 255)
         or brightest > low + _FOREIGN * (high - low)
         or other_high - other_low < (high - low) / _MOST_CHOSEN
     ):
@@ -193,7 +193,7 @@ def check_image(image: np.ndarray, name: object, pixels: PixelFormat) -> None:
         raise UserError(f"{name} has the shape {image.shape}, but the network takes (height, width, {pixels.channels})")
     low, high = pixels.value_range
     largest = float(image.max())
-    of_8_bits = image.dtype == np.uint8 and _FOREIGN * 255 < high
+    of_8_bits = image.dtype == np.uint8 and high > _FOREIGN * 255
     if of_8_bits or largest > low + _FOREIGN * (high - low):
         found = "8 bits per channel" if of_8_bits else f"values up to {largest:g}"
         raise UserError(

@@ -41,6 +41,7 @@ def prepare(
     value_range: ValueRange | None = None,
     channels: int | None = None,
     max_pixels: int | None = None,
+    tile_size: Sequence[int] | None = None,
     reduce_zero_label: bool | None = None,
     ignore_ids: Sequence[int] | None = None,
     workers: int = 1,
@@ -60,6 +61,7 @@ def prepare(
         (default: the smallest usual range that contains the values of all images).
       channels: number of channels of images that keep them and their bit depth (default: make 8-bit RGB).
       max_pixels: see `deeplab_jax.data.read_image`.
+      tile_size: cut images larger than this (height, width) into tiles, which are examples of their own.
       reduce_zero_label: id 0 in the masks of `folder` is unlabeled, and the first class is id 1.
       ignore_ids: ids in the masks of `folder` that are unlabeled.
       workers: number of processes that read files. The result does not depend on it. In a script, more than 1 need the
@@ -95,7 +97,9 @@ def prepare(
             raw = _read_raw(dataset, roots[0], options)
             for note in (*raw.notes, *_describe_leaks(name, raw)):
                 logger.warning("%s", note)
-            raw = raw.with_images(value_range=value_range, channels=channels, max_pixels=max_pixels)
+            raw = raw.with_images(
+                value_range=value_range, channels=channels, max_pixels=max_pixels, tile_size=tile_size
+            )
             write_dataset(name, raw, data_dir)
     counts = ", ".join(f"{split} {len(examples)}" for split, examples in raw.splits.items())
     logger.info("Prepared %s in %s: %s", name, target, counts)

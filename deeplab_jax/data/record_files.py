@@ -143,7 +143,9 @@ def _prepare(label_set: LabelSet, example: RawExample) -> _Prepared:
         statistics = ChannelStatistics.of(image)
         features |= {"image/shape": image.shape, "image/value": image.tobytes()}
     record = tf_example.serialize(features)
-    content = hashlib.sha256(f"{file_digest(example.image)} {label.shape}".encode())
+    # A large file is not read once per tile.
+    digest = file_digest(example.image) if example.tile is None else _digest(image)
+    content = hashlib.sha256(f"{digest} {label.shape}".encode())
     content.update(np.ascontiguousarray(label))
     pixels = np.bincount(label.ravel(), minlength=256)
     return _Prepared(record, _source(example), content.hexdigest(), pixels.astype(np.int64), statistics)
@@ -152,12 +154,22 @@ def _prepare(label_set: LabelSet, example: RawExample) -> _Prepared:
 def _source(example: RawExample) -> str:
     """The digest of everything that a record depends on; empty if a file is missing."""
     try:
-        digests = [file_digest(path) for path in (example.image, *example.label_files)]
+        files = (example.image, *example.label_files)
+        digests = [_version(path) if example.tile else file_digest(path) for path in files]
     except OSError:
         return ""
     # The range of images that keep their bit depth does not change what is stored.
     rule = example.value_range if example.pixels is None else [example.pixels.channels, example.pixels.dtype]
-    return hashlib.sha256(json.dumps([example.id, rule, *digests]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([example.id, rule, example.tile, *digests]).encode()).hexdigest()
+
+
+def _digest(image: bytes | np.ndarray) -> str:
+    return hashlib.sha256(image).hexdigest()
+
+
+def _version(path: pathlib.Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _find_complete(folder: pathlib.Path, split: str, examples: Sequence[RawExample]) -> list[_Shard]:

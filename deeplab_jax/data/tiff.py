@@ -1,8 +1,8 @@
 """TIFF files of any number of bands, read whole or by windows.
 
-Pillow reads TIFFs of up to four bands of 8 bits. This reads the others: bands of 8 to 64 bits, stored together or one by
-one, or as pages of one size. Only the strips and tiles that a window touches are read and decoded, so a tiled file of
-any size costs the memory of the window.
+Pillow reads TIFFs of up to four bands of 8 bits. This reads the others: bands of 8 to 64 bits, stored together or one
+by one, or as pages of one size. Only the strips and tiles that a window touches are read and decoded, so a tiled file
+of any size costs the memory of the window.
 
 tifffile parses the file, and imagecodecs decompresses it; both are optional. A decompressor is told how many bytes a
 tile has, so a small file cannot expand to more than its header says, and the header is checked against a limit first.
@@ -69,7 +69,7 @@ class Tiff:
     Attributes:
       shape: (height, width, channels) of the upright image.
       dtype: dtype of the values.
-      is_tiled: whether windows are cheap to read; strips are as wide as the image.
+      segment_pixels: number of pixels of a tile or strip, the smallest part that is read.
     """
 
     def __init__(self, file: "tifffile.TiffFile", name: object):
@@ -86,7 +86,8 @@ class Tiff:
         self._stored = tuple(int(extent) for extent in first.shaped[2:4])
         channels = sum(int(page.shaped[0] * page.shaped[4]) for page in pages)
         height, width = self._stored[::-1] if self._orientation >= 5 else self._stored
-        self.shape, self.dtype, self.is_tiled = (height, width, channels), first.dtype, bool(first.is_tiled)
+        self.shape, self.dtype = (height, width, channels), first.dtype
+        self.segment_pixels = math.prod(_segment(first))
 
     def read(self, top: int = 0, left: int = 0, height: int | None = None, width: int | None = None) -> np.ndarray:
         """Reads a window, or everything.
@@ -168,12 +169,12 @@ def _check_page(page: "tifffile.TiffPage", name: object) -> None:
             "PackBits, LZMA or Zstd"
         )
     is_packed = page.bitspersample not in (8, 16, 32, 64)
-    if page.compression != _NO_COMPRESSION or page.predictor != _NO_PREDICTOR or is_packed:
-        if importlib.util.find_spec("imagecodecs") is None:
-            raise UserError(
-                f"image {name} is compressed; install imagecodecs with: pip install 'deeplab_jax[tiff]', or save it "
-                "uncompressed"
-            )
+    is_plain = page.compression == _NO_COMPRESSION and page.predictor == _NO_PREDICTOR and not is_packed
+    if not is_plain and importlib.util.find_spec("imagecodecs") is None:
+        raise UserError(
+            f"image {name} is compressed; install imagecodecs with: pip install 'deeplab_jax[tiff]', or save it "
+            "uncompressed"
+        )
 
 
 def _clip(start: int, length: int | None, extent: int) -> tuple[int, int]:
@@ -184,7 +185,7 @@ def _clip(start: int, length: int | None, extent: int) -> tuple[int, int]:
 def _read_page(page: Any, file: Any, values: np.ndarray, rows: Any, columns: Any, channel: int) -> int:
     """Copies the window of a page to `values`, from a channel on; returns the next channel."""
     planes, _, height, width, samples = page.shaped
-    segment = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, height), width)
+    segment = _segment(page)
     if min(segment) < 1:
         raise ValueError("its tiles are empty")
     down, across = (math.ceil(extent / side) for extent, side in zip((height, width), segment, strict=True))
@@ -209,6 +210,12 @@ def _read_page(page: Any, file: Any, values: np.ndarray, rows: Any, columns: Any
                 ] = decoded[first - top : last - top, start - left : stop - left]
         channel += samples
     return channel
+
+
+def _segment(page: Any) -> tuple[int, int]:
+    """Height and width of a page's tiles or strips."""
+    _, _, height, width, _ = page.shaped
+    return (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, height), width)
 
 
 def _decode(page: Any, file: Any, index: int) -> np.ndarray | None:

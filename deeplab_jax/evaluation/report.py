@@ -98,7 +98,8 @@ class Result:
 # Groups whose fields change the scores, but for some.
 _SCORED_GROUPS = ("model", "data", "loss", "eval")
 _UNSCORED_FIELDS = (
-    "data.eval_split", "data.batch_size", "data.display_channels", "data.workers", "data.unreadable", "eval.batch_size", "eval.every",
+    "data.eval_split", "data.batch_size", "data.display_channels", "data.workers", "data.unreadable",
+    "eval.batch_size", "eval.every",
 )  # fmt: skip
 _LONGEST_SUFFIX = 100  # file names may have 255 bytes
 

@@ -10,6 +10,7 @@ from typing import Literal
 from deeplab_jax import data, progress, visualization
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import create_folder
+from deeplab_jax.inference.display import reduce_for_display
 from deeplab_jax.inference.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ def predict_paths(
                 logger.warning("%s", error)
             continue
         visualization.save_palette_png(mask_path, label_map, predictor.label_set)
-        tinted = visualization.overlay(predictor.draw(image), label_map, predictor.label_set)
+        drawn, shown = reduce_for_display(image, label_map, predictor.draw)
+        tinted = visualization.overlay(drawn, shown, predictor.label_set)
         visualization.save_image(overlay_path, visualization.add_legend(tinted, label_map, predictor.label_set))
         report.written.extend((mask_path, overlay_path))
     return report

@@ -22,8 +22,8 @@ def init_from(
     """Creates a state with the parameters and batch statistics of another run or a preset.
 
     Classifiers are copied only if they have the same number of classes. From a backbone preset, only the backbone is
-    copied. The auxiliary head may be missing on either side, and the first convolution is adapted to the channels of the
-    images (see `deeplab_jax.pretrained.stem`). Everything else must fit. Averages, if the state has them,
+    copied. The auxiliary head may be missing on either side, and the first convolution is adapted to the channels of
+    the images (see `deeplab_jax.pretrained.stem`). Everything else must fit. Averages, if the state has them,
     start as a copy of the variables.
 
     Args:

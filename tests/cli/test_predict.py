@@ -58,11 +58,11 @@ def test_a_damaged_image_does_not_stop_the_others(run, trained, tmp_path, image)
     for name in ("a.png", "c.png", "late/a.png"):
         (images / name).write_bytes(image.read_bytes())
     (images / "b.png").write_bytes(image.read_bytes()[:60])
-    (images / "notes.heic").touch()
+    (images / "notes.jp2").touch()
     arguments = ("predict", images, "--workdir", trained, "--output", out)
     code, _, err = run(*arguments)
     assert code == 1
-    assert err[0].startswith(f"warning: not predicted in {images}, because they are not images: 1 .heic file")
+    assert err[0].startswith(f"warning: not predicted in {images}, because they are not images: 1 .jp2 file")
     assert err[1].startswith(f"warning: image {images / 'b.png'} cannot be read")
     assert err[2] == f"Wrote 3 masks and overlays to {out}"
     assert err[3].startswith(f"deeplab-jax: 1 of 4 inputs failed ({images / 'b.png'}): image {images / 'b.png'} cannot")

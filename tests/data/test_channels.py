@@ -199,7 +199,8 @@ def test_statistics_of_parts_are_those_of_the_whole():
     flat = DEEP.reshape(-1, 5).astype(np.float64)
     np.testing.assert_allclose(merged.mean, flat.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(merged.std, flat.std(axis=0), rtol=1e-9)  # a difference of squares
-    assert merged.low == tuple(flat.min(axis=0)) and merged.high == tuple(flat.max(axis=0))
+    assert merged.low == tuple(flat.min(axis=0))
+    assert merged.high == tuple(flat.max(axis=0))
     assert ChannelStatistics.from_json(merged.to_json()) == merged
 
 

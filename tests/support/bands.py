@@ -1,4 +1,4 @@
-"""Scenes of five bands of 12 bits, as a camera on a satellite sees them: a field, a lake and roofs, with clouds' haze."""
+"""Scenes of five bands of 12 bits, as a camera on a satellite sees them: a field, a lake and roofs under haze."""
 
 import pathlib
 
