@@ -1,4 +1,4 @@
-"""What the images of a data set are: 8-bit RGB, or channels and values of their own.
+"""The format of the images of a data set: 8-bit RGB, or channels and values of their own.
 
 By default every image becomes 8-bit RGB, see `pixel_values`. A data set can instead keep its channels and its bit depth
 (`deeplab-jax data prepare --channels 5`). Then one rule holds for all of its images: the number of channels, the dtype,
@@ -37,7 +37,7 @@ class PixelFormat:
       dtype: dtype of the values, one of `DTYPES`.
       value_range: the values that a network sees as 0 and 255.
       mean: mean of each channel in the training images, in the data set's own values; empty if unknown.
-      std: standard deviation of each channel, likewise.
+      std: standard deviation of each channel, in the same values.
     """
 
     channels: int = 3

@@ -240,5 +240,6 @@ def _errors_name(name: object) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"image {name} does not exist") from None
     except Exception as error:  # they raise all kinds of exceptions for damaged files
-        line = str(error).partition("\n")[0] or type(error).__name__
+        is_named = isinstance(error, (ValueError, RuntimeError, OSError)) and str(error)
+        line = str(error).partition("\n")[0] if is_named else "its header makes no sense"
         raise UserError(f"image {name} cannot be read: {line}; it is truncated or damaged") from None
