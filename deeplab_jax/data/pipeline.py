@@ -31,7 +31,7 @@ def train_batches(
     examples_seen: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    pad_color: Sequence[int] = (0, 0, 0),
+    pad_color: Sequence[int | float] = (0, 0, 0),
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this process' training batches, without end.
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import check_fields, check_sizes
+from deeplab_jax.config import check_fields, check_sizes, check_value_range
 from deeplab_jax.data import transforms
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
@@ -245,7 +245,11 @@ def pad_color(model: ConfigDict) -> tuple[int | float, ...]:
 
     Returns:
       A value per channel in the images' own values; integers unless these span less than 255.
+
+    Raises:
+      UserError: `value_range` is not legal.
     """
+    check_value_range(model.value_range)
     low, high = model.value_range
     values = [low + value * (high - low) / 255 for value in model.input_mean]
     return tuple(round(value) if high - low >= 255 else value for value in values)

@@ -52,7 +52,7 @@ def resize_label(label: LabelArray, size: Sequence[int]) -> NewLabelArray:
     return cv2.resize(label, (int(size[1]), int(size[0])), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def pad_to(pixels: np.ndarray, size: Sequence[int], value: Sequence[int] | int) -> np.ndarray:
+def pad_to(pixels: np.ndarray, size: Sequence[int], value: Sequence[int | float] | int) -> np.ndarray:
     """Pads at the bottom and on the right to at least (height, width) with one value or color."""
     below, right = (max(wanted - extent, 0) for wanted, extent in zip(size, pixels.shape, strict=False))
     if not below and not right:
@@ -71,7 +71,7 @@ def random_scale_crop(
     *,
     scale_range: Sequence[int | float],
     scale_step: int | float,
-    pad_color: Sequence[int],
+    pad_color: Sequence[int | float],
 ) -> tuple[NewImageArray, NewLabelArray]:
     """Scales by a random factor, pads to at least `size`, and takes a random crop (DeepLabv3, section 4.1).
 
@@ -170,7 +170,12 @@ def paste(
 
 
 def augment(
-    image: ImageArray, label: LabelArray, rng: np.random.Generator, data: ConfigDict, *, pad_color: Sequence[int]
+    image: ImageArray,
+    label: LabelArray,
+    rng: np.random.Generator,
+    data: ConfigDict,
+    *,
+    pad_color: Sequence[int | float],
 ) -> tuple[NewImageArray, NewLabelArray]:
     """Applies the training transforms of `config.data`: resizing to `image_size`, flips, colors."""
     if data.resize == "scale_crop":

@@ -56,7 +56,7 @@ def blended_strips(
     predict: Callable[[Shaped[np.ndarray, "window_height window_width channels"]], Float[np.ndarray, "_ classes _"]],
     *,
     output_stride: int,
-    pad_color: Sequence[int],
+    pad_color: Sequence[int | float],
 ) -> Iterator[Float[np.ndarray, "_ classes width"]]:
     """Yields the class probabilities of an image, a few rows at a time from top to bottom.
 

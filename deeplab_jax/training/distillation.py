@@ -48,8 +48,10 @@ class Teacher:
                 f"loss.teacher={name} takes images of {network.model.in_channels} channels, but those of data set "
                 f"{config.data.name} have {config.model.in_channels}"
             )
+        value_range = tuple(config.model.value_range)
         config = config.copy_and_resolve_references()
-        config.model = network.model
+        config.model = network.model.copy_and_resolve_references()
+        config.model.value_range = value_range  # of the data set's images, whatever the teacher was trained on
         model = build_for_mesh(config, label_set.num_classes, mesh)
         self._variables = jax.device_put(network.variables, sharding.replicated(mesh))
         scales, flip = tuple(config.loss.teacher_scales), config.loss.teacher_flip
