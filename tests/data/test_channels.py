@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_jax import data
+from deeplab_jax.config import base_config
 from deeplab_jax.data import channels, pixel_format
 from deeplab_jax.data.channel_statistics import ChannelStatistics
 from deeplab_jax.data.pixel_format import PixelFormat
 from deeplab_jax.data.pixel_range import complete
+from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import UserError
 from tests.data.test_images import UPRIGHT
 from tests.data.test_pixel_values import save_colors
@@ -252,3 +255,36 @@ def test_images_of_another_kind_than_the_network_was_trained_on_are_refused(imag
 
 def test_a_dark_scene_is_not_refused():
     pixel_format.check_image(np.ones((4, 4, 5), np.uint16), "a night", PixelFormat(5, "uint16", (0, 4095)))
+
+
+def test_a_gray_data_set_of_16_bits_reaches_training_and_evaluation_as_it_is(tmp_path):
+    """Without tifffile: PNGs have 16 bits too."""
+    root = tmp_path / "gray"
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+    images = {}
+    for i in range(4):
+        images[f"a{i}"] = np.random.default_rng(i).integers(0, 1000, (24, 40), dtype=np.uint16)
+        Image.fromarray(images[f"a{i}"]).save(root / "images" / f"a{i}.png")
+        Image.fromarray((images[f"a{i}"] > 500).astype(np.uint8)).save(root / "masks" / f"a{i}.png")
+    (root / "classes.txt").write_text("dark\nbright\n")
+    prepare("folder", source=root, data_dir=tmp_path / "data", channels=1)
+    config = base_config()
+    config.data.name, config.data.data_dir = "folder", str(tmp_path / "data")
+    config.data.batch_size, config.data.image_size, config.data.resize = 2, (32, 48), "scale_crop"
+    config.data.scale_range = (1.0, 1.0)
+    source = data.open_split(config, "train")
+    data.fit_model(config.model, source.pixels, "folder")
+    color = data.pad_color(config.model)
+    assert color == (round(source.pixels.mean[0]),)
+    batch = next(data.train_batches(source, config.data, seed=0, pad_color=color))
+    assert batch["image"].dtype == np.uint16
+    assert batch["image"].shape == (2, 32, 48, 1)
+    found, mirrored = (images[batch["id"][0]][:, ::step] for step in (1, -1))
+    assert any(np.array_equal(batch["image"][0, :24, :40, 0], image) for image in (found, mirrored))
+    assert (batch["image"][0, 24:, 40:] == color).all()
+    val = data.open_split(config, "val")
+    (scored,) = data.eval_batches(val, data.protocol_for(config), batch_size=2)
+    assert scored["image"].dtype == np.uint16
+    assert scored["image"].shape[3] == 1
+    np.testing.assert_array_equal(scored["image"][0, :24, :40, 0], images[scored["id"][0]])
