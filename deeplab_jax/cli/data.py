@@ -273,7 +273,7 @@ COMMANDS = (
         summary="Read every example of a data set: check sizes and labels, count classes, find leaks between splits.",
         add_arguments=add_check_arguments,
         run=check,
-        examples=("data check folder --source photos", "data check folder --data-dir data --json"),
+        examples=("data check folder --source photos", "data check folder --source fields --channels 5"),
         lists=("data sets",),
     ),
     Command(

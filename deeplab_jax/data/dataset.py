@@ -125,6 +125,8 @@ class RawExample:
         return image, image.shape[:2]
 
 
+_TRIED = 10  # images of which one must show the dtype of a data set
+
 # The last image and label that were cut into tiles, since the next tile is mostly of the same.
 _images: dict[Hashable, np.ndarray] = {}
 _labels: dict[Hashable, np.ndarray] = {}
@@ -168,12 +170,13 @@ class RawDataset:
 
         Args:
           value_range: see `deeplab_jax.data.read_image`; with `channels`, see `PixelFormat`.
-          channels: number of channels, which keep their bit depth: that of the first image. None makes 8-bit RGB.
+          channels: number of channels, which keep their bit depth: that of the first image that has this number. None
+            makes 8-bit RGB.
           max_pixels: see `deeplab_jax.data.read_image`.
           tile_size: cut images larger than this (height, width) into tiles.
 
         Raises:
-          UserError: the number of channels is not possible, or the first image cannot be read.
+          UserError: the number of channels is not possible, or none of the first images has it.
         """
         pixels = None if channels is None else self._find_pixels(channels, max_pixels)
         changes = {"value_range": value_range, "pixels": pixels, "max_pixels": max_pixels}
@@ -201,10 +204,18 @@ class RawDataset:
         return next((example for examples in self.splits.values() for example in examples), None)
 
     def _find_pixels(self, count: int, max_pixels: int | None) -> PixelFormat:
-        first = self._first()
-        if first is None:
-            return PixelFormat(count)
-        return PixelFormat(count, channels.read_channels(first.image, count, max_pixels=max_pixels).dtype.name)
+        error = None
+        examples = [example for examples in self.splits.values() for example in examples]
+        for example in examples[:_TRIED]:  # a wrong image is reported with the others, when all are read
+            try:
+                values = channels.read_channels(example.image, count, max_pixels=max_pixels)
+            except UserError as found:
+                error = error or found
+            else:
+                return PixelFormat(count, values.dtype.name)
+        if error is not None:
+            raise error
+        return PixelFormat(count)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -209,7 +209,7 @@ def test_further_16_bit_bands_are_not_used(tmp_path, bands):
     if bands == 4:
         np.testing.assert_array_equal(images.read_image(path), gray(EXPECTED))
     else:
-        with pytest.raises(UserError, match=r"a.tif cannot be read"):  # Pillow does not know this layout
+        with pytest.raises(UserError, match=r"a.tif (cannot be read|has 5 bands)"):  # Pillow does not know this layout
             images.read_image(path)
 
 
