@@ -51,7 +51,7 @@ class Teacher:
         value_range = tuple(config.model.value_range)
         config = config.copy_and_resolve_references()
         config.model = network.model.copy_and_resolve_references()
-        config.model.value_range = value_range  # of the data set's images, whatever the teacher was trained on
+        config.model.value_range = value_range  # that of the data: the teacher sees the same images
         model = build_for_mesh(config, label_set.num_classes, mesh)
         self._variables = jax.device_put(network.variables, sharding.replicated(mesh))
         scales, flip = tuple(config.loss.teacher_scales), config.loss.teacher_flip
