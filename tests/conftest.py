@@ -206,12 +206,22 @@ TINY_VALUES = {
 }
 
 
+@pytest.fixture(scope="session")
+def make_tiny_config():
+    """A function that returns a config whose network is small and trains for two steps on images of 32x32 pixels."""
+
+    def make():
+        config = load_config("quickstart", steps=2, size=32, batch=8)
+        config.update_from_flattened_dict(TINY_VALUES)
+        return config
+
+    return make
+
+
 @pytest.fixture
-def tiny_config():
+def tiny_config(make_tiny_config):
     """A config whose network is small and trains for two steps on drawn scenes of 32x32 pixels."""
-    config = load_config("quickstart", steps=2, size=32, batch=8)
-    config.update_from_flattened_dict(TINY_VALUES)
-    return config
+    return make_tiny_config()
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def measure_latency(
     rng = np.random.default_rng(0)
     results = []
     for size, batch in progress.track(list(itertools.product(sizes, batches)), "benchmark"):
-        images = rng.integers(0, 256, (batch, *size, 3), dtype=np.uint8)
+        images = rng.integers(0, 256, (batch, *size, model.in_channels), dtype=np.uint8)
         predict = _jit_predict(model, size)
         milliseconds = []
         for _ in range(_WARM_UP + repetitions):

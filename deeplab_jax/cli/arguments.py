@@ -97,15 +97,30 @@ def writable_file(text: str) -> pathlib.Path:
     return file
 
 
-def add_image_range(parser: argparse.ArgumentParser) -> None:
-    """Adds `--image-range`."""
+def add_value_range(parser: argparse.ArgumentParser) -> None:
+    """Adds `--value-range`."""
     parser.add_argument(
-        "--image-range",
-        type=image_range,
+        "--value-range",
+        type=value_range,
         metavar="LOW,HIGH",
         help="values that become black and white in images of more than 8 bits, for example 0,4095 for 12 bits "
         "(default: 0,65535 for 16 bits, 0,1 for floats; images that do not fit are rejected)",
     )
+
+
+def add_max_megapixels(parser: argparse.ArgumentParser) -> None:
+    """Adds `--max-megapixels`."""
+    parser.add_argument(
+        "--max-megapixels",
+        type=count,
+        metavar="N",
+        help="largest image to read, in million pixels (default: 268)",
+    )
+
+
+def max_pixels(args: argparse.Namespace) -> int | None:
+    """The value of `--max-megapixels` in pixels."""
+    return None if args.max_megapixels is None else args.max_megapixels * 10**6
 
 
 def size(text: str) -> tuple[int, int]:
@@ -116,6 +131,15 @@ def size(text: str) -> tuple[int, int]:
             f"{text!r} is not HEIGHTxWIDTH, for example 257x257, with sides of at most {_LARGEST_SIDE}"
         )
     return int(sides[0]), int(sides[1])
+
+
+def channel_ids(text: str) -> tuple[int, int, int]:
+    """Parses the numbers of three channels, separated by commas."""
+    numbers = text.split(",")
+    if len(numbers) != 3 or not all(_is_integer(number, 0, 15) for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is not RED,GREEN,BLUE, three channels such as 3,2,1")
+    red, green, blue = map(int, numbers)
+    return red, green, blue
 
 
 def size_or_any(text: str) -> tuple[int, int] | str:
@@ -191,7 +215,7 @@ def scales(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of scales, for example 0.75,1,1.25") from None
 
 
-def image_range(text: str) -> tuple[float, float]:
+def value_range(text: str) -> tuple[float, float]:
     """Parses two increasing numbers separated by a comma."""
     try:
         low, high = (float(value) for value in text.split(","))

@@ -34,7 +34,6 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         help="fraction of val, for a folder without split lists (default: 0.2)",
     )
     _add_raw(parser)
-    arguments.add_image_range(parser)
     arguments.add_data_dir(parser)
 
 
@@ -59,6 +58,21 @@ def _add_raw(parser: argparse.ArgumentParser) -> None:
         metavar="ID,ID,...",
         help="ids of the masks of `folder` that are unlabeled and ignored; 255 always is",
     )
+    parser.add_argument(
+        "--channels",
+        type=arguments.count,
+        metavar="N",
+        help="keep the N channels of each image and its bit depth, for example 5 for multispectral TIFFs "
+        "(default: convert to 8-bit RGB)",
+    )
+    arguments.add_value_range(parser)
+    arguments.add_max_megapixels(parser)
+    parser.add_argument(
+        "--tile-size",
+        type=arguments.size,
+        metavar="HxW",
+        help="cut larger images into tiles of at most this size; tiled TIFFs are read tile by tile",
+    )
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -71,7 +85,10 @@ def prepare(args: argparse.Namespace) -> None:
         sbd_source=args.sbd_source,
         data_dir=args.data_dir,
         val_fraction=args.val_fraction,
-        image_range=args.image_range,
+        value_range=args.value_range,
+        channels=args.channels,
+        max_pixels=arguments.max_pixels(args),
+        tile_size=args.tile_size,
         reduce_zero_label=args.reduce_zero_label,
         ignore_ids=args.ignore_ids,
         workers=args.workers,
@@ -87,7 +104,6 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder or archive with raw data to check instead of the prepared data set",
     )
     _add_raw(parser)
-    arguments.add_image_range(parser)
     arguments.add_data_dir(parser)
     arguments.add_json(parser)
 
@@ -97,10 +113,13 @@ def check(args: argparse.Namespace) -> None:
     from deeplab_jax.cli import output
     from deeplab_jax.data.check import check, report_tables
 
-    options = {key: getattr(args, key) for key in ("image_range", "reduce_zero_label", "ignore_ids")}
+    applicable = ("value_range", "channels", "max_megapixels", "tile_size", "reduce_zero_label", "ignore_ids")
+    options = {key: getattr(args, key) for key in applicable}
     for key, value in options.items():
         if value is not None and args.source is None:
             raise UserError(f"--{key.replace('_', '-')} applies to raw data; give its folder with --source")
+    del options["max_megapixels"]
+    options["max_pixels"] = arguments.max_pixels(args)
     report = check(args.name, data_dir=args.data_dir, source=args.source, workers=args.workers, **options)
     output.show(report_tables(report), _report_values(report), args.json)
     if not report.ok:
@@ -123,6 +142,7 @@ def _report_values(report: "Report") -> dict[str, Any]:
         "splits": splits,
         "leaks": report.leaks,
         "notes": list(report.notes),
+        "pixels": report.pixels and report.pixels.to_json(),
     }
 
 
@@ -138,6 +158,13 @@ def add_show_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of images, spread over the split (default: %(default)s)",
     )
     parser.add_argument("--output", type=arguments.path, required=True, metavar="FILE.png", help="image to write")
+    parser.add_argument(
+        "--display-channels",
+        type=arguments.channel_ids,
+        default=(),
+        metavar="R,G,B",
+        help="channels to draw as red, green and blue, counted from 0 (default: the first three, or the first as gray)",
+    )
     arguments.add_data_dir(parser)
 
 
@@ -151,6 +178,8 @@ def show(args: argparse.Namespace) -> None:
     count = min(args.count, len(source))
     positions = [i * len(source) // count for i in range(count)]
     images, labels = zip(*data.decode_examples(source, positions), strict=True)
+    value_range = data.pixels_of(source).value_range
+    images = [data.to_rgb(image, value_range, args.display_channels) for image in images]
     visualization.plot_segmentation_mask_gallery(images, labels, label_set=source.label_set, path=args.output)
     logger.info("Wrote %s: %d of %d examples of %s/%s", args.output, count, len(source), args.name, args.split)
 
@@ -244,7 +273,7 @@ COMMANDS = (
         summary="Read every example of a data set: check sizes and labels, count classes, find leaks between splits.",
         add_arguments=add_check_arguments,
         run=check,
-        examples=("data check folder --source photos", "data check folder --data-dir data --json"),
+        examples=("data check folder --source photos", "data check folder --source fields --channels 5"),
         lists=("data sets",),
     ),
     Command(

@@ -47,13 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--skip-existing", action="store_true", help="leave out inputs whose results exist")
     existing.add_argument("--overwrite", action="store_true", help="replace results that exist")
-    arguments.add_image_range(parser)
-    parser.add_argument(
-        "--max-megapixels",
-        type=arguments.count,
-        metavar="N",
-        help="largest image to decode, in million pixels (default: 268)",
-    )
+    arguments.add_value_range(parser)
+    arguments.add_max_megapixels(parser)
     video = parser.add_argument_group("videos", "each gets a video with its classes in color over the frames")
     video.add_argument("--camera", type=arguments.index, metavar="INDEX", help="read frames from a camera until Ctrl-C")
     video.add_argument(
@@ -92,10 +87,11 @@ def run(args: argparse.Namespace) -> None:
         return
     predictor = _load_predictor(args)
     create_folder(args.output, "--output")
-    max_pixels = None if args.max_megapixels is None else args.max_megapixels * 10**6
     failed = {}
     if paths:
-        report = files.predict_paths(predictor, paths, max_pixels=max_pixels, image_range=args.image_range)
+        report = files.predict_paths(
+            predictor, paths, max_pixels=arguments.max_pixels(args), value_range=args.value_range
+        )
         failed |= report.failed
         if report.written:
             logger.info("Wrote %d masks and overlays to %s", len(report.written) // 2, args.output)

@@ -17,7 +17,14 @@ from deeplab_jax.config.schema import (
 )
 from deeplab_jax.config.serialization import differences, from_dict, from_saved, read_saved, to_dict, to_saved
 from deeplab_jax.config.suggestions import find_field, suggest_field
-from deeplab_jax.config.validation import check_fields, check_scales, check_sizes, eval_batch_size, validate
+from deeplab_jax.config.validation import (
+    check_fields,
+    check_scales,
+    check_sizes,
+    check_value_range,
+    eval_batch_size,
+    validate,
+)
 
 __all__ = [
     "DURATION_FIELDS",
@@ -34,6 +41,7 @@ __all__ = [
     "check_fields",
     "check_scales",
     "check_sizes",
+    "check_value_range",
     "config_folders",
     "describe_config",
     "differences",

@@ -16,7 +16,17 @@ MODEL = {
         },
     ),
     "width_multiplier": Field(1.0, "factor on the channels of `mobilenet_v2`", range=ranges.WIDTH),
-    "in_channels": Field(3, "channels of the input images", range=ranges.CHANNELS),
+    "in_channels": Field(
+        3,
+        "channels of the input images; training on a prepared data set with its own channels sets it",
+        range=ranges.CHANNELS,
+    ),
+    "value_range": Field(
+        (0, 255),
+        "values of the images that the network sees as 0 and 255; training on a prepared data set with its own values "
+        "sets it",
+        range=ranges.FINITE,
+    ),
     "output_stride": Field(
         16,
         "input size divided by feature size; smaller strides use atrous convolutions",
@@ -145,7 +155,9 @@ MODEL = {
     ),
     "align_corners": Field(False, "resize with aligned corners instead of half-pixel centers"),
     "input_mean": Field(
-        (123.675, 116.28, 103.53), "mean subtracted from images of range 0-255, per channel", range=ranges.FINITE
+        (123.675, 116.28, 103.53),
+        "mean subtracted from images of range 0-255 (see `value_range`), per channel",
+        range=ranges.FINITE,
     ),
     "input_std": Field(
         (58.395, 57.12, 57.375),

@@ -66,6 +66,12 @@ _DATA = {
     "photometric_distortion": Field(
         False, "distort brightness, contrast, saturation and hue as SSD and MMSegmentation do"
     ),
+    "display_channels": Field(
+        (),
+        "channels to draw as red, green and blue in galleries and overlays, counted from 0 (default: the first three, "
+        "or the first as gray)",
+        range=ranges.COUNT_OR_ZERO,
+    ),
     "random_blur": Field(
         0.0,
         "blur half of the images with a Gaussian whose standard deviation is at most this many pixels",

@@ -42,6 +42,7 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
     if config.data.data_dir is not None:
         local_path(config.data.data_dir)
     check_sizes(config)
+    check_value_range(config.model.value_range)
     _validate_scaling(config.data)
     if training:
         _validate_color(config)
@@ -82,6 +83,16 @@ def check_sizes(config: ConfigDict) -> None:
                 f"{field}={tuple(size)} must be (height, width), each at least the output stride {stride} and at most "
                 f"{ranges.SIDE.maximum}"
             )
+
+
+def check_value_range(value_range: Sequence[int | float]) -> None:
+    """Checks `model.value_range`.
+
+    Raises:
+      UserError: it is not two increasing numbers.
+    """
+    if len(value_range) != 2 or not value_range[0] < value_range[1]:
+        raise UserError(f"model.value_range={tuple(value_range)} must be two increasing numbers")
 
 
 def check_scales(name: str, scales: Sequence[Any]) -> None:

@@ -13,10 +13,13 @@ from rich.table import Table
 
 from deeplab_jax import progress
 from deeplab_jax.data import masks, process_pool
+from deeplab_jax.data.channel_statistics import ChannelStatistics
 from deeplab_jax.data.dataset import RawExample, Source
 from deeplab_jax.data.leaks import find_leaks, is_scoring, is_training
 from deeplab_jax.data.pipeline import decode_example
-from deeplab_jax.data.pixel_values import ImageRange
+from deeplab_jax.data.pixel_format import PixelFormat, pixels_of
+from deeplab_jax.data.pixel_range import complete
+from deeplab_jax.data.pixel_values import ValueRange
 from deeplab_jax.data.prepare import open_raw
 from deeplab_jax.data.prepared import prepared_folder
 from deeplab_jax.data.registry import default_data_dir, get_dataset, open_source, split_names
@@ -38,6 +41,7 @@ class SplitReport:
       smallest: smallest height and smallest width; None if no example could be read.
       largest: largest height and largest width.
       unknown: number of pixels and of images of each id or color (`#rrggbb`) that is not assigned to any class.
+      channels: statistics of the channels; None for 8-bit RGB.
     """
 
     ids: list[str]
@@ -47,6 +51,7 @@ class SplitReport:
     smallest: tuple[int, int] | None = None
     largest: tuple[int, int] | None = None
     unknown: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    channels: ChannelStatistics | None = None
 
     @property
     def num_examples(self) -> int:
@@ -58,7 +63,8 @@ class SplitReport:
 class Report:
     """The result of `check`: a report per split, one line per pair of splits that share images, and notes.
 
-    A note is not a problem. It says how files are read, for example which are left out.
+    A note is not a problem. It says how files are read, for example which are left out. `pixels` is the format of
+    images that keep their channels, with the range that was found in them; None for 8-bit RGB.
     """
 
     name: str
@@ -66,6 +72,7 @@ class Report:
     splits: dict[str, SplitReport]
     leaks: list[str]
     notes: tuple[str, ...] = ()
+    pixels: PixelFormat | None = None
 
     @property
     def ok(self) -> bool:
@@ -78,7 +85,10 @@ def check(
     *,
     data_dir: pathlib.Path | None = None,
     source: pathlib.Path | None = None,
-    image_range: ImageRange | None = None,
+    value_range: ValueRange | None = None,
+    channels: int | None = None,
+    max_pixels: int | None = None,
+    tile_size: Sequence[int] | None = None,
     reduce_zero_label: bool | None = None,
     ignore_ids: Sequence[int] | None = None,
     workers: int = 1,
@@ -89,7 +99,10 @@ def check(
       name: one of `dataset_names`. Of generated data sets a sample is read.
       data_dir: folder of prepared data sets; default: `default_data_dir`.
       source: folder or archive of a raw data set, to check it instead of the prepared one.
-      image_range: see `deeplab_jax.data.read_image`; for `source`.
+      value_range: see `prepare`; for `source`.
+      channels: see `prepare`; for `source`.
+      max_pixels: see `prepare`; for `source`.
+      tile_size: see `prepare`; for `source`.
       reduce_zero_label: see `prepare`; for `source`.
       ignore_ids: see `prepare`; for `source`.
       workers: see `prepare`; for `source`.
@@ -106,17 +119,25 @@ def check(
         options = {"reduce_zero_label": reduce_zero_label, "ignore_ids": ignore_ids}
         with process_pool.use(workers), open_raw(name, source, **options) as (raw, shown):
             label_set, notes = raw.label_set, raw.notes
-            splits = _check_splits(raw.with_image_range(image_range).splits, _read_raw_labels, label_set)
+            raw = raw.with_images(
+                value_range=value_range, channels=channels, max_pixels=max_pixels, tile_size=tile_size
+            )
+            splits, pixels = _check_splits(raw.splits, _read_raw_labels, label_set), raw.pixels
+            statistics = {split: found.channels for split, found in splits.items() if found.channels is not None}
+            if pixels is not None and statistics:
+                pixels = complete(pixels, statistics, value_range)
             for found in splits.values():
                 found.problems = [shown(line) for line in found.problems]
     else:
         opened = _open_splits(name, data_dir)
         label_set = next(iter(opened.values())).label_set
         splits = _check_splits(opened, _read_labels, label_set, get_dataset(name).check_limit)
+        pixels = pixels_of(next(iter(opened.values())))
+        pixels = None if pixels.is_rgb else pixels
     leaks = find_leaks({f"{name}/{split}": found.ids for split, found in splits.items()})
     if source is None and name in ("sbd", "voc2012_segmentation"):
         leaks += _find_sbd_leaks(data_dir)
-    return Report(name, label_set, splits, leaks, notes)
+    return Report(name, label_set, splits, leaks, notes, pixels)
 
 
 def report_tables(report: Report) -> list[Table]:
@@ -135,6 +156,8 @@ def report_tables(report: Report) -> list[Table]:
         for class_name, pixels, containing in zip(names, found.pixels, found.images, strict=True):
             table.add_row(class_name, f"{pixels:,}", f"{pixels / total:.2%}", f"{containing:,}")
         tables.append(table)
+        if found.channels is not None:
+            tables.append(_channel_table(split, found.channels, report.pixels))
         if found.unknown:
             tables.append(_unknown_table(split, found.unknown))
     problems = [f"{split}: {line}" for split, found in report.splits.items() for line in found.problems]
@@ -146,6 +169,16 @@ def report_tables(report: Report) -> list[Table]:
                 table.add_row(line)
             tables.append(table)
     return tables
+
+
+def _channel_table(split: str, found: ChannelStatistics, pixels: PixelFormat) -> Table:
+    table = Table(title=f"{split}: channels", title_justify="left", caption=str(pixels), caption_justify="left")
+    for column in ("channel", "smallest", "largest", "mean", "std"):
+        table.add_column(column, justify="right")
+    rows = zip(found.low, found.high, found.mean, found.std, strict=True)
+    for channel, values in enumerate(rows):
+        table.add_row(str(channel), *(f"{value:.6g}" for value in values))
+    return table
 
 
 def _unknown_table(split: str, unknown: dict[str, tuple[int, int]]) -> Table:
@@ -160,8 +193,9 @@ def _unknown_table(split: str, unknown: dict[str, tuple[int, int]]) -> Table:
     return table
 
 
-# The id of an example; and the pixels of each label and the size of its label, or the reason why it could not be read.
-_Counted = tuple[Int64[np.ndarray, " 256"], tuple[int, int]]
+# The id of an example; and the pixels of each label, the size of its label and the statistics of its channels, or the
+# reason why it could not be read.
+_Counted = tuple[Int64[np.ndarray, " 256"], tuple[int, int], ChannelStatistics | None]
 _Read = tuple[str, _Counted | UserError]
 
 
@@ -176,22 +210,25 @@ def _read_raw_labels(examples: list[RawExample], count: int, label_set: LabelSet
 
 def _count_raw(label_set: LabelSet, example: RawExample) -> _Counted | UserError:
     try:
-        return _count(example.read(label_set)[1])
+        return _count(*example.read(label_set))
     except UserError as error:
         return error
 
 
-def _count(label: np.ndarray) -> _Counted:
-    return np.bincount(label.ravel(), minlength=256).astype(np.int64), label.shape
+def _count(image: bytes | np.ndarray, label: np.ndarray) -> _Counted:
+    statistics = None if isinstance(image, bytes) else ChannelStatistics.of(image)
+    return np.bincount(label.ravel(), minlength=256).astype(np.int64), label.shape, statistics
 
 
 def _read_labels(source: Source, count: int, label_set: LabelSet) -> Iterator[_Read]:
+    has_channels = not pixels_of(source).is_rgb
     for i in range(count):
         example_id = f"example {i}"
         try:
             example = source[i]
             example_id = example["id"]
-            found = _count(_checked_label(decode_example(example), label_set))
+            example = decode_example(example)
+            found = _count(example["image"] if has_channels else b"", _checked_label(example, label_set))
         except UserError as error:
             found = error
         yield example_id, found
@@ -224,7 +261,7 @@ def _check_splits(
 
 def _check_split(split: str, examples: Iterable[_Read], label_set: LabelSet) -> SplitReport:
     counts = np.zeros((2, 256), np.int64)
-    ids, problems, sizes, unknown = [], [], [], {}
+    ids, problems, sizes, unknown, values = [], [], [], {}, []
     for example_id, found in examples:
         ids.append(example_id)
         if isinstance(found, UserError):
@@ -234,7 +271,8 @@ def _check_split(split: str, examples: Iterable[_Read], label_set: LabelSet) -> 
                     before = unknown.get(value, (0, 0))
                     unknown[value] = (before[0] + count, before[1] + 1)
             continue
-        pixels, size = found
+        pixels, size, channels = found
+        values += [] if channels is None else [channels]
         counts += [pixels, pixels > 0]
         sizes.append(size)
     if not ids:
@@ -242,6 +280,7 @@ def _check_split(split: str, examples: Iterable[_Read], label_set: LabelSet) -> 
     problems += [f"{example_id} is listed {count} times" for example_id, count in Counter(ids).items() if count > 1]
     pixels, containing = counts[:, [*range(label_set.num_classes), IGNORE_LABEL]]
     report = SplitReport(ids, problems, pixels, containing, unknown=unknown)
+    report.channels = ChannelStatistics.merge(values) if values else None
     if sizes and not pixels[:-1].sum():
         problems.append(f"every pixel is ignored ({IGNORE_LABEL}); the split cannot be trained on or evaluated")
     if sizes:

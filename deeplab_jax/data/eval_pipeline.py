@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.data.pipeline import decode_example, positions, stream
+from deeplab_jax.data.pixel_format import pixels_of
 from deeplab_jax.data.protocol import EvalProtocol
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
@@ -35,8 +36,9 @@ def eval_batches(
       process_count: number of processes in the run.
 
     Yields:
-      `image` uint8 (batch, H, W, 3), `label` uint8 (batch, h, w) with the ignore label outside each image's own pixels,
-      `size` int32 (batch, 2): height and width of these pixels, at the top left, `valid` bool (batch,), `id` (a list).
+      `image` (batch, H, W, channels) in the dtype of the source, uint8 RGB by default, `label` uint8 (batch, h, w)
+      with the ignore label outside each image's own pixels, `size` int32 (batch, 2): height and width of these pixels,
+      at the top left, `valid` bool (batch,), `id` (a list).
 
     Raises:
       UserError: an image is larger than `eval.image_size`, or a stored example is damaged.
@@ -73,12 +75,12 @@ class _EvalExample:
     """Returns the example at a position, shaped by the protocol; a black, invalid one after the end of the split."""
 
     def __init__(self, source, protocol: EvalProtocol):
-        self._source, self._protocol = source, protocol
+        self._source, self._protocol, self._pixels = source, protocol, pixels_of(source)
         self._image_size, self._label_size = protocol.batch_sizes(source.largest_size)
 
     def __call__(self, index: int) -> dict[str, Any]:
         if index >= len(self._source):
-            image = np.zeros((*self._image_size, 3), np.uint8)
+            image = np.zeros((*self._image_size, self._pixels.channels), self._pixels.dtype)
             label = np.full(self._label_size, IGNORE_LABEL, np.uint8)
             size, valid, name = self._label_size, np.False_, ""
         else:

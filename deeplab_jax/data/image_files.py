@@ -10,16 +10,41 @@ from PIL import features
 
 from deeplab_jax.errors import UserError
 
+#: Suffixes of HEIC images, the format of iPhones, which the optional package pillow-heif decodes.
+HEIC_SUFFIXES = (".heic", ".heif")
+
+
+def _has_heic() -> bool:
+    """Whether Pillow decodes HEIC. Registers the decoder, whose import takes some milliseconds."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        return False
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False)
+    return True
+
+
+_HAS_HEIC = _has_heic()
 _HAS_AVIF = importlib.util.find_spec("PIL.AvifImagePlugin") is not None and bool(features.check("avif"))
 
 #: Pillow's names of the formats that are decoded, whatever a file's suffix says. Pillow knows many more; some of them
 #: start other programs (EPS starts Ghostscript).
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *(("AVIF",) if _HAS_AVIF else ()))
+IMAGE_FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "TIFF",
+    "GIF",
+    *(("AVIF",) if _HAS_AVIF else ()),
+    *(("HEIF",) if _HAS_HEIC else ()),
+)
 
 #: Suffixes of files that are read as images, in lower case.
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
     *((".avif",) if _HAS_AVIF else ()),
+    *(HEIC_SUFFIXES if _HAS_HEIC else ()),
 )
 
 # Files and folders that operating systems and file servers leave in folders of images, in lower case.
@@ -81,7 +106,7 @@ def describe_left_out(left_out: Iterable[pathlib.Path]) -> str:
     """Describes what `list_images` left out, for a message: how many of which kind, with the first names of each.
 
     Returns:
-      For example "2 .heic files (a.heic, b.heic) and 1 folder (old)".
+      For example "2 .psd files (a.psd, b.psd) and 1 folder (old)".
     """
     kinds = defaultdict(list)
     for path in left_out:
@@ -94,6 +119,8 @@ def describe_left_out(left_out: Iterable[pathlib.Path]) -> str:
         kinds[kind].append(path.name)
     parts = []
     for (singular, plural), names in kinds.items():
+        if singular.split()[0] in HEIC_SUFFIXES:  # without pillow-heif
+            plural, singular = f"{plural} that need deeplab_jax[heic]", f"{singular} that needs deeplab_jax[heic]"
         more = ", ..." if len(names) > _NAMED else ""
         parts.append(f"{len(names)} {singular if len(names) == 1 else plural} ({', '.join(names[:_NAMED])}{more})")
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from deeplab_jax.data import pixel_values
-from deeplab_jax.data.image_files import IMAGE_FORMATS
-from deeplab_jax.data.pixel_values import ImageRange
+from deeplab_jax.data import pixel_values, tiff
+from deeplab_jax.data.image_files import HEIC_SUFFIXES, IMAGE_FORMATS
+from deeplab_jax.data.pixel_values import ValueRange
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
 
@@ -32,7 +32,8 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 _PILLOW_LIMIT = threading.Lock()  # held while `Image.MAX_IMAGE_PIXELS` is changed
 
-_ORIENTATION_TAG = 0x0112
+#: The EXIF tag of the orientation.
+ORIENTATION_TAG = 0x0112
 #: What turns an image of each EXIF orientation upright.
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -56,7 +57,7 @@ _MASK_PNG = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE, cv2.IMWRITE_PN
 
 
 def read_image(
-    path: pathlib.Path, *, max_pixels: int | None = None, image_range: ImageRange | None = None
+    path: pathlib.Path, *, max_pixels: int | None = None, value_range: ValueRange | None = None
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Reads an image file as upright RGB.
 
@@ -67,15 +68,15 @@ def read_image(
       path: the file. Its content decides the format: one of `IMAGE_FORMATS`.
       max_pixels: largest height times width to accept (default: `MAX_PIXELS`); checked in the file's header, before
         pixels are decoded.
-      image_range: the values that become black and white in images of more than 8 bits; values outside are clipped
+      value_range: the values that become black and white in images of more than 8 bits; values outside are clipped
         (default: 0 to 65535 for 16 bits, 0 to 1 for floats; images that do not fit are rejected).
 
     Raises:
       UserError: the file is missing, truncated, not an image, too large, has several pages, or values that are not in
         the range.
     """
-    image, colors = _load(path, max_pixels)
-    return pixel_values.upright_rgb(image, path, colors=colors, image_range=image_range)
+    image, colors = load(path, max_pixels)
+    return pixel_values.upright_rgb(image, path, colors=colors, value_range=value_range)
 
 
 def as_image(image: ImageLike, name: str) -> UInt8[np.ndarray, "height width 3"]:
@@ -102,12 +103,15 @@ def as_image(image: ImageLike, name: str) -> UInt8[np.ndarray, "height width 3"]
     return image
 
 
-def encode_image(path: pathlib.Path, *, image_range: ImageRange | None = None) -> tuple[bytes, tuple[int, int]]:
+def encode_image(
+    path: pathlib.Path, *, value_range: ValueRange | None = None, max_pixels: int | None = None
+) -> tuple[bytes, tuple[int, int]]:
     """Reads an image file for storage.
 
     Args:
       path: the file.
-      image_range: see `read_image`.
+      value_range: see `read_image`.
+      max_pixels: see `read_image`.
 
     Returns:
       The encoded image, and its (height, width). Upright RGB JPEGs and PNGs keep their bytes; every other image becomes
@@ -116,12 +120,17 @@ def encode_image(path: pathlib.Path, *, image_range: ImageRange | None = None) -
     Raises:
       UserError: see `read_image`.
     """
-    image, colors = _load(path)
+    image, colors = load(path, max_pixels)
     plain = image.format in _STORED_FORMATS and image.mode == "RGB" and "transparency" not in image.info
-    if plain and colors is None and image.getexif().get(_ORIENTATION_TAG, 1) == 1:
+    if plain and colors is None and image.getexif().get(ORIENTATION_TAG, 1) == 1:
         return path.read_bytes(), (image.height, image.width)
-    pixels = pixel_values.upright_rgb(image, path, colors=colors, image_range=image_range)
-    return _encode_png(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), ()), pixels.shape[:2]
+    pixels = pixel_values.upright_rgb(image, path, colors=colors, value_range=value_range)
+    return encode_rgb(pixels), pixels.shape[:2]
+
+
+def encode_rgb(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
+    """Encodes RGB pixels as a PNG for `decode_image`."""
+    return _encode_png(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), ())
 
 
 def decode_image(encoded: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
@@ -208,7 +217,7 @@ def open_image(file: pathlib.Path | bytes, max_pixels: int | None = None, *, nam
     Raises:
       UserError: the file is missing, truncated, not an image, or too large.
     """
-    return _load(file, max_pixels, name)[0]
+    return load(file, max_pixels, name)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +256,7 @@ def read_header(file: pathlib.Path | bytes, name: object) -> ImageHeader:
       UserError: see `open_image`.
     """
     with _name_image(name), _open_header(_readable(file), name, IMAGE_FORMATS) as image:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        orientation = image.getexif().get(ORIENTATION_TAG, 1)
         return ImageHeader(
             image.format, (image.height, image.width), orientation if orientation in _TRANSPOSITIONS else 1
         )
@@ -257,10 +266,10 @@ def _readable(file: pathlib.Path | bytes) -> pathlib.Path | io.BytesIO:
     return io.BytesIO(file) if isinstance(file, bytes) else file
 
 
-def _load(
+def load(
     file: pathlib.Path | bytes, max_pixels: int | None = None, name: object = None
 ) -> tuple[Image.Image, np.ndarray | None]:
-    """Opens an image and loads its pixels. Also returns the result of `pixel_values.read_16_bit_colors`."""
+    """Opens an image as `open_image` does. Also returns the result of `pixel_values.read_16_bit_colors`."""
     name = file if name is None else name
     with _name_image(name), _open_header(_readable(file), name, IMAGE_FORMATS, max_pixels) as image:
         if _has_further_pages(image):
@@ -282,6 +291,15 @@ def _name_image(path: object) -> Iterator[None]:
     except FileNotFoundError:
         raise UserError(f"image {path} does not exist") from None
     except UnidentifiedImageError:
+        if bands := _count_bands(path):
+            raise UserError(
+                f"image {path} has {bands} bands, which 8-bit RGB cannot hold; to train on them, prepare the data with "
+                f"--channels={bands}"
+            ) from None
+        if isinstance(path, pathlib.Path) and path.suffix.lower() in HEIC_SUFFIXES and "HEIF" not in IMAGE_FORMATS:
+            raise UserError(
+                f"image {path} needs pillow-heif; install it with: pip install 'deeplab_jax[heic]'"
+            ) from None
         raise UserError(
             f"image {path} cannot be read: it is damaged, not an image, or not a usual "
             f"{', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}; convert it to JPEG or PNG"
@@ -290,6 +308,17 @@ def _name_image(path: object) -> Iterator[None]:
         if isinstance(error, OSError) and error.strerror:
             raise UserError(f"image {path} cannot be read: {error.strerror}") from None
         raise UserError(f"image {path} cannot be read: {error}; it is truncated or not an image") from None
+
+
+def _count_bands(path: object) -> int | None:
+    """The number of bands of a TIFF that Pillow does not know; None if it is another file, or damaged."""
+    if not isinstance(path, pathlib.Path) or not tiff.is_tiff(path):
+        return None
+    try:
+        with tiff.open_tiff(path) as opened:
+            return opened.shape[2]
+    except UserError:
+        return None
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ def train_batches(
     examples_seen: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    pad_color: Sequence[int] = (0, 0, 0),
+    pad_color: Sequence[int | float] = (0, 0, 0),
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this process' training batches, without end.
 
@@ -45,11 +45,12 @@ def train_batches(
       examples_seen: number of examples that all processes of the run have consumed.
       process_index: index of this process.
       process_count: number of processes of the run. Each takes every `process_count`-th example.
-      pad_color: RGB color around scaled images.
+      pad_color: color around scaled images, a value per channel.
 
     Yields:
-      `image` uint8 (batch, height, width, 3); `label` uint8 (batch, height, width); `id` (array of strings);
-      `unreadable` (array of strings): the error of the example that this one replaces, empty for most.
+      `image` (batch, height, width, channels) in the dtype of the source, uint8 RGB by default; `label` uint8
+      (batch, height, width); `id` (array of strings); `unreadable` (array of strings): the error of the example that
+      this one replaces, empty for most.
 
     Raises:
       UserError: `data.copy_paste_classes` or `data.repeat_classes` has an unknown class; `data.transform` cannot be
@@ -72,7 +73,7 @@ def train_batches(
 
 
 def decode_example(example: dict[str, Any]) -> dict[str, Any]:
-    """Decodes an example of a source: uint8 arrays `image` (H, W, 3) and `label` (H, W). Arrays stay as they are.
+    """Decodes an example of a source: arrays `image` (H, W, 3) and `label` (H, W) of uint8. Arrays stay as they are.
 
     Raises:
       UserError: a stored image or mask is damaged.

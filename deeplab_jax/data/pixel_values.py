@@ -1,7 +1,7 @@
 """Pixel values of every kind as 8-bit RGB, by rules that do not depend on the other pixels of an image.
 
 Values of more than 8 bits are mapped linearly: a range of values becomes black to white. The range is the one that the
-file's type implies (0 to 65535 for 16 bits, 0 to 1 for floats), or `image_range`. Files often contain other values, for
+file's type implies (0 to 65535 for 16 bits, 0 to 1 for floats), or `value_range`. Files often contain other values, for
 example 12 bits of a medical camera in 16. Such a file is rejected rather than stored nearly black. It is never scaled
 by its own extremes, which would make images of a data set incomparable.
 """
@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from deeplab_jax.errors import UserError
 
 #: The values that become black and white.
-ImageRange = tuple[int | float, int | float]
+ValueRange = tuple[int | float, int | float]
 
 _ORIENTATION, _PHOTOMETRIC, _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 274, 262, 258, 339  # TIFF tags; the first is in EXIF too
 _WHITE_IS_ZERO, _SIGNED = 0, 2  # values of _PHOTOMETRIC and _SAMPLE_FORMAT
@@ -32,7 +32,7 @@ def upright_rgb(
     name: pathlib.Path | str,
     *,
     colors: UInt16[np.ndarray, "rows columns channels"] | None = None,
-    image_range: ImageRange | None = None,
+    value_range: ValueRange | None = None,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Converts an image to upright 8-bit RGB.
 
@@ -43,14 +43,14 @@ def upright_rgb(
       image: the image.
       name: its path, or what to call it in messages.
       colors: the result of `read_16_bit_colors`.
-      image_range: the values that become black and white, for images of more than 8 bits (default: see above).
+      value_range: the values that become black and white, for images of more than 8 bits (default: see above).
 
     Raises:
       UserError: the image has values outside its range or far below the end of it, a band that is not transparency, or
         colors that cannot be converted.
     """
     orientation = image.getexif().get(_ORIENTATION, 1)
-    upright = _with_8_bits(image, name, colors, image_range)
+    upright = _with_8_bits(image, name, colors, value_range)
     if orientation != 1:
         upright.getexif()[_ORIENTATION] = orientation
         upright = ImageOps.exif_transpose(upright)
@@ -108,14 +108,14 @@ def read_16_bit_colors(
     return cv2.cvtColor(values, to_rgb, dst=values)[..., :bands]
 
 
-def _with_8_bits(image, name, colors, image_range) -> Image.Image:
+def _with_8_bits(image, name, colors, value_range) -> Image.Image:
     """The image in a mode of 8 bits per channel; `image` itself if it has one."""
     tags = getattr(image, "tag_v2", {})
     is_signed = _SIGNED in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1))
     if colors is not None:
-        scaled = _scale(colors[..., :3], name, (0, 2**16 - 1), image_range)
+        scaled = _scale(colors[..., :3], name, (0, 2**16 - 1), value_range)
         if colors.shape[2] == 4:
-            scaled = np.dstack([scaled, _linear(colors[..., 3], 0, 2**16 - 1)])
+            scaled = np.dstack([scaled, scale_to_8_bits(colors[..., 3], 0, 2**16 - 1)])
         return Image.fromarray(scaled)
     if image.mode == "F":
         values, implied = np.asarray(image), (0.0, 1.0)
@@ -133,11 +133,11 @@ def _with_8_bits(image, name, colors, image_range) -> Image.Image:
         return image
     if "transparency" in image.info:
         raise UserError(f"image {name} has a transparent color and more than 8 bits; save it with 8 bits")
-    scaled = _scale(values, name, implied, image_range)
+    scaled = _scale(values, name, implied, value_range)
     return Image.fromarray(~scaled if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else scaled)
 
 
-def _scale(values: np.ndarray, name: object, implied: ImageRange | None, given: ImageRange | None) -> np.ndarray:
+def _scale(values: np.ndarray, name: object, implied: ValueRange | None, given: ValueRange | None) -> np.ndarray:
     """Maps a range of values to 0 to 255: the given one, or the one that the file's type implies."""
     low, high = values.min().item(), values.max().item()
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -146,17 +146,17 @@ def _scale(values: np.ndarray, name: object, implied: ImageRange | None, given: 
         kind = "float" if values.dtype.kind == "f" else "integer"
         problem = _find_problem(low, high, implied)
         if problem:
-            example = _suggest_range(low, high, values.dtype.kind)
+            example = ",".join(_text(bound) for bound in usual_range(low, high, values.dtype.kind))
             fits = implied is not None and implied[0] <= low and high <= implied[1]
             keep = f" ({implied[0]:g},{implied[1]:g} leaves this one dark)" if fits else ""
             raise UserError(
                 f"image {name} has {kind} values from {_text(low)} to {_text(high)}{problem}; choose which values are "
-                f"black and white in all your images{keep}, for example --image-range={example}"
+                f"black and white in all your images{keep}, for example --value-range={example}"
             )
-    return _linear(values, *(given or implied))
+    return scale_to_8_bits(values, *(given or implied))
 
 
-def _find_problem(low: int | float, high: int | float, implied: ImageRange | None) -> str | None:
+def _find_problem(low: int | float, high: int | float, implied: ValueRange | None) -> str | None:
     if implied is None:
         return ", of which black and white are not known"
     tolerance = _ROUNDING * implied[1]
@@ -167,21 +167,26 @@ def _find_problem(low: int | float, high: int | float, implied: ImageRange | Non
     return None
 
 
-def _suggest_range(low: int | float, high: int | float, kind: str) -> str:
-    """A usual range that contains the values."""
+def usual_range(low: int | float, high: int | float, kind: str) -> ValueRange:
+    """The smallest usual range that contains the values; from `low` to `high` if none does.
+
+    Args:
+      low: smallest value.
+      high: largest value.
+      kind: NumPy's kind of their dtype; "f" for floats.
+    """
     if low >= 0:
         usual = (0.1, 0.25, 1, 255, 1000, 10_000) if kind == "f" else [2**bits - 1 for bits in (8, 10, 12, 14, 16)]
-        high = next((bound for bound in usual if high <= bound), high)
-        low = 0
-    return f"{_text(low)},{_text(high)}"
+        return 0, next((bound for bound in usual if high <= bound), high)
+    return low, high
 
 
 def _text(value: int | float) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _linear(values: np.ndarray, low: int | float, high: int | float) -> np.ndarray:
-    """Maps `low` to 0 and `high` to 255; values outside are clipped."""
+def scale_to_8_bits(values: np.ndarray, low: int | float, high: int | float) -> np.ndarray:
+    """Maps `low` to 0 and `high` to 255, linearly; values outside are clipped."""
     low, high = float(low), float(high)  # bounds that are integers must fit the dtype
     scaled = np.empty(values.shape, np.uint8)
     rows = max(1, _STRIP * len(values) // values.size)
@@ -199,6 +204,6 @@ def _draw_on_white(image: Image.Image, name: pathlib.Path | str, *, is_tiff: boo
     if is_tiff and sum(opacity.histogram()[1:255]):
         raise UserError(
             f"image {name} has a fourth band with values from {low} to {high}, for example infrared or transparency; "
-            "save its three color bands alone"
+            "save its three color bands alone, or keep all bands in a data set of --channels=4"
         )
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

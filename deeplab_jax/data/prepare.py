@@ -14,7 +14,7 @@ from deeplab_jax.data.dataset import Dataset, Download, RawDataset
 from deeplab_jax.data.download import download
 from deeplab_jax.data.image_files import is_clutter
 from deeplab_jax.data.leaks import find_leaks
-from deeplab_jax.data.pixel_values import ImageRange
+from deeplab_jax.data.pixel_values import ValueRange
 from deeplab_jax.data.prepared import is_complete, prepared_folder, write_dataset
 from deeplab_jax.data.registry import dataset_names, default_data_dir, get_dataset
 from deeplab_jax.errors import UserError
@@ -38,7 +38,10 @@ def prepare(
     sbd_source: pathlib.Path | None = None,
     data_dir: pathlib.Path | None = None,
     val_fraction: float | None = None,
-    image_range: ImageRange | None = None,
+    value_range: ValueRange | None = None,
+    channels: int | None = None,
+    max_pixels: int | None = None,
+    tile_size: Sequence[int] | None = None,
     reduce_zero_label: bool | None = None,
     ignore_ids: Sequence[int] | None = None,
     workers: int = 1,
@@ -54,7 +57,11 @@ def prepare(
       sbd_source: folder or archive of SBD, to add the split `trainaug` to `voc2012_segmentation`.
       data_dir: where to write; default: `default_data_dir`.
       val_fraction: fraction of the images of `folder` that go to `val` if the folder has no lists.
-      image_range: see `deeplab_jax.data.read_image`.
+      value_range: see `deeplab_jax.data.read_image`; with `channels`, the values that a network sees as 0 and 255
+        (default: the smallest usual range that contains the values of all images).
+      channels: number of channels of images that keep them and their bit depth (default: make 8-bit RGB).
+      max_pixels: see `deeplab_jax.data.read_image`.
+      tile_size: cut images larger than this (height, width) into tiles, which are examples of their own.
       reduce_zero_label: id 0 in the masks of `folder` is unlabeled, and the first class is id 1.
       ignore_ids: ids in the masks of `folder` that are unlabeled.
       workers: number of processes that read files. The result does not depend on it. In a script, more than 1 need the
@@ -90,7 +97,10 @@ def prepare(
             raw = _read_raw(dataset, roots[0], options)
             for note in (*raw.notes, *_describe_leaks(name, raw)):
                 logger.warning("%s", note)
-            write_dataset(name, raw.with_image_range(image_range), data_dir)
+            raw = raw.with_images(
+                value_range=value_range, channels=channels, max_pixels=max_pixels, tile_size=tile_size
+            )
+            write_dataset(name, raw, data_dir)
     counts = ", ".join(f"{split} {len(examples)}" for split, examples in raw.splits.items())
     logger.info("Prepared %s in %s: %s", name, target, counts)
     return target

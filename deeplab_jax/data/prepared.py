@@ -21,6 +21,8 @@ import numpy as np
 from deeplab_jax.data import images, record_files, tf_example
 from deeplab_jax.data.dataset import RawDataset
 from deeplab_jax.data.label_map import LabelMap
+from deeplab_jax.data.pixel_format import RGB, PixelFormat
+from deeplab_jax.data.pixel_range import complete
 from deeplab_jax.data.split_summary import SplitSummary
 from deeplab_jax.errors import UserError, from_os_error
 from deeplab_jax.files import local_path, read_json, write_json
@@ -34,22 +36,31 @@ _NAMED = 20  # classes that a warning names
 _DESCRIPTIONS = ("dataset_info", "features", "metadata")  # JSON files
 
 _FEATURE = "tensorflow_datasets.core.features"
-_FEATURES = {
-    "pythonClassName": f"{_FEATURE}.features_dict.FeaturesDict",
-    "featuresDict": {
-        "features": {
-            "id": {"pythonClassName": f"{_FEATURE}.text_feature.Text", "text": {}},
-            "image": {
-                "pythonClassName": f"{_FEATURE}.image_feature.Image",
-                "image": {"dtype": "uint8", "shape": {"dimensions": ["-1", "-1", "3"]}},
-            },
-            "label": {
-                "pythonClassName": f"{_FEATURE}.image_feature.Image",
-                "image": {"dtype": "uint8", "shape": {"dimensions": ["-1", "-1", "1"]}, "encodingFormat": "png"},
-            },
-        }
-    },
+_RGB_IMAGE = {
+    "pythonClassName": f"{_FEATURE}.image_feature.Image",
+    "image": {"dtype": "uint8", "shape": {"dimensions": ["-1", "-1", "3"]}},
 }
+
+
+def _features(pixels: PixelFormat | None) -> dict[str, Any]:
+    """The description of a record for TFDS."""
+    image = _RGB_IMAGE
+    if pixels is not None:
+        tensor = {"dtype": pixels.dtype, "shape": {"dimensions": ["-1", "-1", str(pixels.channels)]}}
+        image = {
+            "pythonClassName": f"{_FEATURE}.tensor_feature.Tensor",
+            "tensor": tensor | {"encoding": "bytes"},
+        }
+    features = {
+        "id": {"pythonClassName": f"{_FEATURE}.text_feature.Text", "text": {}},
+        "image": image,
+        "label": {
+            "pythonClassName": f"{_FEATURE}.image_feature.Image",
+            "image": {"dtype": "uint8", "shape": {"dimensions": ["-1", "-1", "1"]}, "encodingFormat": "png"},
+        },
+    }
+    name = f"{_FEATURE}.features_dict.FeaturesDict"
+    return {"pythonClassName": name, "featuresDict": {"features": features}}
 
 
 def prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
@@ -91,6 +102,9 @@ class PreparedSource:
             stored = metadata.get("label_map")
             #: The ids and colors of the raw masks, to write files in their numbering; None if they are class ids.
             self.label_map = stored and LabelMap.from_json(stored, self.label_set.num_classes)
+            stored = metadata.get("pixels")
+            #: The format of the images.
+            self.pixels = RGB if stored is None else PixelFormat.from_json(stored)
         except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
             raise UserError(
                 f"{folder / 'metadata.json'} is damaged: {error}; remove {folder} and prepare the data set again"
@@ -112,12 +126,15 @@ class PreparedSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """An example: `image` and `label` as encoded bytes, `id` as text.
 
+        The image is an array if `pixels` says that images keep their channels and their bit depth.
+
         Raises:
           UserError: the file that holds the example is damaged or missing.
         """
         try:
             example = tf_example.parse(self._records[index])
-            return {"image": example["image"], "label": example["label"], "id": example["id"].decode()}
+            image = example["image"] if "image" in example else self._read_values(example)
+            return {"image": image, "label": example["label"], "id": example["id"].decode()}
         except (RuntimeError, ValueError, KeyError) as error:
             # ArrayRecord raises RuntimeError where its checksums find flipped bytes. Past the end of a shortened file
             # it returns an empty record, which has no `image`.
@@ -126,6 +143,10 @@ class PreparedSource:
                 f"example {index} of {self.name}/{self.split} cannot be read: {detail}; "
                 f"remove {self.folder} and prepare the data set again"
             ) from None
+
+    def _read_values(self, example: dict[str, Any]) -> np.ndarray:
+        """The image of a record that keeps its channels and its bit depth; a view of the record's bytes."""
+        return np.frombuffer(example["image/value"], self.pixels.dtype).reshape(example["image/shape"])
 
     def __repr__(self) -> str:
         return f"PreparedSource({self.name}/{self.split}, {len(self)} examples)"
@@ -319,12 +340,24 @@ def _write_descriptions(
         "disableShuffling": True,
         "splits": splits,
     }
+    pixels = _find_pixels(raw, summaries)
     metadata = {
         "class_names": raw.label_set.class_names,
         "palette": raw.label_set.palette,
         "splits": {split: summary.values() for split, summary in summaries.items()},
     }
+    if pixels is not None:
+        metadata["pixels"] = pixels.to_json()
     if raw.label_map is not None:
         metadata["label_map"] = raw.label_map.to_json()
-    for file, values in zip(_DESCRIPTIONS, (info, _FEATURES, metadata), strict=True):
+    for file, values in zip(_DESCRIPTIONS, (info, _features(pixels), metadata), strict=True):
         (folder / f"{file}.json").write_text(json.dumps(values, indent=2))
+
+
+def _find_pixels(raw: RawDataset, summaries: dict[str, SplitSummary]) -> PixelFormat | None:
+    """The format of the images with the range and the statistics that are found in them; None for 8-bit RGB."""
+    if raw.pixels is None:
+        return None
+    pixels = complete(raw.pixels, {split: summary.channels for split, summary in summaries.items()}, raw.value_range)
+    logger.info("images have %s", pixels)
+    return pixels

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import check_fields, check_sizes
+from deeplab_jax.config import check_fields, check_sizes, check_value_range
 from deeplab_jax.data import transforms
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
@@ -32,13 +32,13 @@ class EvalProtocol(abc.ABC):
     Attributes:
       train_size: (height, width) of `data.image_size`, which only `whole` can leave unset.
       eval_size: (height, width) of `eval.image_size`, or None.
-      pad_color: RGB of padding.
+      pad_color: color of padding, a value per channel.
       antialias: whether resizing averages the pixels it shrinks, `data.antialias`.
     """
 
     train_size: Size | None
     eval_size: Size | None = None
-    pad_color: tuple[int, ...] = (0, 0, 0)
+    pad_color: tuple[int | float, ...] = (0, 0, 0)
     antialias: bool = False
 
     #: The config field that sets the size of the network's input in an evaluation.
@@ -221,7 +221,7 @@ def protocol_for(config: ConfigDict) -> EvalProtocol:
     return protocol(
         train_size=None if train_size is None else tuple(train_size),
         eval_size=None if eval_size is None else tuple(eval_size),
-        pad_color=pad_color(config.model.input_mean),
+        pad_color=pad_color(config.model),
         antialias=config.data.antialias,
     )
 
@@ -237,9 +237,22 @@ def _protocol_class(config: ConfigDict) -> type[EvalProtocol]:
     return _PROTOCOLS[config.eval.protocol]
 
 
-def pad_color(input_mean: Sequence[float]) -> tuple[int, ...]:
-    """Returns the color that normalizes to about zero, which padding is filled with (DeepLabv3's mean pixel)."""
-    return tuple(round(value) for value in input_mean)
+def pad_color(model: ConfigDict) -> tuple[int | float, ...]:
+    """Returns the color that normalizes to about zero, which padding is filled with (DeepLabv3's mean pixel).
+
+    Args:
+      model: the `model` group of a config.
+
+    Returns:
+      A value per channel in the images' own values; integers unless these span less than 255.
+
+    Raises:
+      UserError: `value_range` is not legal.
+    """
+    check_value_range(model.value_range)
+    low, high = model.value_range
+    values = [low + value * (high - low) / 255 for value in model.input_mean]
+    return tuple(round(value) if high - low >= 255 else value for value in values)
 
 
 def bucket(extent: int) -> int:

@@ -19,6 +19,7 @@ from jaxtyping import Int64
 
 from deeplab_jax import progress
 from deeplab_jax.data import images, process_pool, tf_example
+from deeplab_jax.data.channel_statistics import ChannelStatistics
 from deeplab_jax.data.dataset import RawExample
 from deeplab_jax.data.split_summary import SplitSummary
 from deeplab_jax.errors import UserError
@@ -39,21 +40,24 @@ class _Prepared:
       source: digest of the files that it comes from, and of what else decides about the record.
       content: digest of the file of its image and of its label.
       pixels: number of pixels of each label.
+      values: statistics of the image's channels; None for 8-bit RGB.
     """
 
     record: bytes
     source: str
     content: str
     pixels: Int64[np.ndarray, " 256"]
+    values: ChannelStatistics | None
 
 
 @dataclasses.dataclass
 class _Shard:
-    """A complete file: number of bytes of its records, and id, source and content of each example."""
+    """A complete file: its number of bytes, id, source and content of each example, pixels per label, and values."""
 
     num_bytes: int
     examples: list[tuple[str, str, str]]
     pixels: list[int]
+    values: ChannelStatistics | None = None
 
 
 def write_split(
@@ -84,7 +88,8 @@ def write_split(
             done += len(shards[-1].examples)
     summary = SplitSummary(label_set.num_classes)
     for shard in shards:
-        summary.add([(example_id, content) for example_id, _, content in shard.examples], np.array(shard.pixels))
+        contents = [(example_id, content) for example_id, _, content in shard.examples]
+        summary.add(contents, np.array(shard.pixels), shard.values)
     return [folder / f"{split}.{i}" for i in range(len(shards))], shards, summary
 
 
@@ -102,7 +107,7 @@ def can_continue(folder: pathlib.Path) -> bool:
 def _write_shard(folder: pathlib.Path, split: str, index: int, examples, results, bar: progress.Bar) -> _Shard:
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    shard, pixels = _Shard(0, [], []), np.zeros(256, np.int64)
+    shard, pixels, values = _Shard(0, [], []), np.zeros(256, np.int64), []
     path = folder / f"{split}.{index}"
     writer = None
     try:
@@ -114,6 +119,7 @@ def _write_shard(folder: pathlib.Path, split: str, index: int, examples, results
             shard.examples.append((example.id, found.source, found.content))
             shard.num_bytes += len(found.record)
             pixels += found.pixels
+            values += [] if found.values is None else [found.values]
             bar.advance()
             if shard.num_bytes >= SHARD_BYTES:
                 break
@@ -121,6 +127,7 @@ def _write_shard(folder: pathlib.Path, split: str, index: int, examples, results
         if writer is not None:
             writer.close()
     shard.pixels = pixels.tolist()
+    shard.values = ChannelStatistics.merge(values) if values else None
     manifest = dataclasses.asdict(shard) | {"file_size": path.stat().st_size}
     write_json(_manifest(path), manifest)
     return shard
@@ -128,20 +135,41 @@ def _write_shard(folder: pathlib.Path, split: str, index: int, examples, results
 
 def _prepare(label_set: LabelSet, example: RawExample) -> _Prepared:
     image, label = example.read(label_set)
-    record = tf_example.serialize({"image": image, "label": images.encode_mask(label), "id": example.id.encode()})
-    content = hashlib.sha256(f"{file_digest(example.image)} {label.shape}".encode())
+    statistics = None
+    features = {"label": images.encode_mask(label), "id": example.id.encode()}
+    if isinstance(image, bytes):
+        features |= {"image": image}
+    else:  # as TFDS stores a tensor whose height and width are not known
+        statistics = ChannelStatistics.of(image)
+        features |= {"image/shape": image.shape, "image/value": image.tobytes()}
+    record = tf_example.serialize(features)
+    # A large file is not read once per tile.
+    digest = file_digest(example.image) if example.tile is None else _digest(image)
+    content = hashlib.sha256(f"{digest} {label.shape}".encode())
     content.update(np.ascontiguousarray(label))
     pixels = np.bincount(label.ravel(), minlength=256)
-    return _Prepared(record, _source(example), content.hexdigest(), pixels.astype(np.int64))
+    return _Prepared(record, _source(example), content.hexdigest(), pixels.astype(np.int64), statistics)
 
 
 def _source(example: RawExample) -> str:
     """The digest of everything that a record depends on; empty if a file is missing."""
     try:
-        digests = [file_digest(path) for path in (example.image, *example.label_files)]
+        files = (example.image, *example.label_files)
+        digests = [_version(path) if example.tile else file_digest(path) for path in files]
     except OSError:
         return ""
-    return hashlib.sha256(json.dumps([example.id, example.image_range, *digests]).encode()).hexdigest()
+    # The range of images that keep their bit depth does not change what is stored.
+    rule = example.value_range if example.pixels is None else [example.pixels.channels, example.pixels.dtype]
+    return hashlib.sha256(json.dumps([example.id, rule, example.tile, *digests]).encode()).hexdigest()
+
+
+def _digest(image: bytes | np.ndarray) -> str:
+    return hashlib.sha256(image).hexdigest()
+
+
+def _version(path: pathlib.Path) -> str:
+    status = path.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _find_complete(folder: pathlib.Path, split: str, examples: Sequence[RawExample]) -> list[_Shard]:
@@ -171,7 +199,9 @@ def _read_manifest(path: pathlib.Path) -> _Shard | None:
         values: dict[str, Any] = read_json(path, max_bytes=1 << 30)
         size = values.pop("file_size")
         examples = [(str(i), str(s), str(c)) for i, s, c in values.pop("examples")]
-        shard = _Shard(examples=examples, **values)
+        statistics = values.pop("values", None)
+        statistics = statistics and ChannelStatistics.from_json(statistics)
+        shard = _Shard(examples=examples, values=statistics, **values)
         return shard if path.with_suffix("").stat().st_size == size and len(shard.pixels) == 256 else None
     except (UserError, OSError, KeyError, TypeError, ValueError):
         return None

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from deeplab_jax.data.channel_statistics import ChannelStatistics
 from deeplab_jax.labels import IGNORE_LABEL
 
 
@@ -18,19 +19,29 @@ class SplitSummary:
         self._content = hashlib.sha256()
         self._pixels = np.zeros(256, np.int64)
         self._num_classes = num_classes
+        #: Statistics of the channels of all images; None for 8-bit RGB.
+        self.channels: ChannelStatistics | None = None
 
-    def add(self, examples: Sequence[tuple[str, str]], pixels: Int64[np.ndarray, " 256"]) -> None:
+    def add(
+        self,
+        examples: Sequence[tuple[str, str]],
+        pixels: Int64[np.ndarray, " 256"],
+        values: ChannelStatistics | None = None,
+    ) -> None:
         """Adds examples.
 
         Args:
           examples: id and digest of each. The file of the image counts, not its stored form, which depends on the
             version of the encoder.
           pixels: number of pixels of each label in all of them.
+          values: statistics of their channels; None for 8-bit RGB.
         """
         for example_id, content in examples:
             self._ids.append(example_id)
             self._content.update(content.encode())
         self._pixels += pixels
+        if values is not None:
+            self.channels = values if self.channels is None else ChannelStatistics.merge([self.channels, values])
 
     @property
     def class_pixels(self) -> list[int]:

@@ -94,6 +94,10 @@ class Networks:
         with slot.lock, _compile_time() as compile_seconds:  # waiting for the lock is not counted
             started = time.perf_counter()
             predictor = slot.predictor
+            if not predictor.pixels.is_rgb:
+                raise UserError(
+                    f"this page takes 8-bit RGB images, but {name} takes {predictor.pixels}; use `deeplab-jax predict`"
+                )
             loaded, compiled_while_loading = time.perf_counter(), compile_seconds()
             label_map = _label(predictor, image)
             compile_seconds_here = compile_seconds() - compiled_while_loading

@@ -186,7 +186,7 @@ def _blocks(
     examples: Sequence[pathlib.Path],
 ) -> "gradio.Blocks":
     formats = f"{', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}"
-    kinds = f"{formats}, up to {max_bytes / 2**20:g} MB and {networks.max_pixels / 1e6:g} megapixels"
+    kinds = f"{formats}, up to {max_bytes / 2**20:g} MB and {networks.max_pixels / 1e6:g} megapixels; read as 8-bit RGB"
     with gradio.Blocks(
         title="deeplab_jax", analytics_enabled=False, fill_width=True, delete_cache=_DELETE_AFTER
     ) as blocks:

@@ -1,6 +1,7 @@
 """Exact, counted evaluation: every image of a split once, integer counts, labels at their own size."""
 
 import contextlib
+import functools
 import logging
 import math
 import pathlib
@@ -45,6 +46,9 @@ class Evaluator:
     def __init__(self, config: ConfigDict, model: nn.Module, source, mesh: jax.sharding.Mesh):
         self._config, self._source, self._mesh = config, source, mesh
         self._step = jit_eval_step(config, model, mesh)
+        self._draw = functools.partial(
+            data.to_rgb, value_range=config.model.value_range, channels=config.data.display_channels
+        )
 
     def __call__(self, variables: Any, *, before_batch: Callable[[], None] | None = None) -> dict[str, Any]:
         """Scores the whole split.
@@ -55,7 +59,7 @@ class Evaluator:
 
         Returns:
           The scores of `deeplab_jax.evaluation.metrics.scores`, `loss`, `num_images`, and `gallery`: image, label and
-          prediction (uint8 arrays) of the first `GALLERY_SIZE` examples.
+          prediction (uint8 arrays, the image as RGB) of the first `GALLERY_SIZE` examples.
 
         Raises:
           UserError: the split has no labeled pixels.
@@ -82,7 +86,8 @@ class Evaluator:
                 prediction = result.pop("prediction")
                 previous = result
                 if len(examples) < GALLERY_SIZE:
-                    examples += report.gallery_examples(batch, prediction)[: GALLERY_SIZE - len(examples)]
+                    found = report.gallery_examples(batch, prediction, self._draw)
+                    examples += found[: GALLERY_SIZE - len(examples)]
         if previous is not None:
             totals.add(previous)
         if totals.num_images != len(self._source):
@@ -188,6 +193,7 @@ def _prepare(
             f"{config.data.name} has the classes {', '.join(source.label_set.class_names)}, but {whose} was trained on "
             f"{', '.join(label_set.class_names)}"
         )
+    data.check_model(config.model, data.pixels_of(source), source.name)
     mesh = mesh_lib.make_mesh(config.mesh)
     return source, build_for_mesh(config, label_set.num_classes, mesh, input_sizes=protocol.input_sizes), mesh
 

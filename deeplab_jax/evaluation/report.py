@@ -5,6 +5,7 @@ import functools
 import hashlib
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,12 +22,15 @@ from deeplab_jax.parallel import processes, sharding
 GalleryExample = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def gallery_examples(batch: dict[str, Any], prediction: jax.Array) -> list[GalleryExample]:
+def gallery_examples(
+    batch: dict[str, Any], prediction: jax.Array, draw: Callable[[np.ndarray], np.ndarray] = data.to_rgb
+) -> list[GalleryExample]:
     """Returns image, label and prediction of a batch's valid examples, each at the size it is scored at.
 
     Args:
       batch: this process's batch of `deeplab_jax.data.eval_batches`.
       prediction: global array of predictions for the batch.
+      draw: draws an image as 8-bit RGB.
     """
     local = sharding.to_local(prediction)
     examples = []
@@ -35,7 +39,7 @@ def gallery_examples(batch: dict[str, Any], prediction: jax.Array) -> list[Galle
         label, image = batch["label"][i][:height, :width], batch["image"][i]
         if batch["image"].shape[1:3] != batch["label"].shape[1:3]:  # the network saw a resized image
             image = data.resize_image(image, (height, width))
-        examples.append((image[:height, :width], label, local[i][:height, :width]))
+        examples.append((draw(image[:height, :width]), label, local[i][:height, :width]))
     return examples
 
 
@@ -94,7 +98,8 @@ class Result:
 # Groups whose fields change the scores, but for some.
 _SCORED_GROUPS = ("model", "data", "loss", "eval")
 _UNSCORED_FIELDS = (
-    "data.eval_split", "data.batch_size", "data.workers", "data.unreadable", "eval.batch_size", "eval.every",
+    "data.eval_split", "data.batch_size", "data.display_channels", "data.workers", "data.unreadable",
+    "eval.batch_size", "eval.every",
 )  # fmt: skip
 _LONGEST_SUFFIX = 100  # file names may have 255 bytes
 

@@ -29,7 +29,7 @@ class ExportOptions:
       batch: number of images per call; None allows any number.
       argmax: return uint8 labels of shape (batch, height, width) instead of float32 logits of shape (batch, height,
         width, classes).
-      uint8: take uint8 images instead of float32. Both are RGB of range 0-255.
+      uint8: take uint8 images instead of float32. Both are RGB of range 0-255, or what else the network takes.
     """
 
     size: tuple[int, int] | None = None
@@ -105,12 +105,15 @@ def make_program(network: PretrainedNetwork, options: ExportOptions) -> Program:
       options: the input and the output.
 
     Raises:
-      UserError: the network is a backbone without classes.
+      UserError: the network is a backbone without classes, or its images do not fit uint8.
     """
     if network.label_set is None:
         raise UserError(
             f"a {network.model.backbone} backbone alone has no classes; train a network with it and export that"
         )
+    low, high = network.model.value_range
+    if options.uint8 and high > 255:
+        raise UserError(f"the network takes values from {low:g} to {high:g}, which uint8 does not hold; export float32")
     model = build_model(network.model, network.label_set.num_classes)
 
     def apply(variables, images):
@@ -126,6 +129,7 @@ def make_program(network: PretrainedNetwork, options: ExportOptions) -> Program:
 
 def metadata(network: PretrainedNetwork, program: Program, file_format: str) -> dict[str, Any]:
     """The description of an exported network, as JSON values."""
+    low, high = network.model.value_range
     batch, height, width, channels = (int(axis) if axis.isdigit() else axis for axis in program.symbols)
     shape = [batch, height, width]
     return {
@@ -133,7 +137,8 @@ def metadata(network: PretrainedNetwork, program: Program, file_format: str) -> 
         "input": {
             "shape": [*shape, channels],
             "dtype": program.dtype.name,
-            "contents": "RGB of range 0-255; do not normalize" if channels == 3 else "range 0-255; do not normalize",
+            "contents": f"{'RGB of ' if channels == 3 else ''}range {low:g}-{high:g}; do not normalize",
+            "value_range": [low, high],
             "constraints": list(program.constraints),
         },
         "output": {

@@ -10,6 +10,7 @@ from typing import Literal
 from deeplab_jax import data, progress, visualization
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import create_folder
+from deeplab_jax.inference.display import reduce_for_display
 from deeplab_jax.inference.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def predict_files(
     *,
     existing: Existing = "refuse",
     max_pixels: int | None = None,
-    image_range: data.ImageRange | None = None,
+    value_range: data.ValueRange | None = None,
 ) -> list[pathlib.Path]:
     """Labels image files. Writes `<name>_mask.png` (a palette PNG) and `<name>_overlay.png` (with a legend) for each.
 
@@ -53,7 +54,7 @@ def predict_files(
       output: folder for the results, created if necessary. Subfolders of the inputs are mirrored in it.
       existing: what to do with images whose results exist.
       max_pixels: see `deeplab_jax.data.read_image`.
-      image_range: see `deeplab_jax.data.read_image`.
+      value_range: see `deeplab_jax.data.read_image`.
 
     Returns:
       The files written: the mask and the overlay of the first image, then of the second, and so on.
@@ -62,7 +63,7 @@ def predict_files(
       UserError: see `result_paths`; or images cannot be read, after the others have been predicted.
     """
     paths = result_paths(inputs, output, existing=existing)
-    report = predict_paths(predictor, paths, max_pixels=max_pixels, image_range=image_range)
+    report = predict_paths(predictor, paths, max_pixels=max_pixels, value_range=value_range)
     if report.failed:
         raise UserError(describe_failures(report.failed, len(paths)))
     return report.written
@@ -73,7 +74,7 @@ def predict_paths(
     paths: ResultPaths,
     *,
     max_pixels: int | None = None,
-    image_range: data.ImageRange | None = None,
+    value_range: data.ValueRange | None = None,
 ) -> FilesReport:
     """Labels image files, and goes on after images that cannot be read.
 
@@ -81,7 +82,7 @@ def predict_paths(
       predictor: the predictor.
       paths: the result of `result_paths`.
       max_pixels: see `deeplab_jax.data.read_image`.
-      image_range: see `deeplab_jax.data.read_image`.
+      value_range: see `deeplab_jax.data.read_image`.
 
     Raises:
       UserError: a result cannot be written.
@@ -90,7 +91,7 @@ def predict_paths(
     for path, (mask_path, overlay_path) in progress.track(paths.items(), "predict"):
         create_folder(mask_path.parent, "--output")
         try:
-            image = data.read_image(path, max_pixels=max_pixels, image_range=image_range)
+            image = predictor.read(path, max_pixels=max_pixels, value_range=value_range)
             label_map = predictor(image).label_map
         except UserError as error:
             report.failed[path] = str(error)
@@ -98,7 +99,8 @@ def predict_paths(
                 logger.warning("%s", error)
             continue
         visualization.save_palette_png(mask_path, label_map, predictor.label_set)
-        tinted = visualization.overlay(image, label_map, predictor.label_set)
+        drawn, shown = reduce_for_display(image, label_map, predictor.draw)
+        tinted = visualization.overlay(drawn, shown, predictor.label_set)
         visualization.save_image(overlay_path, visualization.add_legend(tinted, label_map, predictor.label_set))
         report.written.extend((mask_path, overlay_path))
     return report

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped
 
 
 class View(NamedTuple):
@@ -27,7 +27,7 @@ class View(NamedTuple):
 def network_views(
     model: nn.Module,
     variables: Any,
-    images: UInt8[Array | np.ndarray, "batch height width channels"],
+    images: Shaped[Array | np.ndarray, "batch height width channels"],
     *,
     scales: Sequence[int | float] = (1.0,),
     flip: bool = False,
@@ -41,7 +41,7 @@ def network_views(
     Args:
       model: the network.
       variables: its `params` and `batch_stats`.
-      images: RGB of range 0-255.
+      images: RGB of range 0-255, or what else the network takes.
       scales: factors for height and width.
       flip: also see every scale mirrored.
     """

@@ -52,6 +52,7 @@ class Predictor:
 
     Attributes:
       label_set: names and colors of the network's classes.
+      pixels: the format of the images that the network takes.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class Predictor:
                     f"{model.output_stride}"
                 )
         self.label_set = label_set
+        self.pixels = data.pixels_of_model(model)
+        self._display_channels = tuple(config.data.display_channels)
         self._model, self._variables = model, variables
         self._ids = _class_ids(classes, label_set)
         protocol = data.protocol_for(config)
@@ -144,7 +147,7 @@ class Predictor:
 
     def __call__(
         self,
-        images: data.ImageLike | Iterable[data.ImageLike],
+        images: data.ImageLike | data.LazyTiff | Iterable[data.ImageLike | data.LazyTiff],
         *,
         confidence: bool = False,
         probabilities: bool = False,
@@ -155,7 +158,9 @@ class Predictor:
 
         Args:
           images: an image, or an iterable of images of any sizes. An image is a path, a PIL image (both are rotated as
-            their EXIF orientation says), or a (height, width, 3) uint8 RGB array. A 4-D array is a batch of images.
+            their EXIF orientation says), or a (height, width, 3) uint8 RGB array. A 4-D array is a batch of images. A
+            network with other channels or values takes paths, and arrays of these. With `window`, also the result of
+            `read`.
           confidence: also return the probability of the predicted class.
           probabilities: also return the probabilities of all classes.
 
@@ -167,17 +172,66 @@ class Predictor:
         """
         wanted = (confidence, probabilities)
         if isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) != 4:
-            return self._dispatch(data.as_image(images, "the image"), *wanted)()
+            return self._dispatch(self._as_image(images, "the image"), *wanted)()
         predictions: list[Prediction] = []
         finish_previous = None
         for position, image in enumerate(images):
-            finish = self._dispatch(data.as_image(image, f"image {position}"), *wanted)
+            finish = self._dispatch(self._as_image(image, f"image {position}"), *wanted)
             if finish_previous is not None:
                 predictions.append(finish_previous())
             finish_previous = finish
         if finish_previous is not None:
             predictions.append(finish_previous())
         return predictions
+
+    def read(
+        self, path: pathlib.Path, *, max_pixels: int | None = None, value_range: data.ValueRange | None = None
+    ) -> np.ndarray | data.LazyTiff:
+        """Reads an image file as the network takes it. With `window`, large TIFFs are not read before they are sliced.
+
+        Args:
+          path: the file.
+          max_pixels: see `deeplab_jax.data.read_image`.
+          value_range: see `deeplab_jax.data.read_image`; only for networks that take 8-bit RGB.
+
+        Raises:
+          UserError: it is not an image, or not one that the network takes.
+        """
+        if self._window is not None and (large := data.open_lazily(path, max_pixels=max_pixels)):
+            takes = ("uint8",) if self.pixels.is_rgb else ("uint8", "uint16", "float32")
+            if large.shape[2] == self.pixels.channels and large.dtype.name in takes:
+                return large
+        if self.pixels.is_rgb:
+            return data.read_image(path, max_pixels=max_pixels, value_range=value_range)
+        if value_range is not None:
+            low, high = self.pixels.value_range
+            raise UserError(
+                f"a range of values is set, but the network takes values from {low:g} to {high:g} as they are; "
+                "remove it"
+            )
+        image = data.read_channels(path, self.pixels.channels, max_pixels=max_pixels)
+        data.check_image(image, f"image {path}", self.pixels)
+        return image
+
+    def draw(self, image: np.ndarray) -> UInt8[np.ndarray, "_ _ 3"]:
+        """Draws an image that the network takes as 8-bit RGB, see `data.display_channels`."""
+        return data.to_rgb(image, self.pixels.value_range, self._display_channels)
+
+    def _as_image(self, image: data.ImageLike | data.LazyTiff, name: str) -> np.ndarray | data.LazyTiff:
+        if isinstance(image, data.LazyTiff):
+            return image
+        if self.pixels.is_rgb and not (self._window and isinstance(image, (str, os.PathLike))):
+            return data.as_image(image, name)
+        if isinstance(image, (str, os.PathLike)):
+            return self.read(pathlib.Path(image))
+        if not isinstance(image, np.ndarray):
+            raise UserError(
+                f"{name} is a {type(image).__name__}; the network takes {self.pixels.channels} channels: pass a path "
+                "or an array"
+            )
+        image = data.as_stored(image, name)
+        data.check_image(image, name, self.pixels)
+        return image
 
     def start_video(
         self, *, smoothing: int | float = 1.0
@@ -190,8 +244,11 @@ class Predictor:
             cuts are not detected: an earlier scene fades as `(1 - smoothing) ** frames`.
 
         Raises:
-          UserError: `smoothing` is out of range, or below 1 in combination with windows.
+          UserError: `smoothing` is out of range, or below 1 in combination with windows; or the network does not take
+            8-bit RGB.
         """
+        if not self.pixels.is_rgb:
+            raise UserError(f"videos have 8-bit RGB, but the network takes {self.pixels.channels} channels of its own")
         if not 0 < smoothing <= 1:
             raise UserError(f"smoothing {smoothing} must be above 0 and at most 1")
         if smoothing == 1:
@@ -209,7 +266,9 @@ class Predictor:
 
         return label_frame
 
-    def _dispatch(self, image: np.ndarray, confidence: bool, probabilities: bool) -> Callable[[], Prediction]:
+    def _dispatch(
+        self, image: np.ndarray | data.LazyTiff, confidence: bool, probabilities: bool
+    ) -> Callable[[], Prediction]:
         """Dispatches one image without blocking. Call the returned function to wait for the result."""
         kind = "probabilities" if probabilities else "confidence" if confidence else "labels"
         if self._window is not None:
@@ -247,10 +306,11 @@ class Predictor:
             logits, extents, size[None], canvas, finish, inputs=inputs, align_corners=align_corners
         )
 
-    def _slide(self, image: np.ndarray, kind: str) -> Prediction:
+    def _slide(self, image: np.ndarray | data.LazyTiff, kind: str) -> Prediction:
         side = np.array(self._window)
 
         def predict_window(pixels):
+            data.check_image(pixels, "the image", self.pixels)
             logits = self._network(self._variables, pixels[None])
             _, _, probabilities = self._finish(
                 logits, side.astype(np.float32), side, self._window, self._window, "probabilities"

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 
-from deeplab_jax.data import pad_to
+from deeplab_jax.data import LazyTiff, pad_to
 
 # Fractions of a window. Neighbors overlap by at least a third. The outer twelfth of a window is ignored, because the
 # network sees too little context there; over the next sixth the weight rises to one. In the middle of the smallest
@@ -51,23 +51,24 @@ def blending_weights(starts: Sequence[int], window: int) -> Float[np.ndarray, "w
 
 
 def blended_strips(
-    image: UInt8[np.ndarray, "height width 3"],
+    image: Shaped[np.ndarray, "height width channels"] | LazyTiff,
     window: Sequence[int],
-    predict: Callable[[UInt8[np.ndarray, "window_height window_width 3"]], Float[np.ndarray, "_ classes _"]],
+    predict: Callable[[Shaped[np.ndarray, "window_height window_width channels"]], Float[np.ndarray, "_ classes _"]],
     *,
     output_stride: int,
-    pad_color: Sequence[int],
+    pad_color: Sequence[int | float],
 ) -> Iterator[Float[np.ndarray, "_ classes width"]]:
     """Yields the class probabilities of an image, a few rows at a time from top to bottom.
 
     Keeps window height * image width * classes numbers in memory, plus those of one window.
 
     Args:
-      image: RGB; padded to a whole number of strides and at least to the window.
+      image: the image, of which one window at a time is sliced; padded to a whole number of strides and at least to
+        the window.
       window: (height, width) from `window_size`.
       predict: returns the class probabilities (window height, classes, window width) of a window.
       output_stride: output stride of the network.
-      pad_color: RGB color of the padding.
+      pad_color: color of the padding, a value per channel.
 
     Yields:
       The probabilities of the next rows. Every row appears once. The array is reused by the next iteration.
@@ -75,13 +76,14 @@ def blended_strips(
     height, width = image.shape[:2]
     starts = [window_starts(extent, side, output_stride) for extent, side in zip((height, width), window, strict=True)]
     rows, columns = (blending_weights(axis, side) for axis, side in zip(starts, window, strict=True))
-    padded = pad_to(image, [axis[-1] + side for axis, side in zip(starts, window, strict=True)], pad_color)
+    total_width = starts[1][-1] + window[1]
     band = None
     for i, top in enumerate(starts[0]):
         for j, left in enumerate(starts[1]):
-            probabilities = predict(np.ascontiguousarray(padded[top : top + window[0], left : left + window[1]]))
+            seen = pad_to(image[top : top + window[0], left : left + window[1]], window, pad_color)
+            probabilities = predict(np.ascontiguousarray(seen))
             if band is None:
-                band = np.zeros((window[0], probabilities.shape[1], padded.shape[1]), probabilities.dtype)
+                band = np.zeros((window[0], probabilities.shape[1], total_width), probabilities.dtype)
             weights = (rows[i][:, None, None] * columns[j]).astype(probabilities.dtype)
             band[:, :, left : left + window[1]] += weights * probabilities
         done = (starts[0][i + 1] if i + 1 < len(starts[0]) else height) - top

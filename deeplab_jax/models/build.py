@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from deeplab_jax import budget, ops
-from deeplab_jax.config import FIELDS, check_fields
+from deeplab_jax.config import FIELDS, check_fields, check_value_range
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models.atrous import scale_rates
 from deeplab_jax.models.backbones import BACKBONES, OPTIONS
@@ -80,6 +80,7 @@ def build_model(
                 f"model.{name} has {len(fields[name])} values, but model.in_channels is {fields['in_channels']}; "
                 "set one value per channel"
             )
+    check_value_range(fields["value_range"])
     return head(num_classes=num_classes, dtype=jnp.dtype(compute_dtype), **_fields_of_head(fields, head))
 
 

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, UInt8, UInt16
 
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models.auxiliary import AuxiliaryHead
@@ -65,6 +65,7 @@ class SegmentationNetwork(nn.Module, kw_only=True):
     zero_unreached_taps: bool
     padding: str
     align_corners: bool
+    value_range: Sequence[int | float]
     input_mean: Sequence[float]
     input_std: Sequence[float]
     dtype: DTypeLike = jnp.float32
@@ -76,6 +77,7 @@ class SegmentationNetwork(nn.Module, kw_only=True):
     def __call__(
         self,
         images: UInt8[Array | np.ndarray, "batch height width channels"]
+        | UInt16[Array | np.ndarray, "batch height width channels"]
         | Float[Array | np.ndarray, "batch height width channels"],
         *,
         train: bool,
@@ -83,7 +85,7 @@ class SegmentationNetwork(nn.Module, kw_only=True):
         """Classifies every pixel.
 
         Args:
-          images: images of any height and width, with values in 0-255.
+          images: images of any height and width, with values in 0-255, or in `value_range` if it is another.
           train: True switches dropout on, makes BatchNorm use and update batch statistics, and computes the auxiliary
             head. Pass `mutable=["batch_stats"]`, and an rng named "dropout" if a dropout rate is not 0.
 
@@ -159,9 +161,13 @@ class SegmentationNetwork(nn.Module, kw_only=True):
         )(endpoints[self.auxiliary_features])
 
     def _normalize(self, images):
-        dtype = accumulator(images.dtype) if images.dtype != jnp.uint8 else jnp.float32
-        mean = jnp.asarray(self.input_mean, dtype).reshape(1, 1, 1, -1)
-        std = jnp.asarray(self.input_std, dtype).reshape(1, 1, 1, -1)
+        is_integer = jnp.issubdtype(images.dtype, jnp.integer)
+        dtype = jnp.float32 if is_integer else accumulator(images.dtype)
+        # The mean and the standard deviation are stated for 0-255. They are scaled instead of the images.
+        low, high = self.value_range
+        scale = (high - low) / 255
+        mean = jnp.asarray([low + value * scale for value in self.input_mean], dtype).reshape(1, 1, 1, -1)
+        std = jnp.asarray([value * scale for value in self.input_std], dtype).reshape(1, 1, 1, -1)
         return ((images.astype(dtype) - mean) / std).astype(self.dtype)
 
     def _layers(self, train: bool, norm_epsilon: float, norm_decay: float) -> Layers:

@@ -16,6 +16,7 @@ from deeplab_jax.pretrained import bundle, presets
 from deeplab_jax.pretrained.formats import import_file
 from deeplab_jax.pretrained.merge import check_fit, merge
 from deeplab_jax.pretrained.network import PretrainedNetwork
+from deeplab_jax.pretrained.stem import with_channels
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ def from_pretrained(
       num_classes: number of classes (default: the network's own). With another number, the classifiers are newly
         initialized. Required for a backbone, whose decoder and ASPP are newly initialized too.
       seed: seed of newly initialized parameters.
-      **model_fields: fields of `config.model` to change, such as `output_stride=8`; or `ops`, the operations of the
+      **model_fields: fields of `config.model` to change, such as `output_stride=8` or `in_channels=4`, which adapts the
+        first convolution (see `deeplab_jax.pretrained.stem`); or `ops`, the operations of the
         model (default: `deeplab_jax.ops.select` for the default device).
 
     Returns:
@@ -84,6 +86,7 @@ def from_pretrained(
         if network.label_set is None:
             raise UserError(f"{name_or_path} is a backbone without classes; pass num_classes")
         num_classes = network.label_set.num_classes
+    network = with_channels(network, model_fields.pop("in_channels", network.model.in_channels))
     model_config = network.model.copy_and_resolve_references()
     overrides = {"ops": model_fields.pop("ops")} if "ops" in model_fields else {}
     for field, value in model_fields.items():

@@ -43,8 +43,15 @@ class Teacher:
             raise UserError(
                 f"loss.teacher={name} was trained on different classes than data set {config.data.name} ({differences})"
             )
+        if network.model.in_channels != config.model.in_channels:
+            raise UserError(
+                f"loss.teacher={name} takes images of {network.model.in_channels} channels, but those of data set "
+                f"{config.data.name} have {config.model.in_channels}"
+            )
+        value_range = tuple(config.model.value_range)
         config = config.copy_and_resolve_references()
-        config.model = network.model
+        config.model = network.model.copy_and_resolve_references()
+        config.model.value_range = value_range  # that of the data: the teacher sees the same images
         model = build_for_mesh(config, label_set.num_classes, mesh)
         self._variables = jax.device_put(network.variables, sharding.replicated(mesh))
         scales, flip = tuple(config.loss.teacher_scales), config.loss.teacher_flip

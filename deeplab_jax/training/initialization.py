@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.errors import UserError
 from deeplab_jax.pretrained.loading import BACKBONE_FIELDS, load, new_parts
 from deeplab_jax.pretrained.merge import check_fit, merge
+from deeplab_jax.pretrained.stem import changes_of, with_channels
 from deeplab_jax.training.state import TrainState
 
 
@@ -21,7 +22,8 @@ def init_from(
     """Creates a state with the parameters and batch statistics of another run or a preset.
 
     Classifiers are copied only if they have the same number of classes. From a backbone preset, only the backbone is
-    copied. The auxiliary head may be missing on either side. Everything else must fit. Averages, if the state has them,
+    copied. The auxiliary head may be missing on either side, and the first convolution is adapted to the channels of
+    the images (see `deeplab_jax.pretrained.stem`). Everything else must fit. Averages, if the state has them,
     start as a copy of the variables.
 
     Args:
@@ -37,18 +39,21 @@ def init_from(
       UserError: there is nothing to load, or the networks differ in more than their classifier.
     """
     network = load(name_or_path)
+    note = changes_of(network, model)
+    network = with_channels(network, model.in_channels)
     here, there = model.to_dict(), network.model.to_dict()
     wrong = [
         f"config.model.{field}={there[field]!r} (is {here[field]!r})"
         for field in BACKBONE_FIELDS
-        if here[field] != there[field]
+        # The normalization of other channels is that of the data.
+        if here[field] != there[field] and not (note and field in ("input_mean", "input_std"))
     ]
     if wrong:
         raise UserError(f"train.init_from={name_or_path} needs {', '.join(wrong)}")
     check_fit(shapes.variables, network.variables, reinitialize=new_parts(network))
     state = new_state()
     variables, report = merge(state.variables, network.variables, reinitialize=new_parts(network))
-    report += _other_rates(here, there) if network.label_set is not None else ""
+    report += note + (_other_rates(here, there) if network.label_set is not None else "")
     started = state.replace(**variables)
     if state.ema_variables is not None:
         started = started.with_averages()

@@ -58,12 +58,17 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemp
     """
     workdir = local_path(workdir)
     _validate(config)
-    train_source, eval_source = _open_data(config)
+    config, train_source, eval_source = _open_data(config)
     config = with_class_weights(config, train_source)
     label_set, mesh = train_source.label_set, mesh_lib.make_mesh(config.mesh)
     durations = _durations(config, len(train_source))
     program = build_program(
-        config, label_set.num_classes, mesh, total_steps=durations.total, warmup_steps=durations.warmup
+        config,
+        label_set.num_classes,
+        mesh,
+        total_steps=durations.total,
+        warmup_steps=durations.warmup,
+        image_dtype=data.pixels_of(train_source).dtype,
     )
     add_teacher = None if config.loss.teacher is None else Teacher(config, label_set, mesh)
     with contextlib.ExitStack() as stack:
@@ -206,15 +211,25 @@ class _Run:
         return scores
 
 
-def _open_data(config: ConfigDict) -> tuple[data.Source, data.Source]:
-    """Opens the splits to train and evaluate on, and checks that both have labels."""
+def _open_data(config: ConfigDict) -> tuple[ConfigDict, data.Source, data.Source]:
+    """Opens the splits to train and evaluate on, and checks that both have labels.
+
+    Also returns the config with the channels and the values of the data set, see `data.fit_model`.
+    """
     train_source = data.open_split(config, config.data.train_split)
     eval_source = data.open_split(config, config.data.eval_split)
     if config.loss.teacher is None:
         check_labels(train_source)
     if config.eval.ignored_pixels == "exclude":
         check_labels(eval_source)
-    return train_source, eval_source
+    pixels = data.pixels_of(train_source)
+    data.check_augmentation(config.data, pixels, train_source.name)
+    if not pixels.is_rgb:
+        config = config.copy_and_resolve_references()
+        data.fit_model(config.model, pixels, train_source.name)
+    for source in (train_source, eval_source):
+        data.check_model(config.model, data.pixels_of(source), source.name)
+    return config, train_source, eval_source
 
 
 def _validate(config: ConfigDict) -> None:
@@ -306,7 +321,7 @@ def _train_batches(config: ConfigDict, source, state: TrainState):
         examples_seen=int(state.examples_seen),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        pad_color=data.pad_color(config.model.input_mean),
+        pad_color=data.pad_color(config.model),
     )
 
 

@@ -57,7 +57,7 @@ def make_train_step(
       shardings: shardings of the state if it is split over a mesh.
 
     Returns:
-      `step(state, batch)`, where the batch has `image` uint8 (batch, height, width, channels), `label` uint8 (batch,
+      `step(state, batch)`, where the batch has `image` (batch, height, width, channels), `label` uint8 (batch,
       height, width) and, with a teacher, `teacher_logits` (batch, height, width, classes). It returns the next state
       and a report: `loss_sum`, `loss_count`, `loss_terms` (of a loss with several), `confusion` (int32, classes by
       classes, of the logits in the loss), `gradient_norm` (of the trained parameters, before clipping) and
@@ -246,7 +246,13 @@ class TrainProgram:
 
 
 def build_program(
-    config: ConfigDict, num_classes: int, mesh: Mesh, *, total_steps: int, warmup_steps: int = 0
+    config: ConfigDict,
+    num_classes: int,
+    mesh: Mesh,
+    *,
+    total_steps: int,
+    warmup_steps: int = 0,
+    image_dtype: str = "uint8",
 ) -> TrainProgram:
     """Builds the training program of a config. Computes nothing.
 
@@ -256,6 +262,7 @@ def build_program(
       mesh: a mesh of `deeplab_jax.parallel.mesh.make_mesh`; its devices need not exist on this machine.
       total_steps: number of training steps.
       warmup_steps: number of warm-up steps of the learning rate.
+      image_dtype: dtype of the images.
 
     Raises:
       UserError: a value that the network, the loss or the optimizer cannot be built with.
@@ -280,7 +287,7 @@ def build_program(
     )
     step = jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
     size = (config.data.batch_size, *config.data.image_size)
-    batch = {"image": ((*size, config.model.in_channels), np.uint8), "label": (size, np.uint8)}
+    batch = {"image": ((*size, config.model.in_channels), np.dtype(image_dtype)), "label": (size, np.uint8)}
     if config.loss.teacher is not None:
         batch["teacher_logits"] = ((*size, num_classes), np.float32)
     return TrainProgram(model, optimizer, learning_rate, shapes, sharding.abstract_batch(batch, mesh), step)

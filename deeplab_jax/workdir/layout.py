@@ -26,8 +26,8 @@ CHECKPOINTS = "checkpoints"
 _FIXED_GROUPS = ("model", "data", "train", "optimizer", "loss")
 # `zero_unreached_taps` only affects the first state, and a run that is compared already has a checkpoint.
 _FREE_FIELDS = (
-    "model.zero_unreached_taps", "data.data_dir", "data.workers", "data.eval_split", "data.unreadable",
-    "train.nonfinite", "train.remat",
+    "model.zero_unreached_taps", "data.data_dir", "data.workers", "data.eval_split", "data.display_channels",
+    "data.unreadable", "train.nonfinite", "train.remat",
 )  # fmt: skip
 _CONFIG_FILE, _LABELS_FILE, _LOCK_FILE = "config.json", "labels.json", "lock"
 

@@ -58,11 +58,11 @@ def test_a_damaged_image_does_not_stop_the_others(run, trained, tmp_path, image)
     for name in ("a.png", "c.png", "late/a.png"):
         (images / name).write_bytes(image.read_bytes())
     (images / "b.png").write_bytes(image.read_bytes()[:60])
-    (images / "notes.heic").touch()
+    (images / "notes.jp2").touch()
     arguments = ("predict", images, "--workdir", trained, "--output", out)
     code, _, err = run(*arguments)
     assert code == 1
-    assert err[0].startswith(f"warning: not predicted in {images}, because they are not images: 1 .heic file")
+    assert err[0].startswith(f"warning: not predicted in {images}, because they are not images: 1 .jp2 file")
     assert err[1].startswith(f"warning: image {images / 'b.png'} cannot be read")
     assert err[2] == f"Wrote 3 masks and overlays to {out}"
     assert err[3].startswith(f"deeplab-jax: 1 of 4 inputs failed ({images / 'b.png'}): image {images / 'b.png'} cannot")
@@ -90,14 +90,14 @@ def test_options_reach_the_images(run, image, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "predict_paths", record)
     arguments = ("predict", image, "--output", tmp_path / "out")
     assert run(*arguments).code == 0
-    assert passed == {"max_pixels": None, "image_range": None}
-    assert run(*arguments, "--image-range=-1024,3071.5", "--max-megapixels", 500).code == 0
-    assert passed == {"max_pixels": 500_000_000, "image_range": (-1024, 3071.5)}
+    assert passed == {"max_pixels": None, "value_range": None}
+    assert run(*arguments, "--value-range=-1024,3071.5", "--max-megapixels", 500).code == 0
+    assert passed == {"max_pixels": 500_000_000, "value_range": (-1024, 3071.5)}
 
 
 @pytest.mark.parametrize("text", ["4095", "0,4095,1", "5,5", "9,1", "a,b", "0,inf", "nan,1", ""])
 def test_an_invalid_range_is_reported(run, image, tmp_path, text):
-    code, _, err = run("predict", image, "--output", tmp_path, f"--image-range={text}")
+    code, _, err = run("predict", image, "--output", tmp_path, f"--value-range={text}")
     assert code == 2
     assert "is not LOW,HIGH, two increasing numbers such as 0,4095" in err[-1]
 

@@ -266,12 +266,12 @@ def test_two_masks_of_a_name_are_refused(root):
 
 
 def test_files_that_are_left_out_are_listed(root, tmp_path, caplog):
-    shutil.copy(root / "images" / "p0.png", root / "images" / "p4.heic")
+    shutil.copy(root / "images" / "p0.png", root / "images" / "p4.jp2")
     shutil.copy(root / "masks" / "p0.png", root / "masks" / "p4.png")
     for folder in ("images", "masks"):
         (root / folder / "._p0.png").write_bytes(b"\0\5\x16\7")
     prepare("folder", source=root, data_dir=tmp_path / "data")
-    assert "left out of images/: 1 .heic file (p4.heic)" in caplog.text
+    assert "left out of images/: 1 .jp2 file (p4.jp2)" in caplog.text
     assert "1 masks without an image: p4.png" in caplog.text
     assert "._p0" not in caplog.text
 

@@ -21,7 +21,7 @@ def names(paths, folder):
 
 def test_images_are_found_by_suffix_in_any_case_and_the_rest_is_left_out(tmp_path):
     found = ["A.JPG", "b.Jpeg", "c.jfif", "d.PNG", "e.webp", "f.bmp", "g.tif", "h.TIFF", "i.gif", "j k.l.png"]
-    others = ["a.heic", "b.psd", "classes.txt", "noname", "z.eps"]
+    others = ["a.jp2", "b.psd", "classes.txt", "noname", "z.eps"]
     touch(tmp_path, *found, *others)
     listed, left_out = image_files.list_images(tmp_path)
     assert (names(listed, tmp_path), names(left_out, tmp_path)) == (found, others)
@@ -61,10 +61,10 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_what_is_left_out_is_described_by_kind_with_the_first_names(tmp_path):
-    touch(tmp_path, "a.HEIC", "b.heic", "c.heic", "d.heic", "notes", "old/x.txt")
+    touch(tmp_path, "a.JP2", "b.jp2", "c.jp2", "d.jp2", "notes", "old/x.txt")
     _, left_out = image_files.list_images(tmp_path)
     description = image_files.describe_left_out(left_out)
-    expected = "4 .heic files (a.HEIC, b.heic, c.heic, ...), 1 file without suffix (notes) and 1 folder (old)"
+    expected = "4 .jp2 files (a.JP2, b.jp2, c.jp2, ...), 1 file without suffix (notes) and 1 folder (old)"
     assert description == expected
 
 

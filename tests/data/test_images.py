@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
-from deeplab_jax.data import images, masks
+from deeplab_jax.data import image_files, images, masks
 from deeplab_jax.errors import UserError
 from tests.conftest import scene
 
@@ -304,3 +304,35 @@ def test_a_stored_mask_of_another_kind_is_damaged(pixels):
     encoded = cv2.imencode(".png", pixels)[1].tobytes()
     with pytest.raises(UserError, match="^the stored mask of train_7 is damaged; prepare the data set again$"):
         images.decode_mask(encoded, "train_7")
+
+
+def test_heic_and_avif_are_read_like_other_formats(tmp_path):
+    """HEIC is the format of iPhones. Both are lossy, and store color at half the size."""
+    image = scene(3, height=64, width=96)[0]
+    for name, package in (("a.heic", "pillow_heif"), ("a.avif", None)):
+        if package:
+            pytest.importorskip(package, reason="the extra `heic` is not installed")
+        elif not features.check("avif"):
+            pytest.skip("Pillow was built without AVIF")
+        path = save(tmp_path / name, Image.fromarray(image), quality=95)
+        assert path.suffix in image_files.IMAGE_SUFFIXES
+        found = images.read_image(path)
+        assert found.shape == image.shape
+        assert np.abs(found.astype(int) - image).mean() < 5
+        encoded, size = images.encode_image(path)
+        assert size == image.shape[:2]
+        np.testing.assert_array_equal(images.decode_image(encoded, "a"), found)
+        with pytest.raises(UserError, match=r"96 x 64 pixels, more than 0\.005 million"):
+            images.read_image(path, max_pixels=5000)
+        path.write_bytes(path.read_bytes()[:300])
+        with pytest.raises(UserError, match=rf"{path.name} cannot be read"):
+            images.read_image(path)
+
+
+def test_heic_without_its_package_says_how_to_install_it(tmp_path, monkeypatch):
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    monkeypatch.setattr(images, "IMAGE_FORMATS", ("JPEG", "PNG"))
+    with pytest.raises(
+        UserError, match=r"a\.HEIC needs pillow-heif; install it with: pip install 'deeplab_jax\[heic\]'"
+    ):
+        images.read_image(tmp_path / "a.HEIC")

@@ -375,4 +375,12 @@ def test_decode_examples_returns_images_and_labels_at_their_original_sizes(tmp_p
 
 
 def test_the_padding_color_normalizes_to_about_zero():
-    assert data.pad_color((123.675, 116.28, 103.53)) == (124, 116, 104)
+    model = base_config().model
+    assert data.pad_color(model) == (124, 116, 104)
+    model.value_range = (0, 65535)  # the same color of 16 bits
+    assert data.pad_color(model) == tuple(round(value * 257) for value in model.input_mean)
+    model.value_range = (-1.0, 1.0)
+    assert data.pad_color(model) == pytest.approx([value * 2 / 255 - 1 for value in model.input_mean])
+    model.value_range = (5, 5)
+    with pytest.raises(UserError, match=r"model\.value_range=\(5, 5\) must be two increasing numbers"):
+        data.pad_color(model)

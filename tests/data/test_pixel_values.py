@@ -91,13 +91,13 @@ def test_fewer_bits_in_16_are_refused_unless_the_range_is_given(tmp_path, suffix
         save_colors(path, gray(values))
     message = (
         rf"a\.{suffix} has integer values from 0 to {largest}, which would be nearly black in the range 0 to 65535; .*"
-        rf"--image-range=0,{largest}$"
+        rf"--value-range=0,{largest}$"
     )
     for read in (images.read_image, images.encode_image):
         with pytest.raises(UserError, match=message):
             read(path)
     expected = gray(np.rint(values / largest * 255))
-    np.testing.assert_array_equal(images.read_image(path, image_range=(0, largest)), expected)
+    np.testing.assert_array_equal(images.read_image(path, value_range=(0, largest)), expected)
 
 
 def test_16_bits_per_color_count_twice(tmp_path):
@@ -110,16 +110,16 @@ def test_16_bits_per_color_count_twice(tmp_path):
 
 def test_a_given_range_clips(tmp_path):
     path = save(tmp_path / "a.png", np.array([[0, 100, 150, 200, 65535]], np.uint16))
-    np.testing.assert_array_equal(images.read_image(path, image_range=(100, 200))[0, :, 0], [0, 0, 128, 255, 255])
-    np.testing.assert_array_equal(images.read_image(path, image_range=(-100, 155))[0, :, 0], [100, 200, 250, 255, 255])
-    np.testing.assert_array_equal(images.read_image(path, image_range=(0, 2**32 - 1))[0, :, 0], [0] * 5)
-    encoded, _ = images.encode_image(path, image_range=(100, 200))
+    np.testing.assert_array_equal(images.read_image(path, value_range=(100, 200))[0, :, 0], [0, 0, 128, 255, 255])
+    np.testing.assert_array_equal(images.read_image(path, value_range=(-100, 155))[0, :, 0], [100, 200, 250, 255, 255])
+    np.testing.assert_array_equal(images.read_image(path, value_range=(0, 2**32 - 1))[0, :, 0], [0] * 5)
+    encoded, _ = images.encode_image(path, value_range=(100, 200))
     np.testing.assert_array_equal(images.decode_image(encoded, "a")[0, :, 0], [0, 0, 128, 255, 255])
 
 
 def test_the_range_does_not_apply_to_8_bits(tmp_path):
     path = save(tmp_path / "a.png", np.array([[0, 100, 255]], np.uint8))
-    np.testing.assert_array_equal(images.read_image(path, image_range=(0, 4095))[0, :, 0], [0, 100, 255])
+    np.testing.assert_array_equal(images.read_image(path, value_range=(0, 4095))[0, :, 0], [0, 100, 255])
 
 
 def test_a_black_image_of_16_bits_is_black(tmp_path):
@@ -147,7 +147,7 @@ def test_other_floats_are_refused_with_their_range(tmp_path, low, high, problem,
     path = save(tmp_path / "a.tif", values)
     with pytest.raises(UserError, match=rf"a\.tif has float values from {low:g} to {high:g}, {problem}.*={suggested}$"):
         images.read_image(path)
-    np.testing.assert_allclose(images.read_image(path, image_range=(low, high))[..., 0], EXPECTED, atol=1)
+    np.testing.assert_allclose(images.read_image(path, value_range=(low, high))[..., 0], EXPECTED, atol=1)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -157,15 +157,15 @@ def test_nan_and_infinity_are_refused(tmp_path, value):
     path = save(tmp_path / "a.tif", values)
     for given in (None, (0, 1)):
         with pytest.raises(UserError, match=r"a\.tif contains NaN or infinite values"):
-            images.read_image(path, image_range=given)
+            images.read_image(path, value_range=given)
 
 
 def test_signed_and_32_bit_integers_need_a_range(tmp_path):
     values = np.rint(RAMP * 4000 - 1000).astype(np.int32)
     signed = save(tmp_path / "signed.tif", values)
-    with pytest.raises(UserError, match=r"integer values from -1000 to 3000, of which .* --image-range=-1000,3000$"):
+    with pytest.raises(UserError, match=r"integer values from -1000 to 3000, of which .* --value-range=-1000,3000$"):
         images.read_image(signed)
-    np.testing.assert_allclose(images.read_image(signed, image_range=(-1000, 3000))[..., 0], EXPECTED, atol=1)
+    np.testing.assert_allclose(images.read_image(signed, value_range=(-1000, 3000))[..., 0], EXPECTED, atol=1)
 
 
 def test_white_is_zero_is_inverted(tmp_path):
@@ -209,7 +209,7 @@ def test_further_16_bit_bands_are_not_used(tmp_path, bands):
     if bands == 4:
         np.testing.assert_array_equal(images.read_image(path), gray(EXPECTED))
     else:
-        with pytest.raises(UserError, match=r"a.tif cannot be read"):  # Pillow does not know this layout
+        with pytest.raises(UserError, match=r"a.tif (cannot be read|has 5 bands)"):  # Pillow does not know this layout
             images.read_image(path)
 
 
@@ -224,7 +224,7 @@ def test_signed_bytes_need_a_range(tmp_path):
     path = save(tmp_path / "a.tif", np.array([[0, 100, 127, 128, 255]], np.uint8), t339=2)
     with pytest.raises(UserError, match="integer values from -128 to 127, of which"):
         images.read_image(path)
-    np.testing.assert_array_equal(images.read_image(path, image_range=(-128, 127))[0, :, 0], [128, 228, 255, 0, 127])
+    np.testing.assert_array_equal(images.read_image(path, value_range=(-128, 127))[0, :, 0], [128, 228, 255, 0, 127])
 
 
 BANDS = np.dstack([np.full((8, 8), value, np.uint8) for value in (10, 40, 90)])
@@ -260,7 +260,7 @@ def test_a_completely_transparent_image_is_refused(tmp_path):
 def test_pil_images_follow_the_same_rules(tmp_path):
     full = Image.fromarray(np.rint(RAMP * 65535).astype(np.uint16))
     np.testing.assert_array_equal(images.as_image(full, "the image"), gray(EXPECTED))
-    with pytest.raises(UserError, match="--image-range=0,4095$"):
+    with pytest.raises(UserError, match="--value-range=0,4095$"):
         images.as_image(Image.fromarray(np.rint(RAMP * 4095).astype(np.uint16)), "the image")
     path = save_colors(tmp_path / "a.tif", gray(np.rint(RAMP * 65535).astype(np.uint16)))
     with Image.open(path) as image:
@@ -276,11 +276,11 @@ def test_a_data_set_is_prepared_and_checked_with_one_range(tmp_path):
         pixels = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
         path.unlink()
         Image.fromarray(pixels * 16).save(path.with_suffix(".png"))
-    with pytest.raises(UserError, match=r"field_\d+\.png has integer values from .*--image-range=0,4095$"):
+    with pytest.raises(UserError, match=r"field_\d+\.png has integer values from .*--value-range=0,4095$"):
         prepare("folder", source=source, data_dir=tmp_path / "data")
     assert not check("folder", source=source).ok
-    assert check("folder", source=source, image_range=(0, 4080)).ok
-    prepare("folder", source=source, data_dir=tmp_path / "data", image_range=(0, 4080))
+    assert check("folder", source=source, value_range=(0, 4080)).ok
+    prepare("folder", source=source, data_dir=tmp_path / "data", value_range=(0, 4080))
     example = data.open_source("folder", "train", data_dir=tmp_path / "data")[0]
     stored = images.decode_image(example["image"], example["id"])
     expected = np.asarray(Image.open(source / "images" / f"{example['id']}.png")) / 16

@@ -324,3 +324,42 @@ def test_pasted_pixels_keep_their_positions_and_labels():
     assert image.dtype == labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, np.where(pasted, other, 7))
     np.testing.assert_array_equal(image, as_image(np.where(pasted, other, 9)))
+
+
+def single_channels(image):
+    """The image in five single channels, each with the last axis."""
+    return [image[..., i : i + 1] for i in range(image.shape[2])]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("options", [{"resize": "scale_crop"}, {"resize": "resized_crop"}, {"antialias": True}])
+def test_other_channels_and_bit_depths_are_transformed_channel_by_channel(dtype, options):
+    image = (np.random.default_rng(0).random((40, 50, 5)) * (1 if dtype == np.float32 else 200)).astype(dtype)
+    if dtype == np.uint16:
+        image *= 300
+    label = random_labels(3, (40, 50))
+    data = data_config(random_flip="horizontal_and_vertical", scale_range=(0.5, 1.0), **options)
+    color = [3, 7, 11, 0, 5] if dtype != np.float32 else [0.1, 0.2, 0.3, 0.4, 0.5]
+    for seed in range(4):
+        found, found_label = transforms.augment(image, label, np.random.default_rng(seed), data, pad_color=color)
+        assert found.dtype == dtype
+        for i, channel in enumerate(single_channels(image)):
+            one, one_label = transforms.augment(
+                channel, label, np.random.default_rng(seed), data, pad_color=color[i : i + 1]
+            )
+            assert one.shape == (*found_label.shape, 1)
+            # OpenCV computes other numbers of channels in another order: ties of 16 bits, the last bits of float32.
+            tolerance = {np.uint8: 0, np.uint16: 1, np.float32: 1e-5}[dtype]
+            np.testing.assert_allclose(one[..., 0].astype(float), found[..., i].astype(float), atol=tolerance)
+            np.testing.assert_array_equal(one_label, found_label)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_resizing_of_other_bit_depths_is_that_of_8_bits(dtype, antialias):
+    """Values of 0 to 255 in another dtype give what 8 bits give, which other tests compare with references."""
+    image = np.random.default_rng(0).integers(0, 256, (41, 50, 3), dtype=np.uint8)
+    expected = transforms.resize_image(image, (17, 30), antialias=antialias)
+    found = transforms.resize_image(image.astype(dtype), (17, 30), antialias=antialias)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, expected, atol=1.01)  # 8 bits are rounded after each axis

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import importlib.util
 import io
 import json
 import pathlib
@@ -17,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 from PIL import Image
 
-from deeplab_jax.data import archives, images, read_mask
+from deeplab_jax.data import archives, channels, images, read_mask
 from deeplab_jax.data.annotation_import import import_annotations
 from deeplab_jax.data.sources import folder as folder_source
 from deeplab_jax.data.sources.sbd import read_class_mask
@@ -30,6 +31,7 @@ from deeplab_jax.pretrained.readers.torch_file import read_torch_file
 from deeplab_jax.workdir import layout
 from tests.conftest import scene, write_index_png, write_sbd_mat
 from tests.data.formats import exports
+from tests.data.test_pixel_values import write_tiff
 from tests.fuzz.mutations import mutate_bytes, mutate_json, mutate_png, random_pickle
 from tests.pretrained.importers.keras_files import fill_legacy, fill_weights, write_archive
 from tests.pretrained.readers import tf_checkpoint_writer
@@ -287,6 +289,7 @@ def _images(folder: pathlib.Path) -> list[Target]:
         readers = [
             lambda: images.read_image(path),
             lambda: images.encode_image(path),
+            lambda: channels.read_channels(path),
             lambda: images.decode_image(content, "a"),
             lambda: images.decode_mask(content, "a"),
             lambda: images.encoded_size(content, "a"),
@@ -298,6 +301,7 @@ def _images(folder: pathlib.Path) -> list[Target]:
         targets.append(_target("images", path, mutate_bytes, read))
         if path.suffix == ".png":
             targets.append(_target("images", path, mutate_png, read))
+    targets += _bands(folder / "bands", image)
     masks = folder / "masks"
     write_index_png(masks / "palette.png", label)
     Image.fromarray(label).save(masks / "gray.png")
@@ -306,6 +310,20 @@ def _images(folder: pathlib.Path) -> list[Target]:
         for mutate in (mutate_bytes, mutate_png):
             targets.append(_target("masks", path, mutate, lambda path: read_mask(path, VOC)))
     return targets
+
+
+def _bands(folder: pathlib.Path, image: np.ndarray) -> list[Target]:
+    """TIFFs of five bands; without tifffile, all are refused."""
+    folder.mkdir()
+    values = np.dstack([image, image[..., :2]]).astype(np.uint16) * 16
+    write_tiff(folder / "strips.tif", values, t262=1)
+    if importlib.util.find_spec("imagecodecs") and importlib.util.find_spec("tifffile"):
+        import tifffile
+
+        options = {"photometric": "minisblack", "compression": "zlib", "predictor": True}
+        tifffile.imwrite(folder / "tiles.tif", values, planarconfig="contig", tile=(16, 16), **options)
+        tifffile.imwrite(folder / "pages.tif", values.transpose(2, 0, 1), bigtiff=True, **options)
+    return [_target("images", path, mutate_bytes, channels.read_channels) for path in sorted(folder.iterdir())]
 
 
 def _try_all(readers: list[Callable[[], object]]) -> None:

@@ -45,8 +45,8 @@ def test_images_are_found_in_order_and_once(tmp_path):
 
 
 def test_a_folder_without_images_says_what_it_has(tmp_path):
-    (tmp_path / "photo.heic").touch()
-    with pytest.raises(UserError, match=r"^folder .* contains no images \(.jpg, .*\): 1 .heic file \(photo.heic\)$"):
+    (tmp_path / "photo.jp2").touch()
+    with pytest.raises(UserError, match=r"^folder .* contains no images \(.jpg, .*\): 1 .jp2 file \(photo.jp2\)$"):
         files.find_images([tmp_path])
     with pytest.raises(UserError, match="^.*none.jpg does not exist$"):
         files.find_images([tmp_path / "none.jpg"])
@@ -54,13 +54,13 @@ def test_a_folder_without_images_says_what_it_has(tmp_path):
 
 def test_what_is_left_out_of_a_folder_is_listed(tmp_path, caplog):
     draw(tmp_path, "a.png")
-    for name in ("b.heic", "c.HEIC", "deep/notes.txt", "._a.png", "Thumbs.db"):
+    for name in ("b.jp2", "c.JP2", "deep/notes.txt", "._a.png", "Thumbs.db"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     with caplog.at_level(logging.WARNING, "deeplab_jax"):
         assert list(files.find_images([tmp_path])) == [tmp_path / "a.png"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"not predicted in {tmp_path}, because they are not images: 2 .heic files (b.heic, c.HEIC) and 1 .txt file "
+        f"not predicted in {tmp_path}, because they are not images: 2 .jp2 files (b.jp2, c.JP2) and 1 .txt file "
         "(notes.txt)"
     ]
 
@@ -190,9 +190,9 @@ def test_a_result_that_cannot_be_written_ends_the_prediction(predictor, tmp_path
 def test_the_range_and_the_limit_reach_the_images(predictor, tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)).save(path)
-    with pytest.raises(UserError, match="--image-range=0,1023"):
+    with pytest.raises(UserError, match="--value-range=0,1023"):
         files.predict_files(predictor, [path], tmp_path / "out")
     with pytest.raises(UserError, match="more than .* million"):
         files.predict_files(predictor, [path], tmp_path / "out", max_pixels=599)
-    files.predict_files(predictor, [path], tmp_path / "out", image_range=(0, 1023), max_pixels=600)
+    files.predict_files(predictor, [path], tmp_path / "out", value_range=(0, 1023), max_pixels=600)
     assert tree(tmp_path / "out") == ["a_mask.png", "a_overlay.png"]

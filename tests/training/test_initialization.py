@@ -161,3 +161,20 @@ def test_a_source_that_does_not_exist_is_named(tmp_path, tiny_config):
     write_json(tmp_path / "config.json", {})
     with pytest.raises(UserError, match="has no checkpoint"):
         init_from(never, expected, model, tmp_path)
+
+
+def test_the_first_convolution_is_adapted_to_the_channels_of_the_data(trained, trained_variables, tiny_config):
+    model = tiny_config.model
+    model.in_channels, model.value_range = 5, (0, 4095)
+    model.input_mean, model.input_std = (1.0, 2.0, 3.0, 4.0, 5.0), (9.0,) * 5  # of the data, not of the other network
+    state, report = start_from(trained, tiny_config, 6)
+    before, after = (
+        {jax.tree_util.keystr(path): value for path, value in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (trained_variables, state.variables)
+    )
+    changed = [path for path in before if before[path].shape != after[path].shape]
+    (stem,) = changed
+    expected = np.asarray(before[stem])[:, :, [0, 1, 2, 0, 1]] * np.float32(3 / 5)
+    np.testing.assert_array_equal(after[stem], expected)
+    assert all(np.array_equal(before[path], after[path]) for path in before.keys() - {stem})
+    assert report.endswith("; its first convolution is adapted from 3 to 5 channels")

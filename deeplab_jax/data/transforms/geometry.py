@@ -12,9 +12,10 @@ from PIL import Image
 
 from deeplab_jax.labels import IGNORE_LABEL
 
-ImageArray = UInt8[np.ndarray, "height width 3"]
+# uint8 RGB, or the data set's own channels of uint8, uint16 or float32.
+ImageArray = Shaped[np.ndarray, "height width channels"]
 LabelArray = UInt8[np.ndarray, "height width"]
-NewImageArray = UInt8[np.ndarray, "out_height out_width 3"]
+NewImageArray = Shaped[np.ndarray, "out_height out_width channels"]
 NewLabelArray = UInt8[np.ndarray, "out_height out_width"]
 
 _MOST_CROPS = 10  # draws that can be rejected because one class covers the crop, as in MMSegmentation
@@ -28,9 +29,24 @@ def resize_image(image: ImageArray, size: Sequence[int], *, antialias: bool = Fa
       size: the new (height, width).
       antialias: widen the triangle filter when shrinking, as Pillow does.
     """
+    target = (int(size[1]), int(size[0]))
+    if antialias and image.dtype == np.uint8 and image.shape[2] == 3:
+        return np.asarray(Image.fromarray(image).resize(target, Image.Resampling.BILINEAR))
     if antialias:
-        return np.asarray(Image.fromarray(image).resize((int(size[1]), int(size[0])), Image.Resampling.BILINEAR))
-    return cv2.resize(image, (int(size[1]), int(size[0])), interpolation=cv2.INTER_LINEAR)
+        return np.stack([_resize_channel(image[..., i], target) for i in range(image.shape[2])], axis=-1)
+    return _with_channels(cv2.resize(image, target, interpolation=cv2.INTER_LINEAR))
+
+
+def _resize_channel(channel: np.ndarray, target: tuple[int, int]) -> np.ndarray:
+    """Resizes one channel to (width, height) with Pillow, which computes 16 bits in float32."""
+    plane = Image.fromarray(channel if channel.dtype == np.uint8 else channel.astype(np.float32))
+    resized = np.asarray(plane.resize(target, Image.Resampling.BILINEAR))
+    return resized if channel.dtype.kind == "f" else np.rint(resized).astype(channel.dtype)
+
+
+def _with_channels(image: np.ndarray) -> np.ndarray:
+    """Restores the last axis, which cv2 drops from images of one channel."""
+    return image[..., None] if image.ndim == 2 else image
 
 
 def resize_label(label: LabelArray, size: Sequence[int]) -> NewLabelArray:
@@ -38,7 +54,7 @@ def resize_label(label: LabelArray, size: Sequence[int]) -> NewLabelArray:
     return cv2.resize(label, (int(size[1]), int(size[0])), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def pad_to(pixels: np.ndarray, size: Sequence[int], value: Sequence[int] | int) -> np.ndarray:
+def pad_to(pixels: np.ndarray, size: Sequence[int], value: Sequence[int | float] | int) -> np.ndarray:
     """Pads at the bottom and on the right to at least (height, width) with one value or color."""
     below, right = (max(wanted - extent, 0) for wanted, extent in zip(size, pixels.shape, strict=False))
     if not below and not right:
@@ -160,9 +176,9 @@ def random_flip(
     """
     # cv2 flips five times as fast as numpy copies a view with a negative stride.
     if directions != "none" and rng.random() < 0.5:
-        image, label = cv2.flip(image, 1), cv2.flip(label, 1)
+        image, label = _with_channels(cv2.flip(image, 1)), cv2.flip(label, 1)
     if directions == "horizontal_and_vertical" and rng.random() < 0.5:
-        image, label = cv2.flip(image, 0), cv2.flip(label, 0)
+        image, label = _with_channels(cv2.flip(image, 0)), cv2.flip(label, 0)
     return image, label
 
 
