@@ -145,14 +145,9 @@ def _classes_table(scores: "dict[str, Any]", label_set: "LabelSet") -> "Table":
     """The scores of every class, and their means."""
     from rich.table import Table
 
-    columns = {
-        "IoU": "iou",
-        "boundary IoU": "boundary_iou",
-        "Dice": "dice",
-        "precision": "precision",
-        "recall": "recall",
-    }
-    columns = {title: name for title, name in columns.items() if f"per_class_{name}" in scores}
+    columns = {"IoU": "iou", "Dice": "dice", "precision": "precision", "recall": "recall"}
+    if "per_class_boundary_iou" in scores:
+        columns["boundary IoU"] = "boundary_iou"
     table = Table(title="Classes, percent", show_footer=True)
     table.add_column("class", footer="mean", overflow="fold")
     for title, name in columns.items():

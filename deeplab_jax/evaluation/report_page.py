@@ -89,11 +89,12 @@ def _headline(scores: Mapping[str, Any]) -> str:
         "pixel accuracy": scores["pixel_accuracy"],
         "mean Dice": scores["mean_dice"],
         "mean boundary IoU": scores["mean_boundary_iou"],
-        "mean IoU per image": scores["mean_image_iou"],
+        "mean image IoU": scores["mean_image_iou"],
         "calibration error": scores["calibration"]["expected_calibration_error"],
     }
     cards = (
-        f'<div class="score"><b>{_percent(value)}</b><span>{name}, %</span></div>' for name, value in shown.items()
+        f'<div class="score"><b>{_percent(value)}<small>%</small></b><span>{name}</span></div>'
+        for name, value in shown.items()
     )
     return f'<div class="scores">{"".join(cards)}</div>'
 
@@ -106,7 +107,7 @@ def _class_section(result: "Result") -> str:
     for label, name in enumerate(label_set.class_names):
         iou, *others = (scores[f"per_class_{column}"][name] for column in columns)
         share = truth[label] / max(1, truth.sum())
-        cells = [f"{_bar(iou)}{_percent(iou)}", *map(_percent, others), _percent(share)]
+        cells = [f'{_bar(iou)}<span class="value">{_percent(iou)}</span>', *map(_percent, others), _percent(share)]
         rows.append([_class_cell(label, label_set), *cells])
     means = [scores[name] for name in ("mean_iou", "mean_boundary_iou", "mean_dice", "mean_precision", "mean_accuracy")]
     foot = ["mean", *map(_percent, means), ""]
@@ -133,7 +134,7 @@ def _confusion_section(confusion: Int64[np.ndarray, "classes classes"], label_se
     return f"""<section>
 <h2>Confusion matrix</h2>
 <p>Rows are true classes. Each row adds up to 100 %.</p>
-{_plot(plot, "confusion matrix")}
+<div class="scroll">{_plot(plot, "confusion matrix")}</div>
 </section>
 <section>
 <h2>Most frequent mistakes</h2>
@@ -171,7 +172,7 @@ def _calibration_section(calibration: Mapping[str, Any], plot: bytes) -> str:
     return f"""<section>
 <h2>Calibration</h2>
 <p>Pixels by the probability of their predicted class. Below the dashed line, the network is overconfident. Expected
-calibration error: {error} %.</p>
+calibration error: {error}&nbsp;%.</p>
 {_plot(plot, "reliability diagram")}
 </section>"""
 
@@ -205,7 +206,7 @@ def _worst_image(worst: "WorstImage", label_set: LabelSet) -> str:
     return f"""<div class="image">
 <h3>{_text(score.id)}</h3>
 <p>mean IoU {_percent(score.mean_iou)} %, pixel accuracy {_percent(score.pixel_accuracy)} %</p>
-<div>{"".join(figures)}</div>
+<div class="panels">{"".join(figures)}</div>
 <div class="legend">{"".join(legend)}</div>
 </div>
 """

@@ -1,5 +1,6 @@
 """Plots of an evaluation: confusion matrix, trimap curves and reliability diagram."""
 
+import itertools
 import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -84,8 +85,10 @@ def plot_trimap_curves(curves: Mapping[str, Mapping[str, Any]], path: pathlib.Pa
     """
     figure = new_figure(6, 3.8, dpi=_DPI)
     axes = _add_axes(figure)
-    for name, curve in curves.items():
-        axes.plot(curve["widths"], [100 * value for value in curve["mean_iou"]], label=name, linewidth=1.8)
+    styles = itertools.cycle(("-", "--", ":", "-."))  # curves may coincide
+    for (name, curve), style in zip(curves.items(), styles, strict=False):
+        percent = [100 * value for value in curve["mean_iou"]]
+        axes.plot(curve["widths"], percent, label=name, linestyle=style, linewidth=1.8)
     if axes.lines:
         legend = axes.legend(frameon=False, loc="lower right")
         for text in legend.get_texts():
