@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from deeplab_jax.labels import LabelSet
     from deeplab_jax.pretrained import PretrainedNetwork
 
-# `--report` without a folder.
-_IN_WORKDIR = pathlib.Path()
+# `--report` without a folder; every path is one that a user may give.
+_IN_WORKDIR = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,9 +81,9 @@ def _check_report(args: argparse.Namespace) -> None:
     """Checks the arguments of the report before any work starts."""
     if args.worst is not None and args.report is None:
         raise UsageError("--worst applies to the report; add --report")
-    if args.report == _IN_WORKDIR and args.workdir is None:
+    if args.report is _IN_WORKDIR and args.workdir is None:
         raise UsageError("a preset has no workdir for the report; give --report a folder")
-    if args.report not in (None, _IN_WORKDIR):
+    if isinstance(args.report, pathlib.Path):
         from deeplab_jax.files import check_new_folder
 
         check_new_folder(args.report)
@@ -118,7 +118,7 @@ def _evaluate(args: argparse.Namespace, config: "ConfigDict", network: "Pretrain
         result = evaluate_workdir(args.workdir, **options)
     else:
         result = evaluate_network(network, args.preset, **options)
-    folder = args.workdir / f"report{result.suffix}" if args.report == _IN_WORKDIR else args.report
+    folder = args.workdir / f"report{result.suffix}" if args.report is _IN_WORKDIR else args.report
     failure = None
     try:
         result.save(folder)

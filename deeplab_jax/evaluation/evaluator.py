@@ -127,7 +127,7 @@ def evaluate(
     *,
     config: ConfigDict | None = None,
     split: str | None = None,
-    report_folder: pathlib.Path | None = None,
+    report_folder: str | pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Scores a network on a split of a data set.
 
@@ -152,6 +152,7 @@ def evaluate(
     path = local_path(name_or_path)
     options = {"config": config, "split": split}
     if report_folder is not None:
+        report_folder = local_path(report_folder)
         check_new_folder(report_folder)
         options["num_worst"] = NUM_WORST
     if pretrained.is_workdir(path):

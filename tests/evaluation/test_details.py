@@ -15,7 +15,7 @@ NAMES = ("a", "b", "c")
 
 
 def example(seed, size=(14, 18)):
-    """Image, label with ignored pixels, prediction and confidence. The prediction has more mistakes for larger seeds."""
+    """Image, label with ignored pixels, prediction and confidence. Larger seeds give more mistakes."""
     rng = np.random.default_rng(seed)
     label = np.repeat(rng.integers(0, CLASSES, (2, size[1]), np.uint8), size[0] // 2, axis=0)
     prediction = np.where(rng.random(label.shape) < 0.1 * seed, (label + 1) % CLASSES, label).astype(np.uint8)
