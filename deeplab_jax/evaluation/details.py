@@ -21,7 +21,7 @@ from deeplab_jax.parallel import processes, sharding
 #: Default number of images with the lowest scores to keep.
 NUM_WORST = 20
 
-_LONGEST_SIDE = 480  # of the images that are kept
+_LONGEST_SIDE = 480  # larger images are kept at this size
 
 #: Trimaps by the pixels they surround, each with the function that returns the distance to them.
 TRIMAPS = {"ignored": boundary.distance_to_ignored, "labels": boundary.distance_to_other_label}

@@ -54,7 +54,7 @@ def write_report(folder: pathlib.Path, result: "Result") -> None:
     if curves:
         visualization.plot_trimap_curves(curves, plots["trimap"])
     else:
-        plots.pop("trimap").unlink(missing_ok=True)  # of an earlier report
+        plots.pop("trimap").unlink(missing_ok=True)  # an earlier report may have left it
     page = report_page.render(result, {name: path.read_bytes() for name, path in plots.items()})
     write_atomically(folder / PAGE, page.encode())
 

@@ -19,12 +19,11 @@ def test_evaluating_again_gives_the_same_scores(run, workdir, tmp_path):
     assert f"mean IoU {at_the_end['mean_iou']:.4f}" in err[-1]
     assert json.loads((workdir / "metrics.json").read_text()) == at_the_end
     assert json.loads((tmp_path / "scores.json").read_text()) == at_the_end
+    check_table(out, at_the_end)
 
 
-def test_the_scores_of_every_class_are_shown(run, workdir):
-    scores = json.loads((workdir / "metrics.json").read_text())
-    code, out, err = run("evaluate", "--workdir", workdir)
-    assert code == 0, err
+def check_table(out, scores):
+    """Checks that the scores of every class, and the means, are printed."""
     rows = [[cell.strip() for cell in line.strip("│┃ ").replace("┃", "│").split("│")] for line in out.splitlines()]
     assert ["class", "IoU", "Dice", "precision", "recall"] in rows
     for name in scores["per_class_iou"]:
