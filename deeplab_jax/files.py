@@ -50,6 +50,16 @@ def create_folder(folder: pathlib.Path, name: str) -> None:
         raise from_os_error(error, f"cannot create {name} {folder}") from None
 
 
+def check_new_folder(folder: pathlib.Path) -> None:
+    """Checks that a folder to write does not exist yet, or is empty.
+
+    Raises:
+      UserError: it is not.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not empty; choose another folder or remove it")
+
+
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """Writes a file, or replaces its content. Readers see the old content or the new one, never a part of it.
 

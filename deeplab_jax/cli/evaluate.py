@@ -3,17 +3,25 @@
 import argparse
 import contextlib
 import os
+import pathlib
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deeplab_jax.cli import arguments, exits, launch, malloc
 from deeplab_jax.cli.command import Command
+from deeplab_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+    from rich.table import Table
 
+    from deeplab_jax.evaluation.report import Result
+    from deeplab_jax.labels import LabelSet
     from deeplab_jax.pretrained import PretrainedNetwork
+
+# `--report` without a folder; every path is one that a user may give.
+_IN_WORKDIR = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +30,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="NAME", help="data set (default: the run's own)")
     arguments.add_data_dir(parser)
     parser.add_argument("--split", help="split of the data set (default: data.eval_split of the config)")
+    _add_report(parser)
     arguments.add_json(parser)
     launch.add_arguments(parser)
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--report",
+        type=arguments.path,
+        nargs="?",
+        const=_IN_WORKDIR,
+        metavar="FOLDER",
+        help="also score boundaries, calibration and single images, and write a page with plots and the worst images "
+        "to FOLDER (default: `report` in the workdir)",
+    )
+    parser.add_argument(
+        "--worst",
+        type=arguments.count,
+        metavar="N",
+        help="number of images with the lowest scores in the report (default: 20)",
+    )
+
+
 def run(args: argparse.Namespace) -> None:
-    """Evaluates, and logs the scores."""
+    """Evaluates, and shows the scores."""
+    _check_report(args)
     from deeplab_jax import config as config_lib
     from deeplab_jax.cli import compilation_cache
     from deeplab_jax.cli.config_flags import parse_config
@@ -49,6 +77,18 @@ def run(args: argparse.Namespace) -> None:
         _evaluate(args, config, network)
 
 
+def _check_report(args: argparse.Namespace) -> None:
+    """Checks the arguments of the report before any work starts."""
+    if args.worst is not None and args.report is None:
+        raise UsageError("--worst applies to the report; add --report")
+    if args.report is _IN_WORKDIR and args.workdir is None:
+        raise UsageError("a preset has no workdir for the report; give --report a folder")
+    if isinstance(args.report, pathlib.Path):
+        from deeplab_jax.files import check_new_folder
+
+        check_new_folder(args.report)
+
+
 @contextlib.contextmanager
 def _end_on_signals() -> Iterator[None]:
     """Makes signals end the evaluation at once. In a run of several processes, the launcher reports them."""
@@ -67,25 +107,59 @@ def _end_on_signals() -> Iterator[None]:
 def _evaluate(args: argparse.Namespace, config: "ConfigDict", network: "PretrainedNetwork | None") -> None:
     from deeplab_jax.cli import output
     from deeplab_jax.errors import UserError
+    from deeplab_jax.evaluation.details import NUM_WORST
     from deeplab_jax.evaluation.evaluator import evaluate_network, evaluate_workdir
     from deeplab_jax.parallel import processes
 
-    place, failure = None, None
+    options = {"config": config, "split": args.split}
+    if args.report is not None:
+        options["num_worst"] = args.worst or NUM_WORST
     if network is None:
-        result = evaluate_workdir(args.workdir, config=config, split=args.split)
-        scores = result.values
-        try:
-            result.save()
-            place = f"{' and '.join(result.names)} in {args.workdir}"
-        except UserError as error:  # reported after the scores, which took longer than anything else
-            failure = error
+        result = evaluate_workdir(args.workdir, **options)
     else:
-        scores = evaluate_network(network, args.preset, config=config, split=args.split)
-    output.log_scores(scores, place)
+        result = evaluate_network(network, args.preset, **options)
+    folder = args.workdir / f"report{result.suffix}" if args.report is _IN_WORKDIR else args.report
+    failure = None
+    try:
+        result.save(folder)
+    except UserError as error:  # reported after the scores, which took longer than anything else
+        failure = error
+    output.log_scores(result.values, None if failure else _place(result, folder))
     if processes.is_leader():
-        output.show([], scores, args.json)
+        output.show([_classes_table(result.scores, result.label_set)], result.values, args.json)
     if failure is not None:
         raise failure
+
+
+def _place(result: "Result", folder: pathlib.Path | None) -> str | None:
+    """Returns where all scores are."""
+    from deeplab_jax.evaluation.report_files import PAGE
+
+    places = [] if result.workdir is None else [f"{' and '.join(result.names)} in {result.workdir}"]
+    if folder is not None:
+        places.append(str(folder / PAGE))
+    return ", ".join(places) or None
+
+
+def _classes_table(scores: "dict[str, Any]", label_set: "LabelSet") -> "Table":
+    """The scores of every class, and their means."""
+    from rich.table import Table
+
+    columns = {"IoU": "iou", "Dice": "dice", "precision": "precision", "recall": "recall"}
+    if "per_class_boundary_iou" in scores:
+        columns["boundary IoU"] = "boundary_iou"
+    table = Table(title="Classes, percent", show_footer=True)
+    table.add_column("class", footer="mean", overflow="fold")
+    for title, name in columns.items():
+        mean = scores["mean_accuracy" if name == "recall" else f"mean_{name}"]
+        table.add_column(title, footer=_percent(mean), justify="right")
+    for class_name in label_set.class_names:
+        table.add_row(class_name, *(_percent(scores[f"per_class_{name}"][class_name]) for name in columns.values()))
+    return table
+
+
+def _percent(score: float | None) -> str:
+    return "–" if score is None else f"{100 * score:.2f}"
 
 
 COMMAND = Command(
@@ -95,7 +169,7 @@ COMMAND = Command(
     run=run,
     when_out_of_memory="reduce eval.batch_size, or use a smaller eval.image_size or fewer eval.scales",
     examples=(
-        "evaluate --workdir runs/quickstart",
+        "evaluate --workdir runs/quickstart --report",
         "evaluate --preset deeplabv3_resnet50_coco --data voc2012_segmentation --split val",
     ),
     takes_config=True,

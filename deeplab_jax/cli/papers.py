@@ -138,7 +138,7 @@ def verify(args: argparse.Namespace) -> None:
     from deeplab_jax.evaluation.evaluator import evaluate_network
 
     with exits.notice_signals():
-        scores = evaluate_network(network, name, config=config)
+        scores = evaluate_network(network, name, config=config).values
     differences = _report(args, row, scores, None)
     difference = differences.get("mean_iou")
     if args.tolerance is not None:

@@ -18,8 +18,9 @@ from deeplab_jax.data.eval_pipeline import check_labels
 from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import metrics, report
+from deeplab_jax.evaluation.details import NUM_WORST, Details
 from deeplab_jax.evaluation.step import jit_eval_step
-from deeplab_jax.files import local_path
+from deeplab_jax.files import check_new_folder, local_path
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import abstract_variables, build_for_mesh
 from deeplab_jax.parallel import mesh as mesh_lib
@@ -41,11 +42,15 @@ class Evaluator:
       model: the network.
       source: the split, see `deeplab_jax.data.open_source`.
       mesh: the mesh that variables and batches are split over.
+      num_worst: also return the details that a report needs, with this number of images; None skips them, which is
+        faster.
     """
 
-    def __init__(self, config: ConfigDict, model: nn.Module, source, mesh: jax.sharding.Mesh):
-        self._config, self._source, self._mesh = config, source, mesh
-        self._step = jit_eval_step(config, model, mesh)
+    def __init__(
+        self, config: ConfigDict, model: nn.Module, source, mesh: jax.sharding.Mesh, *, num_worst: int | None = None
+    ):
+        self._config, self._source, self._mesh, self._num_worst = config, source, mesh, num_worst
+        self._step = jit_eval_step(config, model, mesh, with_confidence=num_worst is not None)
         self._draw = functools.partial(
             data.to_rgb, value_range=config.model.value_range, channels=config.data.display_channels
         )
@@ -59,13 +64,16 @@ class Evaluator:
 
         Returns:
           The scores of `deeplab_jax.evaluation.metrics.scores`, `loss`, `num_images`, and `gallery`: image, label and
-          prediction (uint8 arrays, the image as RGB) of the first `GALLERY_SIZE` examples.
+          prediction (uint8 arrays, the image as RGB) of the first `GALLERY_SIZE` examples. With `num_worst`, also the
+          scores of `deeplab_jax.evaluation.details.Details.scores`, `details` and `confusion`, the matrix of the split.
 
         Raises:
           UserError: the split has no labeled pixels.
           RuntimeError: the number of images evaluated differs from the size of the split.
         """
-        totals, examples, previous = metrics.Totals(self._source.label_set.num_classes), [], None
+        label_set = self._source.label_set
+        totals, examples, previous = metrics.Totals(label_set.num_classes), [], None
+        details = self._new_details()
         batch_size = config_lib.eval_batch_size(self._config)
         batches = data.eval_batches(
             self._source,
@@ -82,26 +90,50 @@ class Evaluator:
                 arrays = {name: batch[name] for name in ("image", "label", "size", "valid")}
                 result = self._step(variables, sharding.to_global(arrays, self._mesh))
                 if previous is not None:  # read one step late, so the device is never idle
-                    totals.add(previous)
-                prediction = result.pop("prediction")
-                previous = result
+                    _read(totals, details, *previous)
+                previous = batch, result
                 if len(examples) < GALLERY_SIZE:
-                    found = report.gallery_examples(batch, prediction, self._draw)
+                    found = report.gallery_examples(batch, result["prediction"], self._draw)
                     examples += found[: GALLERY_SIZE - len(examples)]
         if previous is not None:
-            totals.add(previous)
+            _read(totals, details, *previous)
         if totals.num_images != len(self._source):
             raise RuntimeError(
                 f"{totals.num_images} images were evaluated, but {self._source.split} has {len(self._source)}"
             )
-        scores = totals.scores(self._source.label_set.class_names)
+        scores = totals.scores(label_set.class_names)
         if scores["num_pixels"] == 0:  # `check_labels` read only images until one had labels
             raise UserError(f"split {self._source.split} has no pixel to score: all have the ignore label")
-        return scores | {"num_images": totals.num_images, "gallery": examples}
+        scores |= {"num_images": totals.num_images, "gallery": examples}
+        if details is not None:
+            details.gather()
+            scores |= details.scores(label_set.class_names) | {"details": details, "confusion": totals.confusion}
+        return scores
+
+    def _new_details(self) -> Details | None:
+        if self._num_worst is None:
+            return None
+        return Details(
+            self._source.label_set.num_classes,
+            ignored_pixels=self._config.eval.ignored_pixels,
+            num_worst=self._num_worst,
+            draw=self._draw,
+        )
+
+
+def _read(totals: metrics.Totals, details: Details | None, batch: dict[str, Any], result: dict[str, jax.Array]) -> None:
+    """Adds the result of a step. Waits for the step."""
+    totals.add(result)
+    if details is not None:
+        details.add_batch(batch, result)
 
 
 def evaluate(
-    name_or_path: str | pathlib.Path, *, config: ConfigDict | None = None, split: str | None = None
+    name_or_path: str | pathlib.Path,
+    *,
+    config: ConfigDict | None = None,
+    split: str | None = None,
+    report_folder: str | pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Scores a network on a split of a data set.
 
@@ -111,31 +143,43 @@ def evaluate(
       config: names the data set and how images are fed. Default for a workdir: the run's own config. For a preset or a
         folder, start from `deeplab_jax.pretrained.preset_config` and set `data.name`.
       split: split of the data set; default: `data.eval_split`.
+      report_folder: new or empty folder for a report, see `deeplab_jax.evaluation.report_files.write_report`. This also
+        computes the scores of `deeplab_jax.evaluation.details.Details.scores`.
 
     Returns:
       The scores. For a workdir they are also written to its `metrics.json`, with a `gallery.png` next to it. Scores of
-      another split or config get files of their own, see `deeplab_jax.evaluation.report.results_suffix`. If the workdir
+      another split or config get files of their own, see `deeplab_jax.evaluation.report.results_suffix`. If the files
       cannot be written, a warning says so.
 
     Raises:
       UserError: there is no such network or it has no checkpoint or no classes, a weight is NaN or infinite, the data
-        set is not prepared, or its classes differ from the network's.
+        set is not prepared, or its classes differ from the network's, or the folder of the report is not empty.
     """
     path = local_path(name_or_path)
-    if not pretrained.is_workdir(path):
-        return evaluate_network(pretrained.load(name_or_path), name_or_path, config=config, split=split)
-    result = evaluate_workdir(path, config=config, split=split)
+    options = {"config": config, "split": split}
+    if report_folder is not None:
+        report_folder = local_path(report_folder)
+        check_new_folder(report_folder)
+        options["num_worst"] = NUM_WORST
+    if pretrained.is_workdir(path):
+        result = evaluate_workdir(path, **options)
+    else:
+        result = evaluate_network(pretrained.load(name_or_path), name_or_path, **options)
     try:
-        result.save()
+        result.save(report_folder)
     except UserError as error:  # the scores took longer than anything else
         logger.warning("the scores are not saved: %s", error)
     return result.values
 
 
 def evaluate_workdir(
-    workdir: pathlib.Path, *, config: ConfigDict | None = None, split: str | None = None
+    workdir: pathlib.Path,
+    *,
+    config: ConfigDict | None = None,
+    split: str | None = None,
+    num_worst: int | None = None,
 ) -> report.Result:
-    """Scores the newest checkpoint of a workdir without writing anything; see `evaluate`."""
+    """Scores the newest checkpoint of a workdir without writing anything; see `evaluate` and `Evaluator`."""
     # Orbax takes a third of a second to import, which other networks do not need.
     from deeplab_jax.workdir.checkpoint import Checkpoints
 
@@ -150,9 +194,11 @@ def evaluate_workdir(
         step = checkpoints.latest_step()
     if jax.process_count() == 1:  # arrays of several processes cannot be read by one
         pretrained.check_finite(variables, workdir)
-    scores = Evaluator(config, model, source, mesh)(variables)
+    scores = Evaluator(config, model, source, mesh, num_worst=num_worst)(variables)
     suffix = report.results_suffix(config, own_config, split=split)
-    return report.Result(workdir, scores, source.label_set, config, step, suffix)
+    return report.Result(
+        str(workdir), scores, source.label_set, config, source.split, workdir=workdir, step=step, suffix=suffix
+    )
 
 
 def evaluate_network(
@@ -161,15 +207,19 @@ def evaluate_network(
     *,
     config: ConfigDict | None = None,
     split: str | None = None,
-) -> dict[str, Any]:
-    """Scores a loaded network and writes nothing; see `evaluate`. Messages call the network `name_or_path`."""
+    num_worst: int | None = None,
+) -> report.Result:
+    """Scores a loaded network without writing anything; see `evaluate` and `Evaluator`.
+
+    Messages and reports call the network `name_or_path`.
+    """
     if network.label_set is None:
         raise UserError(f"{name_or_path} is a {network.model.backbone} backbone without classes; train from it first")
     config = pretrained.preset_config(network) if config is None else config
     source, model, mesh = _prepare(config, network.label_set, split, whose=str(name_or_path))
     variables, _ = pretrained.merge(_abstract_on(mesh, model, config), network.variables)
-    scores = Evaluator(config, model, source, mesh)(variables)
-    return report.without_gallery(scores) | {"config": config_lib.to_dict(config)}
+    scores = Evaluator(config, model, source, mesh, num_worst=num_worst)(variables)
+    return report.Result(str(name_or_path), scores, source.label_set, config, source.split)
 
 
 def _prepare(

@@ -1,11 +1,11 @@
 """Integer confusion matrices and the scores computed from them."""
 
-import math
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int32, Int64, Integer
+from jaxtyping import Array, Bool, Float64, Int32, Int64, Integer
 
 from deeplab_jax.labels import IGNORE_LABEL
 
@@ -45,41 +45,123 @@ def confusion_matrix(
     return counts[:-1].reshape(num_classes, num_classes)
 
 
+@dataclasses.dataclass(frozen=True)
+class ClassCounts:
+    """Pixels of each class, the source of all scores per class. Sums of counts give the scores of several images.
+
+    Attributes:
+      intersection: pixels of the class in both labels and predictions.
+      truth: pixels of the class in the labels.
+      predicted: pixels of the class in the predictions.
+    """
+
+    intersection: Int64[np.ndarray, "*leading classes"]
+    truth: Int64[np.ndarray, "*leading classes"]
+    predicted: Int64[np.ndarray, "*leading classes"]
+
+    @classmethod
+    def from_confusion(cls, confusion: Integer[np.ndarray, "classes classes"]) -> "ClassCounts":
+        """Counts the pixels in a confusion matrix of true (rows) and predicted (columns) classes."""
+        confusion = confusion.astype(np.int64)
+        return cls(np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
+
+    @classmethod
+    def from_labels(
+        cls, truth: Integer[np.ndarray, "*size"], predicted: Integer[np.ndarray, "*size"], num_classes: int
+    ) -> "ClassCounts":
+        """Counts true and predicted class ids. Ids of `num_classes` and above are not counted."""
+        agreed = truth[truth == predicted]
+        counts = (np.bincount(ids.ravel(), minlength=num_classes)[:num_classes] for ids in (agreed, truth, predicted))
+        return cls(*(each.astype(np.int64) for each in counts))
+
+    @classmethod
+    def zeros(cls, *shape: int) -> "ClassCounts":
+        """Returns counts of zero."""
+        return cls(*(np.zeros(shape, np.int64) for _ in range(3)))
+
+    def to_json(self) -> list[Any]:
+        """Returns the counts as values that JSON can hold."""
+        return [self.intersection.tolist(), self.truth.tolist(), self.predicted.tolist()]
+
+    @classmethod
+    def from_json(cls, values: list[Any]) -> "ClassCounts":
+        """Creates counts from the values that `to_json` returned."""
+        return cls(*(np.array(each, np.int64) for each in values))
+
+    def __add__(self, other: "ClassCounts") -> "ClassCounts":
+        return ClassCounts(
+            self.intersection + other.intersection, self.truth + other.truth, self.predicted + other.predicted
+        )
+
+    @property
+    def union(self) -> Int64[np.ndarray, "*leading classes"]:
+        """Pixels of the class in the labels or the predictions."""
+        return self.truth + self.predicted - self.intersection
+
+    def iou(self) -> Float64[np.ndarray, "*leading classes"]:
+        """Intersection over union; NaN for a class that is absent from labels and predictions."""
+        return _ratio(self.intersection, self.union)
+
+    def dice(self) -> Float64[np.ndarray, "*leading classes"]:
+        """Dice coefficient, also called F1; NaN for a class that is absent from labels and predictions."""
+        return _ratio(2 * self.intersection, self.truth + self.predicted)
+
+    def precision(self) -> Float64[np.ndarray, "*leading classes"]:
+        """Share of predicted pixels that are right; NaN for a class that is never predicted."""
+        return _ratio(self.intersection, self.predicted)
+
+    def recall(self) -> Float64[np.ndarray, "*leading classes"]:
+        """Share of true pixels that are found, also called class accuracy; NaN for a class absent from the labels."""
+        return _ratio(self.intersection, self.truth)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(denominator.shape, np.nan), where=denominator > 0)
+
+
+def mean_of_present(values: Float64[np.ndarray, "classes"]) -> float | None:
+    """Returns the mean of the values that are not NaN; None if all are."""
+    return None if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def by_class(values: Float64[np.ndarray, "classes"], class_names: tuple[str, ...]) -> dict[str, float | None]:
+    """Returns a value per class name, None instead of NaN."""
+    return {name: None if np.isnan(value) else float(value) for name, value in zip(class_names, values, strict=True)}
+
+
 def scores(confusion: Int64[np.ndarray, "classes classes"], class_names: tuple[str, ...]) -> dict[str, Any]:
     """Computes segmentation scores from the confusion matrix of a whole split, as plain Python values.
 
     The intersection over union of a class is tp / (tp + fp + fn). A class that appears neither in the labels nor in the
-    predictions has no IoU: its entry is None and the mean leaves it out, as Keras' MeanIoU does. The mean accuracy
-    leaves out classes that are absent from the labels. The frequency-weighted IoU weights by the labels' pixels.
+    predictions has no IoU: its entry is None and the mean leaves it out, as Keras' MeanIoU does. The same holds for its
+    Dice coefficient. The mean recall, which papers call mean accuracy, leaves out classes that are absent from the
+    labels, and the mean precision leaves out those that are never predicted. The frequency-weighted IoU weights by the
+    labels' pixels.
 
     Args:
       confusion: pixels by true class (rows) and predicted class (columns).
       class_names: one name per class.
 
     Returns:
-      `mean_iou`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou` (all None if no pixel was counted),
-      `per_class_iou` by class name, and `num_pixels`.
+      `mean_iou`, `pixel_accuracy`, `mean_accuracy`, `frequency_weighted_iou`, `mean_dice`, `mean_precision` (all None
+      if no pixel was counted), `per_class_iou`, `per_class_dice`, `per_class_precision` and `per_class_recall` by class
+      name, and `num_pixels`.
     """
-    confusion = confusion.astype(np.int64)
-    true_positive = np.diag(confusion)
-    truth, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
-    union = truth + predicted - true_positive
-    num_pixels = int(confusion.sum())
-    iou = np.divide(true_positive, union, out=np.full(len(union), np.nan), where=union > 0)
-    accuracy = np.divide(true_positive, truth, out=np.full(len(truth), np.nan), where=truth > 0)
-    if num_pixels == 0:
-        means = dict.fromkeys(("mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou"))
-    else:
-        means = {
-            "mean_iou": float(np.nanmean(iou)),
-            "pixel_accuracy": float(true_positive.sum() / num_pixels),
-            "mean_accuracy": float(np.nanmean(accuracy)),
-            "frequency_weighted_iou": float(np.nansum(iou * truth) / num_pixels),
-        }
-    per_class = {
-        name: None if math.isnan(value) else float(value) for name, value in zip(class_names, iou, strict=True)
+    counts = ClassCounts.from_confusion(confusion)
+    num_pixels = int(counts.truth.sum())
+    per_class = {name: getattr(counts, name)() for name in ("iou", "dice", "precision", "recall")}
+    return {
+        "mean_iou": mean_of_present(per_class["iou"]),
+        "pixel_accuracy": float(counts.intersection.sum() / num_pixels) if num_pixels else None,
+        "mean_accuracy": mean_of_present(per_class["recall"]),
+        "frequency_weighted_iou": (
+            float(np.nansum(per_class["iou"] * counts.truth) / num_pixels) if num_pixels else None
+        ),
+        "mean_dice": mean_of_present(per_class["dice"]),
+        "mean_precision": mean_of_present(per_class["precision"]),
+        **{f"per_class_{name}": by_class(values, class_names) for name, values in per_class.items()},
+        "num_pixels": num_pixels,
     }
-    return means | {"per_class_iou": per_class, "num_pixels": num_pixels}
 
 
 class Totals:

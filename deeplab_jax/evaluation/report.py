@@ -14,9 +14,13 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
 from deeplab_jax import data, visualization
+from deeplab_jax.evaluation import report_files
 from deeplab_jax.files import write_json
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import processes, sharding
+
+# Entries of an `Evaluator`'s scores that JSON cannot hold.
+_ARRAYS = ("gallery", "details", "confusion")
 
 # Image (height, width, 3), label and prediction (height, width), all uint8.
 GalleryExample = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -43,49 +47,60 @@ def gallery_examples(
     return examples
 
 
-def without_gallery(scores: dict[str, Any]) -> dict[str, Any]:
-    """Returns the scores alone, which JSON can hold."""
-    return {name: value for name, value in scores.items() if name != "gallery"}
-
-
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The result of an evaluation in a workdir.
+    """The result of an evaluation.
 
     Attributes:
-      workdir: the workdir.
-      scores: scores of an `Evaluator`, with their gallery.
-      label_set: class names and palette of the gallery.
+      name: preset, folder or workdir of the network.
+      scores: scores of an `Evaluator`, with their gallery and details.
+      label_set: class names and palette.
       config: the config of the evaluation.
-      step: training step of the evaluated variables.
+      split: the split that was scored.
+      workdir: the workdir to save to, if the network comes from one.
+      step: training step of the evaluated variables, if they come from a workdir.
       suffix: end of the names of the files, see `results_suffix`.
     """
 
-    workdir: pathlib.Path
+    name: str
     scores: dict[str, Any]
     label_set: LabelSet
     config: ConfigDict
-    step: int
+    split: str
+    workdir: pathlib.Path | None = None
+    step: int | None = None
     suffix: str = ""
 
     @property
     def values(self) -> dict[str, Any]:
         """The contents of the JSON file."""
-        return without_gallery(self.scores) | {"step": self.step, "config": config_lib.to_dict(self.config)}
+        values = {name: value for name, value in self.scores.items() if name not in _ARRAYS}
+        if self.step is not None:
+            values["step"] = self.step
+        return values | {"config": config_lib.to_dict(self.config)}
 
     @property
     def names(self) -> tuple[str, str]:
         """The names of the JSON file and the gallery."""
         return f"metrics{self.suffix}.json", f"gallery{self.suffix}.png"
 
-    def save(self) -> None:
-        """Writes the scores and the gallery to the workdir, on process 0.
+    def save(self, report_folder: pathlib.Path | None = None) -> None:
+        """Writes the scores and the gallery to the workdir, if there is one, on process 0.
+
+        Args:
+          report_folder: also write a report to this folder; needs the details of an `Evaluator`.
 
         Raises:
           UserError: the files cannot be written.
         """
         if not processes.is_leader():
             return
+        if self.workdir is not None:
+            self._save_scores()
+        if report_folder is not None:
+            report_files.write_report(report_folder, self)
+
+    def _save_scores(self) -> None:
         json_file, gallery_file = (self.workdir / name for name in self.names)
         write_json(json_file, self.values)
         if self.scores["gallery"]:

@@ -26,6 +26,7 @@ def make_eval_step(
     scales: Sequence[int | float] = (1.0,),
     flip: bool = False,
     ignored_pixels: str = "exclude",
+    with_confidence: bool = False,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Callable:
     """Returns a function that evaluates a batch.
@@ -41,12 +42,14 @@ def make_eval_step(
       scales: factors at which each image is seen, `config.eval.scales`.
       flip: also see each scale mirrored, `config.eval.flip`.
       ignored_pixels: how the confusion matrix treats ignored pixels, `config.eval.ignored_pixels`.
+      with_confidence: also return the confidence of every pixel.
       mesh: the mesh that the variables are split over.
 
     Returns:
       `step(variables, batch)` for batches of `deeplab_jax.data.eval_batches`. It returns `loss_sum`, `loss_count`,
-      `loss_terms` (of a loss with several), `confusion` (int32, classes by classes), `num_images` and `prediction`
-      (uint8, the shape of the labels; its values outside an image's own pixels are meaningless).
+      `loss_terms` (of a loss with several), `confusion` (int32, classes by classes), `num_images`, `prediction` (uint8,
+      the shape of the labels; its values outside an image's own pixels are meaningless) and, on request, `confidence`:
+      the probability of the prediction.
     """
 
     def eval_step(variables, batch: Batch) -> dict[str, Array]:
@@ -62,16 +65,21 @@ def make_eval_step(
         confusion = metrics.confusion_matrix(
             labels, prediction, num_classes=model.num_classes, ignored_pixels=ignored_pixels, where=counted
         )
-        return report | {
+        outputs = report | {
             "confusion": confusion,
             "num_images": jnp.sum(batch["valid"].astype(jnp.int32)),
             "prediction": prediction,
         }
+        if with_confidence:
+            outputs["confidence"] = jnp.max(jax.nn.softmax(logits, axis=-1), axis=-1)
+        return outputs
 
     return eval_step
 
 
-def jit_eval_step(config: ConfigDict, model: nn.Module, mesh: jax.sharding.Mesh) -> jax.stages.Wrapped:
+def jit_eval_step(
+    config: ConfigDict, model: nn.Module, mesh: jax.sharding.Mesh, *, with_confidence: bool = False
+) -> jax.stages.Wrapped:
     """Returns the jitted `step(variables, batch)` of `make_eval_step` that a config evaluates with."""
     loss = losses.make_loss(config.loss, num_classes=model.num_classes)
     step = make_eval_step(
@@ -81,12 +89,14 @@ def jit_eval_step(config: ConfigDict, model: nn.Module, mesh: jax.sharding.Mesh)
         scales=tuple(config.eval.scales),
         flip=config.eval.flip,
         ignored_pixels=config.eval.ignored_pixels,
+        with_confidence=with_confidence,
         mesh=mesh,
     )
     replicated, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     sums = ("loss_sum", "loss_count", "confusion", "num_images") + (("loss_terms",) if len(loss.terms) > 1 else ())
     outputs = dict.fromkeys(sums, replicated)
-    return jax.jit(step, out_shardings=outputs | {"prediction": split})
+    outputs |= dict.fromkeys(("prediction", *(["confidence"] if with_confidence else [])), split)
+    return jax.jit(step, out_shardings=outputs)
 
 
 def inside(sizes: Int[Array, "batch 2"], canvas: Sequence[int]) -> Bool[Array, "batch height width"]:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import budget
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import create_folder, read_json, write_atomically
+from deeplab_jax.files import check_new_folder, create_folder, read_json, write_atomically
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import SegmentationNetwork, abstract_variables
 from deeplab_jax.pretrained.network import PretrainedNetwork, first_line, model_config, variable_shapes
@@ -81,8 +81,7 @@ def save(network: PretrainedNetwork, folder: pathlib.Path, *, half: bool = False
       UserError: the folder is not empty or not writable, or `half` is set and a kernel has values outside the range of
         float16.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not empty; choose another folder or remove it")
+    check_new_folder(folder)
     create_folder(folder, "folder")
     label_set = network.label_set
     values = {

@@ -348,7 +348,7 @@ def _write_results(
     total_steps: int,
 ) -> dict[str, Any]:
     """Writes the results of a finished run; returns the contents of `metrics.json`."""
-    result = Result(workdir, scores, label_set, config, total_steps)
+    result = Result(str(workdir), scores, label_set, config, config.data.eval_split, workdir=workdir, step=total_steps)
     result.save()
     if processes.is_leader():
         visualization.plot_learning_rate(program.learning_rate, total_steps, path=workdir / "learning_rate.png")

@@ -15,9 +15,9 @@ if TYPE_CHECKING:  # matplotlib takes long to import
 _FORMATS = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "svg", "pdf", "eps")
 
 
-def new_figure(width: int | float, height: int | float) -> "Figure":
-    """Creates a figure of a size in inches, at 100 pixels per inch. Notebooks display it."""
-    return _notebook_figure()(figsize=(width, height), dpi=100, facecolor="white")
+def new_figure(width: int | float, height: int | float, *, dpi: int = 100) -> "Figure":
+    """Creates a figure of a size in inches, at `dpi` pixels per inch. Notebooks display it."""
+    return _notebook_figure()(figsize=(width, height), dpi=dpi, facecolor="white")
 
 
 def save_figure(figure: "Figure", path: pathlib.Path | None) -> "Figure":

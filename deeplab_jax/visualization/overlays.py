@@ -16,6 +16,8 @@ from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import IGNORE_COLOR, IGNORE_LABEL, LabelSet
 from deeplab_jax.text import printable
 
+_ERROR_COLOR = (214, 30, 30)
+
 
 def colorize(label: UInt8[np.ndarray, "height width"], label_set: LabelSet) -> UInt8[np.ndarray, "height width 3"]:
     """Returns the RGB mask of a label, in the colors of its classes; ignored pixels have `IGNORE_COLOR`."""
@@ -47,6 +49,21 @@ def overlay(
     if ignored.any():
         tinted[ignored] = IGNORE_COLOR
     return tinted
+
+
+def mark_errors(
+    image: UInt8[np.ndarray, "height width 3"],
+    label: UInt8[np.ndarray, "height width"],
+    prediction: UInt8[np.ndarray, "height width"],
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns the image in light gray, with pixels of a wrong class in red and ignored pixels in `IGNORE_COLOR`."""
+    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    marked = cv2.addWeighted(gray, 0.5, np.full_like(gray, 255), 0.5, 0)
+    ignored = label == IGNORE_LABEL
+    marked[ignored] = IGNORE_COLOR
+    wrong = (label != prediction) & ~ignored
+    marked[wrong] = (0.35 * marked[wrong] + 0.65 * np.array(_ERROR_COLOR)).round().astype(np.uint8)
+    return marked
 
 
 def save_palette_png(path: pathlib.Path, label: UInt8[np.ndarray, "height width"], label_set: LabelSet) -> None:

@@ -15,10 +15,70 @@ def test_evaluating_again_gives_the_same_scores(run, workdir, tmp_path):
     at_the_end = json.loads((workdir / "metrics.json").read_text())
     (workdir / "metrics.json").unlink()
     code, out, err = run("evaluate", "--workdir", workdir, "--json", tmp_path / "scores.json")
-    assert (code, out) == (0, "")
+    assert code == 0, err
     assert f"mean IoU {at_the_end['mean_iou']:.4f}" in err[-1]
     assert json.loads((workdir / "metrics.json").read_text()) == at_the_end
     assert json.loads((tmp_path / "scores.json").read_text()) == at_the_end
+    check_table(out, at_the_end)
+
+
+def check_table(out, scores):
+    """Checks that the scores of every class, and the means, are printed."""
+    rows = [[cell.strip() for cell in line.strip("│┃ ").replace("┃", "│").split("│")] for line in out.splitlines()]
+    assert ["class", "IoU", "Dice", "precision", "recall"] in rows
+    for name in scores["per_class_iou"]:
+        values = [scores[f"per_class_{column}"][name] for column in ("iou", "dice", "precision", "recall")]
+        assert [name, *("–" if value is None else f"{100 * value:.2f}" for value in values)] in rows
+    means = [scores[f"mean_{column}"] for column in ("iou", "dice", "precision", "accuracy")]
+    assert ["mean", *(f"{100 * mean:.2f}" for mean in means)] in rows
+
+
+def test_a_report_is_kept_beside_those_with_other_settings(run, workdir):
+    few = ["--workdir", workdir, "--split", "train", "--config.data.num_examples=6", "--config.mesh.data=1"]
+    code, out, err = run("evaluate", *few, "--report", "--worst", 2)
+    assert code == 0, err
+    assert "boundary IoU" in out
+    folder = workdir / "report-data.num_examples=6;split=train"
+    assert str(folder / "report.html") in err[-1]
+    names = {
+        "report.html",
+        "scores.json",
+        "confusion.csv",
+        "confusion.png",
+        "images.csv",
+        "calibration.png",
+        "trimap.png",
+    }
+    assert {path.name for path in folder.iterdir()} == names
+    scores = json.loads((folder / "scores.json").read_text())
+    assert json.loads((workdir / "metrics-data.num_examples=6;split=train.json").read_text()) == scores
+    rows = (folder / "images.csv").read_text().splitlines()[1:]
+    assert len(rows) == 6
+    assert sum(int(row.split(",")[-1]) for row in rows) == scores["num_pixels"]
+    confusion = [row.split(",")[1:] for row in (folder / "confusion.csv").read_text().splitlines()[1:]]
+    assert sum(int(count) for row in confusion for count in row) == scores["num_pixels"]
+    calibration, accuracy = scores["calibration"], scores["pixel_accuracy"]
+    assert sum(calibration["pixels"]) == scores["num_pixels"]
+    correct = sum(n * mean for n, mean in zip(calibration["pixels"], calibration["accuracy"], strict=True) if n)
+    assert correct / scores["num_pixels"] == pytest.approx(accuracy, rel=1e-9)  # sums of float64
+    page = (folder / "report.html").read_text()
+    assert page.count("<h3>") == 2
+    assert f"{100 * scores['mean_iou']:.2f}" in page
+    assert not (workdir / "report").exists()
+
+
+def test_mistakes_about_reports_are_found_first(run, fails, workdir, tmp_path):
+    for arguments, message in (
+        (["--workdir", workdir, "--worst", 3], "--worst applies to the report; add --report"),
+        (["--preset", "deeplab_v3_plus_efficientnet_lite0_pascalvoc", "--report"], "give --report a folder"),
+    ):
+        code, out, err = run("evaluate", *arguments)
+        assert (code, out, len(err)) == (2, "", 1)
+        assert message in err[0]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "report.html").write_text("another")
+    fails("evaluate", "--workdir", workdir, "--report", tmp_path / "full", message="full exists and is not empty")
+    assert (tmp_path / "full" / "report.html").read_text() == "another"
 
 
 def test_split_and_protocol_can_be_changed(run, workdir):
@@ -71,11 +131,15 @@ def test_a_preset_is_evaluated_without_writing_files(run, trained, tmp_path):
     bundle.save(load(trained), folder)
     files = sorted(folder.iterdir())
     arguments = ["--data", "synthetic", "--split", "train", "--config.data.num_examples=10", "--config.mesh.data=1"]
-    code, _, err = run("evaluate", "--preset", folder, *arguments, "--json", tmp_path / "scores.json")
+    report = tmp_path / "report"
+    code, _, err = run(
+        "evaluate", "--preset", folder, *arguments, "--json", tmp_path / "scores.json", "--report", report
+    )
     assert code == 0, err
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["num_images"] == 10
-    assert err[-1].endswith("on 10 images")
+    assert err[-1].endswith(f"on 10 images; see {report / 'report.html'}")
+    assert json.loads((report / "scores.json").read_text()) == scores
     assert f"mean IoU {scores['mean_iou']:.4f}" in err[-1]
     assert sorted(folder.iterdir()) == files
 

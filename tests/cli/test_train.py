@@ -19,7 +19,8 @@ def test_a_run_writes_scores_config_images_and_a_checkpoint(trained, tiny_config
     assert json.loads((trained / "config.json").read_text()) == to_saved(tiny_config)
     assert list(scores["per_class_iou"]) == json.loads((trained / "labels.json").read_text())["class_names"]
     assert scores.keys() == {
-        "mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "per_class_iou", "loss", "num_images",
+        "mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "mean_dice", "mean_precision",
+        "per_class_iou", "per_class_dice", "per_class_precision", "per_class_recall", "loss", "num_images",
         "num_pixels", "step", "config",
     }  # fmt: skip
 

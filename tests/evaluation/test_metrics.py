@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deeplab_jax.evaluation.metrics import Totals, confusion_matrix, scores
+from deeplab_jax.evaluation.metrics import ClassCounts, Totals, confusion_matrix, scores
 
 
 def maps(num_classes=5, batch=8):
@@ -83,7 +83,37 @@ def test_scores_of_a_small_case_by_hand():
     assert result["pixel_accuracy"] == 15 / 20
     assert result["mean_accuracy"] == pytest.approx((6 / 8 + 9 / 12) / 2)
     assert result["frequency_weighted_iou"] == pytest.approx(8 / 20 * 6 / 10 + 12 / 20 * 9 / 13)
+    assert result["per_class_dice"] == {"a": 12 / 16, "b": 18 / 22, "c": None, "d": 0.0}
+    assert result["mean_dice"] == pytest.approx((12 / 16 + 18 / 22 + 0) / 3)
+    assert result["per_class_precision"] == {"a": 6 / 8, "b": 9 / 10, "c": None, "d": 0.0}
+    assert result["mean_precision"] == pytest.approx((6 / 8 + 9 / 10 + 0) / 3)
+    assert result["per_class_recall"] == {"a": 6 / 8, "b": 9 / 12, "c": None, "d": None}
     assert result["num_pixels"] == 20
+
+
+def test_scores_per_class_equal_those_of_each_class_against_the_rest():
+    labels, predictions = maps()
+    result = scores(slow_confusion(labels, predictions), tuple("abcde"))
+    counted = labels != 255
+    for label, name in enumerate("abcde"):
+        truth, predicted = (labels == label)[counted], (predictions == label)[counted]
+        both = np.sum(truth & predicted)
+        assert result["per_class_iou"][name] == both / np.sum(truth | predicted)
+        assert result["per_class_dice"][name] == 2 * both / (truth.sum() + predicted.sum())
+        assert result["per_class_precision"][name] == both / predicted.sum()
+        assert result["per_class_recall"][name] == both / truth.sum()
+
+
+def test_counts_of_labels_equal_those_of_their_confusion_matrix():
+    labels, predictions = maps()
+    counted = labels != 255
+    counts = ClassCounts.from_labels(labels[counted], predictions[counted], 5)
+    expected = ClassCounts.from_confusion(slow_confusion(labels, predictions))
+    np.testing.assert_array_equal(counts.to_json(), expected.to_json())
+    # Ids of `num_classes` and above, such as the ignore label, are not counted.
+    others = ClassCounts.from_labels(labels, predictions, 5)
+    np.testing.assert_array_equal(others.truth, expected.truth)
+    assert others.predicted.sum() == labels.size
 
 
 def test_mean_iou_equals_that_of_keras():
@@ -110,7 +140,9 @@ def test_without_labeled_pixels_scores_are_none():
         "pixel_accuracy": None,
         "mean_accuracy": None,
         "frequency_weighted_iou": None,
-        "per_class_iou": {"a": None, "b": None},
+        "mean_dice": None,
+        "mean_precision": None,
+        **{f"per_class_{name}": {"a": None, "b": None} for name in ("iou", "dice", "precision", "recall")},
         "num_pixels": 0,
     }
 

@@ -330,10 +330,21 @@ def test_processes_do_not_continue_from_different_steps(monkeypatch):
 
 @pytest.mark.slow
 def test_evaluation_by_two_processes_counts_every_example_once(single, tmp_path):
-    arguments = ["--local-processes", "2", "--json", str(tmp_path / "scores.json")]
+    arguments = ["--local-processes", "2", "--json", str(tmp_path / "scores.json"), "--report", str(tmp_path / "two")]
     code, err = runs.evaluate(single, *arguments, devices=2)
     assert code == 0, err
-    scores, expected = json.loads((tmp_path / "scores.json").read_text()), evaluate(single)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    expected = evaluate(single, report_folder=tmp_path / "one")
     assert scores["num_images"] == expected["num_images"] == 200
     assert scores["num_pixels"] == expected["num_pixels"]
     np.testing.assert_allclose(scores["loss"], expected["loss"], rtol=1e-5)
+    # Predictions may differ where two classes tie.
+    np.testing.assert_allclose(scores["mean_boundary_iou"], expected["mean_boundary_iou"], atol=2e-3)
+    assert scores["trimap"]["labels"]["num_pixels"] == expected["trimap"]["labels"]["num_pixels"]
+    assert sum(scores["calibration"]["pixels"]) == scores["num_pixels"]
+    names = [
+        sorted(line.split(",")[0] for line in (tmp_path / folder / "images.csv").read_text().splitlines()[1:])
+        for folder in ("one", "two")
+    ]
+    assert names[0] == names[1]
+    assert len(set(names[1])) == 200

@@ -55,8 +55,9 @@ def test_a_run_writes_its_results(straight):
     written = json.loads((workdir / "metrics.json").read_text())
     assert written == json.loads(json.dumps(scores))
     assert set(written) == {
-        "mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "per_class_iou", "loss",
-        "num_images", "num_pixels", "step", "config",
+        "mean_iou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "mean_dice", "mean_precision",
+        "per_class_iou", "per_class_dice", "per_class_precision", "per_class_recall", "loss", "num_images",
+        "num_pixels", "step", "config",
     }  # fmt: skip
     assert written["num_images"] == 200
     assert written["step"] == 6

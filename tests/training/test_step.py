@@ -255,6 +255,7 @@ def test_padding_and_filled_up_examples_do_not_count(jitted):
         0, CLASSES, batch["label"].shape, dtype=np.uint8
     )  # also outside, where it must not count
     together = step(state.variables, batch)
+    assert "confidence" not in together
     assert int(together["num_images"]) == 3
     assert int(together["loss_count"]) == int(together["confusion"].sum()) == 24 * 24 + 20 * 13 + 5 * 24
     singles = [step(state.variables, {name: value[[i]] for name, value in batch.items()}) for i in range(4)]
@@ -285,7 +286,8 @@ def test_squeezed_logits_come_back_at_the_images_size(jitted):
 def test_several_views_are_scored_by_their_mean_probabilities(jitted, protocol):
     model, state, _ = jitted
     loss_fn = losses.make_loss(base_config().loss, num_classes=CLASSES)
-    step = jax.jit(make_eval_step(model, loss_fn, protocol=protocol((SIZE, SIZE)), scales=(1.5,), flip=True))
+    options = {"protocol": protocol((SIZE, SIZE)), "scales": (1.5,), "flip": True}
+    step = jax.jit(make_eval_step(model, loss_fn, with_confidence=True, **options))
     sizes = np.array([[24, 24], [20, 13]], np.int32)
     batch = random_batch(2) | {"size": sizes, "valid": np.array([True, True])}
     report = step(state.variables, batch)
@@ -304,6 +306,8 @@ def test_several_views_are_scored_by_their_mean_probabilities(jitted, protocol):
         label = batch["label"][i, :height, :width]
         labeled = label != 255
         mean, label = np.asarray(mean)[labeled], label[labeled]
+        confidence = np.asarray(report["confidence"][i, :height, :width])[labeled]
+        np.testing.assert_allclose(confidence, mean.max(axis=-1), rtol=1e-5)  # float32, in another order
         loss_sum -= np.log(mean[np.arange(len(label)), label]).sum()
         count += len(label)
         np.add.at(confusion, (label, mean.argmax(axis=-1)), 1)
