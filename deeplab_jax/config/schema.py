@@ -30,7 +30,9 @@ _DATA = {
             "resized_crop": "cut a random box and resize the box",
         },
     ),
-    "antialias": Field(False, "average pixels when `squeeze` shrinks an image, as Pillow does"),
+    "antialias": Field(
+        False, "resize images with Pillow, which averages pixels when it shrinks them; OpenCV, the default, does not"
+    ),
     "scale_range": Field(
         (0.5, 2.0),
         "range of `scale_crop`'s factor, or of `resized_crop`'s share of each side (at most 1)",
@@ -195,8 +197,29 @@ _EVAL = {
             "whole": "the image at its own size, padded to `eval.image_size`; scored at its own size (the papers)",
             "squeeze": "the image resized to `data.image_size`; logits are resized back and scored at its own size",
             "guide": "image and label resized to `data.image_size` and scored there (the KerasCV guide)",
+            "keep_ratio": "the image scaled to fit into `eval.scale_to`, then as `squeeze` (SegFormer on ADE20K)",
+            "windows": "windows that slide over the image; scored at its own size (MMSegmentation's `slide`)",
         },
     ),
+    "scale_to": Field(
+        None,
+        "(shorter side, longer side) that `keep_ratio`, or `windows` if set, scales each image to fit into",
+        value_type=tuple,
+        range=ranges.SIDE,
+    ),
+    "size_multiple": Field(
+        1,
+        "`keep_ratio`: resize each side up to a multiple of this (SegFormer's `AlignedResize`: 32)",
+        range=ranges.COUNT,
+    ),
+    "window": Field(None, "(height, width) of `windows`", value_type=tuple, range=ranges.SIDE),
+    "window_stride": Field(
+        None,
+        "(height, width) from one of `windows` to the next (default: two thirds of `eval.window`)",
+        value_type=tuple,
+        range=ranges.SIDE,
+    ),
+    "window_average": Field("logits", "what `windows` average where they overlap", ("logits", "probabilities")),
     "image_size": Field(
         None, "padded size for `whole` (default: the size of the largest image)", value_type=tuple, range=ranges.SIDE
     ),

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +12,9 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
 from deeplab_jax import data, pretrained, progress
-from deeplab_jax.data.eval_pipeline import check_labels
+from deeplab_jax.data.eval_pipeline import check_labels, count_batches, label_sizes
 from deeplab_jax.data.protocol import protocol_for
+from deeplab_jax.data.view_protocols import ViewProtocol
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import metrics, report
 from deeplab_jax.evaluation.step import jit_eval_step
@@ -45,7 +45,7 @@ class Evaluator:
     """
 
     def __init__(self, config: ConfigDict, model: nn.Module, source, mesh: jax.sharding.Mesh):
-        self._config, self._source, self._mesh = config, source, mesh
+        self._config, self._source, self._mesh, self._sizes = config, source, mesh, None
         self._step = jit_eval_step(config, model, mesh)
 
     def __call__(self, variables: Any, *, before_batch: Callable[[], None] | None = None) -> dict[str, Any]:
@@ -64,20 +64,26 @@ class Evaluator:
           RuntimeError: the number of images evaluated differs from the size of the split.
         """
         totals, examples, previous = metrics.Totals(self._source.label_set.num_classes), [], None
-        batch_size = config_lib.eval_batch_size(self._config)
+        batch_size, scales = config_lib.eval_batch_size(self._config), tuple(self._config.eval.scales)
+        protocol = protocol_for(self._config)
+        if isinstance(protocol, ViewProtocol) and self._sizes is None:
+            self._sizes = label_sizes(self._source)
         batches = data.eval_batches(
             self._source,
-            protocol_for(self._config),
+            protocol,
             batch_size=batch_size // jax.process_count(),
+            scales=scales,
+            sizes=self._sizes,
             workers=self._config.data.workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
         with contextlib.closing(batches):
-            for batch in progress.track(batches, "evaluate", math.ceil(len(self._source) / batch_size)):
+            num_batches = count_batches(self._source, protocol, batch_size, scales, self._sizes)
+            for batch in progress.track(batches, "evaluate", num_batches):
                 if before_batch is not None:
                     before_batch()
-                arrays = {name: batch[name] for name in ("image", "label", "size", "valid")}
+                arrays = {name: value for name, value in batch.items() if name != "id"}
                 result = self._step(variables, sharding.to_global(arrays, self._mesh))
                 if previous is not None:  # read one step late, so the device is never idle
                     totals.add(previous)

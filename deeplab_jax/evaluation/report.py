@@ -33,7 +33,10 @@ def gallery_examples(batch: dict[str, Any], prediction: jax.Array) -> list[Galle
     for i in np.flatnonzero(batch["valid"]):
         height, width = batch["size"][i].tolist()
         label, image = batch["label"][i][:height, :width], batch["image"][i]
-        if batch["image"].shape[1:3] != batch["label"].shape[1:3]:  # the network saw a resized image
+        if "extent" in batch:  # the network saw a view of its own size
+            image = image[: batch["extent"][i, 0], : batch["extent"][i, 1]]
+            image = data.resize_image(image, (height, width))
+        elif batch["image"].shape[1:3] != batch["label"].shape[1:3]:  # the network saw a resized image
             image = data.resize_image(image, (height, width))
         examples.append((image[:height, :width], label, local[i][:height, :width]))
     return examples
