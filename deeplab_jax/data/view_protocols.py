@@ -102,9 +102,7 @@ class KeepRatio(ViewProtocol):
 
     def view_size(self, size: Size, scale: int | float = 1) -> Size:
         """Returns (height, width) of the view, both multiples of `multiple`."""
-        height, width = (
-            math.ceil(extent / self.multiple) * self.multiple for extent in super().view_size(size, scale)
-        )
+        height, width = (math.ceil(extent / self.multiple) * self.multiple for extent in super().view_size(size, scale))
         return height, width
 
     def make_view(self, image: np.ndarray, scale: int | float = 1) -> np.ndarray:
@@ -199,5 +197,7 @@ def _pair(config: ConfigDict, field: str, form: str) -> Size | None:
     if value is None:
         return None
     if len(value) != 2 or not all(extent in ranges.SIDE for extent in value):
-        raise UserError(f"eval.{field}={tuple(value)} must be {form}, each at least 1 and at most {ranges.SIDE.maximum}")
+        raise UserError(
+            f"eval.{field}={tuple(value)} must be {form}, each at least 1 and at most {ranges.SIDE.maximum}"
+        )
     return tuple(value)

@@ -92,9 +92,7 @@ class _SlidingNetwork:
                     at = jnp.array([row, column], jnp.int32)
                     pixels = self._cut(views, extents, at, window=window, stride=stride, is_mirrored=is_mirrored)
                     values = self._apply(variables, pixels)
-                    total = self._add(
-                        total, values, extents, at, counts=counts, stride=stride, is_mirrored=is_mirrored
-                    )
+                    total = self._add(total, values, extents, at, counts=counts, stride=stride, is_mirrored=is_mirrored)
             results.append(total if self._protocol.average == "logits" else self._finish(total))
         return results
 
