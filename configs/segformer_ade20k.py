@@ -5,9 +5,10 @@
 
 `init` starts from a Mix Transformer that was trained on ImageNet, as the paper does.
 
-Published mean IoU on val, single scale: B0 .374, B1 .422, B2 .465, B3 .494, B4 .503, B5 .510. Different from that
-protocol: images are not resized to a short side of 512 before they are scaled and scored, their colors do not vary, and
-a crop may show a single class. The original also decays biases; its rate falls during the warm-up too.
+Published mean IoU on val, single scale: B0 .374, B1 .422, B2 .465, B3 .494, B4 .503, B5 .510. They were scored with
+`eval.protocol=keep_ratio`, `eval.scale_to=(512, 2048)` and `eval.size_multiple=32`; this config scores whole images.
+Different in training: images are not resized to a short side of 512 before they are scaled, their colors do not vary,
+and a crop may show a single class. The original also decays biases; its rate falls during the warm-up too.
 
 Data: ADE20K train, val
 Score: not run

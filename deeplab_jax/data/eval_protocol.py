@@ -46,6 +46,11 @@ class EvalProtocol(abc.ABC):
         return self.train_size
 
     @property
+    def saved_size(self) -> Size | None:
+        """The value of `size_field`, which a saved network holds; None for the default."""
+        return self.input_size
+
+    @property
     def input_sizes(self) -> dict[str, Size | None]:
         """(height, width) of the network's inputs in training and evaluation, by the config field that sets them."""
         return {"data.image_size": self.train_size, self.size_field: self.input_size}

@@ -100,6 +100,11 @@ class KeepRatio(ViewProtocol):
 
     size_field = "eval.scale_to"
 
+    @property
+    def saved_size(self) -> Size | None:
+        """The value of `eval.scale_to`."""
+        return self.scale_to
+
     def view_size(self, size: Size, scale: int | float = 1) -> Size:
         """Returns (height, width) of the view, both multiples of `multiple`."""
         height, width = (math.ceil(extent / self.multiple) * self.multiple for extent in super().view_size(size, scale))
@@ -148,6 +153,11 @@ class Windows(ViewProtocol):
     average: str = "logits"
 
     size_field = "eval.window"
+
+    @property
+    def saved_size(self) -> Size | None:
+        """The value of `eval.window`."""
+        return self.window
 
     def canvas(self, size: Size) -> Size:
         """Returns the size itself where it is smaller than a window, so that no window sees padding, or its bucket."""

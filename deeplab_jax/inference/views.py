@@ -13,8 +13,8 @@ from deeplab_jax.data.view_protocols import ViewProtocol, Windows, window_count
 from deeplab_jax.inference import multi_scale
 from deeplab_jax.parallel import sharding
 
-# Takes variables, views (batch, height, width, 3) and their extents (batch, 2). Returns logits of the size of the views,
-# those of the views and, with `flip`, those of the mirrored views, mirrored back.
+# Takes variables, views (batch, height, width, 3) and their extents (batch, 2). Returns the logits of the views, at
+# their size, and with `flip` also those of the mirrored views, mirrored back.
 ViewNetwork = Callable[[Any, Array, Array], list[Float[Array, "batch height width classes"]]]
 
 

@@ -22,5 +22,5 @@ def load(path: pathlib.Path) -> PretrainedNetwork:
         if checkpoints.latest_step() is None:
             raise UserError(f"{path} has no checkpoint yet; wait until `deeplab-jax train` has written one")
         variables = checkpoints.saved_variables()
-    label_set, image_size = layout.read_labels(path), protocol_for(config).input_size
+    label_set, image_size = layout.read_labels(path), protocol_for(config).saved_size
     return PretrainedNetwork(config.model, variables, label_set, config.eval.protocol, image_size)
