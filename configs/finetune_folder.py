@@ -59,4 +59,5 @@ def get_config(arg=None):
     config.eval.batch_size = 1
     config.eval.every = "20%"
     config.checkpoint.every = "20%"
+    config.checkpoint.use = "best"
     return config

@@ -43,6 +43,17 @@ def add_network(parser: argparse.ArgumentParser, *, required: bool = True) -> No
     )
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Adds `--checkpoint`."""
+    parser.add_argument(
+        "--checkpoint",
+        type=checkpoint,
+        metavar="best|newest|STEP",
+        help="checkpoint of the training run: the one with the best mean IoU, the newest, or that of a step (default: "
+        "checkpoint.use of its config)",
+    )
+
+
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
     """Adds `--data-dir`."""
     parser.add_argument(
@@ -106,6 +117,13 @@ def add_image_range(parser: argparse.ArgumentParser) -> None:
         help="values that become black and white in images of more than 8 bits, for example 0,4095 for 12 bits "
         "(default: 0,65535 for 16 bits, 0,1 for floats; images that do not fit are rejected)",
     )
+
+
+def checkpoint(text: str) -> str:
+    """Parses `best`, `newest` or the step of a checkpoint."""
+    if text in ("best", "newest"):
+        return text
+    return str(index(text))
 
 
 def size(text: str) -> tuple[int, int]:

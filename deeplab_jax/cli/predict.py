@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs", nargs="*", type=arguments.path, metavar="IMAGE|FOLDER|VIDEO", help="images, folders of images, videos"
     )
     arguments.add_network(parser, required=False)
+    arguments.add_checkpoint(parser)
     parser.add_argument("--output", type=arguments.path, required=True, help="folder for the results")
     parser.add_argument(
         "--size", type=arguments.size, metavar="HxW", help="network input size (default: the network's own)"
@@ -171,11 +172,11 @@ def _load_predictor(args: argparse.Namespace) -> "Predictor":
     if args.workdir is not None:
         base = layout.read_config(args.workdir)
     else:
-        network = pretrained.load(args.preset or pretrained.DEFAULT_PRESET)
+        network = pretrained.load(args.preset or pretrained.DEFAULT_PRESET, checkpoint=args.checkpoint)
         base = pretrained.preset_config(network)
     config = parse_config(args.config_arguments, base=base)
     return Predictor.from_network(
-        network or pretrained.load(args.workdir),
+        network or pretrained.load(args.workdir, checkpoint=args.checkpoint),
         config,
         size=args.size,
         window=args.window,

@@ -108,7 +108,11 @@ _TRAIN = {
         "how to treat a loss or gradient that is NaN or infinite",
         {"stop": "end the training", "skip": "do not update the parameters in this step"},
     ),
-    "init_from": Field(None, "preset, folder of a pretrained network, or workdir to start from", value_type=str),
+    "init_from": Field(
+        None,
+        "preset, folder of a pretrained network, or workdir to start from, such as 'runs/photos@best'",
+        value_type=str,
+    ),
 }
 
 _OPTIMIZER = {
@@ -242,6 +246,11 @@ _CHECKPOINT = {
     "every": Field(None, "duration between checkpoints (default: only at the end)", value_type=str),
     "keep": Field(
         2, "number of newest checkpoints to keep; the one with the best mean IoU is kept as well", range=ranges.COUNT
+    ),
+    "use": Field(
+        "newest",
+        "checkpoint that evaluation, prediction and export read unless they are told otherwise",
+        {"newest": "the newest", "best": "the one with the best mean IoU"},
     ),
 }
 

@@ -18,13 +18,13 @@ from deeplab_jax.data.view_protocols import ViewProtocol
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import metrics, report
 from deeplab_jax.evaluation.step import jit_eval_step
-from deeplab_jax.files import local_path
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import abstract_variables, build_for_mesh
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
 from deeplab_jax.pretrained import PretrainedNetwork
 from deeplab_jax.workdir import layout
+from deeplab_jax.workdir.choice import choose_step
 
 logger = logging.getLogger(__name__)
 
@@ -103,30 +103,37 @@ class Evaluator:
 
 
 def evaluate(
-    name_or_path: str | pathlib.Path, *, config: ConfigDict | None = None, split: str | None = None
+    name_or_path: str | pathlib.Path,
+    *,
+    config: ConfigDict | None = None,
+    split: str | None = None,
+    checkpoint: str | None = None,
 ) -> dict[str, Any]:
     """Scores a network on a split of a data set.
 
     Args:
-      name_or_path: the workdir of a training run, whose newest checkpoint is scored; the name of a preset; or a folder
-        that `deeplab-jax convert` wrote.
+      name_or_path: the workdir of a training run, which can name its checkpoint as in `runs/photos@best`; the name of a
+        preset; or a folder that `deeplab-jax convert` wrote.
       config: names the data set and how images are fed. Default for a workdir: the run's own config. For a preset or a
         folder, start from `deeplab_jax.pretrained.preset_config` and set `data.name`.
       split: split of the data set; default: `data.eval_split`.
+      checkpoint: checkpoint of a workdir: "newest", "best" or a step; default: the run's `checkpoint.use`.
 
     Returns:
       The scores. For a workdir they are also written to its `metrics.json`, with a `gallery.png` next to it. Scores of
-      another split or config get files of their own, see `deeplab_jax.evaluation.report.results_suffix`. If the workdir
-      cannot be written, a warning says so.
+      another split, config or checkpoint than the newest get files of their own, see
+      `deeplab_jax.evaluation.report.results_suffix`. If the workdir cannot be written, a warning says so.
 
     Raises:
       UserError: there is no such network or it has no checkpoint or no classes, a weight is NaN or infinite, the data
         set is not prepared, or its classes differ from the network's.
     """
-    path = local_path(name_or_path)
+    path, named = pretrained.split_checkpoint(name_or_path)
+    checkpoint = checkpoint or named
     if not pretrained.is_workdir(path):
-        return evaluate_network(pretrained.load(name_or_path), name_or_path, config=config, split=split)
-    result = evaluate_workdir(path, config=config, split=split)
+        network = pretrained.load(name_or_path, checkpoint=checkpoint)
+        return evaluate_network(network, name_or_path, config=config, split=split)
+    result = evaluate_workdir(path, config=config, split=split, checkpoint=checkpoint)
     try:
         result.save()
     except UserError as error:  # the scores took longer than anything else
@@ -135,9 +142,13 @@ def evaluate(
 
 
 def evaluate_workdir(
-    workdir: pathlib.Path, *, config: ConfigDict | None = None, split: str | None = None
+    workdir: pathlib.Path,
+    *,
+    config: ConfigDict | None = None,
+    split: str | None = None,
+    checkpoint: str | None = None,
 ) -> report.Result:
-    """Scores the newest checkpoint of a workdir without writing anything; see `evaluate`."""
+    """Scores a checkpoint of a workdir without writing anything; see `evaluate`."""
     # Orbax takes a third of a second to import, which other networks do not need.
     from deeplab_jax.workdir.checkpoint import Checkpoints
 
@@ -145,15 +156,17 @@ def evaluate_workdir(
     config = own_config if config is None else config
     label_set = layout.read_labels(workdir)
     source, model, mesh = _prepare(config, label_set, split, whose=f"the network in {workdir}")
-    with Checkpoints(workdir, read_only=True) as checkpoints:
+    chosen = choose_step(workdir, checkpoint or config.checkpoint.use)
+    with Checkpoints(workdir, read_only=True, step=chosen) as checkpoints:
         if checkpoints.latest_step() is None:
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
         variables = checkpoints.restore_variables(_abstract_on(mesh, model, config))
         step = checkpoints.latest_step()
+    is_newest = chosen is None or chosen == max(layout.checkpoint_steps(workdir))
     if jax.process_count() == 1:  # arrays of several processes cannot be read by one
         pretrained.check_finite(variables, workdir)
     scores = Evaluator(config, model, source, mesh)(variables)
-    suffix = report.results_suffix(config, own_config, split=split)
+    suffix = report.results_suffix(config, own_config, split=split) + ("" if is_newest else f"-checkpoint={step}")
     return report.Result(workdir, scores, source.label_set, config, step, suffix)
 
 

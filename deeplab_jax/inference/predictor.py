@@ -112,22 +112,29 @@ class Predictor:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | pathlib.Path = DEFAULT_PRESET, *, config: ConfigDict | None = None, **options: Any
+        cls,
+        name_or_path: str | pathlib.Path = DEFAULT_PRESET,
+        *,
+        config: ConfigDict | None = None,
+        checkpoint: str | None = None,
+        **options: Any,
     ) -> "Predictor":
         """Loads a pretrained network for prediction.
 
         Args:
           name_or_path: preset name, saved network or workdir, see `pretrained.load`.
           config: how to feed images (default: as the network's authors do; for a workdir, the run's own config).
+          checkpoint: checkpoint of a workdir: "newest", "best" or a step; default: the run's `checkpoint.use`.
           **options: see the class.
 
         Raises:
           UserError: nothing to load, a backbone without classes, a config of another network, or an invalid option.
         """
-        network = pretrained.load(name_or_path)
+        network = pretrained.load(name_or_path, checkpoint=checkpoint)
         if config is None:
-            is_workdir = pretrained.is_workdir(name_or_path)
-            config = layout.read_config(pathlib.Path(name_or_path)) if is_workdir else pretrained.preset_config(network)
+            path, _ = pretrained.split_checkpoint(name_or_path)
+            is_workdir = pretrained.is_workdir(path)
+            config = layout.read_config(path) if is_workdir else pretrained.preset_config(network)
         return cls.from_network(network, config, **options)
 
     @classmethod

@@ -36,6 +36,21 @@ def test_split_and_protocol_can_be_changed(run, workdir):
     assert scores["config"]["eval"]["protocol"] == "squeeze"
 
 
+def test_another_checkpoint_than_the_newest_gets_files_of_its_own(run, fails, workdir):
+    newest = (workdir / "metrics.json").read_bytes()
+    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+    code, _, err = run("evaluate", "--workdir", workdir, "--checkpoint", steps[0])
+    assert code == 0, err
+    (file,) = workdir.glob("metrics-*.json")
+    assert file.name == f"metrics-checkpoint={steps[0]}.json"
+    assert json.loads(file.read_text())["step"] == steps[0] < steps[-1]
+    assert (workdir / "metrics.json").read_bytes() == newest
+    fails(
+        "evaluate", "--workdir", workdir, "--checkpoint", 99, message="has no checkpoint '99'; choose newest, best, or"
+    )
+    fails("evaluate", "--preset", "deeplabv3_resnet50_coco", "--checkpoint", "last", message="'last' is not an integer")
+
+
 def test_scores_that_cannot_be_saved_are_shown(run, workdir):
     scores = json.loads((workdir / "metrics.json").read_text())
     (workdir / "metrics.json").unlink()
