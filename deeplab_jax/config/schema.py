@@ -79,6 +79,12 @@ _TRAIN = {
     "duration": Field(
         None, "length of the training in steps, epochs or examples, such as '30000 steps'", value_type=str
     ),
+    "patience": Field(
+        None,
+        "end the training after this many evaluations without a better mean IoU (default: never)",
+        value_type=int,
+        range=ranges.COUNT,
+    ),
     "seed": Field(0, "seed of initialization, data order, augmentation and dropout", range=ranges.SEED),
     "accumulate_steps": Field(
         1, "split each batch into this many micro-batches; BatchNorm sees one micro-batch at a time", range=ranges.COUNT
@@ -239,6 +245,7 @@ _EVAL = {
         "how pixels with the ignore label count",
         {"exclude": "not at all", "background": "as class 0, as in Keras' `MeanIoU` on one-hot labels"},
     ),
+    "before_training": Field(False, "also evaluate the network that a training starts from"),
     "every": Field(None, "duration between evaluations during training (default: only at the end)", value_type=str),
 }
 

@@ -42,6 +42,17 @@ def gallery_examples(batch: dict[str, Any], prediction: jax.Array) -> list[Galle
     return examples
 
 
+def save_gallery(examples: list[GalleryExample], label_set: LabelSet, path: pathlib.Path) -> None:
+    """Draws images, labels and predictions; nothing if there are none.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    if examples:
+        images, labels, predictions = zip(*examples, strict=True)
+        visualization.plot_segmentation_mask_gallery(images, labels, predictions, label_set=label_set, path=path)
+
+
 def without_gallery(scores: dict[str, Any]) -> dict[str, Any]:
     """Returns the scores alone, which JSON can hold."""
     return {name: value for name, value in scores.items() if name != "gallery"}
@@ -87,17 +98,14 @@ class Result:
             return
         json_file, gallery_file = (self.workdir / name for name in self.names)
         write_json(json_file, self.values)
-        if self.scores["gallery"]:
-            images, labels, predictions = zip(*self.scores["gallery"], strict=True)
-            visualization.plot_segmentation_mask_gallery(
-                images, labels, predictions, label_set=self.label_set, path=gallery_file
-            )
+        save_gallery(self.scores["gallery"], self.label_set, gallery_file)
 
 
 # Groups whose fields change the scores, but for some.
 _SCORED_GROUPS = ("model", "data", "loss", "eval")
 _UNSCORED_FIELDS = (
     "data.eval_split", "data.batch_size", "data.workers", "data.unreadable", "eval.batch_size", "eval.every",
+    "eval.before_training",
 )  # fmt: skip
 _LONGEST_SUFFIX = 100  # file names may have 255 bytes
 

@@ -16,13 +16,14 @@ from deeplab_jax import data, visualization
 from deeplab_jax.data.eval_pipeline import check_labels
 from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.evaluation.evaluator import Evaluator
-from deeplab_jax.evaluation.report import Result
+from deeplab_jax.evaluation.report import Result, save_gallery
 from deeplab_jax.files import local_path
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import processes, sharding
 from deeplab_jax.parallel.preemption import Preemption
 from deeplab_jax.training.distillation import Teacher
+from deeplab_jax.training.early_stopping import Patience
 from deeplab_jax.training.initialization import init_from
 from deeplab_jax.training.metrics_window import MetricsWindow
 from deeplab_jax.training.profile import StepProfiler
@@ -34,7 +35,13 @@ from deeplab_jax.workdir.checkpoint import Checkpoints
 logger = logging.getLogger(__name__)
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemption | None = None) -> dict[str, Any]:
+def train(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    preemption: Preemption | None = None,
+    extend: bool = False,
+) -> dict[str, Any]:
     """Trains a network and evaluates it. All results are written to `workdir`.
 
     If the workdir has a checkpoint, training continues from it and ends exactly as it would have without the
@@ -45,6 +52,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemp
       workdir: gets `config.json`, `labels.json`, `data.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events,
         `metrics.json`, `gallery.png`, `curves.png`, `learning_rate.png`, and `profile/` if `log.profile_steps` is set.
       preemption: notices signals. Default: they are noticed while this function runs.
+      extend: continue a run, also a finished one, for another `train.duration` than it started with. The learning rate
+        goes on where the schedule of the new duration is at the current step, and other durations that are percentages
+        refer to the new one too.
 
     Returns:
       The contents of `metrics.json`.
@@ -69,10 +79,18 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemp
             preemption = stack.enter_context(Preemption())
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
         fingerprints = {"train": data.fingerprint(train_source), "evaluate": data.fingerprint(eval_source)}
-        layout.write_config(workdir, config, label_set, fingerprints)
+        layout.write_config(workdir, config, label_set, fingerprints, extend=extend)
         state, notes = _first_state(config, program, checkpoints, durations.total)
         first_step = int(state.step)
-        writer = stack.enter_context(_writer(config, workdir, first_step, durations.total, notes))
+        if first_step > durations.total:
+            raise UserError(
+                f"the run in {workdir} has taken {first_step} steps, more than the {durations.total} of "
+                f"train.duration={config.train.duration!r}; --extend needs a longer one"
+            )
+        patience = Patience(config.train.patience, 0 if extend else notes["stale"])
+        # A run that ended evaluates its last state again, and one that starts again the state before the first step.
+        repeats_evaluation = notes["evaluation_due"] or patience.is_exhausted or first_step == 0
+        writer = stack.enter_context(_writer(config, workdir, first_step, durations.total, repeats_evaluation))
         profiler = StepProfiler(
             workdir / "profile", config.log.profile_steps, first_step=first_step, total_steps=durations.total
         )
@@ -85,19 +103,24 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemp
             checkpoints=checkpoints,
             writer=writer,
             metrics=MetricsWindow(
-                writer, label_set, policy=config.train.nonfinite, folder=workdir / "nonfinite", saved=notes["window"]
+                writer,
+                label_set,
+                policy=config.train.nonfinite,
+                folder=workdir / "nonfinite",
+                saved=notes["window"],
+                first_steps=max(durations.warmup, durations.total // 10),
             ),
             evaluator=Evaluator(config, program.model, eval_source, mesh),
             label_set=label_set,
             batches=stack.enter_context(contextlib.closing(_train_batches(config, train_source, state))),
             profiler=stack.enter_context(profiler),
             preemption=preemption,
+            patience=patience,
         )
-        if notes["evaluation_due"]:
-            checkpoints.record_score(first_step, run.evaluate(first_step, state)["mean_iou"])
-        state = run.take_steps(first_step, state)
-        scores = run.evaluate(durations.total, state)
-    return _write_results(config, workdir, program, label_set, scores, durations.total)
+        if config.eval.before_training and first_step == 0:
+            run.draw(run.evaluate(0, state))
+        last_step, scores = run.complete(first_step, state, evaluates_first=notes["evaluation_due"])
+    return _write_results(config, workdir, program, label_set, scores, last_step, durations.total)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,14 +140,32 @@ class _Run:
     batches: Iterator[dict[str, Any]]
     profiler: StepProfiler
     preemption: Preemption
+    patience: Patience
 
-    def take_steps(self, first_step: int, state: TrainState) -> TrainState:
-        """Takes the steps after `first_step`, and saves and evaluates the state when due; returns the last state.
+    def complete(self, first_step: int, state: TrainState, *, evaluates_first: bool) -> tuple[int, dict[str, Any]]:
+        """Takes the steps after `first_step`; returns the last step and its scores.
+
+        Raises:
+          Preempted: a signal stopped the run, and the state is saved.
+        """
+        last_step, scores = first_step, None
+        if evaluates_first:
+            scores, _ = self.evaluate_and_record(first_step, state)
+        if not self.patience.is_exhausted:
+            last_step, state, scores = self.take_steps(first_step, state)
+        return last_step, self.evaluate(last_step, state) if scores is None else scores
+
+    def take_steps(self, first_step: int, state: TrainState) -> tuple[int, TrainState, dict[str, Any] | None]:
+        """Takes the steps after `first_step`, and saves and evaluates the state when due.
+
+        Returns:
+          The last step, its state, and its scores if it was evaluated because the run's patience ended there.
 
         Raises:
           Preempted: a signal stopped the run, and the state is saved.
         """
         durations, metrics, total = self.durations, self.metrics, self.durations.total
+        last_step, scores = total, None
         for step in range(first_step + 1, total + 1):
             self.profiler.before_step(step, state)
             batch = next(self.batches)
@@ -143,22 +184,43 @@ class _Run:
             if evaluation_due and not stops:
                 metrics.catch_up()
                 try:
-                    is_best = self.checkpoints.record_score(step, self.evaluate(step, state)["mean_iou"])
-                    evaluation_due = False
+                    scores, is_best = self.evaluate_and_record(step, state)
+                    evaluation_due, is_last = False, self.patience.is_exhausted
                 except Preempted:  # the run that continues from here evaluates first
                     stops = True
             if stops or is_best or is_last or _is_due(step, durations.save):
                 metrics.catch_up()  # before saving, so that no checkpoint holds the result of a loss that is not finite
                 with self.writer.pause():
                     notes = {"window": metrics.to_json(), "evaluation_due": evaluation_due}
+                    notes |= {"stale": self.patience.stale} if self.patience.stale else {}
                     self.checkpoints.save(step, **state.to_items(), notes=notes)
             if stops or is_last:
                 self.checkpoints.wait()
                 self.preemption.is_saved = True
             if stops:
                 raise self.preemption.stopped(f"at step {step} of {total}; the state is saved in {self.workdir}")
-        self.profiler.before_step(total + 1, state)
-        return state
+            if self.patience.is_exhausted:
+                logger.info("step %d/%d  no better mean IoU in %d evaluations; the training ends", step, total,
+                            self.patience.stale)  # fmt: skip
+                last_step = step
+                break
+        self.profiler.before_step(last_step + 1, state)
+        return last_step, state, scores if self.patience.is_exhausted else None
+
+    def evaluate_and_record(self, step: int, state: TrainState) -> tuple[dict[str, Any], bool]:
+        """Does what `evaluate` does and keeps the best score; returns the scores and whether they are the best."""
+        scores = self.evaluate(step, state)
+        is_best = self.checkpoints.record_score(step, scores["mean_iou"])
+        self.patience.record(is_best=is_best)
+        self.draw(scores)
+        return scores, is_best
+
+    def draw(self, scores: dict[str, Any]) -> None:
+        """Draws the curves and the gallery of an evaluation, which the next one replaces."""
+        if processes.is_leader():
+            with self.writer.pause():
+                visualization.plot_curves(self.workdir / "metrics.jsonl", path=self.workdir / "curves.png")
+                save_gallery(scores["gallery"], self.label_set, self.workdir / "gallery.png")
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, Any]:
         """Scores the state and logs the scores, outside the measured training time.
@@ -240,7 +302,7 @@ def _first_state(
     The state is the workdir's newest checkpoint, or else comes from `train.init_from`, or else is random.
     """
     processes.check_same_step(checkpoints.found_step())
-    notes = {"window": None, "evaluation_due": False}
+    notes = {"window": None, "evaluation_due": False, "stale": 0}
     if checkpoints.latest_step() is not None:
         variables, training, saved_notes = checkpoints.restore(**program.shapes.to_items())
         state = program.shapes.with_items(variables=variables, training=training)
@@ -268,14 +330,14 @@ def _train_batches(config: ConfigDict, source, state: TrainState):
 
 
 def _writer(
-    config: ConfigDict, workdir: pathlib.Path, first_step: int, total_steps: int, notes: dict[str, Any]
+    config: ConfigDict, workdir: pathlib.Path, first_step: int, total_steps: int, repeats_evaluation: bool
 ) -> metrics_log.Writer:
     return metrics_log.Writer(
         workdir,
         total_steps=total_steps,
         batch_size=config.data.batch_size,
         start_step=first_step,
-        repeats_evaluation=notes["evaluation_due"],
+        repeats_evaluation=repeats_evaluation,
         tensorboard=config.log.tensorboard,
         enabled=processes.is_leader(),
     )
@@ -287,10 +349,11 @@ def _write_results(
     program: TrainProgram,
     label_set: LabelSet,
     scores: dict[str, Any],
+    last_step: int,
     total_steps: int,
 ) -> dict[str, Any]:
     """Writes the results of a finished run; returns the contents of `metrics.json`."""
-    result = Result(workdir, scores, label_set, config, total_steps)
+    result = Result(workdir, scores, label_set, config, last_step)
     result.save()
     if processes.is_leader():
         visualization.plot_learning_rate(program.learning_rate, total_steps, path=workdir / "learning_rate.png")

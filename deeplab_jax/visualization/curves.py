@@ -40,6 +40,9 @@ def plot_learning_rate(schedule: Callable[[int], Any], steps: int, path: pathlib
 def plot_curves(metrics_jsonl: pathlib.Path, path: pathlib.Path | None = None) -> "Figure":
     """Plots loss and mean IoU of training and evaluation over the steps.
 
+    Reports of training that cover fewer steps than others, because an evaluation ended them, are joined with the next
+    ones: a mean over fewer steps is noisier.
+
     Args:
       metrics_jsonl: `metrics.jsonl` of a workdir.
       path: file to save the figure to; its suffix is the format.
@@ -65,12 +68,27 @@ def plot_curves(metrics_jsonl: pathlib.Path, path: pathlib.Path | None = None) -
         axes = _add_axes(figure, 121 + position, title)
         for kind, style in (("training", {"color": "C0"}), ("evaluation", {"color": "C1", "marker": "o"})):
             points = [(step, values[name]) for step, values in series[kind] if values.get(name) is not None]
+            if kind == "training":
+                points = _join_short_windows(points)
             if points:
                 axes.plot(*zip(*points, strict=True), label=kind, **style)
         if axes.lines:
             axes.legend(frameon=False)
         axes.set_ylim(bottom=0)
     return save_figure(figure, path)
+
+
+def _join_short_windows(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Returns means over windows of as many steps as the longest one has, or more."""
+    starts = [0, *(step for step, _ in points)]
+    longest = max((step - start for start, (step, _) in zip(starts, points, strict=False)), default=0)
+    joined, length, total = [], 0, 0.0
+    for start, (step, value) in zip(starts, points, strict=False):
+        length, total = length + step - start, total + value * (step - start)
+        if length >= longest:
+            joined.append((step, total / length))
+            length, total = 0, 0.0
+    return joined
 
 
 def _add_axes(figure: "Figure", position: int, label: str) -> "Axes":

@@ -36,15 +36,7 @@ def test_split_and_protocol_can_be_changed(run, workdir):
     assert scores["config"]["eval"]["protocol"] == "squeeze"
 
 
-def test_another_checkpoint_than_the_newest_gets_files_of_its_own(run, fails, workdir):
-    newest = (workdir / "metrics.json").read_bytes()
-    steps = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-    code, _, err = run("evaluate", "--workdir", workdir, "--checkpoint", steps[0])
-    assert code == 0, err
-    (file,) = workdir.glob("metrics-*.json")
-    assert file.name == f"metrics-checkpoint={steps[0]}.json"
-    assert json.loads(file.read_text())["step"] == steps[0] < steps[-1]
-    assert (workdir / "metrics.json").read_bytes() == newest
+def test_a_checkpoint_that_does_not_exist_is_named(fails, workdir):
     fails(
         "evaluate", "--workdir", workdir, "--checkpoint", 99, message="has no checkpoint '99'; choose newest, best, or"
     )
