@@ -67,9 +67,10 @@ def plot_curves(metrics_jsonl: pathlib.Path, path: pathlib.Path | None = None) -
     for position, (name, title) in enumerate({"loss": "loss", "mean_iou": "mean IoU"}.items()):
         axes = _add_axes(figure, 121 + position, title)
         for kind, style in (("training", {"color": "C0"}), ("evaluation", {"color": "C1", "marker": "o"})):
-            points = [(step, values[name]) for step, values in series[kind] if values.get(name) is not None]
+            points = [(step, values.get(name)) for step, values in series[kind]]
             if kind == "training":
                 points = _join_short_windows(points)
+            points = [(step, value) for step, value in points if value is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), label=kind, **style)
         if axes.lines:
@@ -78,16 +79,17 @@ def plot_curves(metrics_jsonl: pathlib.Path, path: pathlib.Path | None = None) -
     return save_figure(figure, path)
 
 
-def _join_short_windows(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Returns means over windows of as many steps as the longest one has, or more."""
-    starts = [0, *(step for step, _ in points)]
-    longest = max((step - start for start, (step, _) in zip(starts, points, strict=False)), default=0)
-    joined, length, total = [], 0, 0.0
-    for start, (step, value) in zip(starts, points, strict=False):
-        length, total = length + step - start, total + value * (step - start)
-        if length >= longest:
-            joined.append((step, total / length))
-            length, total = 0, 0.0
+def _join_short_windows(points: list[tuple[int, float | None]]) -> list[tuple[int, float | None]]:
+    """Returns means over windows of as many steps as the longest one has, or more; None where there is no value."""
+    lengths = [step - start for start, (step, _) in zip([0, *(step for step, _ in points)], points, strict=False)]
+    joined, window = [], []
+    for length, (step, value) in zip(lengths, points, strict=True):
+        window.append((length, value))
+        if sum(steps for steps, _ in window) >= max(lengths):
+            known = [(steps, mean) for steps, mean in window if mean is not None]
+            total = sum(steps for steps, _ in known)
+            joined.append((step, sum(steps * mean for steps, mean in known) / total if total else None))
+            window = []
     return joined
 
 
