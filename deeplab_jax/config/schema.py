@@ -229,7 +229,9 @@ _EVAL = {
         value_type=tuple,
         range=ranges.SIDE,
     ),
-    "window_average": Field("logits", "what `windows` average where they overlap", ("logits", "probabilities")),
+    "window_average": Field(
+        "logits", "values of `windows` that are averaged where they overlap", ("logits", "probabilities")
+    ),
     "image_size": Field(
         None, "padded size for `whole` (default: the size of the largest image)", value_type=tuple, range=ranges.SIDE
     ),

@@ -156,7 +156,7 @@ class _ViewExample:
         self._source, self._protocol, self._views = source, protocol, view_names(scales)
         self._batch_size = batch_size
         self._order: list[int | None] = []
-        self.canvases: list[tuple[Size, list[Size]]] = []  # of each batch: the size of the labels, and of each view
+        self.canvases: list[tuple[Size, list[Size]]] = []  # by batch: the size of the labels, and those of the views
         for group in groups:
             sizes = [size for _, size in group]
             views = [[protocol.view_size(size, scale) for size in sizes] for scale, _ in self._views.values()]

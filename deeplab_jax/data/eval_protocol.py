@@ -1,4 +1,4 @@
-"""What all evaluation protocols have in common."""
+"""The base of all evaluation protocols."""
 
 import abc
 import dataclasses

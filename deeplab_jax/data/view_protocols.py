@@ -63,7 +63,7 @@ class ViewProtocol(EvalProtocol):
 
     @abc.abstractmethod
     def group(self, size: Size, scales: Sequence[int | float]) -> Hashable:
-        """Returns what the images of a batch have in common.
+        """Returns a key that the images of a batch have in common.
 
         Args:
           size: (height, width) of an image.
@@ -145,7 +145,7 @@ class Windows(ViewProtocol):
     Attributes:
       window: (height, width) of a window, `eval.window`.
       stride: (height, width) between windows, `eval.window_stride`.
-      average: what is averaged, `eval.window_average`.
+      average: the values that are averaged, `eval.window_average`.
     """
 
     window: Size = (1, 1)

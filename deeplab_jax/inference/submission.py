@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What a server expects.
+    """The files that a server expects.
 
     Attributes:
       benchmark: its name.

@@ -30,8 +30,8 @@ class MetricsWindow:
       policy: `config.train.nonfinite`: `stop` raises at a step that is not finite; `skip` warns and leaves it out.
       folder: where batches of steps that are not finite are saved.
       saved: the window of an earlier process to continue, see `to_json`.
-      first_steps: number of steps in which predicting a single class is no reason for a warning: most networks begin
-        with that.
+      first_steps: number of steps in which the prediction of a single class is not reported, because most networks
+        begin with one.
     """
 
     def __init__(
