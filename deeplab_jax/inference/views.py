@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -89,7 +90,7 @@ class _SlidingNetwork:
             total = self._zeros((*views.shape[:3], self._num_classes), jnp.float32)
             for row in range(counts[0]):
                 for column in range(counts[1]):
-                    at = jnp.array([row, column], jnp.int32)
+                    at = np.array([row, column], np.int32)  # not on a device: processes have different ones
                     pixels = self._cut(views, extents, at, window=window, stride=stride, is_mirrored=is_mirrored)
                     values = self._apply(variables, pixels)
                     total = self._add(total, values, extents, at, counts=counts, stride=stride, is_mirrored=is_mirrored)
