@@ -58,5 +58,7 @@ def get_config(arg=None):
     config.eval.protocol = "whole"
     config.eval.batch_size = 1
     config.eval.every = "20%"
+    config.eval.before_training = True
     config.checkpoint.every = "20%"
+    config.checkpoint.use = "best"
     return config

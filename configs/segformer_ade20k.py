@@ -5,9 +5,8 @@
 
 `init` starts from a Mix Transformer that was trained on ImageNet, as the paper does.
 
-Published mean IoU on val, single scale: B0 .374, B1 .422, B2 .465, B3 .494, B4 .503, B5 .510. Different from that
-protocol: images are not resized to a short side of 512 before they are scored. The original also decays biases; its
-rate falls during the warm-up too.
+Published mean IoU on val, single scale: B0 .374, B1 .422, B2 .465, B3 .494, B4 .503, B5 .510, under the protocol that
+this config evaluates with. The original also decays biases; its rate falls during the warm-up too.
 
 Data: ADE20K train, val
 Score: not run
@@ -58,7 +57,9 @@ def get_config(arg=None):
     config.optimizer.weight_decay = 0.01
     config.optimizer.weight_decay_rule = "decoupled_kernels"
 
-    config.eval.protocol = "whole"
+    config.eval.protocol = "keep_ratio"
+    config.eval.scale_to = (size, 2048)
+    config.eval.size_multiple = 32
     config.eval.batch_size = 8
     config.eval.every = "10%"
     config.checkpoint.every = "1000 steps"

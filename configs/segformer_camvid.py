@@ -34,6 +34,7 @@ def get_config(arg=None):
     config.optimizer.learning_rate_multipliers.decoder = 1.0
     config.optimizer.learning_rate_multipliers.classifier = 1.0
     config.optimizer.warmup = "10%"
+    config.eval.update(protocol="whole", scale_to=None, size_multiple=1)
     config.eval.image_size = (360, 480)
     config.eval.batch_size = 1
     config.eval.every = "25%"

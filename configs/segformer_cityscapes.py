@@ -7,7 +7,8 @@ The source folder has `leftImg8bit/` and `gtFine/`, as the archives unpack. `ini
 was trained on ImageNet, as the paper does.
 
 Published mean IoU on val, single scale: B0 .762, B1 .785, B2 .810, B3 .817, B4 .823, B5 .824, from windows of 1024x1024
-every 768 pixels; this config scores whole images. See `segformer_ade20k` for the differences in training.
+every 768 pixels (`eval.protocol=windows`); this config scores whole images, which is faster. See `segformer_ade20k` for
+the differences in training.
 
 Data: Cityscapes train, val
 Score: not run
@@ -23,5 +24,6 @@ def get_config(arg=None):
         "segformer_ade20k", variant=arg.variant, size=arg.size, batch=arg.batch, steps=arg.steps, init=arg.init
     )
     config.data.name = "cityscapes"
+    config.eval.update(protocol="whole", scale_to=None, size_multiple=1)
     config.eval.image_size = (1024, 2048)
     return config

@@ -21,5 +21,6 @@ def get_config(arg=None):
     )
     config.data.name = "voc2012_segmentation"
     config.data.train_split = "trainaug"
+    config.eval.update(protocol="whole", scale_to=None, size_multiple=1)
     config.eval.image_size = (512, 512)
     return config

@@ -30,7 +30,8 @@ MODULES = (
     "analysis.summary", "analysis.tpu_specs", "config", "data", "data.annotation_export", "data.annotation_formats",
     "data.annotation_import", "data.check", "data.download", "data.prepare",
     "data.prepared", "errors", "evaluation.boundary", "evaluation.calibration", "evaluation.details",
-    "evaluation.evaluator", "evaluation.metrics", "evaluation.report", "evaluation.report_files", "export", "inference", "inference.files",
+    "evaluation.evaluator", "evaluation.metrics", "evaluation.report", "evaluation.report_files", "export", "inference",
+    "inference.files",
     "inference.multi_scale", "inference.sliding_window", "inference.streaming_resize", "inference.video", "labels",
     "losses", "models", "models.aspp", "models.decoder", "ops", "papers", "parallel.mesh",
     "parallel.processes", "parallel.sharding", "pretrained", "training.distillation", "training.initialization",
@@ -110,7 +111,7 @@ def test_every_config_field_is_listed_with_its_default_and_a_meaning(config_fiel
     assert [field.path for field in fields if not field.meaning] == []
     by_path = {field.path: field for field in fields}
     assert by_path["train.compute_dtype"].meaning.endswith(": `float32`, `bfloat16`")
-    assert by_path["eval.protocol"].meaning.count("\n") == 3  # each legal value on a line of its own
+    assert by_path["eval.protocol"].meaning.count("\n") == 5  # each legal value on a line of its own
     assert by_path["distributed.heartbeat_seconds"].type == "int"
     assert by_path["loss.teacher"].type == "str"  # a placeholder
 

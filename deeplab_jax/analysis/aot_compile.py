@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import config as config_lib
 from deeplab_jax.analysis.collectives import Collective, find_collectives
 from deeplab_jax.analysis.tpu_specs import CHIPS, GIB, Chip
-from deeplab_jax.data.protocol import protocol_for
+from deeplab_jax.data.protocol import CanvasProtocol, protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.step import jit_eval_step
 from deeplab_jax.models import abstract_variables, build_for_mesh
@@ -247,6 +247,11 @@ def _train_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
 
 def _eval_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
     protocol = protocol_for(config)
+    if not isinstance(protocol, CanvasProtocol):
+        raise UserError(
+            f"eval.protocol={config.eval.protocol} has no single program: its inputs depend on the images; compile "
+            "another protocol, or the training step"
+        )
     model = build_for_mesh(config, num_classes, mesh, input_sizes=protocol.input_sizes)
     variables = abstract_variables(model)
     variables = sharding.with_shardings(variables, mesh, fsdp_min_size=config.mesh.fsdp_min_size)

@@ -43,6 +43,17 @@ def add_network(parser: argparse.ArgumentParser, *, required: bool = True) -> No
     )
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Adds `--checkpoint`."""
+    parser.add_argument(
+        "--checkpoint",
+        type=checkpoint,
+        metavar="best|newest|STEP",
+        help="checkpoint of the training run: the one with the best mean IoU, the newest, or that of a step (default: "
+        "checkpoint.use of its config)",
+    )
+
+
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
     """Adds `--data-dir`."""
     parser.add_argument(
@@ -121,6 +132,13 @@ def add_max_megapixels(parser: argparse.ArgumentParser) -> None:
 def max_pixels(args: argparse.Namespace) -> int | None:
     """The value of `--max-megapixels` in pixels."""
     return None if args.max_megapixels is None else args.max_megapixels * 10**6
+
+
+def checkpoint(text: str) -> str:
+    """Parses `best`, `newest` or the step of a checkpoint."""
+    if text in ("best", "newest"):
+        return text
+    return str(index(text))
 
 
 def size(text: str) -> tuple[int, int]:

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights to convert; several files are averaged (model soup)",
     )
     parser.add_argument("--from", dest="format", required=True, metavar="FORMAT", help="format of the files, see below")
+    arguments.add_checkpoint(parser)
     parser.add_argument("--output", type=arguments.path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument(
         "--size", type=arguments.size, metavar="HxW", help="network input size to record (default: as in the file)"
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     """Converts, and logs what was read."""
     from deeplab_jax.pretrained import average, bundle, import_file
 
-    network = average([import_file(file, args.format) for file in args.files])
+    network = average([import_file(file, args.format, checkpoint=args.checkpoint) for file in args.files])
     if args.size is not None:
         network = dataclasses.replace(network, image_size=args.size)
     bundle.save(network, args.output, half=args.half)

@@ -27,6 +27,7 @@ _IN_WORKDIR = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     arguments.add_network(parser)
+    arguments.add_checkpoint(parser)
     parser.add_argument("--data", metavar="NAME", help="data set (default: the run's own)")
     arguments.add_data_dir(parser)
     parser.add_argument("--split", help="split of the data set (default: data.eval_split of the config)")
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     from deeplab_jax import pretrained
     from deeplab_jax.workdir import layout
 
-    network = pretrained.load(args.preset) if args.workdir is None else None
+    network = pretrained.load(args.preset, checkpoint=args.checkpoint) if args.workdir is None else None
     base = layout.read_config(args.workdir) if network is None else pretrained.preset_config(network)
     config = parse_config(args.config_arguments, base=base)
     if args.data is not None:
@@ -115,7 +116,7 @@ def _evaluate(args: argparse.Namespace, config: "ConfigDict", network: "Pretrain
     if args.report is not None:
         options["num_worst"] = args.worst or NUM_WORST
     if network is None:
-        result = evaluate_workdir(args.workdir, **options)
+        result = evaluate_workdir(args.workdir, checkpoint=args.checkpoint, **options)
     else:
         result = evaluate_network(network, args.preset, **options)
     folder = args.workdir / f"report{result.suffix}" if args.report is _IN_WORKDIR else args.report

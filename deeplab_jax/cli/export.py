@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("--to", required=True, choices=EXPORT_FORMATS, metavar="FORMAT", help=", ".join(EXPORT_FORMATS))
     arguments.add_network(parser, required=False)
+    arguments.add_checkpoint(parser)
     parser.add_argument(
         "--output", type=arguments.path, required=True, metavar="PATH", help="file to write; a folder for savedmodel"
     )
@@ -37,7 +38,8 @@ def run(args: argparse.Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")  # the program is only written, for all platforms
     from deeplab_jax import export, pretrained
 
-    network = pretrained.load(args.workdir or args.preset or pretrained.DEFAULT_PRESET)
+    name = args.workdir or args.preset or pretrained.DEFAULT_PRESET
+    network = pretrained.load(name, checkpoint=args.checkpoint)
     size, batch = args.size, args.batch
     if size is None:
         size = network.image_size

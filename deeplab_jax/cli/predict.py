@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from deeplab_jax.cli import arguments, exits
 from deeplab_jax.cli.command import Command
-from deeplab_jax.cli.names import CODECS, VIDEO_SUFFIXES
+from deeplab_jax.cli.names import CODECS, SUBMISSIONS, VIDEO_SUFFIXES
 from deeplab_jax.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "inputs", nargs="*", type=arguments.path, metavar="IMAGE|FOLDER|VIDEO", help="images, folders of images, videos"
     )
     arguments.add_network(parser, required=False)
+    arguments.add_checkpoint(parser)
     parser.add_argument("--output", type=arguments.path, required=True, help="folder for the results")
     parser.add_argument(
         "--size", type=arguments.size, metavar="HxW", help="network input size (default: the network's own)"
@@ -43,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: text.split(","),
         metavar="NAME,...",
         help="predict only these classes (default: all)",
+    )
+    parser.add_argument(
+        "--submission",
+        choices=SUBMISSIONS,
+        help="instead of masks and overlays, write the files that this benchmark's server scores",
     )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--skip-existing", action="store_true", help="leave out inputs whose results exist")
@@ -74,12 +80,17 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError("no input: give images, folders, videos or --camera; see `deeplab-jax predict --help`")
     if args.smooth is not None and not sources:
         raise UsageError("--smooth applies to videos, but no video or camera is given")
+    if args.submission is not None and sources:
+        raise UsageError("--submission takes images, but a video or camera is given")
     from deeplab_jax.cli import compilation_cache
     from deeplab_jax.files import create_folder
     from deeplab_jax.inference import files
 
     compilation_cache.enable()
     existing = "skip" if args.skip_existing else "overwrite" if args.overwrite else "refuse"
+    if args.submission is not None:
+        _predict_submission(args, images, existing)
+        return
     paths = files.result_paths(images, args.output, existing=existing)
     targets = _video_paths(sources, args.output, existing)
     if not paths and not targets:
@@ -104,6 +115,29 @@ def run(args: argparse.Namespace) -> None:
                 logger.warning("%s", error)
     if failed:
         raise UserError(files.describe_failures(failed, len(paths) + len(targets)))
+
+
+def _predict_submission(args: argparse.Namespace, images: list[pathlib.Path], existing: "Existing") -> None:
+    from deeplab_jax.inference import files
+    from deeplab_jax.inference.submission import SUBMISSIONS as FORMATS
+
+    submission = FORMATS[args.submission]
+    paths = submission.paths(images, args.output, existing=existing)
+    if not paths:
+        logger.info("Nothing to do: all results exist in %s", args.output)
+        return
+    predictor = _load_predictor(args)
+    submission.check_classes(predictor.label_set)
+    max_pixels = None if args.max_megapixels is None else args.max_megapixels * 10**6
+    report = files.predict_paths(
+        predictor, paths, max_pixels=max_pixels, value_range=args.value_range, write=submission.write
+    )
+    if report.failed:
+        raise UserError(files.describe_failures(report.failed, len(paths)))
+    logger.info(
+        "Wrote %d files for %s to %s; pack the contents of this folder", len(report.written), submission.benchmark,
+        args.output,
+    )  # fmt: skip
 
 
 def _video_paths(
@@ -134,11 +168,11 @@ def _load_predictor(args: argparse.Namespace) -> "Predictor":
     if args.workdir is not None:
         base = layout.read_config(args.workdir)
     else:
-        network = pretrained.load(args.preset or pretrained.DEFAULT_PRESET)
+        network = pretrained.load(args.preset or pretrained.DEFAULT_PRESET, checkpoint=args.checkpoint)
         base = pretrained.preset_config(network)
     config = parse_config(args.config_arguments, base=base)
     return Predictor.from_network(
-        network or pretrained.load(args.workdir),
+        network or pretrained.load(args.workdir, checkpoint=args.checkpoint),
         config,
         size=args.size,
         window=args.window,

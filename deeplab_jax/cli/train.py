@@ -14,6 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="folder for checkpoints, metrics and plots; if it holds a run, the run is resumed",
     )
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="continue a run, also a finished one, for another train.duration; the learning rate goes on where the "
+        "schedule of the new duration is at the current step",
+    )
     launch.add_arguments(parser)
 
 
@@ -28,10 +34,16 @@ def run(args: argparse.Namespace) -> None:
     config = parse_config(args.config_arguments)
     launch.join_processes(args, config)
     from deeplab_jax.training import loop
+    from deeplab_jax.workdir.choice import best_checkpoint
 
     with exits.notice_signals("; run the same command again to resume") as preemption:
-        scores = loop.train(config, args.workdir, preemption=preemption)
-    log_scores(scores, f"metrics.json and gallery.png in {args.workdir}")
+        scores = loop.train(config, args.workdir, preemption=preemption, extend=args.extend)
+    place = f"metrics.json and gallery.png in {args.workdir}"
+    best = best_checkpoint(args.workdir)
+    if best is not None:
+        step, score = best
+        place += f"; the best checkpoint (--checkpoint best) is that of step {step}, mean IoU {score:.4f}"
+    log_scores(scores, place)
 
 
 COMMAND = Command(

@@ -30,7 +30,9 @@ _DATA = {
             "resized_crop": "cut a random box and resize the box",
         },
     ),
-    "antialias": Field(False, "average pixels when `squeeze` shrinks an image, as Pillow does"),
+    "antialias": Field(
+        False, "resize images with Pillow, which averages pixels when it shrinks them; OpenCV, the default, does not"
+    ),
     "scale_range": Field(
         (0.5, 2.0),
         "range of `scale_crop`'s factor, or of `resized_crop`'s share of each side (at most 1)",
@@ -114,6 +116,12 @@ _TRAIN = {
     "duration": Field(
         None, "length of the training in steps, epochs or examples, such as '30000 steps'", value_type=str
     ),
+    "patience": Field(
+        None,
+        "end the training after this many evaluations without a better mean IoU (default: never)",
+        value_type=int,
+        range=ranges.COUNT,
+    ),
     "seed": Field(0, "seed of initialization, data order, augmentation and dropout", range=ranges.SEED),
     "accumulate_steps": Field(
         1, "split each batch into this many micro-batches; BatchNorm sees one micro-batch at a time", range=ranges.COUNT
@@ -149,7 +157,11 @@ _TRAIN = {
         "how to treat a loss or gradient that is NaN or infinite",
         {"stop": "end the training", "skip": "do not update the parameters in this step"},
     ),
-    "init_from": Field(None, "preset, folder of a pretrained network, or workdir to start from", value_type=str),
+    "init_from": Field(
+        None,
+        "preset, folder of a pretrained network, or workdir to start from, such as 'runs/photos@best'",
+        value_type=str,
+    ),
 }
 
 _OPTIMIZER = {
@@ -266,7 +278,30 @@ _EVAL = {
             "whole": "the image at its own size, padded to `eval.image_size`; scored at its own size (the papers)",
             "squeeze": "the image resized to `data.image_size`; logits are resized back and scored at its own size",
             "guide": "image and label resized to `data.image_size` and scored there (the KerasCV guide)",
+            "keep_ratio": "the image scaled to fit into `eval.scale_to`, then as `squeeze` (SegFormer on ADE20K)",
+            "windows": "windows that slide over the image; scored at its own size (MMSegmentation's `slide`)",
         },
+    ),
+    "scale_to": Field(
+        None,
+        "(shorter side, longer side) that `keep_ratio`, or `windows` if set, scales each image to fit into",
+        value_type=tuple,
+        range=ranges.SIDE,
+    ),
+    "size_multiple": Field(
+        1,
+        "`keep_ratio`: resize each side up to a multiple of this (SegFormer's `AlignedResize`: 32)",
+        range=ranges.COUNT,
+    ),
+    "window": Field(None, "(height, width) of `windows`", value_type=tuple, range=ranges.SIDE),
+    "window_stride": Field(
+        None,
+        "(height, width) from one of `windows` to the next (default: two thirds of `eval.window`)",
+        value_type=tuple,
+        range=ranges.SIDE,
+    ),
+    "window_average": Field(
+        "logits", "values of `windows` that are averaged where they overlap", ("logits", "probabilities")
     ),
     "image_size": Field(
         None, "padded size for `whole` (default: the size of the largest image)", value_type=tuple, range=ranges.SIDE
@@ -283,6 +318,7 @@ _EVAL = {
         "how pixels with the ignore label count",
         {"exclude": "not at all", "background": "as class 0, as in Keras' `MeanIoU` on one-hot labels"},
     ),
+    "before_training": Field(False, "also evaluate the network that a training starts from"),
     "every": Field(None, "duration between evaluations during training (default: only at the end)", value_type=str),
 }
 
@@ -290,6 +326,11 @@ _CHECKPOINT = {
     "every": Field(None, "duration between checkpoints (default: only at the end)", value_type=str),
     "keep": Field(
         2, "number of newest checkpoints to keep; the one with the best mean IoU is kept as well", range=ranges.COUNT
+    ),
+    "use": Field(
+        "newest",
+        "checkpoint that evaluation, prediction and export read unless they are told otherwise",
+        {"newest": "the newest", "best": "the one with the best mean IoU"},
     ),
 }
 

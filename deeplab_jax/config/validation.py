@@ -36,6 +36,8 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
         elif group not in _ONLY_FOR_TRAINING:
             used = {name: value for name, value in config[group].items() if f"{group}.{name}" not in _ONLY_FOR_TRAINING}
             check_fields(group, used)
+    if training and config.train.patience is not None and config.eval.every is None:
+        raise UserError("train.patience counts evaluations; set eval.every too, for example to '1 epochs'")
     for field in DURATION_FIELDS:
         if training and (text := _get(config, field)) is not None:
             parse_duration(text, field=field, allow_percent=field != "train.duration")
@@ -52,6 +54,8 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
         raise UserError(
             "train.precise_norm_batches computes the statistics that model.freeze_norm_statistics keeps; set only one"
         )
+    if training and config.train.precise_norm_batches and config.train.patience:
+        raise UserError("train.precise_norm_batches needs a training that ends as planned; set train.patience=None")
 
 
 def check_fields(group: str, values: ConfigDict | Mapping[str, Any]) -> None:

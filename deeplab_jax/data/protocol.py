@@ -8,53 +8,23 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import check_fields, check_sizes, check_value_range
 from deeplab_jax.data import transforms
+from deeplab_jax.data.eval_protocol import EvalProtocol, Size, bucket
+from deeplab_jax.data.view_protocols import KeepRatio, Windows
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
-_BUCKET_STEP = 64  # sizes are rounded up to multiples of it, of more for large images
-_STEPS_PER_OCTAVE = 4  # above eight times that step
 _ROUND_TO = 32  # default canvases are a multiple of it plus 1: sizes of k * stride + 1 keep atrous features aligned
 
-Size = tuple[int, int]
 
-
-@dataclasses.dataclass(frozen=True)
-class EvalProtocol(abc.ABC):
-    """How images are fed to the network and scored.
-
-    Attributes:
-      train_size: (height, width) of `data.image_size`, which only `whole` can leave unset.
-      eval_size: (height, width) of `eval.image_size`, or None.
-      pad_color: color of padding, a value per channel.
-      antialias: whether resizing averages the pixels it shrinks, `data.antialias`.
-    """
-
-    train_size: Size | None
-    eval_size: Size | None = None
-    pad_color: tuple[int | float, ...] = (0, 0, 0)
-    antialias: bool = False
-
-    #: The config field that sets the size of the network's input in an evaluation.
-    size_field: ClassVar[str] = "data.image_size"
-    #: Whether the rows of an image can be split over devices (`mesh.spatial`).
-    can_split_rows: ClassVar[bool] = True
-
-    @property
-    def input_size(self) -> Size | None:
-        """(height, width) of the network's input in an evaluation; None if it depends on the images."""
-        return self.train_size
-
-    @property
-    def input_sizes(self) -> dict[str, Size | None]:
-        """(height, width) of the network's inputs in training and evaluation, by the config field that sets them."""
-        return {"data.image_size": self.train_size, self.size_field: self.input_size}
+class CanvasProtocol(EvalProtocol):
+    """A protocol under which all images of a split have one size, that of the network's input."""
 
     @abc.abstractmethod
     def batch_sizes(self, largest_size: Callable[[], Size]) -> tuple[Size, Size]:
@@ -110,20 +80,8 @@ class EvalProtocol(abc.ABC):
         extents = sizes.astype(logits.dtype) * factors.reshape(1, 2)
         return ops.resize_to_sizes(logits, extents, sizes, canvas)
 
-    def fit(self, image: np.ndarray) -> tuple[np.ndarray, Size]:
-        """Fits one image for prediction.
 
-        Returns:
-          The network's input, uint8 (height, width, 3), and (height, width) of the image inside it, at the top left.
-        """
-        return transforms.resize_image(image, self.train_size, antialias=self.antialias), self.train_size
-
-    def with_input_size(self, size: Sequence[int]) -> "EvalProtocol":
-        """Returns this protocol with another (height, width) of the network's input in an evaluation."""
-        return dataclasses.replace(self, train_size=tuple(size))
-
-
-class Whole(EvalProtocol):
+class Whole(CanvasProtocol):
     """The image at its own size, padded to `eval.image_size`; scored at its own size (the papers)."""
 
     size_field = "eval.image_size"
@@ -167,9 +125,10 @@ class Whole(EvalProtocol):
         return dataclasses.replace(self, eval_size=tuple(size))
 
 
-class Squeeze(EvalProtocol):
+class Squeeze(CanvasProtocol):
     """The image resized to `data.image_size`, logits resized back; scored at the image's own size."""
 
+    needs_train_size = True
     can_split_rows = False  # every image's logits are resized to a size of their own
 
     def batch_sizes(self, largest_size: Callable[[], Size]) -> tuple[Size, Size]:
@@ -191,8 +150,10 @@ class Squeeze(EvalProtocol):
         return ops.resize_to_sizes(logits, extents, sizes, canvas)
 
 
-class Guide(EvalProtocol):
+class Guide(CanvasProtocol):
     """The image and its label resized to `data.image_size` and scored there (the KerasCV guide)."""
+
+    needs_train_size = True
 
     def batch_sizes(self, largest_size: Callable[[], Size]) -> tuple[Size, Size]:
         """Images and labels have `data.image_size`."""
@@ -205,7 +166,9 @@ class Guide(EvalProtocol):
 
 
 # The values of `config.eval.protocol`.
-_PROTOCOLS: dict[str, type[EvalProtocol]] = {"whole": Whole, "squeeze": Squeeze, "guide": Guide}
+_PROTOCOLS: dict[str, type[EvalProtocol]] = {
+    "whole": Whole, "squeeze": Squeeze, "guide": Guide, "keep_ratio": KeepRatio, "windows": Windows
+}  # fmt: skip
 
 
 def protocol_for(config: ConfigDict) -> EvalProtocol:
@@ -216,13 +179,14 @@ def protocol_for(config: ConfigDict) -> EvalProtocol:
     """
     check_sizes(config)
     train_size, eval_size, protocol = config.data.image_size, config.eval.image_size, _protocol_class(config)
-    if train_size is None and protocol is not Whole:
+    if train_size is None and protocol.needs_train_size:
         raise UserError(f"eval.protocol={config.eval.protocol} needs data.image_size; set it")
     return protocol(
         train_size=None if train_size is None else tuple(train_size),
         eval_size=None if eval_size is None else tuple(eval_size),
         pad_color=pad_color(config.model),
         antialias=config.data.antialias,
+        **protocol.own_values(config),
     )
 
 
@@ -253,14 +217,3 @@ def pad_color(model: ConfigDict) -> tuple[int | float, ...]:
     low, high = model.value_range
     values = [low + value * (high - low) / 255 for value in model.input_mean]
     return tuple(round(value) if high - low >= 255 else value for value in values)
-
-
-def bucket(extent: int) -> int:
-    """Rounds a height or width up, so that images of many sizes share few compiled programs.
-
-    The result is a multiple of 64 up to 512, of 128 up to 1024, of 256 up to 2048, and so on: 8 buckets up to 512 and 4
-    more for every doubling. Above 256, rounding adds at most a quarter.
-    """
-    octave = math.ceil(math.log2(max(1, extent)))
-    step = max(_BUCKET_STEP, 2**octave // (2 * _STEPS_PER_OCTAVE))
-    return math.ceil(extent / step) * step

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +13,9 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
 from deeplab_jax import data, pretrained, progress
-from deeplab_jax.data.eval_pipeline import check_labels
+from deeplab_jax.data.eval_pipeline import check_labels, count_batches, label_sizes
 from deeplab_jax.data.protocol import protocol_for
+from deeplab_jax.data.view_protocols import ViewProtocol
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import metrics, report
 from deeplab_jax.evaluation.details import NUM_WORST, Details
@@ -27,6 +27,7 @@ from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
 from deeplab_jax.pretrained import PretrainedNetwork
 from deeplab_jax.workdir import layout
+from deeplab_jax.workdir.choice import choose_step
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Evaluator:
         self, config: ConfigDict, model: nn.Module, source, mesh: jax.sharding.Mesh, *, num_worst: int | None = None
     ):
         self._config, self._source, self._mesh, self._num_worst = config, source, mesh, num_worst
+        self._sizes = None
         self._step = jit_eval_step(config, model, mesh, with_confidence=num_worst is not None)
         self._draw = functools.partial(
             data.to_rgb, value_range=config.model.value_range, channels=config.data.display_channels
@@ -74,20 +76,26 @@ class Evaluator:
         label_set = self._source.label_set
         totals, examples, previous = metrics.Totals(label_set.num_classes), [], None
         details = self._new_details()
-        batch_size = config_lib.eval_batch_size(self._config)
+        batch_size, scales = config_lib.eval_batch_size(self._config), tuple(self._config.eval.scales)
+        protocol = protocol_for(self._config)
+        if isinstance(protocol, ViewProtocol) and self._sizes is None:
+            self._sizes = label_sizes(self._source)
         batches = data.eval_batches(
             self._source,
-            protocol_for(self._config),
+            protocol,
             batch_size=batch_size // jax.process_count(),
+            scales=scales,
+            sizes=self._sizes,
             workers=self._config.data.workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
         with contextlib.closing(batches):
-            for batch in progress.track(batches, "evaluate", math.ceil(len(self._source) / batch_size)):
+            num_batches = count_batches(self._source, protocol, batch_size, scales, self._sizes)
+            for batch in progress.track(batches, "evaluate", num_batches):
                 if before_batch is not None:
                     before_batch()
-                arrays = {name: batch[name] for name in ("image", "label", "size", "valid")}
+                arrays = {name: value for name, value in batch.items() if name != "id"}
                 result = self._step(variables, sharding.to_global(arrays, self._mesh))
                 if previous is not None:  # read one step late, so the device is never idle
                     _read(totals, details, *previous)
@@ -133,38 +141,41 @@ def evaluate(
     *,
     config: ConfigDict | None = None,
     split: str | None = None,
+    checkpoint: str | None = None,
     report_folder: str | pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Scores a network on a split of a data set.
 
     Args:
-      name_or_path: the workdir of a training run, whose newest checkpoint is scored; the name of a preset; or a folder
-        that `deeplab-jax convert` wrote.
+      name_or_path: the workdir of a training run, which can name its checkpoint as in `runs/photos@best`; the name of a
+        preset; or a folder that `deeplab-jax convert` wrote.
       config: names the data set and how images are fed. Default for a workdir: the run's own config. For a preset or a
         folder, start from `deeplab_jax.pretrained.preset_config` and set `data.name`.
       split: split of the data set; default: `data.eval_split`.
+      checkpoint: checkpoint of a workdir: "newest", "best" or a step; default: the run's `checkpoint.use`.
       report_folder: new or empty folder for a report, see `deeplab_jax.evaluation.report_files.write_report`. This also
         computes the scores of `deeplab_jax.evaluation.details.Details.scores`.
 
     Returns:
       The scores. For a workdir they are also written to its `metrics.json`, with a `gallery.png` next to it. Scores of
-      another split or config get files of their own, see `deeplab_jax.evaluation.report.results_suffix`. If the files
-      cannot be written, a warning says so.
+      another split, config or checkpoint than the newest get files of their own, see
+      `deeplab_jax.evaluation.report.results_suffix`. If the files cannot be written, a warning says so.
 
     Raises:
       UserError: there is no such network or it has no checkpoint or no classes, a weight is NaN or infinite, the data
         set is not prepared, or its classes differ from the network's, or the folder of the report is not empty.
     """
-    path = local_path(name_or_path)
+    path, named = pretrained.split_checkpoint(name_or_path)
+    checkpoint = checkpoint or named
     options = {"config": config, "split": split}
     if report_folder is not None:
         report_folder = local_path(report_folder)
         check_new_folder(report_folder)
         options["num_worst"] = NUM_WORST
     if pretrained.is_workdir(path):
-        result = evaluate_workdir(path, **options)
+        result = evaluate_workdir(path, checkpoint=checkpoint, **options)
     else:
-        result = evaluate_network(pretrained.load(name_or_path), name_or_path, **options)
+        result = evaluate_network(pretrained.load(name_or_path, checkpoint=checkpoint), name_or_path, **options)
     try:
         result.save(report_folder)
     except UserError as error:  # the scores took longer than anything else
@@ -177,9 +188,10 @@ def evaluate_workdir(
     *,
     config: ConfigDict | None = None,
     split: str | None = None,
+    checkpoint: str | None = None,
     num_worst: int | None = None,
 ) -> report.Result:
-    """Scores the newest checkpoint of a workdir without writing anything; see `evaluate` and `Evaluator`."""
+    """Scores a checkpoint of a workdir without writing anything; see `evaluate` and `Evaluator`."""
     # Orbax takes a third of a second to import, which other networks do not need.
     from deeplab_jax.workdir.checkpoint import Checkpoints
 
@@ -187,15 +199,17 @@ def evaluate_workdir(
     config = own_config if config is None else config
     label_set = layout.read_labels(workdir)
     source, model, mesh = _prepare(config, label_set, split, whose=f"the network in {workdir}")
-    with Checkpoints(workdir, read_only=True) as checkpoints:
+    chosen = choose_step(workdir, checkpoint or config.checkpoint.use)
+    with Checkpoints(workdir, read_only=True, step=chosen) as checkpoints:
         if checkpoints.latest_step() is None:
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
         variables = checkpoints.restore_variables(_abstract_on(mesh, model, config))
         step = checkpoints.latest_step()
+    is_newest = chosen is None or chosen == max(layout.checkpoint_steps(workdir))
     if jax.process_count() == 1:  # arrays of several processes cannot be read by one
         pretrained.check_finite(variables, workdir)
     scores = Evaluator(config, model, source, mesh, num_worst=num_worst)(variables)
-    suffix = report.results_suffix(config, own_config, split=split)
+    suffix = report.results_suffix(config, own_config, split=split) + ("" if is_newest else f"-checkpoint={step}")
     return report.Result(
         str(workdir), scores, source.label_set, config, source.split, workdir=workdir, step=step, suffix=suffix
     )

@@ -41,10 +41,24 @@ def gallery_examples(
     for i in np.flatnonzero(batch["valid"]):
         height, width = batch["size"][i].tolist()
         label, image = batch["label"][i][:height, :width], batch["image"][i]
-        if batch["image"].shape[1:3] != batch["label"].shape[1:3]:  # the network saw a resized image
+        if "extent" in batch:  # the network saw a view of its own size
+            image = image[: batch["extent"][i, 0], : batch["extent"][i, 1]]
+            image = data.resize_image(image, (height, width))
+        elif batch["image"].shape[1:3] != batch["label"].shape[1:3]:  # the network saw a resized image
             image = data.resize_image(image, (height, width))
         examples.append((draw(image[:height, :width]), label, local[i][:height, :width]))
     return examples
+
+
+def save_gallery(examples: list[GalleryExample], label_set: LabelSet, path: pathlib.Path) -> None:
+    """Draws images, labels and predictions; nothing if there are none.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    if examples:
+        images, labels, predictions = zip(*examples, strict=True)
+        visualization.plot_segmentation_mask_gallery(images, labels, predictions, label_set=label_set, path=path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,18 +117,14 @@ class Result:
     def _save_scores(self) -> None:
         json_file, gallery_file = (self.workdir / name for name in self.names)
         write_json(json_file, self.values)
-        if self.scores["gallery"]:
-            images, labels, predictions = zip(*self.scores["gallery"], strict=True)
-            visualization.plot_segmentation_mask_gallery(
-                images, labels, predictions, label_set=self.label_set, path=gallery_file
-            )
+        save_gallery(self.scores["gallery"], self.label_set, gallery_file)
 
 
 # Groups whose fields change the scores, but for some.
 _SCORED_GROUPS = ("model", "data", "loss", "eval")
 _UNSCORED_FIELDS = (
     "data.eval_split", "data.batch_size", "data.display_channels", "data.workers", "data.unreadable",
-    "eval.batch_size", "eval.every",
+    "eval.batch_size", "eval.every", "eval.before_training",
 )  # fmt: skip
 _LONGEST_SUFFIX = 100  # file names may have 255 bytes
 

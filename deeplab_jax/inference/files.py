@@ -1,25 +1,32 @@
 """Prediction for image files."""
 
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
+
+import numpy as np
 
 from deeplab_jax import data, progress, visualization
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import create_folder
 from deeplab_jax.inference.display import reduce_for_display
 from deeplab_jax.inference.predictor import Predictor
+from deeplab_jax.labels import LabelSet
 
 logger = logging.getLogger(__name__)
 
 #: What happens to an input whose result exists: an error before any work, it is left as it is, or it is replaced.
 Existing = Literal["refuse", "skip", "overwrite"]
 
-#: The mask and the overlay of each image.
-ResultPaths = Mapping[pathlib.Path, tuple[pathlib.Path, pathlib.Path]]
+#: The files to write for each image, such as its mask and its overlay.
+ResultPaths = Mapping[pathlib.Path, tuple[pathlib.Path, ...]]
+
+#: Writes the files of one image: takes the image, its labels, the classes and the files.
+Writer = Callable[[np.ndarray, np.ndarray, LabelSet, tuple[pathlib.Path, ...]], None]
 
 _NAMED = 5  # failed inputs that `describe_failures` names
 
@@ -29,7 +36,7 @@ class FilesReport:
     """The result of predicting files.
 
     Attributes:
-      written: the mask and the overlay of the first image, then of the second, and so on.
+      written: the files of the first image, then of the second, and so on.
       failed: the images that could not be predicted, each with the reason.
     """
 
@@ -69,12 +76,40 @@ def predict_files(
     return report.written
 
 
+def write_mask_and_overlay(
+    image: np.ndarray | data.LazyTiff,
+    label_map: np.ndarray,
+    label_set: LabelSet,
+    targets: tuple[pathlib.Path, ...],
+    *,
+    draw: Callable[[np.ndarray], np.ndarray] = data.to_rgb,
+) -> None:
+    """Writes a palette PNG, and the image under its classes in color with a legend.
+
+    Args:
+      image: the image.
+      label_map: its labels.
+      label_set: the classes.
+      targets: the two files.
+      draw: draws an image as 8-bit RGB, see `Predictor.draw`.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    mask_path, overlay_path = targets
+    visualization.save_palette_png(mask_path, label_map, label_set)
+    drawn, shown = reduce_for_display(image, label_map, draw)
+    tinted = visualization.overlay(drawn, shown, label_set)
+    visualization.save_image(overlay_path, visualization.add_legend(tinted, label_map, label_set))
+
+
 def predict_paths(
     predictor: Predictor,
     paths: ResultPaths,
     *,
     max_pixels: int | None = None,
     value_range: data.ValueRange | None = None,
+    write: Writer | None = None,
 ) -> FilesReport:
     """Labels image files, and goes on after images that cannot be read.
 
@@ -83,13 +118,16 @@ def predict_paths(
       paths: the result of `result_paths`.
       max_pixels: see `deeplab_jax.data.read_image`.
       value_range: see `deeplab_jax.data.read_image`.
+      write: writes the files of one image; default: `write_mask_and_overlay`.
 
     Raises:
       UserError: a result cannot be written.
     """
+    if write is None:
+        write = functools.partial(write_mask_and_overlay, draw=predictor.draw)
     report = FilesReport([], {})
-    for path, (mask_path, overlay_path) in progress.track(paths.items(), "predict"):
-        create_folder(mask_path.parent, "--output")
+    for path, targets in progress.track(paths.items(), "predict"):
+        create_folder(targets[0].parent, "--output")
         try:
             image = predictor.read(path, max_pixels=max_pixels, value_range=value_range)
             label_map = predictor(image).label_map
@@ -98,11 +136,8 @@ def predict_paths(
             if len(paths) > 1:
                 logger.warning("%s", error)
             continue
-        visualization.save_palette_png(mask_path, label_map, predictor.label_set)
-        drawn, shown = reduce_for_display(image, label_map, predictor.draw)
-        tinted = visualization.overlay(drawn, shown, predictor.label_set)
-        visualization.save_image(overlay_path, visualization.add_legend(tinted, label_map, predictor.label_set))
-        report.written.extend((mask_path, overlay_path))
+        write(image, label_map, predictor.label_set, targets)
+        report.written.extend(targets)
     return report
 
 
@@ -125,7 +160,7 @@ def describe_failures(failed: Mapping[object, str], total: int) -> str:
 
 def result_paths(
     inputs: Iterable[pathlib.Path], output: pathlib.Path, *, existing: Existing = "refuse"
-) -> dict[pathlib.Path, tuple[pathlib.Path, pathlib.Path]]:
+) -> dict[pathlib.Path, tuple[pathlib.Path, ...]]:
     """Returns the mask and overlay files that `predict_files` writes for each image.
 
     The results of `a.jpg` are `a_mask.png` and `a_overlay.png`. If there is an `a.png` too, they are `a.jpg_mask.png`
@@ -156,14 +191,29 @@ def result_paths(
         for result in pair:
             if os.path.realpath(result) in originals:
                 raise UserError(f"the result of {path} would replace the input {result}; choose another --output")
+    return choose_existing(paths, existing)
+
+
+def choose_existing(
+    paths: Mapping[pathlib.Path, tuple[pathlib.Path, ...]], existing: Existing
+) -> dict[pathlib.Path, tuple[pathlib.Path, ...]]:
+    """Returns the images to predict, with the files to write for each.
+
+    Args:
+      paths: the files of every image.
+      existing: what to do with images whose files exist. With "skip", they are not in the result.
+
+    Raises:
+      UserError: with "refuse", a file exists.
+    """
     if existing == "skip":
-        todo = {path: pair for path, pair in paths.items() if not all(result.exists() for result in pair)}
+        todo = {path: targets for path, targets in paths.items() if not all(target.exists() for target in targets)}
         if len(todo) < len(paths):
             logger.info("Skipped %d images whose results exist", len(paths) - len(todo))
         return todo
     if existing == "refuse":
-        refuse_existing(result for pair in paths.values() for result in pair)
-    return paths
+        refuse_existing(target for targets in paths.values() for target in targets)
+    return dict(paths)
 
 
 def refuse_existing(results: Iterable[pathlib.Path]) -> None:

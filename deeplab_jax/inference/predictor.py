@@ -16,9 +16,11 @@ from PIL import Image
 
 from deeplab_jax import config as config_lib
 from deeplab_jax import data, pretrained
+from deeplab_jax.data.view_protocols import ViewProtocol
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.inference import multi_scale, sliding_window, streaming_resize
 from deeplab_jax.inference.prediction import Prediction
+from deeplab_jax.inference.views import view_network
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import SegmentationNetwork, abstract_variables, build_model
 from deeplab_jax.pretrained import DEFAULT_PRESET, PretrainedNetwork
@@ -29,7 +31,8 @@ class Predictor:
     """A network that labels images of any size.
 
     `config.eval.protocol` says how images are fed to the network: `whole` pads an image (and scales it down if it is
-    larger than `eval.image_size`), `squeeze` and `guide` resize it to `data.image_size`. Labels always have the size of
+    larger than `eval.image_size`), `squeeze` and `guide` resize it to `data.image_size`, `keep_ratio` scales it, and
+    `windows` slides windows over it; the last two see exactly what evaluation sees. Labels always have the size of
     the image: logits are resized (bilinear, half-pixel centers), labels never are. Labels equal those of evaluation if
     both pad to the same size. Under `whole` without `eval.image_size` they do not: evaluation pads to its largest
     image, prediction to a bucket of sizes, and image pooling sees the padding.
@@ -41,7 +44,8 @@ class Predictor:
 
     Options:
       size: (height, width) of the network input (default: the config's); under `whole`, the size that images are padded
-        to and scaled down to fit.
+        to and scaled down to fit; under `keep_ratio`, the size that they are scaled to fit into; under `windows`, that
+        of the windows, which begin every two thirds of it.
       scales: factors at which the image is seen; the probabilities of all views are averaged (arXiv 1706.05587,
         section 4.1). See `multi_scale.network_views` for sizes and padding.
       flip: see every scale mirrored as well.
@@ -94,6 +98,9 @@ class Predictor:
         )
         self._scales, self._flip = tuple(scales), flip
         self._network = jax.jit(self._apply_views)
+        self._view_network = None
+        if isinstance(self._protocol, ViewProtocol):
+            self._view_network = view_network(model, self._protocol, flip=flip, coarse=True)
         self._finish = jax.jit(self._resize_and_reduce, static_argnums=(3, 4, 5))
 
     def __repr__(self) -> str:
@@ -108,22 +115,29 @@ class Predictor:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | pathlib.Path = DEFAULT_PRESET, *, config: ConfigDict | None = None, **options: Any
+        cls,
+        name_or_path: str | pathlib.Path = DEFAULT_PRESET,
+        *,
+        config: ConfigDict | None = None,
+        checkpoint: str | None = None,
+        **options: Any,
     ) -> "Predictor":
         """Loads a pretrained network for prediction.
 
         Args:
           name_or_path: preset name, saved network or workdir, see `pretrained.load`.
           config: how to feed images (default: as the network's authors do; for a workdir, the run's own config).
+          checkpoint: checkpoint of a workdir: "newest", "best" or a step; default: the run's `checkpoint.use`.
           **options: see the class.
 
         Raises:
           UserError: nothing to load, a backbone without classes, a config of another network, or an invalid option.
         """
-        network = pretrained.load(name_or_path)
+        network = pretrained.load(name_or_path, checkpoint=checkpoint)
         if config is None:
-            is_workdir = pretrained.is_workdir(name_or_path)
-            config = layout.read_config(pathlib.Path(name_or_path)) if is_workdir else pretrained.preset_config(network)
+            path, _ = pretrained.split_checkpoint(name_or_path)
+            is_workdir = pretrained.is_workdir(path)
+            config = layout.read_config(path) if is_workdir else pretrained.preset_config(network)
         return cls.from_network(network, config, **options)
 
     @classmethod
@@ -281,13 +295,29 @@ class Predictor:
         return finish
 
     def _run(self, image):
-        """Returns the logits of each view, the size of the network input, the image's extent in it, the image size."""
+        """Returns the logits of each view, the sizes of the network's inputs, the image's extents in them, its size."""
+        if self._view_network is not None:
+            return self._run_views(image)
         fed, extent = self._protocol.fit(image)
-        return self._network(self._variables, fed[None]), fed.shape[:2], extent, image.shape[:2]
+        inputs = multi_scale.view_sizes(fed.shape[:2], self._scales, self._flip)
+        extent = np.array(extent, np.float32)
+        extents = [extent * np.divide(view, fed.shape[:2], dtype=np.float32) for view in inputs]
+        return self._network(self._variables, fed[None]), tuple(inputs), extents, image.shape[:2]
 
-    def _reduce(self, logits, fed_size, extent, size, kind) -> Callable[[], Prediction]:
+    def _run_views(self, image):
+        """Does what `_run` does, for a protocol that makes the views."""
+        logits, inputs, extents = [], [], []
+        for scale in self._scales:
+            fed, extent = self._protocol.fit(image, scale)
+            of_view = self._view_network(self._variables, jnp.asarray(fed[None]), jnp.array([extent], jnp.int32))
+            logits += [one if len(self._ids) == one.shape[-1] else one[..., self._ids] for one in of_view]
+            inputs += [fed.shape[:2]] * len(of_view)
+            extents += [np.array(extent, np.float32)] * len(of_view)
+        return logits, tuple(inputs), extents, image.shape[:2]
+
+    def _reduce(self, logits, inputs, extents, size, kind) -> Callable[[], Prediction]:
         canvas = tuple(data.bucket(side) for side in size)
-        arrays = self._finish(logits, np.array(extent, np.float32), np.array(size), fed_size, canvas, kind)
+        arrays = self._finish(logits, extents, np.array(size), inputs, canvas, kind)
         return lambda: self._prediction(
             *(None if array is None else np.asarray(array)[0, : size[0], ..., : size[1]] for array in arrays)
         )
@@ -297,9 +327,8 @@ class Predictor:
         chosen = slice(None) if len(self._ids) == self.label_set.num_classes else self._ids
         return [view.coarse[..., chosen] for view in views]
 
-    def _resize_and_reduce(self, logits, extent, size, fed_size, canvas, kind):
-        inputs = multi_scale.view_sizes(fed_size, self._scales, self._flip)
-        extents = [(extent * np.divide(view, fed_size, dtype=np.float32))[None] for view in inputs]
+    def _resize_and_reduce(self, logits, extents, size, inputs, canvas, kind):
+        extents = [extent[None] for extent in extents]
         finish = functools.partial(_reduce_strips, kind=kind)
         align_corners = self._model.align_corners
         return streaming_resize.map_resized(
@@ -308,13 +337,13 @@ class Predictor:
 
     def _slide(self, image: np.ndarray | data.LazyTiff, kind: str) -> Prediction:
         side = np.array(self._window)
+        inputs = tuple(multi_scale.view_sizes(self._window, self._scales, self._flip))
+        extents = [np.array(view, np.float32) for view in inputs]
 
         def predict_window(pixels):
             data.check_image(pixels, "the image", self.pixels)
             logits = self._network(self._variables, pixels[None])
-            _, _, probabilities = self._finish(
-                logits, side.astype(np.float32), side, self._window, self._window, "probabilities"
-            )
+            _, _, probabilities = self._finish(logits, extents, side, inputs, self._window, "probabilities")
             return np.asarray(probabilities)[0]
 
         parts = []

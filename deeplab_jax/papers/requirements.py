@@ -41,7 +41,7 @@ def describe_protocol(row: Row) -> str:
     """
     config = evaluation_config(row)
     scales = [f"{scale:g}" for scale in config.eval.scales]
-    size = config.eval.image_size if config.eval.protocol == "whole" else config.data.image_size
+    size = data.protocol_for(config).saved_size
     parts = [
         f"{config.data.name} {config.data.eval_split}, {row.images:,} images",
         f"`{config.eval.protocol}` at {'x'.join(map(str, size)) if size else 'their own size'}",

@@ -10,6 +10,7 @@ from deeplab_jax.pretrained.loading import (
     load,
     model_fields,
     preset_config,
+    split_checkpoint,
 )
 from deeplab_jax.pretrained.merge import merge
 from deeplab_jax.pretrained.network import PretrainedNetwork, average, check_finite
@@ -34,4 +35,5 @@ __all__ = [
     "preset_config",
     "register_format",
     "save_pretrained",
+    "split_checkpoint",
 ]

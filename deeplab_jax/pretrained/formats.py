@@ -22,7 +22,7 @@ class Format:
 
     name: str
     description: str
-    load: Callable[[pathlib.Path], PretrainedNetwork]
+    load: Callable[..., PretrainedNetwork]
 
 
 #: Weight formats by name, see `register_format`.
@@ -45,12 +45,13 @@ def register_format(name: str, load: Callable[[pathlib.Path], PretrainedNetwork]
     FORMATS[name] = Format(name, description, load)
 
 
-def import_file(path: pathlib.Path, file_format: str) -> PretrainedNetwork:
+def import_file(path: pathlib.Path, file_format: str, *, checkpoint: str | None = None) -> PretrainedNetwork:
     """Reads a network from a file of another framework, and checks that its weights are finite.
 
     Args:
       path: the file.
       file_format: a key of `FORMATS`.
+      checkpoint: checkpoint of a workdir: "newest", "best" or a step; default: the run's `checkpoint.use`.
 
     Raises:
       UserError: the format or the file does not exist, the file contains something else, or a weight is NaN or
@@ -58,8 +59,11 @@ def import_file(path: pathlib.Path, file_format: str) -> PretrainedNetwork:
     """
     if file_format not in FORMATS:
         raise UserError(f"format {file_format!r} does not exist{suggest(file_format, FORMATS)}")
+    if checkpoint is not None and file_format != "workdir":
+        raise UserError(f"{path} is not the workdir of a training run, so it has no checkpoint {checkpoint!r}")
+    options = {} if checkpoint is None else {"checkpoint": checkpoint}
     try:
-        network = FORMATS[file_format].load(path)
+        network = FORMATS[file_format].load(path, **options)
         check_finite(network.variables, path)
         return network
     except UserError as error:
@@ -74,8 +78,8 @@ def import_file(path: pathlib.Path, file_format: str) -> PretrainedNetwork:
 def _importer(module: str) -> Callable[[pathlib.Path], PretrainedNetwork]:
     """Returns a module's `load`, imported when it is first called: readers depend on h5py and others."""
 
-    def load(path: pathlib.Path) -> PretrainedNetwork:
-        return importlib.import_module(f"deeplab_jax.pretrained.importers.{module}").load(path)
+    def load(path: pathlib.Path, **options: str) -> PretrainedNetwork:
+        return importlib.import_module(f"deeplab_jax.pretrained.importers.{module}").load(path, **options)
 
     return load
 
@@ -97,5 +101,5 @@ register_format("timm", _importer("timm"), description="timm ResNet, MobileNetV2
 register_format("efficientnet-lite", _importer("efficientnet_lite"), description="efficientnet-lite-pytorch: .pth")
 register_format("tflite", _importer("tflite"), description="Google's MobileNetV2 DeepLabv3: .tflite, float and 8-bit")
 register_format("tf-deeplab", _importer("tf_deeplab"), description="research/deeplab: checkpoint prefix, .tar.gz")
-register_format("workdir", _importer("workdir"), description="the newest checkpoint of a training run")
+register_format("workdir", _importer("workdir"), description="a checkpoint of a training run")
 register_format("deeplab_jax", bundle.load, description="a folder that deeplab_jax wrote")

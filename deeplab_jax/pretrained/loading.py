@@ -31,24 +31,38 @@ BACKBONE_FIELDS = (
 )  # fmt: skip
 
 
-def load(name_or_path: str | pathlib.Path = DEFAULT_PRESET) -> PretrainedNetwork:
+def load(name_or_path: str | pathlib.Path = DEFAULT_PRESET, *, checkpoint: str | None = None) -> PretrainedNetwork:
     """Loads a pretrained network.
 
     Args:
       name_or_path: the name of a preset, which is downloaded if necessary; a folder that `save_pretrained` or
-        `deeplab-jax convert` wrote; or the workdir of a training run.
+        `deeplab-jax convert` wrote; or the workdir of a training run. A workdir can name its checkpoint, such as
+        `runs/photos@best` or `runs/photos@900`.
+      checkpoint: checkpoint of a workdir: "newest", "best" or a step (default: the one that `name_or_path` names, or
+        else the run's `checkpoint.use`).
 
     Raises:
-      UserError: there is no such preset, folder or workdir, it cannot be read, or a weight is NaN or infinite.
+      UserError: there is no such preset, folder, workdir or checkpoint, it cannot be read, or a weight is NaN or
+        infinite.
     """
-    path = local_path(name_or_path)
+    path, named = split_checkpoint(name_or_path)
+    checkpoint = checkpoint or named
     if path.is_dir():
-        return import_file(path, "workdir" if is_workdir(path) else "deeplab_jax")
+        return import_file(path, "workdir" if is_workdir(path) else "deeplab_jax", checkpoint=checkpoint)
     if path.exists() or len(path.parts) > 1:
         problem = "is a file; run `deeplab-jax convert` to import it" if path.exists() else "does not exist"
         raise UserError(f"{path} {problem}; expected the name of a preset, a saved network or a workdir")
     preset = presets.find_preset(str(name_or_path))
-    return import_file(presets.fetch_preset(preset), preset.format)
+    return import_file(presets.fetch_preset(preset), preset.format, checkpoint=checkpoint)
+
+
+def split_checkpoint(name_or_path: str | pathlib.Path) -> tuple[pathlib.Path, str | None]:
+    """Splits `WORKDIR@CHECKPOINT`; returns the path, and None if it names no checkpoint."""
+    path = local_path(name_or_path)
+    folder, at, checkpoint = str(name_or_path).rpartition("@")
+    if path.exists() or not at or not pathlib.Path(folder).is_dir():
+        return path, None
+    return local_path(folder), checkpoint
 
 
 def is_workdir(path: str | pathlib.Path) -> bool:

@@ -6,7 +6,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -16,15 +16,16 @@ from deeplab_jax import data, visualization
 from deeplab_jax.data.eval_pipeline import check_labels
 from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.evaluation.evaluator import Evaluator
-from deeplab_jax.evaluation.report import Result
+from deeplab_jax.evaluation.report import Result, save_gallery
 from deeplab_jax.files import local_path
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import processes, sharding
 from deeplab_jax.parallel.preemption import Preemption
-from deeplab_jax.training import norm_statistics
+from deeplab_jax.training import norm_statistics, plan
 from deeplab_jax.training.class_weights import with_class_weights
 from deeplab_jax.training.distillation import Teacher
+from deeplab_jax.training.early_stopping import Patience
 from deeplab_jax.training.initialization import init_from
 from deeplab_jax.training.metrics_window import MetricsWindow
 from deeplab_jax.training.profile import StepProfiler
@@ -36,7 +37,13 @@ from deeplab_jax.workdir.checkpoint import Checkpoints
 logger = logging.getLogger(__name__)
 
 
-def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemption | None = None) -> dict[str, Any]:
+def train(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    preemption: Preemption | None = None,
+    extend: bool = False,
+) -> dict[str, Any]:
     """Trains a network and evaluates it. All results are written to `workdir`.
 
     If the workdir has a checkpoint, training continues from it and ends exactly as it would have without the
@@ -47,6 +54,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemp
       workdir: gets `config.json`, `labels.json`, `data.json`, `checkpoints/`, `metrics.jsonl`, TensorBoard events,
         `metrics.json`, `gallery.png`, `curves.png`, `learning_rate.png`, and `profile/` if `log.profile_steps` is set.
       preemption: notices signals. Default: they are noticed while this function runs.
+      extend: continue a run, also a finished one, for another `train.duration` than it started with. The learning rate
+        goes on where the schedule of the new duration is at the current step, and other durations that are percentages
+        refer to the new one too.
 
     Returns:
       The contents of `metrics.json`.
@@ -61,7 +71,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemp
     config, train_source, eval_source = _open_data(config)
     config = with_class_weights(config, train_source)
     label_set, mesh = train_source.label_set, mesh_lib.make_mesh(config.mesh)
-    durations = _durations(config, len(train_source))
+    durations = plan.durations(config, len(train_source))
     program = build_program(
         config,
         label_set.num_classes,
@@ -77,12 +87,20 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemp
             preemption = stack.enter_context(Preemption())
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
         fingerprints = {"train": data.fingerprint(train_source), "evaluate": data.fingerprint(eval_source)}
-        layout.write_config(workdir, config, label_set, fingerprints)
+        layout.write_config(workdir, config, label_set, fingerprints, extend=extend)
         state, notes = _first_state(config, program, checkpoints, durations.total)
         first_step = int(state.step)
-        if first_step < durations.total:
-            logger.info(_plan(config, train_source, eval_source, durations.total - first_step))
-        writer = stack.enter_context(_writer(config, workdir, first_step, durations.total, notes))
+        if first_step > durations.total:
+            raise UserError(
+                f"the run in {workdir} has taken {first_step} steps, more than the {durations.total} of "
+                f"train.duration={config.train.duration!r}; --extend needs a longer one"
+            )
+        patience = Patience(config.train.patience, 0 if extend else notes["stale"])
+        if first_step < durations.total and not patience.is_exhausted:
+            logger.info(plan.describe(config, train_source, eval_source, durations.total - first_step))
+        # A run that ended evaluates its last state again, and one that starts again the state before the first step.
+        repeats_evaluation = notes["evaluation_due"] or patience.is_exhausted or first_step == 0
+        writer = stack.enter_context(_writer(config, workdir, first_step, durations.total, repeats_evaluation))
         profiler = StepProfiler(
             workdir / "profile", config.log.profile_steps, first_step=first_step, total_steps=durations.total
         )
@@ -95,21 +113,26 @@ def train(config: ConfigDict, workdir: str | pathlib.Path, *, preemption: Preemp
             checkpoints=checkpoints,
             writer=writer,
             metrics=MetricsWindow(
-                writer, label_set, policy=config.train.nonfinite, folder=workdir / "nonfinite", saved=notes["window"]
+                writer,
+                label_set,
+                policy=config.train.nonfinite,
+                folder=workdir / "nonfinite",
+                saved=notes["window"],
+                first_steps=max(durations.warmup, durations.total // 10),
             ),
             evaluator=Evaluator(config, program.model, eval_source, mesh),
             label_set=label_set,
             batches=stack.enter_context(contextlib.closing(_train_batches(config, train_source, state))),
             profiler=stack.enter_context(profiler),
             preemption=preemption,
+            patience=patience,
             precise_norm_batches=config.train.precise_norm_batches,
             accumulate_steps=config.train.accumulate_steps,
         )
-        if notes["evaluation_due"]:
-            checkpoints.record_score(first_step, run.evaluate(first_step, state)["mean_iou"])
-        state = run.take_steps(first_step, state)
-        scores = run.evaluate(durations.total, state)
-    return _write_results(config, workdir, program, label_set, scores, durations.total)
+        if config.eval.before_training and first_step == 0:
+            run.draw(run.evaluate(0, state))
+        last_step, scores = run.complete(first_step, state, evaluates_first=notes["evaluation_due"])
+    return _write_results(config, workdir, program, label_set, scores, last_step, durations.total)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +143,7 @@ class _Run:
     program: TrainProgram
     add_teacher: Teacher | None
     mesh: jax.sharding.Mesh
-    durations: "_Durations"
+    durations: plan.Durations
     checkpoints: Checkpoints
     writer: metrics_log.Writer
     metrics: MetricsWindow
@@ -129,16 +152,34 @@ class _Run:
     batches: Iterator[dict[str, Any]]
     profiler: StepProfiler
     preemption: Preemption
+    patience: Patience
     precise_norm_batches: int
     accumulate_steps: int
 
-    def take_steps(self, first_step: int, state: TrainState) -> TrainState:
-        """Takes the steps after `first_step`, and saves and evaluates the state when due; returns the last state.
+    def complete(self, first_step: int, state: TrainState, *, evaluates_first: bool) -> tuple[int, dict[str, Any]]:
+        """Takes the steps after `first_step`; returns the last step and its scores.
+
+        Raises:
+          Preempted: a signal stopped the run, and the state is saved.
+        """
+        last_step, scores = first_step, None
+        if evaluates_first:
+            scores, _ = self.evaluate_and_record(first_step, state)
+        if not self.patience.is_exhausted:
+            last_step, state, scores = self.take_steps(first_step, state)
+        return last_step, self.evaluate(last_step, state) if scores is None else scores
+
+    def take_steps(self, first_step: int, state: TrainState) -> tuple[int, TrainState, dict[str, Any] | None]:
+        """Takes the steps after `first_step`, and saves and evaluates the state when due.
+
+        Returns:
+          The last step, its state, and its scores if it was evaluated because the run's patience ended there.
 
         Raises:
           Preempted: a signal stopped the run, and the state is saved.
         """
         durations, metrics, total = self.durations, self.metrics, self.durations.total
+        last_step, scores = total, None
         for step in range(first_step + 1, total + 1):
             self.profiler.before_step(step, state)
             batch = next(self.batches)
@@ -150,8 +191,8 @@ class _Run:
             metrics.add(step, report, batch)
 
             stops, is_last = self.preemption.reached(step), step == total
-            evaluation_due = _is_due(step, durations.evaluate) and not is_last
-            if _is_due(step, durations.log) or evaluation_due or is_last:
+            evaluation_due = plan.is_due(step, durations.evaluate) and not is_last
+            if plan.is_due(step, durations.log) or evaluation_due or is_last:
                 metrics.end_at(step)
             if is_last and self.precise_norm_batches:
                 state = self.with_precise_statistics(state)
@@ -159,22 +200,43 @@ class _Run:
             if evaluation_due and not stops:
                 metrics.catch_up()
                 try:
-                    is_best = self.checkpoints.record_score(step, self.evaluate(step, state)["mean_iou"])
-                    evaluation_due = False
+                    scores, is_best = self.evaluate_and_record(step, state)
+                    evaluation_due, is_last = False, self.patience.is_exhausted
                 except Preempted:  # the run that continues from here evaluates first
                     stops = True
-            if stops or is_best or is_last or _is_due(step, durations.save):
+            if stops or is_best or is_last or plan.is_due(step, durations.save):
                 metrics.catch_up()  # before saving, so that no checkpoint holds the result of a loss that is not finite
                 with self.writer.pause():
                     notes = {"window": metrics.to_json(), "evaluation_due": evaluation_due}
+                    notes |= {"stale": self.patience.stale} if self.patience.stale else {}
                     self.checkpoints.save(step, **state.to_items(), notes=notes)
             if stops or is_last:
                 self.checkpoints.wait()
                 self.preemption.is_saved = True
             if stops:
                 raise self.preemption.stopped(f"at step {step} of {total}; the state is saved in {self.workdir}")
-        self.profiler.before_step(total + 1, state)
-        return state
+            if self.patience.is_exhausted:
+                logger.info("step %d/%d  no better mean IoU in %d evaluations; the training ends", step, total,
+                            self.patience.stale)  # fmt: skip
+                last_step = step
+                break
+        self.profiler.before_step(last_step + 1, state)
+        return last_step, state, scores if self.patience.is_exhausted else None
+
+    def evaluate_and_record(self, step: int, state: TrainState) -> tuple[dict[str, Any], bool]:
+        """Does what `evaluate` does and keeps the best score; returns the scores and whether they are the best."""
+        scores = self.evaluate(step, state)
+        is_best = self.checkpoints.record_score(step, scores["mean_iou"])
+        self.patience.record(is_best=is_best)
+        self.draw(scores)
+        return scores, is_best
+
+    def draw(self, scores: dict[str, Any]) -> None:
+        """Draws the curves and the gallery of an evaluation, which the next one replaces."""
+        if processes.is_leader():
+            with self.writer.pause():
+                visualization.plot_curves(self.workdir / "metrics.jsonl", path=self.workdir / "curves.png")
+                save_gallery(scores["gallery"], self.label_set, self.workdir / "gallery.png")
 
     def with_precise_statistics(self, state: TrainState) -> TrainState:
         """Returns the state with the statistics that its evaluated variables have on the next training batches."""
@@ -248,48 +310,6 @@ def _validate(config: ConfigDict) -> None:
     )
 
 
-class _Durations(NamedTuple):
-    """Numbers of steps: total, warm-up, between evaluations, checkpoints (None: only at the end) and log lines."""
-
-    total: int
-    warmup: int
-    evaluate: int | None
-    save: int | None
-    log: int
-
-
-def _durations(config: ConfigDict, num_examples: int) -> _Durations:
-    sizes = {"batch_size": config.data.batch_size, "num_examples": num_examples}
-    total = config_lib.duration_steps(config.train.duration, field="train.duration", **sizes)
-    if not total:
-        raise UserError(
-            "train.duration is not set; set it in the config file or with --config.train.duration='30000 steps'"
-            if total is None
-            else f"train.duration={config.train.duration!r} must be above 0"
-        )
-    warmup, evaluate, save = (
-        config_lib.duration_steps(text, field=field, total_steps=total, **sizes)
-        for field, text in (
-            ("optimizer.warmup", config.optimizer.warmup),
-            ("eval.every", config.eval.every),
-            ("checkpoint.every", config.checkpoint.every),
-        )
-    )
-    return _Durations(total, warmup or 0, evaluate, save, config.log.every_steps)
-
-
-def _plan(config: ConfigDict, train_source: data.Source, eval_source: data.Source, steps: int) -> str:
-    """Says in one line what is trained on what, and how long."""
-    label_set, batch_size = train_source.label_set, config.data.batch_size
-    height, width = config.data.image_size
-    return (
-        f"Training {config.model.backbone} with the head {config.model.head} to find {label_set.num_classes} classes "
-        f"({label_set.shown_names}): {steps} steps of {batch_size} crops of {height}x{width}, "
-        f"{steps * batch_size / len(train_source):.3g} passes over {len(train_source)} images; "
-        f"{len(eval_source)} images to evaluate on"
-    )
-
-
 def _first_state(
     config: ConfigDict, program: TrainProgram, checkpoints: Checkpoints, total_steps: int
 ) -> tuple[TrainState, dict[str, Any]]:
@@ -298,7 +318,7 @@ def _first_state(
     The state is the workdir's newest checkpoint, or else comes from `train.init_from`, or else is random.
     """
     processes.check_same_step(checkpoints.found_step())
-    notes = {"window": None, "evaluation_due": False}
+    notes = {"window": None, "evaluation_due": False, "stale": 0}
     if checkpoints.latest_step() is not None:
         variables, training, saved_notes = checkpoints.restore(**program.shapes.to_items())
         state = program.shapes.with_items(variables=variables, training=training)
@@ -326,14 +346,14 @@ def _train_batches(config: ConfigDict, source, state: TrainState):
 
 
 def _writer(
-    config: ConfigDict, workdir: pathlib.Path, first_step: int, total_steps: int, notes: dict[str, Any]
+    config: ConfigDict, workdir: pathlib.Path, first_step: int, total_steps: int, repeats_evaluation: bool
 ) -> metrics_log.Writer:
     return metrics_log.Writer(
         workdir,
         total_steps=total_steps,
         batch_size=config.data.batch_size,
         start_step=first_step,
-        repeats_evaluation=notes["evaluation_due"],
+        repeats_evaluation=repeats_evaluation,
         tensorboard=config.log.tensorboard,
         enabled=processes.is_leader(),
     )
@@ -345,16 +365,13 @@ def _write_results(
     program: TrainProgram,
     label_set: LabelSet,
     scores: dict[str, Any],
+    last_step: int,
     total_steps: int,
 ) -> dict[str, Any]:
     """Writes the results of a finished run; returns the contents of `metrics.json`."""
-    result = Result(str(workdir), scores, label_set, config, config.data.eval_split, workdir=workdir, step=total_steps)
+    result = Result(str(workdir), scores, label_set, config, config.data.eval_split, workdir=workdir, step=last_step)
     result.save()
     if processes.is_leader():
         visualization.plot_learning_rate(program.learning_rate, total_steps, path=workdir / "learning_rate.png")
         visualization.plot_curves(workdir / "metrics.jsonl", path=workdir / "curves.png")
     return result.values
-
-
-def _is_due(step: int, every: int | None) -> bool:
-    return bool(every) and step % every == 0

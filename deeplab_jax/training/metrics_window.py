@@ -30,6 +30,8 @@ class MetricsWindow:
       policy: `config.train.nonfinite`: `stop` raises at a step that is not finite; `skip` warns and leaves it out.
       folder: where batches of steps that are not finite are saved.
       saved: the window of an earlier process to continue, see `to_json`.
+      first_steps: number of steps in which the prediction of a single class is not reported, because most networks
+        begin with one.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class MetricsWindow:
         policy: str,
         folder: pathlib.Path,
         saved: dict[str, Any] | None = None,
+        first_steps: int = 0,
     ):
         self._writer, self._label_set, self._policy, self._folder = writer, label_set, policy, folder
-        self._unread, self._window_end = None, None
+        self._unread, self._window_end, self._first_steps = None, None, first_steps
         self._consecutive_skips, self._collapsed, self._warned = 0, False, set()
         self._start_window()
         if saved is not None:
@@ -117,6 +120,8 @@ class MetricsWindow:
 
     def _warn_of_collapse(self, step: int) -> None:
         """Warns once when all predictions of a window become one class while its labels have several."""
+        if step <= self._first_steps:
+            return
         truth, predicted = (self._totals.confusion.sum(axis=axis) > 0 for axis in (1, 0))
         collapsed = predicted.sum() == 1 and truth.sum() > 1
         if collapsed and not self._collapsed:

@@ -40,6 +40,9 @@ def plot_learning_rate(schedule: Callable[[int], Any], steps: int, path: pathlib
 def plot_curves(metrics_jsonl: pathlib.Path, path: pathlib.Path | None = None) -> "Figure":
     """Plots loss and mean IoU of training and evaluation over the steps.
 
+    Reports of training that cover fewer steps than others, because an evaluation ended them, are joined with the next
+    ones: a mean over fewer steps is noisier.
+
     Args:
       metrics_jsonl: `metrics.jsonl` of a workdir.
       path: file to save the figure to; its suffix is the format.
@@ -64,13 +67,30 @@ def plot_curves(metrics_jsonl: pathlib.Path, path: pathlib.Path | None = None) -
     for position, (name, title) in enumerate({"loss": "loss", "mean_iou": "mean IoU"}.items()):
         axes = _add_axes(figure, 121 + position, title)
         for kind, style in (("training", {"color": "C0"}), ("evaluation", {"color": "C1", "marker": "o"})):
-            points = [(step, values[name]) for step, values in series[kind] if values.get(name) is not None]
+            points = [(step, values.get(name)) for step, values in series[kind]]
+            if kind == "training":
+                points = _join_short_windows(points)
+            points = [(step, value) for step, value in points if value is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), label=kind, **style)
         if axes.lines:
             axes.legend(frameon=False)
         axes.set_ylim(bottom=0)
     return save_figure(figure, path)
+
+
+def _join_short_windows(points: list[tuple[int, float | None]]) -> list[tuple[int, float | None]]:
+    """Returns means over windows of as many steps as the longest one has, or more; None where there is no value."""
+    lengths = [step - start for start, (step, _) in zip([0, *(step for step, _ in points)], points, strict=False)]
+    joined, window = [], []
+    for length, (step, value) in zip(lengths, points, strict=True):
+        window.append((length, value))
+        if sum(steps for steps, _ in window) >= max(lengths):
+            known = [(steps, mean) for steps, mean in window if mean is not None]
+            total = sum(steps for steps, _ in known)
+            joined.append((step, sum(steps * mean for steps, mean in known) / total if total else None))
+            window = []
+    return joined
 
 
 def _add_axes(figure: "Figure", position: int, label: str) -> "Axes":

@@ -45,10 +45,11 @@ class Checkpoints:
       workdir: the workdir of a run.
       keep: number of newest checkpoints to keep, in addition to the best.
       read_only: change nothing, so that a training may continue in the workdir. For evaluation and prediction.
+      step: read only the checkpoint of this step, as if it was the newest; None for the newest.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int = 1, read_only: bool = False):
-        self.workdir = workdir
+    def __init__(self, workdir: pathlib.Path, *, keep: int = 1, read_only: bool = False, step: int | None = None):
+        self.workdir, self._only = workdir, step
         self._folder = workdir.absolute() / CHECKPOINTS
         self._read_only = read_only
         self._keep = keep
@@ -80,7 +81,11 @@ class Checkpoints:
 
     def found_step(self) -> int | None:
         """Returns the step of the newest checkpoint that this process sees, intact or damaged; None without one."""
-        return max(checkpoint_steps(self.workdir), default=None)
+        return max(self._steps(), default=None)
+
+    def _steps(self) -> list[int]:
+        """Returns the steps of the checkpoints that may be read, newest first."""
+        return [step for step in checkpoint_steps(self.workdir) if self._only in (None, step)]
 
     def latest_step(self) -> int | None:
         """Finds the newest intact checkpoint and returns its step; None if there is no checkpoint yet.
@@ -103,9 +108,9 @@ class Checkpoints:
                     "the training save less often (checkpoint.every)"
                 )
             if self._intact_step == _NO_STEP:
+                which = "every checkpoint" if self._only is None else f"checkpoint {self._only}"
                 raise UserError(
-                    f"every checkpoint in {self._folder} is damaged; restore the folder from a copy, or choose another "
-                    "--workdir"
+                    f"{which} in {self._folder} is damaged; restore the folder from a copy, or choose another --workdir"
                 )
         return self._intact_step
 
@@ -242,7 +247,7 @@ class Checkpoints:
         damaged: list[pathlib.Path] = []
         deadline = time.monotonic() + _VANISHING_SECONDS
         while True:
-            steps = checkpoint_steps(self.workdir)
+            steps = self._steps()
             has_vanished = not steps
             for folder in (self._folder / str(step) for step in steps):
                 if self._read_only and not self._hold(folder):

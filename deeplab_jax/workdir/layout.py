@@ -29,6 +29,8 @@ _FREE_FIELDS = (
     "model.zero_unreached_taps", "data.data_dir", "data.workers", "data.eval_split", "data.display_channels",
     "data.unreadable", "train.nonfinite", "train.remat",
 )  # fmt: skip
+# These change with `--extend`.
+_EXTENDABLE_FIELDS = ("train.duration", "train.patience")
 _CONFIG_FILE, _LABELS_FILE, _LOCK_FILE = "config.json", "labels.json", "lock"
 
 #: File of a workdir with the fingerprints of its data.
@@ -36,7 +38,12 @@ DATA_FILE = "data.json"
 
 
 def write_config(
-    workdir: pathlib.Path, config: ConfigDict, label_set: LabelSet, fingerprints: dict[str, dict[str, Any]]
+    workdir: pathlib.Path,
+    config: ConfigDict,
+    label_set: LabelSet,
+    fingerprints: dict[str, dict[str, Any]],
+    *,
+    extend: bool = False,
 ) -> None:
     """Writes the config, classes and data of a run. If the workdir has checkpoints, they must be of the same run.
 
@@ -47,12 +54,13 @@ def write_config(
       config: a whole config.
       label_set: the classes of the data set.
       fingerprints: `deeplab_jax.data.fingerprint` of the data to `train` and to `evaluate` on.
+      extend: the run may continue with another `train.duration` and `train.patience`.
 
     Raises:
       UserError: the folder is not writable, or its run has a different config, other classes or other training data.
     """
     if checkpoint_steps(workdir):
-        _check_config(workdir, config)
+        _check_config(workdir, config, _EXTENDABLE_FIELDS if extend else ())
         _check_data(workdir, fingerprints)
     if not processes.is_leader():
         return
@@ -80,7 +88,7 @@ def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
         ) from None
 
 
-def _check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+def _check_config(workdir: pathlib.Path, config: ConfigDict, may_differ: tuple[str, ...]) -> None:
     for name in (_CONFIG_FILE, _LABELS_FILE):
         if not (workdir / name).exists():
             raise UserError(
@@ -88,7 +96,13 @@ def _check_config(workdir: pathlib.Path, config: ConfigDict) -> None:
                 "copy, or choose another --workdir"
             )
     differences = config_lib.differences(config, read_config(workdir, for_training=True), groups=_FIXED_GROUPS)
-    lines = [line for field, line in differences.items() if field not in _FREE_FIELDS]
+    fields = [field for field in differences if field not in (*_FREE_FIELDS, *may_differ)]
+    lines = [differences[field] for field in fields]
+    if fields and all(field in _EXTENDABLE_FIELDS for field in fields):
+        raise UserError(
+            f"{workdir} holds a run with {'; '.join(lines)}; pass --extend to continue it for another duration, or "
+            "choose another --workdir"
+        )
     if lines:
         raise UserError(
             f"{workdir} holds a run with a different config ({'; '.join(lines)}); choose another --workdir, or "

@@ -75,6 +75,8 @@ class Writer:
             self._events = Events(self._workdir / TENSORBOARD_FOLDER, purge_step=purge_step)
         self._bar = self._stack.enter_context(progress.bar("train", self._total_steps, completed=self._start_step))
         self._bar.update(status="compiling")
+        message = "compiling the train step; the first report follows when its steps are done"
+        logger.info("step %d/%d  %s", self._start_step, self._total_steps, message, extra=self._bar.log_extra)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -113,7 +115,7 @@ class Writer:
         """Writes the scores of an evaluation at `step`.
 
         Args:
-          step: the step, counted from 1.
+          step: the step, counted from 1; 0 is the state before it.
           scores: numbers by name, `per_class_iou`, and optionally `gallery`: (image, label, prediction) triples of
             uint8 arrays of shapes (height, width, 3), (height, width), (height, width), whose sizes may differ.
           label_set: class names and palette of the gallery.

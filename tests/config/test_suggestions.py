@@ -27,7 +27,7 @@ from deeplab_jax.config.suggestions import _FIELD_OF, _SYNONYMS
 )
 def test_the_field_that_is_meant_is_suggested(path, field):
     if field is None:
-        assert suggest_field(path).startswith("; choose from train.duration, train.seed, ")
+        assert suggest_field(path).startswith("; choose from train.duration, train.patience, ")
     else:
         assert suggest_field(path) == f"; did you mean {field}?"
 

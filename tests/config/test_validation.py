@@ -74,6 +74,14 @@ def test_validation_names_the_field(field, value, message):
     assert "\n" not in str(caught.value)
 
 
+def test_patience_needs_evaluations(tiny_config):
+    tiny_config.train.patience, tiny_config.eval.every = 3, None
+    with pytest.raises(UserError, match="^train.patience counts evaluations; set eval.every too"):
+        validate(tiny_config)
+    tiny_config.eval.every = "1 steps"
+    validate(tiny_config)
+
+
 def test_lists_of_json_files_are_legal_where_tuples_are():
     check_fields("model", {"low_level_strides": [4, 8]})
     with pytest.raises(UserError, match="low_level_strides=.4, 16. does not exist"):

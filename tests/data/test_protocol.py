@@ -6,12 +6,14 @@ import pytest
 from deeplab_jax import config as config_lib
 from deeplab_jax import data
 from deeplab_jax.data.protocol import Guide, Squeeze, Whole
+from deeplab_jax.data.view_protocols import KeepRatio, Windows
 from deeplab_jax.errors import UserError
 
 
 def config_of(name, *, eval_size=None):
     config = config_lib.base_config()
     config.data.image_size, config.eval.image_size, config.eval.protocol = (32, 48), eval_size, name
+    config.eval.scale_to, config.eval.window = (32, 48), (32, 48)
     return config
 
 
@@ -21,7 +23,7 @@ def protocol_of(name, **options):
 
 def test_every_legal_name_has_a_protocol():
     classes = [type(protocol_of(name)) for name in config_lib.PROTOCOLS]
-    assert classes == [Whole, Squeeze, Guide]
+    assert classes == [Whole, Squeeze, Guide, KeepRatio, Windows]
     with pytest.raises(UserError, match="eval.protocol='hole' does not exist; did you mean whole"):
         protocol_of("hole")
 
@@ -33,6 +35,8 @@ def test_every_legal_name_has_a_protocol():
         ("whole", None, {"data.image_size": (32, 48), "eval.image_size": None}),
         ("squeeze", (64, 96), {"data.image_size": (32, 48)}),
         ("guide", None, {"data.image_size": (32, 48)}),
+        ("keep_ratio", None, {"data.image_size": (32, 48), "eval.scale_to": None}),
+        ("windows", None, {"data.image_size": (32, 48), "eval.window": None}),
     ],
 )
 def test_input_sizes_name_the_fields_that_set_them(name, eval_size, sizes):
@@ -70,18 +74,21 @@ def test_a_size_that_no_image_can_have_is_named(field, size):
 
 
 @pytest.mark.parametrize("name", config_lib.PROTOCOLS)
-def test_only_whole_images_work_without_a_training_size(name):
+def test_only_protocols_that_resize_to_it_need_a_training_size(name):
     config = config_of(name)
     config.data.image_size = None
-    if name == "whole":
+    if name in ("keep_ratio", "windows"):
+        assert data.protocol_for(config).train_size is None
+    elif name == "whole":
         assert data.protocol_for(config).fit(np.zeros((20, 30, 3), np.uint8))[1] == (20, 30)
     else:
         with pytest.raises(UserError, match=f"^eval.protocol={name} needs data.image_size; set it$"):
             data.protocol_for(config)
 
 
-def test_only_squeeze_cannot_split_rows():
-    assert [protocol_of(name).can_split_rows for name in config_lib.PROTOCOLS] == [True, False, True]
+def test_images_of_different_sizes_cannot_split_rows():
+    split = {name: protocol_of(name).can_split_rows for name in config_lib.PROTOCOLS}
+    assert split == {"whole": True, "squeeze": False, "guide": True, "keep_ratio": False, "windows": False}
 
 
 @pytest.mark.parametrize("name", ["squeeze", "guide"])

@@ -348,12 +348,20 @@ def photos(tmp_path_factory) -> pathlib.Path:
 
 @pytest.mark.parametrize(
     ("protocol", "image_size", "views"),
-    [("whole", (65, 65), {}), ("squeeze", None, {}), ("whole", (65, 65), VIEWS)],
-    ids=["whole", "squeeze", "views"],
+    [
+        ("whole", (65, 65), {}),
+        ("squeeze", None, {}),
+        ("whole", (65, 65), VIEWS),
+        ("keep_ratio", None, {}),
+        ("windows", None, {"flip": True}),
+    ],
+    ids=["whole", "squeeze", "views", "keep_ratio", "windows"],
 )
 def test_predicted_labels_have_the_scores_of_evaluation(workdir, photos, protocol, image_size, views):
     config = layout.read_config(workdir)
     config.eval.update(views)
+    config.eval.size_multiple, config.eval.window = 32, (32, 32)
+    config.eval.scale_to = (32, 64) if protocol == "keep_ratio" else None
     config.data.name, config.data.data_dir = "folder", str(photos)
     config.eval.protocol, config.eval.image_size, config.eval.ignored_pixels = protocol, image_size, "exclude"
     scored = evaluate(workdir, config=config, split="val")

@@ -204,6 +204,21 @@ def test_protocols_are_described():
         "1.75; mirrored too"
     )
     assert papers.describe_protocol(papers.find_row("v3-12-os16")).startswith("cityscapes val, 500")
+    text = papers.describe_protocol(papers.find_row("segformer-cityscapes-b0"))
+    assert text == "cityscapes val, 500 images; `windows` at 1024x1024; output stride 32; scale 1"
+
+
+def test_segformer_is_scored_as_its_authors_do():
+    """NVlabs: images of ADE20K scaled to (2048, 512) and aligned to 32; windows on Cityscapes every 768 pixels."""
+    protocols = {name: papers.evaluation_config(papers.find_row(f"segformer-{name}-b0-scales")).eval
+                 for name in ("ade20k", "cityscapes", "mmseg-ade20k", "mmseg-ade20k-aligned")}  # fmt: skip
+    assert all(len(values.scales) == 6 and values.flip for values in protocols.values())
+    for name, multiple in (("ade20k", 32), ("mmseg-ade20k", 1), ("mmseg-ade20k-aligned", 32)):
+        values = protocols[name]
+        assert (values.protocol, values.scale_to, values.size_multiple) == ("keep_ratio", (512, 2048), multiple)
+    values = protocols["cityscapes"]
+    assert (values.protocol, values.window, values.window_stride) == ("windows", (1024, 1024), (768, 768))
+    assert values.window_average == "logits"
 
 
 # ---- Comparison ----

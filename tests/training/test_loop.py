@@ -10,7 +10,9 @@ import pytest
 from deeplab_jax.data.sources import synthetic
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluator import evaluate
+from deeplab_jax.models import PARTS
 from deeplab_jax.training import loop as train_module
+from deeplab_jax.training import optimizer
 from deeplab_jax.training.loop import train
 from deeplab_jax.workdir import checkpoint
 from tests.support import tiny_experiment
@@ -279,3 +281,54 @@ def test_the_step_is_compiled_once(straight, tmp_path, start):
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
     assert len([name for name in compiled if "step" in name and "eval" not in name]) == 1, compiled
+
+
+# ---- The score before the first step, early stopping, longer trainings ----
+
+
+def test_a_score_before_the_first_step_changes_nothing_else(straight, tmp_path):
+    workdir, config, _ = straight
+    config = config.copy_and_resolve_references()
+    config.eval.before_training, config.log.profile_steps = True, 0
+    train(config, tmp_path)
+    first, *rest = lines(tmp_path)
+    assert first["step"] == 0
+    assert first["eval"]["num_images"] == rest[-1]["eval"]["num_images"]
+    assert rest == lines(workdir)
+    jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(workdir))
+
+
+def test_a_training_without_better_scores_ends_and_can_be_extended(tmp_path, monkeypatch):
+    record = checkpoint.Checkpoints.record_score
+    scores = {1: 0.1, 2: 0.5}  # later ones are worse
+    monkeypatch.setattr(
+        checkpoint.Checkpoints, "record_score", lambda self, step, _: record(self, step, scores.get(step, 0.2))
+    )
+    config = experiment(steps=6, patience=2)
+    config.eval.every, config.checkpoint.keep = "1 steps", 9
+    assert train(config, tmp_path)["step"] == 4
+    evaluated = [row["step"] for row in lines(tmp_path) if "eval" in row]
+    assert evaluated == [1, 2, 3, 4]
+    before = lines(tmp_path)
+    assert train(config, tmp_path)["step"] == 4  # a run that ended only evaluates again
+    assert lines(tmp_path) == before
+    assert json.loads((tmp_path / "metrics.json").read_text())["step"] == 4
+
+    # Another checkpoint than the newest gets files of its own.
+    newest = (tmp_path / "metrics.json").read_bytes()
+    assert evaluate(f"{tmp_path}@2")["step"] == evaluate(tmp_path, checkpoint="2")["step"] == 2
+    assert json.loads((tmp_path / "metrics-checkpoint=2.json").read_text())["step"] == 2
+    assert (tmp_path / "metrics.json").read_bytes() == newest
+
+    longer = experiment(steps=5)
+    longer.eval.every = "1 steps"
+    with pytest.raises(UserError, match="^.* holds a run with train.duration.*; pass --extend to continue it for"):
+        train(longer, tmp_path)
+    shorter = experiment(steps=3)
+    with pytest.raises(UserError, match="has taken 4 steps, more than the 3 of train.duration='3 steps'; --extend"):
+        train(shorter, tmp_path, extend=True)
+    assert train(longer, tmp_path, extend=True)["step"] == 5
+    rates = {row["step"]: row["learning_rate"] for row in lines(tmp_path) if "eval" not in row}
+    _, schedule = optimizer.make(longer.optimizer, total_steps=5, parts=PARTS)
+    assert rates[5] == pytest.approx(float(schedule(4)), rel=1e-6)
+    assert train(longer, tmp_path)["step"] == 5  # its config is the run's now

@@ -45,9 +45,9 @@ def batch(*unreadable):
     }
 
 
-def make_window(folder, policy="stop", saved=None):
+def make_window(folder, policy="stop", **options):
     writer = Recorder()
-    window = MetricsWindow(writer, SYNTHETIC, policy=policy, folder=folder / "nonfinite", saved=saved)
+    window = MetricsWindow(writer, SYNTHETIC, policy=policy, folder=folder / "nonfinite", **options)
     return window, writer.rows
 
 
@@ -154,6 +154,17 @@ def test_a_collapse_to_one_class_is_warned_about_once(tmp_path, caplog):
     window.catch_up()
     assert [line.partition(":")[0] for line in caplog.messages] == ["step 2", "step 5"]
     assert "every pixel since the last report is predicted as ring; the network has collapsed" in caplog.messages[0]
+
+
+def test_a_network_may_begin_with_one_class(tmp_path, caplog):
+    window, _ = make_window(tmp_path, first_steps=2)
+    collapsed = np.zeros((6, 6), int)
+    collapsed[:, 2] = 5
+    for step in (1, 2, 3):
+        window.add(step, report(step, confusion=collapsed), batch())
+        window.end_at(step)
+    window.catch_up()
+    assert [line.partition(":")[0] for line in caplog.messages] == ["step 3"]
 
 
 def test_images_of_one_class_are_not_a_collapse(tmp_path, caplog):

@@ -238,6 +238,14 @@ def test_curves_show_the_logged_values(tmp_path):
     assert drawn[1] == {"training": [[20, 0.2], [30, 0.3]], "evaluation": [[20, 0.1]]}
 
 
+def test_reports_that_an_evaluation_cut_short_are_joined(tmp_path):
+    values = {10: 2.0, 20: 1.0, 25: 0.4, 30: 0.8, 40: 0.5, 42: 0.1}
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step, "loss": value}) + "\n" for step, value in values.items()))
+    (line,) = visualization.plot_curves(path).axes[0].lines
+    np.testing.assert_allclose(line.get_xydata(), [[10, 2.0], [20, 1.0], [30, 0.6], [40, 0.5]], rtol=1e-12)
+
+
 def test_curves_need_a_metrics_file(tmp_path):
     with pytest.raises(UserError, match=r"metrics.jsonl does not exist"):
         visualization.plot_curves(tmp_path / "metrics.jsonl")

@@ -39,7 +39,7 @@ def test_the_config_and_the_classes_can_be_read_back(begun, tiny_config):
         ("optimizer", "learning_rate", 0.5, "optimizer.learning_rate: 0.5 / 0.02"),
         ("data", "batch_size", 16, "data.batch_size: 16 / 8"),
         ("model", "output_stride", 8, "model.output_stride: 8 / 16"),
-        ("train", "duration", "9 steps", "train.duration: '9 steps' / '2 steps'"),
+        ("train", "seed", 9, "train.seed: 9 / 0"),
         ("train", "accumulate_steps", 2, "train.accumulate_steps: 2 / 1"),
         ("loss", "label_smoothing", 0.1, "loss.label_smoothing: 0.1 / 0.0"),
     ],
@@ -52,6 +52,19 @@ def test_a_run_does_not_continue_with_a_different_config(begun, tiny_config, gro
         layout.write_config(begun, tiny_config, SYNTHETIC, DATA)
     assert f"({shown})" in str(caught.value)
     assert (begun / "config.json").read_bytes() == before
+
+
+def test_a_run_continues_for_another_duration_only_if_it_is_extended(begun, tiny_config):
+    (begun / "checkpoints" / "1").mkdir(parents=True)
+    tiny_config.train.duration = "9 steps"
+    with pytest.raises(UserError, match="holds a run with train.duration: '9 steps' / '2 steps'; pass --extend to"):
+        layout.write_config(begun, tiny_config, SYNTHETIC, DATA)
+    tiny_config.train.seed = 3
+    with pytest.raises(UserError, match="holds a run with a different config .train.seed: 3 / 0.; choose"):
+        layout.write_config(begun, tiny_config, SYNTHETIC, DATA, extend=True)
+    tiny_config.train.seed = 0
+    layout.write_config(begun, tiny_config, SYNTHETIC, DATA, extend=True)
+    assert layout.read_config(begun).train.duration == "9 steps"
 
 
 @pytest.mark.parametrize("left", [None, "checkpoints/1.orbax-checkpoint-tmp", "checkpoints/1.damaged"])
