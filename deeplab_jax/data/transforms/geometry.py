@@ -188,7 +188,7 @@ def random_rotation(
     rng: np.random.Generator,
     *,
     degrees: int | float,
-    pad_color: Sequence[int],
+    pad_color: Sequence[int | float],
 ) -> tuple[Shaped[np.ndarray, "height width channels"], LabelArray]:
     """Rotates around the center by a random angle, with probability one half. The size of the image stays.
 
