@@ -62,8 +62,8 @@ def random_scale(
     """Scales by a random factor and keeps the aspect ratio (DeepLabv3, section 4.1).
 
     With `short_side`, the factor is relative to the size at which the shorter side has this length, or the longer side
-    `max_long_side`, whichever is smaller. This is MMSegmentation's `RandomResize` of `scale=(max_long_side,
-    short_side)` with `keep_ratio`.
+    `max_long_side`, whichever is smaller. This is `RandomResize(scale=(max_long_side, short_side), keep_ratio=True)` of
+    MMSegmentation.
 
     Args:
       image: the image.
@@ -117,8 +117,7 @@ def random_crop(
 
 
 def _draw_crop(shape: Sequence[int], size: Sequence[int], rng: np.random.Generator) -> tuple[slice, slice]:
-    starts = [int(rng.integers(0, max(extent - wanted, 0) + 1)) for extent, wanted in zip(shape, size, strict=True)]
-    top, left = starts
+    top, left = (int(rng.integers(0, max(extent - wanted, 0) + 1)) for extent, wanted in zip(shape, size, strict=True))
     return slice(top, top + size[0]), slice(left, left + size[1])
 
 
