@@ -24,7 +24,7 @@ def get_config(arg=None):
     config.model.drop_path = 0.0
     config.data.name = "camvid"
     config.data.scale_range = (0.5, 1.25)
-    config.data.short_side = config.data.max_long_side = None
+    config.data.short_side = config.data.max_long_side = 0
     config.data.cat_max_ratio = 1.0
     config.data.photometric_distortion = False
     config.data.color_jitter = 0.3

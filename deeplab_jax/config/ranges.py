@@ -62,6 +62,7 @@ COUNT_OR_ZERO = Range(minimum=0, maximum=_LARGEST_INT32, integer=True)
 # Sizes for which a network or an image can exist. They keep a damaged file from asking for all memory.
 CHANNELS = Range(minimum=1, maximum=2**16, integer=True)
 SIDE = Range(minimum=1, maximum=2**16 - 1, integer=True)
+SIDE_OR_ZERO = Range(minimum=0, maximum=2**16 - 1, integer=True)
 RATE = Range(minimum=1, maximum=2**12, integer=True)
 WIDTH = Range(above=0, maximum=16)
 SCALE = Range(above=0, maximum=16)

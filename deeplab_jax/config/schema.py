@@ -42,13 +42,12 @@ _DATA = {
         0.25, "step between `scale_crop`'s factors; 0 draws from the continuous range", range=ranges.AT_LEAST_ZERO
     ),
     "short_side": Field(
-        None,
-        "length of the shorter side at `scale_crop`'s factor 1 (default: the image's own)",
-        value_type=int,
-        range=ranges.SIDE,
+        0,
+        "length of the shorter side at `scale_crop`'s factor 1; 0 keeps the size of the image",
+        range=ranges.SIDE_OR_ZERO,
     ),
     "max_long_side": Field(
-        None, "longest side that `short_side` may lead to at factor 1", value_type=int, range=ranges.SIDE
+        0, "longest side that `short_side` may lead to at factor 1; 0 does not limit it", range=ranges.SIDE_OR_ZERO
     ),
     "cat_max_ratio": Field(
         1.0,

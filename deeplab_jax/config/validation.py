@@ -136,8 +136,8 @@ def _validate_loss(loss: ConfigDict) -> None:
 
 
 def _validate_scaling(data: ConfigDict) -> None:
-    if data.max_long_side is not None and data.short_side is None:
-        raise UserError(f"data.max_long_side={data.max_long_side} needs data.short_side; set it, or both to one value")
+    if data.max_long_side and not data.short_side:
+        raise UserError(f"data.max_long_side={data.max_long_side} needs data.short_side; set it, or max_long_side=0")
     if data.resize == "squeeze":  # does not use it
         return
     scales = tuple(data.scale_range)

@@ -59,7 +59,7 @@ def train_batches(
     """
     check_classes(source, data, "copy_paste_classes")
     custom = None
-    if data.transform is not None:
+    if data.transform:
         function = transforms.find_transform(data.transform)
         custom = transforms.CustomTransform(data.transform, function, source.label_set.num_classes)
     source = with_repeats(source, data, seed=_stream_seed(seed))

@@ -298,7 +298,7 @@ def _validate(config: ConfigDict) -> None:
     """Checks the config before any work starts."""
     processes.check_same_config(config)
     config_lib.validate(config)
-    if config.data.transform is not None:
+    if config.data.transform:
         data.find_transform(config.data.transform)
     protocol = data.protocol_for(config)
     mesh_lib.validate_mesh(

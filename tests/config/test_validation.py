@@ -52,7 +52,7 @@ from deeplab_jax.errors import UserError
         ("model.output_stride", 4, "^model.output_stride=4 does not exist; choose from 8, 16, 32, 64, 128, 256"),
         ("model.low_level_strides", (8, 4), "^model.low_level_strides=.8, 4. does not exist"),
         ("model.low_level_strides", ([4],), "^model.low_level_strides=.* does not exist"),
-        ("data.max_long_side", 2048, "^data.max_long_side=2048 needs data.short_side; set it, or both to one value"),
+        ("data.max_long_side", 2048, "^data.max_long_side=2048 needs data.short_side; set it, or max_long_side=0"),
         ("data.cat_max_ratio", 0.0, "^data.cat_max_ratio=0.0 must be a number above 0 and at most 1"),
         ("data.random_rotation", 181.0, "^data.random_rotation=181.0 must be a number between 0 and 180"),
         ("data.unreadable", "skp", "^data.unreadable='skp' does not exist; did you mean skip?"),

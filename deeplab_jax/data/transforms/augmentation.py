@@ -41,7 +41,9 @@ def augment(
     return image, label
 
 
-def _resize(image: ImageArray, label: LabelArray, rng: np.random.Generator, data: ConfigDict):
+def _resize(
+    image: ImageArray, label: LabelArray, rng: np.random.Generator, data: ConfigDict
+) -> tuple[NewImageArray, NewLabelArray]:
     """Resizes to `image_size`, or with `scale_crop` to at most this size."""
     if data.resize == "scale_crop":
         image, label = geometry.random_scale(

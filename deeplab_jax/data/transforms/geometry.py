@@ -72,14 +72,14 @@ def random_scale(
     *,
     scale_range: Sequence[int | float],
     scale_step: int | float = 0,
-    short_side: int | None = None,
-    max_long_side: int | None = None,
+    short_side: int = 0,
+    max_long_side: int = 0,
 ) -> tuple[NewImageArray, NewLabelArray]:
     """Scales by a random factor and keeps the aspect ratio (DeepLabv3, section 4.1).
 
     With `short_side`, the factor is relative to the size at which the shorter side has this length, or the longer side
-    `max_long_side`, whichever is smaller. This is MMSegmentation's `RandomResize` of `scale=(max_long_side,
-    short_side)` with `keep_ratio`.
+    `max_long_side`, whichever is smaller. This is `RandomResize(scale=(max_long_side, short_side), keep_ratio=True)` of
+    MMSegmentation.
 
     Args:
       image: the image.
@@ -87,19 +87,19 @@ def random_scale(
       rng: random generator of this example.
       scale_range: smallest and largest factor.
       scale_step: step between factors (research/deeplab: 0.25); 0 draws from the whole range.
-      short_side: length of the shorter side at factor 1; None keeps the size of the image.
-      max_long_side: longest side at factor 1; None does not limit it.
+      short_side: length of the shorter side at factor 1; 0 keeps the size of the image.
+      max_long_side: longest side at factor 1; 0 does not limit it.
     """
     low, high = scale_range
     if scale_step:
         factor = low + scale_step * rng.integers(0, round((high - low) / scale_step) + 1)
     else:
         factor = rng.uniform(low, high)
-    if short_side is None:
+    if not short_side:
         scaled = [max(1, round(extent * factor)) for extent in label.shape]
     else:
         factor_to_fit = int(short_side * factor) / min(label.shape)
-        if max_long_side is not None:
+        if max_long_side:
             factor_to_fit = min(factor_to_fit, int(max_long_side * factor) / max(label.shape))
         scaled = [max(1, int(extent * factor_to_fit + 0.5)) for extent in label.shape]
     return resize_image(image, scaled), resize_label(label, scaled)
@@ -133,8 +133,7 @@ def random_crop(
 
 
 def _draw_crop(shape: Sequence[int], size: Sequence[int], rng: np.random.Generator) -> tuple[slice, slice]:
-    starts = [int(rng.integers(0, max(extent - wanted, 0) + 1)) for extent, wanted in zip(shape, size, strict=True)]
-    top, left = starts
+    top, left = (int(rng.integers(0, max(extent - wanted, 0) + 1)) for extent, wanted in zip(shape, size, strict=True))
     return slice(top, top + size[0]), slice(left, left + size[1])
 
 
