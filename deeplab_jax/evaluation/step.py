@@ -20,7 +20,7 @@ Batch = dict[str, Array]
 
 def make_eval_step(
     model: nn.Module,
-    loss_fn: losses.Loss,
+    loss_fn: losses.Loss | Callable,
     *,
     protocol: EvalProtocol,
     scales: Sequence[int | float] = (1.0,),
@@ -36,7 +36,7 @@ def make_eval_step(
 
     Args:
       model: the network.
-      loss_fn: a loss of `deeplab_jax.losses.make_loss`.
+      loss_fn: a loss of `deeplab_jax.losses.make_loss`, or a function that `deeplab_jax.losses.as_loss` accepts.
       protocol: resizes logits to the size that is scored.
       scales: factors at which each image is seen, `config.eval.scales`.
       flip: also see each scale mirrored, `config.eval.flip`.
@@ -48,6 +48,8 @@ def make_eval_step(
       `loss_terms` (of a loss with several), `confusion` (int32, classes by classes), `num_images` and `prediction`
       (uint8, the shape of the labels; its values outside an image's own pixels are meaningless).
     """
+
+    loss_fn = losses.as_loss(loss_fn)
 
     def eval_step(variables, batch: Batch) -> dict[str, Array]:
         if mesh is not None:
