@@ -15,7 +15,7 @@ import pytest
 import deeplab_jax
 from deeplab_jax.cli import main
 from deeplab_jax.cli.config_flags import parse_config
-from deeplab_jax.config import base_config, config_folders, find_config
+from deeplab_jax.config import FIELDS, LOSS_TERMS, base_config, config_folders, find_config
 from deeplab_jax.pretrained.presets import load_table
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -148,6 +148,16 @@ def test_times_in_the_readme_are_those_of_the_benchmarks():
             for line in measured
             if f"| {peer} | {ours} (" in line and f"| {theirs} (" in line and f"| **{ratio}** (" in line
         ], row
+
+
+def test_the_page_of_losses_lists_every_term_with_its_defaults():
+    rows = re.findall(r"^\| `([a-z_]+)(?:\((.*?)\))?` \|", (ROOT / "docs/losses.md").read_text(), re.M)
+    defaults = {
+        name: ", ".join(f"{option}={field.default}" for option, field in options.items())
+        for name, options in LOSS_TERMS.items()
+    }
+    rules = FIELDS["loss"]["class_weight_rule"].choices
+    assert dict(rows) == defaults | {rule: "" for rule in rules if rule != "given"}
 
 
 def test_fields_that_pages_name_exist():

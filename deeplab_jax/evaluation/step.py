@@ -23,7 +23,7 @@ Batch = dict[str, Array]
 
 def make_eval_step(
     model: nn.Module,
-    loss_fn: losses.Loss,
+    loss_fn: losses.Loss | Callable,
     *,
     protocol: CanvasProtocol,
     scales: Sequence[int | float] = (1.0,),
@@ -40,7 +40,7 @@ def make_eval_step(
 
     Args:
       model: the network.
-      loss_fn: a loss of `deeplab_jax.losses.make_loss`.
+      loss_fn: a loss of `deeplab_jax.losses.make_loss`, or a function that `deeplab_jax.losses.as_loss` accepts.
       protocol: resizes logits to the size that is scored.
       scales: factors at which each image is seen, `config.eval.scales`.
       flip: also see each scale mirrored, `config.eval.flip`.
@@ -54,6 +54,8 @@ def make_eval_step(
       the shape of the labels; its values outside an image's own pixels are meaningless) and, on request, `confidence`:
       the probability of the prediction.
     """
+
+    loss_fn = losses.as_loss(loss_fn)
 
     def eval_step(variables, batch: Batch) -> dict[str, Array]:
         if mesh is not None:

@@ -135,6 +135,18 @@ class Loss:
         return counted | {"images": jnp.int32(len(labels))}
 
 
+def as_loss(loss: Loss | Callable) -> Loss:
+    """Returns a loss, or makes one of a function of your own.
+
+    Args:
+      loss: a loss, or a function of logits and labels that returns a sum and a count. It gets the inputs `where`,
+        `teacher_logits` and `step` of `Loss` that it has parameters for.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    return Loss({"loss": Term(1.0, loss, counts.count_pixels, {})})
+
+
 def add_auxiliary(report: dict[str, Any], auxiliary: dict[str, Any], weight: float) -> dict[str, Any]:
     """Adds a weighted `Loss.report` of an auxiliary head to that of the main head. Their counts are the same."""
     added = report | {"loss_sum": report["loss_sum"] + weight * auxiliary["loss_sum"]}

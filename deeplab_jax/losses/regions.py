@@ -62,11 +62,12 @@ def tversky(
     probabilities = jax.nn.softmax(logits.astype(accumulator(logits.dtype)), axis=-1)
     counted = is_labeled(labels, where)[..., None]
     is_class = compare_with_classes(labels, logits.shape[-1]) & counted
+    # Two sums of probabilities: the gradient of a third one would store another array of their size.
     true_positive = jnp.sum(jnp.where(is_class, probabilities, 0), axis=(1, 2))
-    false_positive = jnp.sum(jnp.where(counted & ~is_class, probabilities, 0), axis=(1, 2))
-    false_negative = jnp.sum(jnp.where(is_class, 1 - probabilities, 0), axis=(1, 2))
-    present = jnp.any(is_class, axis=(1, 2))
-    size = true_positive + alpha * false_positive + beta * false_negative + smooth
+    predicted = jnp.sum(jnp.where(counted, probabilities, 0), axis=(1, 2))
+    true = jnp.sum(is_class, axis=(1, 2), dtype=jnp.int32).astype(probabilities.dtype)
+    present = true > 0
+    size = true_positive + alpha * (predicted - true_positive) + beta * (true - true_positive) + smooth
     # A class that is present has a size above 0, unless alpha or beta is 0.
     index = (true_positive + smooth) / jnp.where(present & (size > 0), size, 1)
     losses = jnp.sum(jnp.where(present, 1 - index, 0), axis=1)

@@ -29,7 +29,7 @@ Batch = dict[str, Array]
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    loss_fn: losses.Loss,
+    loss_fn: losses.Loss | Callable,
     *,
     learning_rate: Schedule,
     auxiliary_weight: float = 0.4,
@@ -45,12 +45,11 @@ def make_train_step(
     Args:
       model: the network.
       optimizer: the gradient transformation of `deeplab_jax.training.optimizer.make`.
-      loss_fn: a loss of `deeplab_jax.losses.make_loss`.
+      loss_fn: a loss of `deeplab_jax.losses.make_loss`, or a function that `deeplab_jax.losses.as_loss` accepts.
       learning_rate: the schedule of `deeplab_jax.training.optimizer.make`, for the report.
       auxiliary_weight: weight of the loss of the auxiliary head, if the network has one.
       ignored_pixels: how the confusion matrix treats ignored pixels, `config.eval.ignored_pixels`.
-      accumulate_steps: number of parts that a batch is split into. They are computed one after another, which takes the
-        activation memory of a single part. See `_accumulate`.
+      accumulate_steps: number of parts of a batch, which are computed one after another to save memory.
       frozen: parameters whose gradients are not computed, `config.optimizer.frozen`.
       ema_decay: per-step decay of `state.ema_variables`, below 1; about 1 / (1 - decay) steps are averaged.
       skip_nonfinite: leave the variables as they were if the loss or the gradient is not finite.
@@ -60,9 +59,9 @@ def make_train_step(
       `step(state, batch)`, where the batch has `image` (batch, height, width, channels), `label` uint8 (batch,
       height, width) and, with a teacher, `teacher_logits` (batch, height, width, classes). It returns the next state
       and a report: `loss_sum`, `loss_count`, `loss_terms` (of a loss with several), `confusion` (int32, classes by
-      classes, of the logits in the loss), `gradient_norm` (of the trained parameters, before clipping) and
-      `learning_rate`.
+      classes), `gradient_norm` (of the trained parameters, before clipping) and `learning_rate`.
     """
+    loss_fn = losses.as_loss(loss_fn)
     sum_gradients = _make_gradient_function(
         model,
         loss_fn,
