@@ -62,7 +62,8 @@ class PixelFormat:
 
     def __str__(self) -> str:
         low, high = self.value_range
-        return f"{self.channels} channels of {self.dtype} with values from {low:g} to {high:g}"
+        plural = "" if self.channels == 1 else "s"
+        return f"{self.channels} channel{plural} of {self.dtype} with values from {low:g} to {high:g}"
 
     def to_json(self) -> dict[str, Any]:
         """The format as JSON values."""
