@@ -44,7 +44,7 @@ def plot_confusion_matrix(
     size = max(3.0, (0.36 if has_numbers else 0.13) * count)
     margin = 0.5 + 0.075 * min(40, max(map(len, names)))
     figure = new_figure(size + margin + 0.8, size + margin, dpi=_DPI)
-    figure.set_layout_engine("constrained")
+    figure.set_layout_engine("compressed")  # the axes are square
     axes = figure.add_subplot()
     axes.set_facecolor("0.85")
     drawn = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
@@ -62,7 +62,7 @@ def plot_confusion_matrix(
             value = percent[row, column]
             color = "white" if value > 60 else "black"
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=color)
-    bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02)
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.04, pad=0.02, aspect=40)
     bar.set_label("% of the pixels of the true class", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)

@@ -19,7 +19,7 @@ NAMES = ("road <b>", "$x^$ & co", "\x1b[2Jsky", "absent")
 LABELS = LabelSet.from_names(NAMES)
 
 
-def result(name="runs/<script>", ignored=True, images=3):
+def result(name="runs/<script>\x1b[1m", ignored=True, images=3):
     rng = np.random.default_rng(0)
     details, total = Details(4), np.zeros((4, 4), np.int64)
     for index in range(images):
@@ -89,7 +89,7 @@ def test_the_page_is_well_formed_and_loads_nothing(written):
 def test_names_on_the_page_are_plain_text(written):
     text = (written / "report.html").read_text(encoding="utf-8")
     words = Page(text).words
-    for name in ("runs/<script>, step 1,200", "road <b>", "$x^$ & co", r"\x1b[2Jsky", "street <i>0</i>"):
+    for name in (r"runs/<script>\x1b[1m, step 1,200", "road <b>", "$x^$ & co", r"\x1b[2Jsky", "street <i>0</i>"):
         assert name in words, name
     assert "\x1b" not in text
 
