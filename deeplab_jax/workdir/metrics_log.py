@@ -74,9 +74,10 @@ class Writer:
             purge_step = self._start_step + 1 if self._start_step else None
             self._events = Events(self._workdir / TENSORBOARD_FOLDER, purge_step=purge_step)
         self._bar = self._stack.enter_context(progress.bar("train", self._total_steps, completed=self._start_step))
-        self._bar.update(status="compiling")
-        message = "compiling the train step; the first report follows when its steps are done"
-        logger.info("step %d/%d  %s", self._start_step, self._total_steps, message, extra=self._bar.log_extra)
+        if self._start_step < self._total_steps:
+            self._bar.update(status="compiling")
+            message = "compiling the train step; the first report follows when its steps are done"
+            logger.info("step %d/%d  %s", self._start_step, self._total_steps, message, extra=self._bar.log_extra)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -32,7 +32,8 @@ def test_a_finished_run_reports_its_scores_again(run, workdir, tiny_arguments):
     assert (code, out) == (0, "")
     assert err[-1] == (
         f"mean IoU {scores['mean_iou']:.4f}, pixel accuracy {scores['pixel_accuracy']:.4f}, loss {scores['loss']:.4f} "
-        f"on 200 images; see metrics.json and gallery.png in {workdir}"
+        f"on 200 images; see metrics.json and gallery.png in {workdir}; the best checkpoint (--checkpoint best) is "
+        f"that of step 2, mean IoU {scores['mean_iou']:.4f}"
     )
 
 
