@@ -23,6 +23,7 @@ from deeplab_jax.cli import (
     parser,
     predict,
     presets,
+    push,
     summary,
     train,
 )
@@ -40,6 +41,7 @@ COMMANDS: tuple[Command, ...] = (
     *papers.COMMANDS,
     presets.COMMAND,
     convert.COMMAND,
+    push.COMMAND,
     export.COMMAND,
     demo.COMMAND,
     summary.COMMAND,

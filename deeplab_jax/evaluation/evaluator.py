@@ -18,7 +18,6 @@ from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import metrics, report
 from deeplab_jax.evaluation.step import jit_eval_step
-from deeplab_jax.files import local_path
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import abstract_variables, build_for_mesh
 from deeplab_jax.parallel import mesh as mesh_lib
@@ -102,8 +101,8 @@ def evaluate(
     """Scores a network on a split of a data set.
 
     Args:
-      name_or_path: the workdir of a training run, whose newest checkpoint is scored; the name of a preset; or a folder
-        that `deeplab-jax convert` wrote.
+      name_or_path: the workdir of a training run, whose newest checkpoint is scored; the name of a preset; a folder
+        that `deeplab-jax convert` wrote; or `hf://owner/name`, a network on the Hugging Face Hub.
       config: names the data set and how images are fed. Default for a workdir: the run's own config. For a preset or a
         folder, start from `deeplab_jax.pretrained.preset_config` and set `data.name`.
       split: split of the data set; default: `data.eval_split`.
@@ -117,10 +116,9 @@ def evaluate(
       UserError: there is no such network or it has no checkpoint or no classes, a weight is NaN or infinite, the data
         set is not prepared, or its classes differ from the network's.
     """
-    path = local_path(name_or_path)
-    if not pretrained.is_workdir(path):
+    if not pretrained.is_workdir(name_or_path):
         return evaluate_network(pretrained.load(name_or_path), name_or_path, config=config, split=split)
-    result = evaluate_workdir(path, config=config, split=split)
+    result = evaluate_workdir(pathlib.Path(name_or_path), config=config, split=split)
     try:
         result.save()
     except UserError as error:  # the scores took longer than anything else
