@@ -106,7 +106,9 @@ _TRAIN = {
         "how to treat a loss or gradient that is NaN or infinite",
         {"stop": "end the training", "skip": "do not update the parameters in this step"},
     ),
-    "init_from": Field(None, "preset, folder of a pretrained network, workdir, or `hf://owner/name` to start from", value_type=str),
+    "init_from": Field(
+        None, "preset, folder of a pretrained network, workdir, or `hf://owner/name` to start from", value_type=str
+    ),
 }
 
 _OPTIMIZER = {
@@ -176,7 +178,9 @@ _LOSS = {
     ),
     "auxiliary_weight": Field(0.4, "weight of the auxiliary head's loss", range=ranges.AT_LEAST_ZERO),
     "teacher": Field(
-        None, "preset, folder, workdir or `hf://owner/name` of a network with the same classes to distill from", value_type=str
+        None,
+        "preset, folder, workdir or `hf://owner/name` of a network with the same classes to distill from",
+        value_type=str,
     ),
     "teacher_weight": Field(
         0.5, "share of the teacher's probabilities in the target; the labels have the rest", range=ranges.SHARE

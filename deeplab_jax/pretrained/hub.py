@@ -7,6 +7,7 @@ names, all files come from the commit that it stands for at that moment, and the
 import contextlib
 import dataclasses
 import logging
+import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from typing import Any
 
 from deeplab_jax import progress
 from deeplab_jax.errors import UserError, from_os_error
-from deeplab_jax.files import read_json
+from deeplab_jax.files import file_digest, read_json
 from deeplab_jax.pretrained import bundle, model_card
 from deeplab_jax.pretrained.formats import import_file
 from deeplab_jax.pretrained.network import PretrainedNetwork
@@ -97,8 +98,9 @@ def load(text: str, file_format: str | None = None) -> PretrainedNetwork:
         config_path = _download(address, bundle.CONFIG_FILE)
     except FileNotFoundError:
         raise UserError(
-            f"{address} has no {bundle.CONFIG_FILE}, so it is not a network of deeplab_jax; if it has weights of another "
-            f"format that `deeplab-jax convert --help` lists, run `deeplab-jax convert --from FORMAT {address}/FILE`"
+            f"{address} has no {bundle.CONFIG_FILE}, so it is not a network of deeplab_jax; if it has weights of "
+            f"another format that `deeplab-jax convert --help` lists, run "
+            f"`deeplab-jax convert --from FORMAT {address}/FILE`"
         ) from None
     folder = config_path.parent
     pinned = dataclasses.replace(address, revision=folder.name)
@@ -144,6 +146,7 @@ def import_hub() -> Any:
     """
     try:
         import huggingface_hub
+        import huggingface_hub.constants
         import huggingface_hub.errors
         import huggingface_hub.utils
     except ImportError:
@@ -176,6 +179,8 @@ def explain_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
         raise UserError(_refusal(hub, repo_id, revision, error)) from None
     except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.FileMetadataError, ConnectionError) as error:
         raise UserError(_unreachable(hub, repo_id, error)) from None
+    except ValueError as error:  # metadata of a model card that the Hub refuses
+        raise UserError(f"{PREFIX}{repo_id}: {' '.join(str(error).split())[:300]}") from None
     except OSError as error:
         if error.errno is None:  # huggingface_hub raises them too: a size that is not the announced one
             raise UserError(f"{PREFIX}{repo_id}: {_first_line(error)}; run the command again") from None
@@ -188,10 +193,17 @@ def explain_errors(repo_id: str, revision: str | None = None) -> Iterator[None]:
 def _download(address: Address, file: str) -> pathlib.Path:
     """Downloads a file, unless the cache has it. Raises FileNotFoundError if the repository has no such file."""
     with explain_errors(address.repo_id, address.revision):
-        path = import_hub().hf_hub_download(
-            address.repo_id, file, revision=address.revision, library_name="deeplab_jax"
-        )
-    return pathlib.Path(path)
+        download = import_hub().hf_hub_download
+        path = pathlib.Path(download(address.repo_id, file, revision=address.revision, library_name="deeplab_jax"))
+    _verify(path)
+    return path
+
+
+def _verify(path: pathlib.Path) -> None:
+    """Checks a large file of the cache: a link to a file whose name is its SHA-256."""
+    digest = pathlib.PurePath(os.readlink(path)).name if path.is_symlink() else ""
+    if re.fullmatch("[0-9a-f]{64}", digest) and file_digest(path) != digest:
+        raise UserError(f"{path} is damaged: its checksum is not {digest}; remove it and {path.resolve()}")
 
 
 def _require(address: Address, file: str) -> pathlib.Path:
@@ -276,11 +288,14 @@ def _refusal(hub: Any, repo_id: str, revision: str | None, error: Exception) -> 
         return f"{name} is gated: accept its terms at {place}, then {log_in}"
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{name} has no revision {revision!r}; choose a branch, a tag or a commit"
-    if isinstance(error, errors.RepositoryNotFoundError):
+    status, request = error.response.status_code, error.response.request
+    is_anonymous = status == 401 and "authorization" not in request.headers
+    if is_anonymous and request.method == "POST":
+        return f"{name}: only its owner can write to it; {log_in}"
+    if is_anonymous or isinstance(error, errors.RepositoryNotFoundError):
         return f"{name} does not exist, or it is private; check the name, or, for a private one, {log_in}"
     if isinstance(error, errors.DisabledRepoError):
         return f"{name} has been disabled by the Hub"
-    status = error.response.status_code
     if status in (401, 403):
         return f"{name}: the token has no permission for this ({_server_message(error)}); {log_in} with another one"
     return f"{name}: the server answers {status} ({_server_message(error)}); try again later"
