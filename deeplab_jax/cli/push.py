@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
             if name in facts:
                 logger.info("%s: %s", name, ", ".join(facts[name]) if name == "data" else facts[name])
         for score in upload.provenance.scores:
-            logger.info("score: %s %.4f, %s %s, %s", score.metric, score.value, score.data, score.split, score.protocol)
+            logger.info("score: %s %.4f, %s, %s", score.metric, score.value, score.place, score.protocol)
         for note in upload.notes:
             logger.warning("%s", note)
         if args.dry_run:

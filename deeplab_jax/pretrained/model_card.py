@@ -61,7 +61,7 @@ def metadata(network: PretrainedNetwork, repo_id: str = UNNAMED) -> dict[str, An
         values["datasets"] = list(facts.data)
     if facts.scores:
         name = _title(network) if repo_id == UNNAMED else repo_id.rpartition("/")[2]
-        values["model-index"] = [{"name": name, "results": [_result(score, task) for score in facts.scores]}]
+        values["model-index"] = [{"name": name, "results": _results(facts.scores, task)}]
     return values
 
 
@@ -116,13 +116,18 @@ def _license_fields(facts: Provenance) -> dict[str, str]:
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")}
 
 
-def _result(score: Score, task: str) -> dict[str, Any]:
-    dataset = {"type": score.data, "name": score.data}
-    if score.split is not None:
-        dataset["split"] = score.split
-    metric = {"type": score.metric, "value": score.value, "name": f"{_metric(score)} ({score.protocol})"}
-    result: dict[str, Any] = {"task": {"type": task}, "dataset": dataset, "metrics": [metric]}
-    return result
+def _results(scores: tuple[Score, ...], task: str) -> list[dict[str, Any]]:
+    """Returns one result for each data set and split, with all of its scores."""
+    results: dict[tuple[str, str | None], dict[str, Any]] = {}
+    for score in scores:
+        dataset = {"type": score.data, "name": score.data} | ({"split": score.split} if score.split else {})
+        result = results.setdefault(
+            (score.data, score.split), {"task": {"type": task}, "dataset": dataset, "metrics": []}
+        )
+        result["metrics"].append(
+            {"type": score.metric, "value": score.value, "name": f"{_metric(score)} ({score.protocol})"}
+        )
+    return list(results.values())
 
 
 def _title(network: PretrainedNetwork) -> str:
@@ -175,7 +180,7 @@ def _classes(names: tuple[str, ...]) -> str:
 
 def _scores(scores: tuple[Score, ...]) -> str:
     rows = [
-        f"| {_cell(_metric(score))} | {score.value:.4f} | {_cell(' '.join(filter(None, (score.data, score.split))))} "
+        f"| {_cell(_metric(score))} | {score.value:.4f} | {_cell(score.place)} "
         f"| {_cell(score.protocol)} | {_cell(score.source or 'not stated')} |"
         for score in scores
     ]

@@ -35,6 +35,11 @@ class Score:
     split: str | None = None
     source: str | None = None
 
+    @property
+    def place(self) -> str:
+        """The data set and its split."""
+        return self.data if self.split is None else f"{self.data} {self.split}"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:

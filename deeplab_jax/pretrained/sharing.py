@@ -225,7 +225,10 @@ def _is_private(path: pathlib.Path) -> bool:
 
 def _notes(facts: Provenance) -> list[str]:
     unknown = {
-        "license": (facts.license, "without one, nobody may use the weights; name it with --license"),
+        "license": (
+            facts.license,
+            "without one, others may not know whether they can use them; name it with --license",
+        ),
         "author": (facts.author, "name it with --author"),
         "scores": (facts.scores, "evaluate the training run, then push its workdir"),
         "training data": (facts.data, "edit README.md in a saved folder"),

@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from flax import traverse_util
 
 import deeplab_jax
@@ -21,6 +22,7 @@ from deeplab_jax.labels import LabelSet
 from deeplab_jax.pretrained import PretrainedNetwork, Provenance, Score, bundle, hub, load, push_to_hub
 from deeplab_jax.pretrained.network import model_config, variable_shapes
 from deeplab_jax.pretrained.provenance import NVIDIA_LICENSE, TRAINING_RUN
+from tests.pretrained.importers.torch_networks import Golden
 from tests.support.hub_server import TOKEN, Repository, serving
 
 pytest.importorskip("huggingface_hub")
@@ -76,7 +78,7 @@ def no_waiting(monkeypatch):
 def publish(server, name, **files):
     """Puts a repository with these files on the server."""
     repository = server.repositories[name] = Repository()
-    repository.commit("main", {path.replace("__", "."): content for path, content in files.items()})
+    repository.commit("main", files)
     return repository
 
 
@@ -190,25 +192,31 @@ def test_another_process_finds_the_server_by_hf_endpoint(server, network, tmp_pa
 # ---- Networks of other projects ----
 
 
-def test_a_segformer_of_transformers_is_loaded_directly(server, monkeypatch):
-    def import_folder(folder, file_format):
-        assert file_format == "transformers"
-        assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "model.safetensors"} - {
-            "README.md"
-        }
-        return PretrainedNetwork(model_config(backbone="mit_b0", head="segformer"), {}, LABELS)
-
-    monkeypatch.setattr(hub, "import_file", import_folder)
-    config = json.dumps({"model_type": "segformer"}).encode()
-    card = b"---\nlicense: cc-by-4.0\ndatasets:\n- scene_parse_150\n---\n# SegFormer\n"
-    for owner, license_name in (("nvidia", NVIDIA_LICENSE), ("grace", "cc-by-4.0")):
-        repository = publish(
-            server, f"{owner}/segformer", config__json=config, model__safetensors=b"weights", README__md=card, tf=b"no"
-        )
-        facts = load(f"hf://{owner}/segformer").provenance
-        assert (facts.author, facts.license, facts.data) == (owner, license_name, ("scene_parse_150",))
-        assert facts.origin == f"hf://{owner}/segformer@{repository.branches['main']}"
-    assert not server.paths("GET", "/tf$")
+@pytest.mark.parametrize(("owner", "license_name"), [("nvidia", NVIDIA_LICENSE), ("grace", "cc-by-4.0")])
+def test_a_segformer_of_transformers_is_loaded_directly(server, owner, license_name):
+    golden = Golden("transformers")
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in golden.shapes("saved_b0").items()}
+    names = {str(number): f"thing {number}" for number in range(5)}
+    repository = publish(
+        server,
+        f"{owner}/segformer",
+        **{
+            "config.json": json.dumps({"model_type": "segformer", "id2label": names}).encode(),
+            "preprocessor_config.json": json.dumps({"size": 256}).encode(),
+            "model.safetensors": safetensors.numpy.save(arrays),
+            "tf_model.h5": b"the same weights for TensorFlow",
+            "README.md": b"---\nlicense: cc-by-4.0\ndatasets:\n- scene_parse_150\n---\n# SegFormer\n",
+        },
+    )
+    network = load(f"hf://{owner}/segformer")
+    assert (network.model.backbone, network.model.head, network.image_size) == ("mit_b0", "segformer", (256, 256))
+    assert network.label_set.class_names == tuple(names.values())
+    facts = network.provenance
+    assert (facts.author, facts.license, facts.data) == (owner, license_name, ("scene_parse_150",))
+    assert facts.origin == f"hf://{owner}/segformer@{repository.branches['main']}"
+    assert not server.paths("GET", "tf_model")
+    with pytest.raises(UserError, match="has the format transformers; to import another file, name it"):
+        hub.load(f"hf://{owner}/segformer", "deeplab_jax")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +236,7 @@ def test_a_segformer_of_transformers_is_loaded_directly(server, monkeypatch):
     ],
 )
 def test_a_network_of_another_project_is_named_with_the_fix(server, config, message):
-    publish(server, "grace/other", config__json=json.dumps(config).encode(), model__safetensors=b"weights")
+    publish(server, "grace/other", **{"config.json": json.dumps(config).encode(), "model.safetensors": b"weights"})
     with pytest.raises(UserError, match=message) as caught:
         load("hf://grace/other")
     assert str(caught.value).startswith("hf://grace/other@")
@@ -236,7 +244,7 @@ def test_a_network_of_another_project_is_named_with_the_fix(server, config, mess
 
 
 def test_a_repository_without_a_config_is_named(server):
-    publish(server, "grace/other", net__pth=b"weights")
+    publish(server, "grace/other", **{"net.pth": b"weights"})
     with pytest.raises(
         UserError, match="^hf://grace/other has no config.json, .* --from FORMAT hf://grace/other/FILE`$"
     ):
@@ -244,7 +252,7 @@ def test_a_repository_without_a_config_is_named(server):
 
 
 def test_one_file_is_downloaded_for_convert(server):
-    publish(server, "grace/other", net__pth=b"weights")
+    publish(server, "grace/other", **{"net.pth": b"weights"})
     assert hub.download_file("hf://grace/other/net.pth").read_bytes() == b"weights"
     with pytest.raises(UserError, match="^hf://grace/other has no file none.pth$"):
         hub.download_file("hf://grace/other/none.pth")
@@ -265,7 +273,7 @@ def test_an_address_of_another_form_is_named(text):
 
 def test_what_the_hub_refuses_is_explained(server, network, monkeypatch):
     push_to_hub(network, "ada/fields", private=True)
-    publish(server, "grace/gated", config__json=b"{}").gated = True
+    publish(server, "grace/gated", **{"config.json": b"{}"}).gated = True
     with pytest.raises(UserError, match="^hf://ada/fields has no revision 'v9'; choose a branch, a tag or a commit$"):
         load("hf://ada/fields@v9")
     with pytest.raises(UserError, match="^hf://grace/gated is gated: accept its terms at http.*/grace/gated, then run"):
