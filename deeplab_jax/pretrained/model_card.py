@@ -68,7 +68,7 @@ def metadata(network: PretrainedNetwork, repo_id: str = UNNAMED) -> dict[str, An
 def complete(card: str, network: PretrainedNetwork, repo_id: str) -> str:
     """Returns a card that a person has edited, with the name of the repository and the metadata that it lacks.
 
-    What the card states wins, except for the license.
+    The metadata of the card wins, except for the license.
 
     Args:
       card: the content of `README.md`.

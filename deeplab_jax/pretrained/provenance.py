@@ -1,4 +1,4 @@
-"""What is known about the origin of a network: author, training data, date, license and scores. Nothing is guessed."""
+"""Facts about the origin of a network: author, training data, date, license and scores. Nothing is guessed."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -23,7 +23,7 @@ _MOST_REPORT_FILES, _MAX_REPORT_BYTES = 2000, 500 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Upload:
-    """What `push_to_hub` would upload.
+    """The files that `push_to_hub` uploads.
 
     Attributes:
       repo_id: owner and name of the repository.

@@ -17,9 +17,10 @@ import safetensors.numpy
 from flax import traverse_util
 
 import deeplab_jax
+from deeplab_jax.demo.networks import find_networks
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.pretrained import PretrainedNetwork, Provenance, Score, bundle, hub, load, push_to_hub
+from deeplab_jax.pretrained import PretrainedNetwork, Provenance, Score, bundle, hub, load, model_fields, push_to_hub
 from deeplab_jax.pretrained.network import model_config, variable_shapes
 from deeplab_jax.pretrained.provenance import NVIDIA_LICENSE, TRAINING_RUN
 from tests.pretrained.importers.torch_networks import Golden
@@ -187,6 +188,28 @@ def test_another_process_finds_the_server_by_hf_endpoint(server, network, tmp_pa
     )
     weights = len(server.repositories["ada/fields"].commits[commit]["model.safetensors"])
     assert weights < 0.6 * (tmp_path / "net" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        deeplab_jax.from_pretrained,
+        deeplab_jax.Predictor.from_pretrained,
+        deeplab_jax.evaluate,
+        model_fields,
+        lambda address: find_networks([address])["fields"](),
+    ],
+    ids=["from_pretrained", "Predictor", "evaluate", "model_fields", "demo"],
+)
+def test_an_address_is_resolved_wherever_a_preset_is(server, monkeypatch, use):
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(UserError, match="^hf://ada/fields does not exist, or it is private"):
+        use("hf://ada/fields")
+
+
+def test_a_predictor_is_created_from_an_address(server, network):
+    push_to_hub(network, "ada/fields")
+    assert deeplab_jax.Predictor.from_pretrained("hf://ada/fields").label_set == LABELS
 
 
 # ---- Networks of other projects ----
