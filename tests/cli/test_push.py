@@ -51,7 +51,7 @@ def test_convert_records_license_and_author(run, trained, tmp_path):
     [
         ("predict", "photo.jpg", "--output", "masks"),
         ("evaluate",),
-        ("export", "--format", "stablehlo", "--output", "net.stablehlo"),
+        ("export", "--to", "stablehlo", "--output", "net.stablehlo"),
         ("demo",),
         ("papers", "verify", "row"),
         ("benchmark-latency",),
