@@ -115,7 +115,7 @@ def _read_score(values: Any) -> Score:
     if not isinstance(values, Mapping):
         raise ValueError("a score is not an object")
     value = values.get("value")
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:  # nor NaN
         raise ValueError("the value of a score is not a number")
     names = {field.name for field in dataclasses.fields(Score)} - {"value"}
     texts = {name: _text(values[name], f"{name} of a score") for name in names if values.get(name) is not None}

@@ -115,7 +115,7 @@ def prepare_upload(
             network = source
         else:
             bundle.save_pretrained(pathlib.Path(temporary) / "model", source, **model_options)
-            network = bundle.load(pathlib.Path(temporary) / "model")
+            network = load(pathlib.Path(temporary) / "model")
             model_options = {}
         if model_options:
             raise TypeError(f"only a model takes the argument {min(model_options)!r}")

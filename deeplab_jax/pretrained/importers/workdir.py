@@ -1,6 +1,7 @@
 """The newest checkpoint of a training run."""
 
 import datetime
+import logging
 import pathlib
 from typing import Any
 
@@ -8,9 +9,11 @@ from deeplab_jax.data import protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
 from deeplab_jax.pretrained import bundle, presets
-from deeplab_jax.pretrained.network import PretrainedNetwork
+from deeplab_jax.pretrained.network import PretrainedNetwork, first_line
 from deeplab_jax.pretrained.provenance import TRAINING_RUN, UNKNOWN, Provenance, Score
 from deeplab_jax.workdir import layout
+
+logger = logging.getLogger(__name__)
 
 _METRICS_FILE = "metrics.json"
 _METRICS = ("mean_iou", "pixel_accuracy")
@@ -71,26 +74,23 @@ def _scores(path: pathlib.Path, step: int) -> tuple[Score, ...]:
     """Returns the scores that an evaluation of this step has written; none if it was of another step."""
     if not path.is_file():
         return ()
-    values = read_json(path)
-    config = values.get("config")
-    if values.get("step") != step or not isinstance(config, dict):
-        return ()
     try:
-        protocol, data, split = _protocol(values, config), config["data"]["name"], config["data"]["eval_split"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error!r}; evaluate the run again, or remove the file") from None
-    return tuple(
-        Score(
-            metric=metric,
-            value=float(values[metric]),
-            data=str(data),
-            split=str(split),
-            protocol=protocol,
-            source="measured with deeplab_jax",
-        )
-        for metric in _METRICS
-        if isinstance(values.get(metric), float | int)
-    )
+        values = read_json(path)
+        if values.get("step") != step:
+            return ()
+        config = values["config"]
+        facts = {
+            "data": str(config["data"]["name"]),
+            "split": str(config["data"]["eval_split"]),
+            "protocol": _protocol(values, config),
+            "source": "measured with deeplab_jax",
+        }
+        scores = [{"metric": metric, "value": values[metric], **facts} for metric in _METRICS if metric in values]
+        return Provenance.from_json({"scores": scores}).scores
+    except (UserError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # The weights are as good as before, and most uses need no scores.
+        logger.warning("the scores in %s are left out, since the file is damaged: %s", path, first_line(error))
+        return ()
 
 
 def _protocol(values: dict[str, Any], config: dict[str, Any]) -> str:
