@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from deeplab_jax.inference import Prediction, Predictor
     from deeplab_jax.labels import LabelSet
     from deeplab_jax.models import DeepLabV3Plus, register_backbone
-    from deeplab_jax.pretrained import from_pretrained, list_presets, save_pretrained
+    from deeplab_jax.pretrained import from_pretrained, list_presets, push_to_hub, save_pretrained
     from deeplab_jax.training.loop import train
     from deeplab_jax.visualization import plot_segmentation_mask_gallery
 
@@ -30,6 +30,7 @@ _MODULES = {
     "list_presets": "pretrained",
     "load_config": "config",
     "plot_segmentation_mask_gallery": "visualization",
+    "push_to_hub": "pretrained",
     "register_backbone": "models",
     "register_dataset": "data",
     "register_transform": "data",
@@ -48,6 +49,7 @@ __all__ = [
     "list_presets",
     "load_config",
     "plot_segmentation_mask_gallery",
+    "push_to_hub",
     "register_backbone",
     "register_dataset",
     "register_transform",

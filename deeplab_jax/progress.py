@@ -28,6 +28,11 @@ def show_on(console: "Console | None") -> None:
     _console = console
 
 
+def is_shown() -> bool:
+    """Returns True if progress bars appear on a terminal."""
+    return _console is not None and _console.is_terminal
+
+
 class Bar:
     """One line of the display. Its methods do nothing if no display is shown."""
 
@@ -65,7 +70,7 @@ def bar(
       is_bytes: amounts are bytes, shown as sizes and a speed.
     """
     global _display
-    if _console is None or not _console.is_terminal:
+    if not is_shown():
         yield Bar(None, None)
         return
     if _display is None:

@@ -274,7 +274,7 @@ def test_presets_and_configs_that_commands_name_exist():
     for param in shown_commands():
         (arguments,) = param.values
         text = " ".join(arguments)
-        for name in re.findall(r"(?:--preset[ =]|train\.init_from=)(\w+)(?![\w/])", text):
+        for name in re.findall(r"(?:--preset[ =]|train\.init_from=)(\w+)(?![\w/:])", text):
             assert name in {*load_table(), "NAME", "runs", "networks"}, text
         for name in re.findall(r"--config[ =](\w+)(?![\w.])", text):
             assert find_config(name)

@@ -18,6 +18,7 @@ PACKAGES = {
     "list_presets": "pretrained",
     "load_config": "config",
     "plot_segmentation_mask_gallery": "visualization",
+    "push_to_hub": "pretrained",
     "register_backbone": "models",
     "register_dataset": "data",
     "register_transform": "data",

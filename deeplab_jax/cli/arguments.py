@@ -17,6 +17,9 @@ _LARGEST = 2**31 - 1
 _LARGEST_SIDE = 2**16 - 1
 _MOST_CLASSES = 255  # a label is one byte, and 255 is the ignore label
 
+#: Start of an address on the Hugging Face Hub; `deeplab_jax.pretrained.hub` parses it.
+HUB = "hf://"
+
 #: `--json` without a file: JSON goes to standard output.
 STDOUT = pathlib.Path("-")
 
@@ -32,14 +35,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def add_network(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds `--workdir` and `--preset`, of which only one can be given."""
-    network = parser.add_mutually_exclusive_group(required=required)
-    network.add_argument("--workdir", type=path, help="use the network of this training run")
+    group = parser.add_mutually_exclusive_group(required=required)
+    group.add_argument("--workdir", type=path, help="use the network of this training run")
     default = "" if required else " (default: the network that ships with the package)"
-    network.add_argument(
+    group.add_argument(
         "--preset",
-        type=name_or_path,
+        type=network,
         metavar="NAME|FOLDER",
-        help=f"use a preset, or a folder that `deeplab-jax convert` wrote{default}",
+        help=f"use a preset, a folder that `deeplab-jax convert` wrote, or hf://owner/name on the Hugging Face Hub"
+        f"{default}",
     )
 
 
@@ -52,6 +56,14 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         help="checkpoint of the training run: the one with the best mean IoU, the newest, or that of a step (default: "
         "checkpoint.use of its config)",
     )
+
+
+def add_provenance(parser: argparse.ArgumentParser) -> None:
+    """Adds `--license` and `--author`."""
+    parser.add_argument(
+        "--license", metavar="NAME", help="license of the weights, for the model card, such as Apache-2.0"
+    )
+    parser.add_argument("--author", metavar="NAME", help="who trained the network, for the model card")
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +108,11 @@ def name_or_path(text: str) -> str:
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def network(text: str) -> str:
+    """Parses a name, the path of a local file or folder, or an address on the Hugging Face Hub."""
+    return text if text.startswith(HUB) else name_or_path(text)
 
 
 def writable_file(text: str) -> pathlib.Path:

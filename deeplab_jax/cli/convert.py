@@ -3,9 +3,15 @@
 import argparse
 import dataclasses
 import logging
+import pathlib
+from typing import TYPE_CHECKING
 
 from deeplab_jax.cli import arguments
 from deeplab_jax.cli.command import Command
+from deeplab_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    from deeplab_jax.pretrained import PretrainedNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -14,13 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument(
         "files",
-        type=arguments.path,
+        type=arguments.network,
         nargs="+",
         metavar="FILE|FOLDER",
-        help="weights to convert; several files are averaged (model soup)",
+        help="weights to convert, also hf://owner/name/FILE on the Hugging Face Hub; several files are averaged (model "
+        "soup)",
     )
     parser.add_argument("--from", dest="format", required=True, metavar="FORMAT", help="format of the files, see below")
     arguments.add_checkpoint(parser)
+    arguments.add_provenance(parser)
     parser.add_argument("--output", type=arguments.path, required=True, metavar="FOLDER", help="folder to write")
     parser.add_argument(
         "--size", type=arguments.size, metavar="HxW", help="network input size to record (default: as in the file)"
@@ -32,16 +40,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Converts, and logs what was read."""
-    from deeplab_jax.pretrained import average, bundle, import_file
+    from deeplab_jax.pretrained import average, bundle
+    from deeplab_jax.pretrained.provenance import check_license
 
-    network = average([import_file(file, args.format, checkpoint=args.checkpoint) for file in args.files])
+    network = average([_import(name, args.format, args.checkpoint) for name in args.files])
     if args.size is not None:
         network = dataclasses.replace(network, image_size=args.size)
+    stated = {"author": args.author, "license": None if args.license is None else check_license(args.license)}
+    stated = {name: value for name, value in stated.items() if value is not None}
+    network = dataclasses.replace(network, provenance=dataclasses.replace(network.provenance, **stated))
     bundle.save(network, args.output, half=args.half)
     for line in network.report:
         logger.info("%s", line)
     contents = "backbone only" if network.label_set is None else f"{network.label_set.num_classes} classes"
     logger.info("Wrote %s: %s, %s", args.output, network.model.backbone, contents)
+
+
+def _import(name: str, file_format: str, checkpoint: str | None) -> "PretrainedNetwork":
+    from deeplab_jax.pretrained import hub, import_file
+
+    if not hub.is_address(name):
+        return import_file(pathlib.Path(name), file_format, checkpoint=checkpoint)
+    if checkpoint is not None:
+        raise UsageError("--checkpoint chooses a checkpoint of a training run, not of a network on the Hub")
+    if hub.parse(name).file is None:
+        return hub.load(name, file_format)
+    network = import_file(hub.download_file(name), file_format)
+    return dataclasses.replace(network, provenance=dataclasses.replace(network.provenance, origin=name))
 
 
 COMMAND = Command(

@@ -12,9 +12,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         nargs="+",
         default=[],
-        type=arguments.name_or_path,
+        type=arguments.network,
         metavar="NAME|FOLDER",
-        help="put these networks first in the menu; presets already on this disk are always offered",
+        help="put these networks, also hf://owner/name, first in the menu; presets already on this disk are always "
+        "offered",
     )
     parser.add_argument("--workdir", type=arguments.path, help="also offer the network of this training run")
     parser.add_argument(

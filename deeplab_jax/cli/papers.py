@@ -105,9 +105,10 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     _add_row(parser)
     parser.add_argument(
         "--preset",
-        type=arguments.name_or_path,
+        type=arguments.network,
         metavar="NAME|FOLDER",
-        help="weights to evaluate (default: the row's own), such as a folder that `deeplab-jax convert` wrote",
+        help="weights to evaluate (default: the row's own), such as a folder that `deeplab-jax convert` wrote "
+        "or hf://owner/name",
     )
     _add_data(parser)
     parser.add_argument(

@@ -158,7 +158,8 @@ _TRAIN = {
     ),
     "init_from": Field(
         None,
-        "preset, folder of a pretrained network, or workdir to start from, such as 'runs/photos@best'",
+        "preset, folder of a pretrained network, workdir such as 'runs/photos' or 'runs/photos@best', or "
+        "`hf://owner/name` to start from",
         value_type=str,
     ),
 }
@@ -258,7 +259,9 @@ _LOSS = {
     ),
     "auxiliary_weight": Field(0.4, "weight of the auxiliary head's loss", range=ranges.AT_LEAST_ZERO),
     "teacher": Field(
-        None, "preset, folder or workdir of a network with the same classes to distill from", value_type=str
+        None,
+        "preset, folder, workdir or `hf://owner/name` of a network with the same classes to distill from",
+        value_type=str,
     ),
     "teacher_weight": Field(
         0.5, "share of the teacher's probabilities in the target; the labels have the rest", range=ranges.SHARE

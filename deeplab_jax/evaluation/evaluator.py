@@ -148,7 +148,7 @@ def evaluate(
 
     Args:
       name_or_path: the workdir of a training run, which can name its checkpoint as in `runs/photos@best`; the name of a
-        preset; or a folder that `deeplab-jax convert` wrote.
+        preset; a folder that `deeplab-jax convert` wrote; or `hf://owner/name`, a network on the Hugging Face Hub.
       config: names the data set and how images are fed. Default for a workdir: the run's own config. For a preset or a
         folder, start from `deeplab_jax.pretrained.preset_config` and set `data.name`.
       split: split of the data set; default: `data.eval_split`.
@@ -173,7 +173,7 @@ def evaluate(
         check_new_folder(report_folder)
         options["num_worst"] = NUM_WORST
     if pretrained.is_workdir(path):
-        result = evaluate_workdir(path, checkpoint=checkpoint, **options)
+        result = evaluate_workdir(pathlib.Path(path), checkpoint=checkpoint, **options)
     else:
         result = evaluate_network(pretrained.load(name_or_path, checkpoint=checkpoint), name_or_path, **options)
     try:

@@ -125,7 +125,7 @@ class Predictor:
         """Loads a pretrained network for prediction.
 
         Args:
-          name_or_path: preset name, saved network or workdir, see `pretrained.load`.
+          name_or_path: preset name, saved network, workdir or `hf://owner/name`, see `pretrained.load`.
           config: how to feed images (default: as the network's authors do; for a workdir, the run's own config).
           checkpoint: checkpoint of a workdir: "newest", "best" or a step; default: the run's `checkpoint.use`.
           **options: see the class.

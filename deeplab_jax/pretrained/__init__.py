@@ -1,4 +1,4 @@
-"""Pretrained networks: presets, saved networks, training runs, and files of other frameworks."""
+"""Pretrained networks: presets, saved networks, training runs, the Hugging Face Hub, and files of other frameworks."""
 
 from deeplab_jax.pretrained.bundle import save_pretrained
 from deeplab_jax.pretrained.formats import FORMATS, Format, import_file, register_format
@@ -15,6 +15,8 @@ from deeplab_jax.pretrained.loading import (
 from deeplab_jax.pretrained.merge import merge
 from deeplab_jax.pretrained.network import PretrainedNetwork, average, check_finite
 from deeplab_jax.pretrained.presets import Preset, list_presets
+from deeplab_jax.pretrained.provenance import Provenance, Score
+from deeplab_jax.pretrained.sharing import push_to_hub
 
 __all__ = [
     "BACKBONE_FIELDS",
@@ -23,6 +25,8 @@ __all__ = [
     "Format",
     "Preset",
     "PretrainedNetwork",
+    "Provenance",
+    "Score",
     "average",
     "check_finite",
     "from_pretrained",
@@ -33,6 +37,7 @@ __all__ = [
     "merge",
     "model_fields",
     "preset_config",
+    "push_to_hub",
     "register_format",
     "save_pretrained",
     "split_checkpoint",

@@ -1,10 +1,11 @@
-"""The format of saved networks: a folder with `config.json` and `model.safetensors`.
+"""The format of saved networks: a folder with `config.json`, `model.safetensors` and `README.md`.
 
 `config.json` contains `format` ("deeplab_jax"), `version` (of the config schema), `model` (every field of
 `config.model`), `class_names` and `palette` (null for a backbone), `protocol` and `image_size` (how to feed images),
-and `report` (where the values came from). `model.safetensors` contains every variable under its path, such as
-`params/backbone/stem_conv/kernel`. Values are float32; kernels can be float16, at half the size, and become float32
-when they are read. Saving the same network again gives the same bytes.
+`report` (where the values came from), and `provenance` (author, license, scores and so on; left out if nothing is
+known). `model.safetensors` contains every variable under its path, such as `params/backbone/stem_conv/kernel`. Values
+are float32; kernels can be float16, at half the size, and become float32 when they are read. `README.md` is the model
+card, for people and for the Hugging Face Hub. Saving the same network again gives the same bytes.
 """
 
 import json
@@ -23,12 +24,15 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import check_new_folder, create_folder, read_json, write_atomically
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import SegmentationNetwork, abstract_variables
+from deeplab_jax.pretrained import model_card
 from deeplab_jax.pretrained.network import PretrainedNetwork, first_line, model_config, variable_shapes
+from deeplab_jax.pretrained.provenance import UNKNOWN, Provenance
 from deeplab_jax.pretrained.readers import safetensors_file
 
-#: The two files of a folder.
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-_FORMAT = "deeplab_jax"
+#: The files of a folder.
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+#: `format` of its config.
+FORMAT = "deeplab_jax"
 
 
 def save_pretrained(
@@ -40,6 +44,7 @@ def save_pretrained(
     protocol: str = "whole",
     image_size: Sequence[int] | None = None,
     half: bool = False,
+    provenance: Provenance = UNKNOWN,
 ) -> None:
     """Saves a model, its variables and its classes to a folder that `from_pretrained` loads.
 
@@ -51,6 +56,7 @@ def save_pretrained(
       protocol: how images are fed to the network, a value of `config.eval.protocol`.
       image_size: (height, width) of the network input under this protocol (default: any size).
       half: save kernels as float16. Biases, BatchNorm parameters and statistics stay float32.
+      provenance: what the model card states: author, training data, license, scores.
 
     Raises:
       UserError: the folder is not empty or not writable, the protocol does not exist, the classes or variables do not
@@ -64,7 +70,7 @@ def save_pretrained(
         raise UserError(f"the variables do not fit the model: {misfit}")
     fields = {name: getattr(model, name) for name in model_config() if hasattr(model, name)}
     size = None if image_size is None else (int(image_size[0]), int(image_size[1]))
-    network = PretrainedNetwork(model_config(**fields), variables, label_set, protocol, size)
+    network = PretrainedNetwork(model_config(**fields), variables, label_set, protocol, size, (), provenance)
     save(network, pathlib.Path(folder), half=half)
 
 
@@ -85,7 +91,7 @@ def save(network: PretrainedNetwork, folder: pathlib.Path, *, half: bool = False
     create_folder(folder, "folder")
     label_set = network.label_set
     values = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "version": config_lib.VERSION,
         "model": config_lib.to_dict(ConfigDict({"model": network.model}))["model"],
         "class_names": label_set and label_set.class_names,
@@ -94,11 +100,14 @@ def save(network: PretrainedNetwork, folder: pathlib.Path, *, half: bool = False
         "image_size": network.image_size,
         "report": list(network.report),
     }
+    if facts := network.provenance.to_json():
+        values["provenance"] = facts
     flat = traverse_util.flatten_dict(network.variables, sep="/")
     arrays = {path: np.ascontiguousarray(value, np.float32) for path, value in flat.items()}
     if half:
         arrays = {path: _to_half(value, path) if value.ndim > 1 else value for path, value in arrays.items()}
     write_atomically(folder / WEIGHTS_FILE, safetensors.numpy.save(arrays))
+    write_atomically(folder / CARD_FILE, model_card.render(network).encode())
     write_atomically(folder / CONFIG_FILE, (json.dumps(values, indent=2, sort_keys=True) + "\n").encode())
 
 
@@ -116,6 +125,7 @@ def load(folder: pathlib.Path) -> PretrainedNetwork:
             label_set = LabelSet.from_json(values["class_names"], values["palette"])
         image_size, protocol = values["image_size"], values["protocol"]
         report = tuple(str(line) for line in values["report"])
+        provenance = Provenance.from_json(values.get("provenance", {}))  # earlier versions wrote none
         if image_size is not None:
             image_size = height, width = tuple(int(extent) for extent in image_size)
             if not 1 <= min(height, width) <= max(height, width) <= budget.INPUT_SIDE:
@@ -135,7 +145,7 @@ def load(folder: pathlib.Path) -> PretrainedNetwork:
         raise UserError(f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {misfit}")
     arrays = {name: value.astype(np.float32, copy=False) for name, value in arrays.items()}
     return PretrainedNetwork(
-        model, traverse_util.unflatten_dict(arrays, sep="/"), label_set, protocol, image_size, report
+        model, traverse_util.unflatten_dict(arrays, sep="/"), label_set, protocol, image_size, report, provenance
     )
 
 
@@ -164,8 +174,8 @@ def _to_half(kernel: np.ndarray, path: str) -> np.ndarray:
 
 def _read_config(path: pathlib.Path) -> dict[str, Any]:
     values = read_json(path)
-    if values.get("format") != _FORMAT:
-        raise UserError(f'{path} is not the config of a saved network: its "format" is not "{_FORMAT}"')
+    if values.get("format") != FORMAT:
+        raise UserError(f'{path} is not the config of a saved network: its "format" is not "{FORMAT}"')
     version = values.get("version")
     if not isinstance(version, int) or not 1 <= version <= config_lib.VERSION:
         raise UserError(f"{path} has version {version}; this deeplab_jax reads versions 1 to {config_lib.VERSION}")

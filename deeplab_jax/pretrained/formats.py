@@ -25,6 +25,9 @@ class Format:
     load: Callable[..., PretrainedNetwork]
 
 
+# They record the origin of a network; the others come from elsewhere.
+_OWN_FORMATS = ("deeplab_jax", "workdir")
+
 #: Weight formats by name, see `register_format`.
 FORMATS: dict[str, Format] = {}
 
@@ -65,7 +68,6 @@ def import_file(path: pathlib.Path, file_format: str, *, checkpoint: str | None 
     try:
         network = FORMATS[file_format].load(path, **options)
         check_finite(network.variables, path)
-        return network
     except UserError as error:
         raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
@@ -73,6 +75,10 @@ def import_file(path: pathlib.Path, file_format: str, *, checkpoint: str | None 
         raise UserError(
             f"{path} does not have the layout of the format {file_format}: {type(error).__name__}: {first_line(error)}"
         ) from error
+    if file_format in _OWN_FORMATS or network.provenance.origin is not None:
+        return network
+    origin = dataclasses.replace(network.provenance, origin=f"file {path.name} in the format {file_format}")
+    return dataclasses.replace(network, provenance=origin)
 
 
 def _importer(module: str) -> Callable[[pathlib.Path], PretrainedNetwork]:

@@ -1,5 +1,6 @@
-"""Loading of pretrained networks by name or path."""
+"""Loading of pretrained networks by name, path or address."""
 
+import dataclasses
 import logging
 import pathlib
 from typing import Any
@@ -12,7 +13,7 @@ from deeplab_jax.data import set_input_size
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.files import local_path
 from deeplab_jax.models import PARTS, SegmentationNetwork, abstract_variables, build_model, random_variables
-from deeplab_jax.pretrained import bundle, presets
+from deeplab_jax.pretrained import bundle, hub, presets
 from deeplab_jax.pretrained.formats import import_file
 from deeplab_jax.pretrained.merge import check_fit, merge
 from deeplab_jax.pretrained.network import PretrainedNetwork
@@ -36,28 +37,41 @@ def load(name_or_path: str | pathlib.Path = DEFAULT_PRESET, *, checkpoint: str |
 
     Args:
       name_or_path: the name of a preset, which is downloaded if necessary; a folder that `save_pretrained` or
-        `deeplab-jax convert` wrote; or the workdir of a training run. A workdir can name its checkpoint, such as
-        `runs/photos@best` or `runs/photos@900`.
+        `deeplab-jax convert` wrote; the workdir of a training run; or `hf://owner/name[@revision]`, a network on the
+        Hugging Face Hub. A workdir can name its checkpoint, such as `runs/photos@best` or `runs/photos@900`.
       checkpoint: checkpoint of a workdir: "newest", "best" or a step (default: the one that `name_or_path` names, or
         else the run's `checkpoint.use`).
 
     Raises:
-      UserError: there is no such preset, folder, workdir or checkpoint, it cannot be read, or a weight is NaN or
-        infinite.
+      UserError: there is no such preset, folder, workdir, checkpoint or repository, it cannot be read, or a weight is
+        NaN or infinite.
     """
     path, named = split_checkpoint(name_or_path)
     checkpoint = checkpoint or named
+    if hub.is_address(path):
+        if checkpoint is not None:
+            raise UserError(f"{path} is not the workdir of a training run, so it has no checkpoint {checkpoint!r}")
+        return hub.load(path)
     if path.is_dir():
         return import_file(path, "workdir" if is_workdir(path) else "deeplab_jax", checkpoint=checkpoint)
     if path.exists() or len(path.parts) > 1:
         problem = "is a file; run `deeplab-jax convert` to import it" if path.exists() else "does not exist"
-        raise UserError(f"{path} {problem}; expected the name of a preset, a saved network or a workdir")
+        raise UserError(
+            f"{path} {problem}; expected the name of a preset, a saved network, a workdir or {hub.PREFIX}owner/name"
+        )
     preset = presets.find_preset(str(name_or_path))
-    return import_file(presets.fetch_preset(preset), preset.format, checkpoint=checkpoint)
+    network = import_file(presets.fetch_preset(preset), preset.format, checkpoint=checkpoint)
+    return dataclasses.replace(network, provenance=preset.provenance)
 
 
-def split_checkpoint(name_or_path: str | pathlib.Path) -> tuple[pathlib.Path, str | None]:
-    """Splits `WORKDIR@CHECKPOINT`; returns the path, and None if it names no checkpoint."""
+def split_checkpoint(name_or_path: str | pathlib.Path) -> tuple[str | pathlib.Path, str | None]:
+    """Splits `WORKDIR@CHECKPOINT`.
+
+    Returns:
+      The path, or the address if it is `hf://owner/name`; and the checkpoint, None if the name has none.
+    """
+    if hub.is_address(name_or_path):
+        return name_or_path, None
     path = local_path(name_or_path)
     folder, at, checkpoint = str(name_or_path).rpartition("@")
     if path.exists() or not at or not pathlib.Path(folder).is_dir():
@@ -81,7 +95,7 @@ def from_pretrained(
     """Loads a pretrained model and its variables, ready for `model.apply(variables, images, train=False)`.
 
     Args:
-      name_or_path: preset name, saved network or workdir, see `load`.
+      name_or_path: preset name, saved network, workdir or `hf://owner/name`, see `load`.
       num_classes: number of classes (default: the network's own). With another number, the classifiers are newly
         initialized. Required for a backbone, whose decoder and ASPP are newly initialized too.
       seed: seed of newly initialized parameters.
@@ -123,7 +137,7 @@ def model_fields(name_or_path: str | pathlib.Path) -> dict[str, Any]:
     These are all fields for a network with classes, and `BACKBONE_FIELDS` for a backbone.
 
     Args:
-      name_or_path: preset name, saved network or workdir, see `load`.
+      name_or_path: preset name, saved network, workdir or `hf://owner/name`, see `load`.
 
     Raises:
       UserError: nothing to load.

@@ -15,6 +15,7 @@ from deeplab_jax.config import base_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL, VOC, VOC_CLASS_NAMES, LabelSet
 from deeplab_jax.models import BACKBONES, abstract_variables, build_model
+from deeplab_jax.pretrained.provenance import UNKNOWN, Provenance
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -28,6 +29,7 @@ class PretrainedNetwork:
       protocol: the `config.eval.protocol` its authors use.
       image_size: (height, width) of its input under this protocol; None if any size works.
       report: lines that say what was imported and what was skipped.
+      provenance: author, training data, license, scores and so on, if they are known.
     """
 
     model: ConfigDict
@@ -36,6 +38,7 @@ class PretrainedNetwork:
     protocol: str = "whole"
     image_size: tuple[int, int] | None = None
     report: Sequence[str] = ()
+    provenance: Provenance = UNKNOWN
 
     def __repr__(self) -> str:
         classes = f"{self.label_set.num_classes} classes" if self.label_set else "backbone only"
@@ -91,7 +94,23 @@ def average(networks: Sequence[PretrainedNetwork]) -> PretrainedNetwork:
         *(network.variables for network in networks),
     )
     report = (f"averaged the variables of {len(networks)} networks",) if others else ()
-    return dataclasses.replace(first, variables=variables, report=tuple(dict.fromkeys((*first.report, *report))))
+    return dataclasses.replace(
+        first,
+        variables=variables,
+        report=tuple(dict.fromkeys((*first.report, *report))),
+        provenance=_shared_provenance([network.provenance for network in networks]),
+    )
+
+
+def _shared_provenance(provenances: Sequence[Provenance]) -> Provenance:
+    """Returns the facts that all networks share. The mean of several networks has no score yet."""
+    first, *others = provenances
+    changed = {
+        field.name: field.default
+        for field in dataclasses.fields(Provenance)
+        if any(getattr(other, field.name) != getattr(first, field.name) for other in others)
+    }
+    return dataclasses.replace(first, **(changed | {"scores": ()} if others else {}))
 
 
 def _architecture(model: ConfigDict) -> dict[str, Any]:

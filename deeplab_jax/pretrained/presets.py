@@ -7,6 +7,7 @@ import importlib.resources
 import logging
 import os
 import pathlib
+import re
 import tomllib
 import urllib.parse
 import urllib.request
@@ -16,12 +17,17 @@ from deeplab_jax.data.download import download, has_digest
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.files import create_folder, file_digest, write_atomically
 from deeplab_jax.pretrained import bundle
+from deeplab_jax.pretrained.provenance import Provenance, Score
 
 if TYPE_CHECKING:  # only `presets_table` needs it
     from rich.table import Table
 
 logger = logging.getLogger(__name__)
 
+_SCORE = re.compile(r"(mIoU|top-1) (\d+(?:\.\d+)?) %")
+_METRICS = {"mIoU": "mean_iou", "top-1": "top_1_accuracy"}
+
+_NO_LICENSE = "not stated"  # as `license`
 _OWN_PACKAGE = "deeplab_jax"  # as `package`: the file is a folder in `shipped`, next to this file
 
 
@@ -46,6 +52,9 @@ class Preset:
       score: published score and the data it was measured on.
       score_source: who states the score.
       notes: remarks for users.
+      author: who trained the network.
+      data: the data sets that it was trained on.
+      date: the day it was trained or published, `YYYY-MM-DD`.
     """
 
     name: str
@@ -64,6 +73,9 @@ class Preset:
     score: str | None = None
     score_source: str | None = None
     notes: str | None = None
+    author: str | None = None
+    data: tuple[str, ...] = ()
+    date: str | None = None
 
     def __repr__(self) -> str:
         details = (self.task, self.score, self.size_text)
@@ -75,6 +87,30 @@ class Preset:
         if self.size is not None:
             return f"{self.size / 1e6:.1f} MB"
         return f"about {self.approximate_size / 1e6:.0f} MB" if self.approximate_size is not None else "size unknown"
+
+    @property
+    def provenance(self) -> Provenance:
+        """The facts of the table, as a saved network records them."""
+        scores = ()
+        if match := _SCORE.match(self.score or ""):
+            data = self.task.removeprefix("segmentation on ") if self.classes is not None else "ImageNet"
+            scores = (
+                Score(
+                    metric=_METRICS[match[1]],
+                    value=round(float(match[2]) / 100, 6),
+                    data=data,
+                    protocol=self.score,
+                    source=self.score_source,
+                ),
+            )
+        return Provenance(
+            author=self.author,
+            data=self.data,
+            date=self.date,
+            license=None if self.license == _NO_LICENSE else self.license,
+            origin=f"preset {self.name}",
+            scores=scores,
+        )
 
 
 def list_presets() -> list[Preset]:
@@ -90,6 +126,7 @@ def load_table() -> dict[str, Preset]:
     for entry in tomllib.loads(text)["preset"]:
         if "url" in entry:
             entry.setdefault("file", pathlib.PurePosixPath(urllib.parse.urlsplit(entry["url"]).path).name)
+        entry["data"] = tuple(entry.get("data", ()))
         presets[entry["name"]] = Preset(**entry)
     return presets
 

@@ -24,7 +24,7 @@ from deeplab_jax.data.sources import folder as folder_source
 from deeplab_jax.data.sources.sbd import read_class_mask
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import SYNTHETIC, VOC
-from deeplab_jax.pretrained import PretrainedNetwork, bundle, import_file
+from deeplab_jax.pretrained import PretrainedNetwork, Provenance, Score, bundle, import_file
 from deeplab_jax.pretrained.network import model_config, variable_shapes
 from deeplab_jax.pretrained.readers import keras_h5, tf_checkpoint
 from deeplab_jax.pretrained.readers.torch_file import read_torch_file
@@ -229,7 +229,10 @@ def _bundle(folder: pathlib.Path) -> list[Target]:
             group = group.setdefault(parent, {})
         group[leaf] = np.zeros(shape, np.float32)
     network = folder / "network"
-    bundle.save(PretrainedNetwork(model, variables, SYNTHETIC, "guide", (32, 32)), network, half=True)
+    score = Score(metric="mean_iou", value=0.5, data="fields", split="val", protocol="one scale")
+    facts = Provenance(author="Ada", data=("fields",), license="MIT", scores=(score,))
+    saved = PretrainedNetwork(model, variables, SYNTHETIC, "guide", (32, 32), provenance=facts)
+    bundle.save(saved, network, half=True)
     read = lambda path: import_file(path.parent, "deeplab_jax")  # noqa: E731
     return [
         _target("bundle", network / "config.json", mutate_json, read),

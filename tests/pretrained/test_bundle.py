@@ -39,7 +39,7 @@ def test_a_saved_network_is_loaded_unchanged(network, folder):
 def test_saving_twice_gives_the_same_bytes(network, folder, tmp_path):
     bundle.save(load(folder), tmp_path / "twice")
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert set(files) == {"config.json", "model.safetensors"}
+    assert set(files) == {"README.md", "config.json", "model.safetensors"}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "twice").iterdir()}
 
 

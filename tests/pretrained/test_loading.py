@@ -83,7 +83,10 @@ def test_fields_of_the_model_can_be_changed(folder):
     ("name", "message"),
     [
         ("deeplab_v3_plus_resnet50_pascalvocc", "did you mean deeplab_v3_plus_resnet50_pascalvoc"),
-        ("runs/none", "runs/none does not exist; expected the name of a preset, a saved network or a workdir$"),
+        (
+            "runs/none",
+            "runs/none does not exist; expected the name of a preset, a saved network, a workdir or hf://owner/name$",
+        ),
     ],
 )
 def test_unknown_names_and_missing_folders_are_named(name, message):

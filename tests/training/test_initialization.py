@@ -152,7 +152,9 @@ def test_a_source_that_does_not_exist_is_named(tmp_path, tiny_config):
     def never():
         pytest.fail("created a state, which is slow, before looking for the network")
 
-    with pytest.raises(UserError, match="none .*; expected the name of a preset, a saved network or a workdir"):
+    with pytest.raises(
+        UserError, match="none .*; expected the name of a preset, a saved network, a workdir or hf://owner/name"
+    ):
         init_from(never, expected, model, tmp_path / "none")
     with pytest.raises(UserError, match="^preset 'resnet50_v2_imagenett' does not exist; did you mean resnet50_v2_ima"):
         init_from(never, expected, model, "resnet50_v2_imagenett")

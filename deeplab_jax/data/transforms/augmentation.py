@@ -11,7 +11,12 @@ from deeplab_jax.labels import IGNORE_LABEL
 
 
 def augment(
-    image: ImageArray, label: LabelArray, rng: np.random.Generator, data: ConfigDict, *, pad_color: Sequence[int | float]
+    image: ImageArray,
+    label: LabelArray,
+    rng: np.random.Generator,
+    data: ConfigDict,
+    *,
+    pad_color: Sequence[int | float],
 ) -> tuple[NewImageArray, NewLabelArray]:
     """Applies the training transforms of `config.data`, except your own function and mixing.
 

@@ -1,12 +1,23 @@
 """A checkpoint of a training run."""
 
+import datetime
+import logging
 import pathlib
+from typing import Any
 
 from deeplab_jax.data import protocol_for
 from deeplab_jax.errors import UserError
-from deeplab_jax.pretrained.network import PretrainedNetwork
+from deeplab_jax.files import read_json
+from deeplab_jax.pretrained import bundle, presets
+from deeplab_jax.pretrained.network import PretrainedNetwork, first_line
+from deeplab_jax.pretrained.provenance import TRAINING_RUN, UNKNOWN, Provenance, Score
 from deeplab_jax.workdir import layout
 from deeplab_jax.workdir.choice import choose_step
+
+logger = logging.getLogger(__name__)
+
+_METRICS_FILE = "metrics.json"
+_METRICS = ("mean_iou", "pixel_accuracy")
 
 
 def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork:
@@ -23,10 +34,80 @@ def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork
     from deeplab_jax.workdir.checkpoint import Checkpoints
 
     config = layout.read_config(path)
-    step = choose_step(path, checkpoint or config.checkpoint.use)
-    with Checkpoints(path, read_only=True, step=step) as checkpoints:
-        if checkpoints.latest_step() is None:
+    chosen = choose_step(path, checkpoint or config.checkpoint.use)
+    with Checkpoints(path, read_only=True, step=chosen) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
             raise UserError(f"{path} has no checkpoint yet; wait until `deeplab-jax train` has written one")
         variables = checkpoints.saved_variables()
     label_set, image_size = layout.read_labels(path), protocol_for(config).saved_size
-    return PretrainedNetwork(config.model, variables, label_set, config.eval.protocol, image_size)
+    provenance = Provenance(
+        data=(config.data.name,),
+        date=_date(path / layout.CHECKPOINTS / str(step)),
+        origin=TRAINING_RUN,
+        scores=_scores(path / _METRICS_FILE, step),
+        **_base(config.train.init_from),
+    )
+    return PretrainedNetwork(
+        config.model, variables, label_set, config.eval.protocol, image_size, provenance=provenance
+    )
+
+
+def _date(checkpoint: pathlib.Path) -> str:
+    """Returns the day on which a checkpoint was written."""
+    return datetime.datetime.fromtimestamp(checkpoint.stat().st_mtime, datetime.UTC).date().isoformat()
+
+
+def _base(init_from: str | None) -> dict[str, str]:
+    """Returns `base` and `base_license` of a training that started from `train.init_from`."""
+    if init_from is None:
+        return {}
+    folder = pathlib.Path(init_from)
+    if bundle.is_bundle(folder):
+        try:
+            facts = Provenance.from_json(read_json(folder / bundle.CONFIG_FILE).get("provenance", {}))
+        except (UserError, ValueError):  # it has changed since; then its license is unknown
+            facts = UNKNOWN
+        name, license_name = folder.name, facts.license
+    elif init_from in presets.load_table():
+        name, license_name = init_from, presets.find_preset(init_from).provenance.license
+    else:
+        name, license_name = init_from if init_from.startswith("hf://") else folder.name, None
+    return {"base": name} | ({"base_license": license_name} if license_name else {})
+
+
+def _scores(path: pathlib.Path, step: int) -> tuple[Score, ...]:
+    """Returns the scores that an evaluation of this step has written; none if it was of another step."""
+    if not path.is_file():
+        return ()
+    try:
+        values = read_json(path)
+        if values.get("step") != step:
+            return ()
+        config = values["config"]
+        facts = {
+            "data": str(config["data"]["name"]),
+            "split": str(config["data"]["eval_split"]),
+            "protocol": _protocol(values, config),
+            "source": "measured with deeplab_jax",
+        }
+        scores = [{"metric": metric, "value": values[metric], **facts} for metric in _METRICS if metric in values]
+        return Provenance.from_json({"scores": scores}).scores
+    except (UserError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # The weights are as good as before, and most uses need no scores.
+        logger.warning("the scores in %s are left out, since the file is damaged: %s", path, first_line(error))
+        return ()
+
+
+def _protocol(values: dict[str, Any], config: dict[str, Any]) -> str:
+    evaluation = config["eval"]
+    scales = [float(scale) for scale in evaluation["scales"]]
+    size = evaluation["image_size"] if evaluation["protocol"] == "whole" else config["data"]["image_size"]
+    parts = [
+        f"{values['num_images']} images",
+        f"protocol {evaluation['protocol']}" + ("" if size is None else f" {size[0]}x{size[1]}"),
+        "one scale" if scales == [1.0] else f"scales {', '.join(map(str, scales))}",
+        *(["mirrored too"] if evaluation["flip"] else []),
+        "ignored pixels excluded" if evaluation["ignored_pixels"] == "exclude" else "ignored pixels counted",
+    ]
+    return ", ".join(parts)
