@@ -310,9 +310,12 @@ def _unreachable(hub: Any, repo_id: str, error: BaseException) -> str:
         return f"{PREFIX}{repo_id} is not in the cache, and HF_HUB_OFFLINE forbids to download it; unset it"
     if isinstance(error, hub.errors.HfHubHTTPError):
         return _refusal(hub, repo_id, None, error)
+    fix = "check the network and run the command again"
+    if "/xet-" in str(error):
+        fix += "; for a server without Xet storage, set HF_HUB_DISABLE_XET=1"
     return (
         f"{PREFIX}{repo_id}: {hub.constants.ENDPOINT} cannot be reached, or the connection broke off "
-        f"({_first_line(error)}); check the network and run the command again"
+        f"({_first_line(error)}); {fix}"
     )
 
 

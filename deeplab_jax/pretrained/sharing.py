@@ -154,9 +154,14 @@ def send(
             )
     except FileNotFoundError as error:
         raise UserError(f"{hub.PREFIX}{upload.repo_id} cannot be written: {str(error).partition(chr(10))[0]}") from None
-    except RuntimeError as error:  # huggingface_hub wraps what went wrong in one of its threads
-        with hub.explain_errors(upload.repo_id, revision):
-            raise error.__cause__ or error from None
+    except RuntimeError as error:
+        if error.__cause__ is None:  # of hf_xet
+            reason = str(error).partition("\n")[0][:300]
+            raise UserError(
+                f"{hub.PREFIX}{upload.repo_id}: the upload failed ({reason}); run the command again"
+            ) from None
+        with hub.explain_errors(upload.repo_id, revision):  # huggingface_hub wraps the error of a thread
+            raise error.__cause__ from None
     return str(hub.Address(upload.repo_id, commit.oid))
 
 

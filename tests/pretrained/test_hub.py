@@ -17,6 +17,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 import deeplab_jax
+from deeplab_jax.cli import main
 from deeplab_jax.demo.networks import find_networks
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import LabelSet
@@ -283,6 +284,16 @@ def test_one_file_is_downloaded_for_convert(server):
         load("hf://grace/other/net.pth")
 
 
+def test_convert_imports_a_file_of_the_hub(server, tmp_path):
+    content = (pathlib.Path(__file__).parent / "readers" / "data" / "float.tflite").read_bytes()
+    publish(server, "grace/mobile", **{"net/float.tflite": content})
+    arguments = ["convert", "--from", "tflite", "hf://grace/mobile/net/float.tflite", "--output", str(tmp_path / "net")]
+    with pytest.raises(SystemExit) as done:
+        main.main(arguments)
+    assert done.value.code == 0
+    assert load(tmp_path / "net").provenance.origin == "hf://grace/mobile/net/float.tflite"
+
+
 # ---- Errors ----
 
 
@@ -346,6 +357,13 @@ def test_an_upload_that_breaks_off_leaves_nothing_half_done(server, network, no_
     server.breaks_off = None
     push_to_hub(network, "ada/fields")
     assert_same_variables(load("hf://ada/fields"), network)
+
+
+def test_a_server_without_xet_storage_is_named(server, network, monkeypatch):
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", False)
+    with pytest.raises(UserError, match="; for a server without Xet storage, set HF_HUB_DISABLE_XET=1$"):
+        push_to_hub(network, "ada/fields")
 
 
 def test_without_a_network_the_cache_is_used(server, network, no_waiting, monkeypatch):
