@@ -2,10 +2,13 @@
 
 import colorsys
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
+
+from deeplab_jax.errors import UserError, suggest
 
 #: The label of unlabeled pixels, in mask files, in batches and in the metrics.
 IGNORE_LABEL = 255
@@ -65,6 +68,27 @@ class LabelSet:
     def num_classes(self) -> int:
         """Number of classes. Includes the background, not the ignore label."""
         return len(self.class_names)
+
+    def class_ids(self, classes: Sequence[str | int] | None) -> Int[np.ndarray, "chosen"]:
+        """Returns the ids of the given names and ids, in ascending order; of all classes for None.
+
+        Raises:
+          UserError: there is none, or one does not exist.
+        """
+        if classes is None:
+            return np.arange(self.num_classes)
+        ids = set()
+        for given in [classes] if isinstance(classes, str) else classes:
+            text = str(given)
+            if text in self.class_names:
+                ids.add(self.class_names.index(text))
+            elif text.isdecimal() and int(text) < self.num_classes:
+                ids.add(int(text))
+            else:
+                raise UserError(f"class {text!r} does not exist{suggest(text, self.class_names)}")
+        if not ids:
+            raise UserError(f"classes is empty; name some of {', '.join(self.class_names)}")
+        return np.array(sorted(ids))
 
     def color_table(self) -> UInt8[np.ndarray, "256 3"]:
         """Returns the RGB color of every uint8 label: the palette, black for unused ids, `IGNORE_COLOR` for 255."""

@@ -17,7 +17,7 @@ from PIL import Image
 from deeplab_jax import config as config_lib
 from deeplab_jax import data, pretrained
 from deeplab_jax.data.view_protocols import ViewProtocol
-from deeplab_jax.errors import UserError, suggest
+from deeplab_jax.errors import UserError
 from deeplab_jax.inference import multi_scale, sliding_window, streaming_resize
 from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.inference.views import view_network
@@ -90,7 +90,7 @@ class Predictor:
         self.pixels = data.pixels_of_model(model)
         self._display_channels = tuple(config.data.display_channels)
         self._model, self._variables = model, variables
-        self._ids = _class_ids(classes, label_set)
+        self._ids = label_set.class_ids(classes)
         protocol = data.protocol_for(config)
         self._protocol = protocol if size is None else protocol.with_input_size(size)
         self._window = window and sliding_window.window_size(
@@ -387,25 +387,3 @@ def _reduce_strips(strips, kind):
     labels = jnp.argmax(strips[0] if len(strips) == 1 else probabilities, axis=1).astype(jnp.uint8)
     confidence = None if kind == "labels" else jnp.max(probabilities, axis=1)
     return labels, confidence, probabilities if kind == "probabilities" else None
-
-
-def _class_ids(classes: Sequence[str | int] | None, label_set: LabelSet) -> np.ndarray:
-    """Returns the ids of the given names and ids, in ascending order.
-
-    Raises:
-      UserError: there is none, or one does not exist.
-    """
-    if classes is None:
-        return np.arange(label_set.num_classes)
-    ids = set()
-    for given in [classes] if isinstance(classes, str) else classes:
-        text = str(given)
-        if text in label_set.class_names:
-            ids.add(label_set.class_names.index(text))
-        elif text.isdecimal() and int(text) < label_set.num_classes:
-            ids.add(int(text))
-        else:
-            raise UserError(f"class {text!r} does not exist{suggest(text, label_set.class_names)}")
-    if not ids:
-        raise UserError(f"classes is empty; name some of {', '.join(label_set.class_names)}")
-    return np.array(sorted(ids))
