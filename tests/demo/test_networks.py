@@ -29,7 +29,7 @@ class ByBrightness(Predictor):
     """A fake network: the class of a pixel is its brightness."""
 
     def __init__(self, label_set: LabelSet = SYNTHETIC):
-        self.label_set = label_set
+        self.label_set, self.pixels = label_set, data.PixelFormat()
 
     def __call__(self, image: np.ndarray) -> Prediction:
         label = image.astype(int).sum(-1) * self.label_set.num_classes // 766
@@ -316,3 +316,13 @@ def test_a_network_that_cannot_be_loaded_is_reported_before_serving(run, tmp_pat
     assert code == 1
     assert len(lines) == 1, lines
     assert str(tmp_path) in lines[0]
+
+
+def test_a_network_of_other_channels_says_that_the_page_takes_rgb(photo):
+    five = ByBrightness()
+    five.pixels = data.PixelFormat(5, "uint16", (0, 4095))
+    networks = networks_lib.Networks({"fields": lambda: five}, max_pixels=PLENTY)
+    with pytest.raises(
+        UserError, match="takes 8-bit RGB images, but fields takes 5 channels of uint16 .*deeplab-jax pred"
+    ):
+        networks.segment(photo, "fields")
