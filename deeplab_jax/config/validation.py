@@ -46,8 +46,6 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
     check_sizes(config)
     check_value_range(config.model.value_range)
     _validate_scaling(config.data)
-    if training:
-        _validate_color(config)
     check_scales("eval.scales", config.eval.scales)
     _validate_loss(config.loss)
     if training and config.train.precise_norm_batches and config.model.freeze_norm_statistics:
@@ -147,17 +145,6 @@ def _validate_scaling(data: ConfigDict) -> None:
             f"data.scale_range={scales} must be two increasing factors above 0"
             + (", at most 1 for data.resize='resized_crop'" if largest == 1 else "")
         )
-
-
-def _validate_color(config: ConfigDict) -> None:
-    """Color transforms work on red, green and blue."""
-    channels = config.model.in_channels
-    for field in ("color_jitter", "photometric_distortion"):
-        if config.data[field] and channels != 3:
-            raise UserError(
-                f"data.{field} changes RGB colors, but model.in_channels={channels}; set --config.data.{field}="
-                f"{type(config.data[field])()}"
-            )
 
 
 def _check_fields(fields: Mapping[str, Any], values: ConfigDict | Mapping[str, Any], prefix: str) -> None:

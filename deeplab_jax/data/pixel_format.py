@@ -177,11 +177,14 @@ def check_augmentation(data: ConfigDict, pixels: PixelFormat, name: str) -> None
     Raises:
       UserError: colors are to be changed in images that are not 8-bit RGB.
     """
-    if data.color_jitter and not pixels.is_rgb:
-        raise UserError(
-            f"data.color_jitter={data.color_jitter} changes the colors of 8-bit RGB, but {name} has {pixels}; "
-            "set it to 0"
-        )
+    if pixels.is_rgb:
+        return
+    for field, off in (("color_jitter", 0.0), ("photometric_distortion", False)):
+        if data[field]:
+            raise UserError(
+                f"data.{field}={data[field]} changes the colors of 8-bit RGB, but {name} has {pixels}; set "
+                f"--config.data.{field}={off}"
+            )
 
 
 def check_image(image: np.ndarray, name: object, pixels: PixelFormat) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
@@ -66,8 +67,9 @@ class Evaluator:
 
         Returns:
           The scores of `deeplab_jax.evaluation.metrics.scores`, `loss`, `num_images`, and `gallery`: image, label and
-          prediction (uint8 arrays, the image as RGB) of the first `GALLERY_SIZE` examples. With `num_worst`, also the
-          scores of `deeplab_jax.evaluation.details.Details.scores`, `details` and `confusion`, the matrix of the split.
+          prediction (uint8 arrays, the image as RGB) of `GALLERY_SIZE` examples that are spread over the split. With
+          `num_worst`, also the scores of `deeplab_jax.evaluation.details.Details.scores`, `details` and `confusion`,
+          the matrix of the split.
 
         Raises:
           UserError: the split has no labeled pixels.
@@ -75,6 +77,8 @@ class Evaluator:
         """
         label_set = self._source.label_set
         totals, examples, previous = metrics.Totals(label_set.num_classes), [], None
+        own = len(self._source) // jax.process_count()  # at least so many examples are those of this process
+        gallery, seen = sorted({i * own // GALLERY_SIZE for i in range(GALLERY_SIZE)}), 0
         details = self._new_details()
         batch_size, scales = config_lib.eval_batch_size(self._config), tuple(self._config.eval.scales)
         protocol = protocol_for(self._config)
@@ -100,9 +104,12 @@ class Evaluator:
                 if previous is not None:  # read one step late, so the device is never idle
                     _read(totals, details, *previous)
                 previous = batch, result
-                if len(examples) < GALLERY_SIZE:
+                count = int(np.sum(batch["valid"]))
+                shown = [position - seen for position in gallery if seen <= position < seen + count]
+                if shown:
                     found = report.gallery_examples(batch, result["prediction"], self._draw)
-                    examples += found[: GALLERY_SIZE - len(examples)]
+                    examples += [found[i] for i in shown]
+                seen += count
         if previous is not None:
             _read(totals, details, *previous)
         if totals.num_images != len(self._source):

@@ -119,23 +119,6 @@ def test_scale_ranges_must_increase(resize, scales):
         validate(config)
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "off"), [("color_jitter", 0.2, "0.0"), ("photometric_distortion", True, "False")]
-)
-def test_color_transforms_need_rgb_images(field, value, off):
-    config = load_config("quickstart")
-    config.data[field] = value
-    validate(config)
-    config.model.in_channels = 4
-    validate(config, training=False)
-    with pytest.raises(UserError) as caught:
-        validate(config)
-    expected = f"data.{field} changes RGB colors, but model.in_channels=4; set --config.data.{field}={off}"
-    assert str(caught.value) == expected
-    config.data[field] = base_config().data[field]
-    validate(config)
-
-
 def test_the_evaluation_batch_defaults_to_the_training_batch():
     config = base_config()
     config.data.batch_size = 6

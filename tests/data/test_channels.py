@@ -288,3 +288,18 @@ def test_a_gray_data_set_of_16_bits_reaches_training_and_evaluation_as_it_is(tmp
     assert scored["image"].dtype == np.uint16
     assert scored["image"].shape[3] == 1
     np.testing.assert_array_equal(scored["image"][0, :24, :40, 0], images[scored["id"][0]])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "off"), [("color_jitter", 0.2, "0.0"), ("photometric_distortion", True, "False")]
+)
+def test_transforms_of_colors_need_8_bit_rgb(field, value, off):
+    config = base_config().data
+    config[field] = value
+    data.check_augmentation(config, PixelFormat(), "folder")
+    for pixels in (PixelFormat(channels=4), PixelFormat(dtype="uint16", value_range=(0, 65535))):
+        with pytest.raises(UserError) as caught:
+            data.check_augmentation(config, pixels, "folder")
+        assert str(caught.value).startswith(f"data.{field}={value} changes the colors of 8-bit RGB, but folder has")
+        assert str(caught.value).endswith(f"set --config.data.{field}={off}")
+        data.check_augmentation(base_config().data, pixels, "folder")
