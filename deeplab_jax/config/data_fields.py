@@ -3,9 +3,6 @@
 from deeplab_jax.config import ranges
 from deeplab_jax.config.field import Field
 
-#: Transforms that change red, green and blue.
-COLOR_TRANSFORMS = ("photometric_distortion", "color_jitter")
-
 #: Fields by name.
 DATA = {
     "name": Field(None, "name of a registered data set", value_type=str),
@@ -21,8 +18,8 @@ DATA = {
         "how an image becomes `image_size`",
         {
             "squeeze": "resize it, ignoring its aspect ratio",
-            "scale_crop": "scale it by a random factor, pad it, and take a random crop (the papers)",
-            "resized_crop": "resize a random box of it",
+            "scale_crop": "scale it by a random factor, pad it, and cut a random window (the papers)",
+            "resized_crop": "cut a random box and resize the box",
         },
     ),
     "antialias": Field(
@@ -46,14 +43,14 @@ DATA = {
     ),
     "cat_max_ratio": Field(
         1.0,
-        "`scale_crop` draws another crop, up to ten times, while one class covers at least this share of its labeled "
-        "pixels; 1 takes the first crop",
+        "`scale_crop` cuts another window, up to ten times, while one class covers at least this share of its labeled "
+        "pixels; 1 takes the first window",
         range=ranges.SHARE,
     ),
     "random_rotation": Field(
         0.0, "rotate half of the images by a random angle of up to this many degrees", range=ranges.ANGLE
     ),
-    "random_flip": Field("horizontal", "flip images at random", ("none", "horizontal", "horizontal_and_vertical")),
+    "random_flip": Field("horizontal", "mirror images at random", ("none", "horizontal", "horizontal_and_vertical")),
     "color_jitter": Field(
         0.0,
         "scale brightness, contrast and saturation by random factors between 1 - this and 1 + this",

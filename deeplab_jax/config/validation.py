@@ -7,7 +7,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import ranges
-from deeplab_jax.config.data_fields import COLOR_TRANSFORMS
 from deeplab_jax.config.durations import parse_duration
 from deeplab_jax.config.loss_terms import parse_loss_terms
 from deeplab_jax.config.schema import DURATION_FIELDS, FIELDS, Field
@@ -153,7 +152,7 @@ def _validate_scaling(data: ConfigDict) -> None:
 def _validate_color(config: ConfigDict) -> None:
     """Color transforms work on red, green and blue."""
     channels = config.model.in_channels
-    for field in COLOR_TRANSFORMS:
+    for field in ("color_jitter", "photometric_distortion"):
         if config.data[field] and channels != 3:
             raise UserError(
                 f"data.{field} changes RGB colors, but model.in_channels={channels}; set --config.data.{field}="

@@ -15,7 +15,6 @@ from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import FIELDS
-from deeplab_jax.config.data_fields import COLOR_TRANSFORMS
 from deeplab_jax.data.pixel_values import ValueRange, scale_to_8_bits
 from deeplab_jax.errors import UserError
 
@@ -178,12 +177,11 @@ def check_augmentation(data: ConfigDict, pixels: PixelFormat, name: str) -> None
     Raises:
       UserError: colors are to be changed in images that are not 8-bit RGB.
     """
-    for field in COLOR_TRANSFORMS:
-        if data[field] and not pixels.is_rgb:
-            raise UserError(
-                f"data.{field}={data[field]} changes the colors of 8-bit RGB, but {name} has {pixels}; "
-                f"set it to {type(data[field])()}"
-            )
+    if data.color_jitter and not pixels.is_rgb:
+        raise UserError(
+            f"data.color_jitter={data.color_jitter} changes the colors of 8-bit RGB, but {name} has {pixels}; "
+            "set it to 0"
+        )
 
 
 def check_image(image: np.ndarray, name: object, pixels: PixelFormat) -> None:
