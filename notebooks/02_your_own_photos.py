@@ -165,8 +165,8 @@ print(*sorted(path.name for path in labeled.iterdir()))
 """
 ## 3. Import and check
 
-`data import` draws the polygons as masks. A *mask* is a PNG of the size of its photo that holds the class of each
-pixel. The same command reads exports of CVAT, Label Studio, Roboflow, YOLO, Supervisely and COCO (`--from`); the page
+`data import` draws the polygons as masks. A *mask* is a PNG of the size of its photo, with the class of each pixel.
+The same command reads exports of CVAT, Label Studio, Roboflow, YOLO, Supervisely and COCO (`--from`); the page
 *Annotation tools* lists them.
 
 The classes go into a file, one name per line. The first is the background: everything that nobody outlined. Without
@@ -272,8 +272,8 @@ sheet
 """
 ## 6. Correct its masks
 
-`data export` turns masks into polygons with few corners and writes them as LabelMe files beside the photos. (`--to
-cvat` and `--to coco` serve other tools.)
+`data export` turns masks into polygons with few corners and writes them as LabelMe files beside the photos. For other
+tools, use `--to cvat` or `--to coco`.
 """
 
 # %%
