@@ -5,7 +5,7 @@
         --config.data.data_dir=data --config.train.init_from=xception_65_imagenet --workdir runs/ade20k
 
 research/deeplab resizes images and masks to a longest side of `size` before it scales, crops or scores them; this
-scores them at their own size. Published: mean IoU .4565 on val at stride 8, six scales, mirrored.
+scores them at their own size. Published: mean IoU .4565 on val at stride 8, six scales, flipped too.
 
 Data: ADE20K train, val
 Score: not run

@@ -3,9 +3,8 @@
     deeplab-jax data prepare cityscapes --source cityscapes --data-dir data
     deeplab-jax train --config lraspp_mobilenet_v3_cityscapes --config.data.data_dir=data --workdir runs/lraspp
 
-research/deeplab states the network, not the length
-of the training; the 90,000 steps are those of its other networks. Published: mean IoU .7241 on val at output stride
-32, .6899 for `variant=small`.
+research/deeplab does not state how long it trains this network; the 90,000 steps are those of its other networks.
+Published: mean IoU .7241 on val at output stride 32, .6899 for `variant=small`.
 
 Data: Cityscapes train, val
 Score: not run

@@ -4,8 +4,9 @@
     deeplab-jax train --config lraspp_mobilenet_v3_large_voc --workdir runs/lraspp_mobilenet_v3_large_voc
 
 torchvision trains on the images of COCO that show VOC's classes, on eight V100 with four images each, and publishes
-mean IoU .579 and pixel accuracy .912 on COCO val2017 (torchvision 0.29, `references/segmentation`). The rate, the
-decay, the crop and the 30 epochs are torchvision's, the images are VOC's. `:init=` (empty) starts from random weights.
+mean IoU .579 and pixel accuracy .912 on COCO val2017 (torchvision 0.29, `references/segmentation`). The learning
+rate, the weight decay, the crop and the 30 epochs are torchvision's; the images are VOC's. `:init=` (empty) starts
+from random weights.
 
 Data: Pascal VOC 2012 trainaug, val
 Score: not run

@@ -141,7 +141,7 @@ def test_evaluation_and_prediction_agree(run, data_dir, folder, tmp_path):
     )
     assert scores["pixel_accuracy"] == pytest.approx(correct / sum(e["label"].size for e in examples), abs=1e-9)
     found = evaluate_network(load(run), run, config=layout.read_config(run))
-    assert found["mean_iou"] == pytest.approx(scores["mean_iou"])
+    assert found.values["mean_iou"] == pytest.approx(scores["mean_iou"])
 
 
 def test_masks_overlays_and_galleries_show_the_chosen_bands(run, folder, tmp_path):

@@ -171,7 +171,7 @@ _LOSS = {
     "teacher_scales": Field(
         (1.0,), "scales at which the teacher sees each image; its probabilities are averaged", range=ranges.SCALE
     ),
-    "teacher_flip": Field(False, "let the teacher see each scale mirrored as well"),
+    "teacher_flip": Field(False, "average the teacher's predictions with those for the horizontally flipped image"),
 }
 
 _EVAL = {
@@ -216,13 +216,13 @@ _EVAL = {
     "scales": Field(
         (1.0,), "scales at which each image is predicted; their probabilities are averaged", range=ranges.SCALE
     ),
-    "flip": Field(False, "predict each scale mirrored as well"),
+    "flip": Field(False, "also predict the horizontally flipped image at each scale"),
     "ignored_pixels": Field(
         "exclude",
         "how pixels with the ignore label count",
         {"exclude": "not at all", "background": "as class 0, as in Keras' `MeanIoU` on one-hot labels"},
     ),
-    "before_training": Field(False, "also evaluate the network that a training starts from"),
+    "before_training": Field(False, "evaluate the network before the first step, too"),
     "every": Field(None, "duration between evaluations during training (default: only at the end)", value_type=str),
 }
 

@@ -20,7 +20,14 @@ from deeplab_jax.data.pixel_format import (
     to_rgb,
 )
 from deeplab_jax.data.pixel_values import ValueRange
-from deeplab_jax.data.protocol import EvalProtocol, bucket, pad_color, protocol_for, set_input_size
+from deeplab_jax.data.protocol import (
+    EvalProtocol,
+    bucket,
+    describe_protocol,
+    pad_color,
+    protocol_for,
+    set_input_size,
+)
 from deeplab_jax.data.registry import (
     dataset_names,
     default_data_dir,
@@ -57,6 +64,7 @@ __all__ = [
     "default_data_dir",
     "describe_change",
     "describe_left_out",
+    "describe_protocol",
     "eval_batches",
     "find_transform",
     "fingerprint",

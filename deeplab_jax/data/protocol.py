@@ -190,6 +190,21 @@ def protocol_for(config: ConfigDict) -> EvalProtocol:
     )
 
 
+def describe_protocol(config: ConfigDict) -> tuple[str, ...]:
+    """Describes how a whole config evaluates images: protocol and size, scales, flips.
+
+    Raises:
+      UserError: see `protocol_for`.
+    """
+    size = protocol_for(config).saved_size
+    scales = [f"{scale:g}" for scale in config.eval.scales]
+    return (
+        f"protocol {config.eval.protocol} at {'x'.join(map(str, size)) if size else 'the size of the images'}",
+        "one scale" if scales == ["1"] else f"scales {', '.join(scales)}",
+        *(["flipped too"] if config.eval.flip else []),
+    )
+
+
 def set_input_size(config: ConfigDict, size: Sequence[int] | None) -> None:
     """Sets the field of a whole config that gives the size of the network's input under its protocol."""
     group, field = _protocol_class(config).size_field.split(".")

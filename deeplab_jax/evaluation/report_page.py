@@ -14,6 +14,7 @@ from PIL import Image
 
 from deeplab_jax import visualization
 from deeplab_jax.data.images import encode_palette_png
+from deeplab_jax.data.protocol import describe_protocol
 from deeplab_jax.evaluation.metrics import ClassCounts
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.text import printable
@@ -43,12 +44,12 @@ def render(result: "Result", plots: Mapping[str, bytes]) -> str:
     """
     scores = result.scores
     step = "" if result.step is None else f", step {result.step:,}"
-    evaluation = result.config.eval
     data = f"{result.config.data.name}, split {result.split}: {scores['num_images']:,} images"
-    views = ", ".join(f"{scale:g}" for scale in evaluation.scales) + (", mirrored" if evaluation.flip else "")
     settings = (
-        f"Protocol {evaluation.protocol}, scales {views}, output stride {result.config.model.output_stride}, "
-        f"{result.config.train.compute_dtype}, ignored pixels: {evaluation.ignored_pixels}"
+        *describe_protocol(result.config),
+        f"output stride {result.config.model.output_stride}",
+        result.config.train.compute_dtype,
+        f"ignored pixels: {result.config.eval.ignored_pixels}",
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -63,7 +64,7 @@ def render(result: "Result", plots: Mapping[str, bytes]) -> str:
 <body>
 <main>
 <h1>{_text(result.name)}{step}</h1>
-<p>{_text(data)}. {_text(settings)}.</p>
+<p>{_text(data)}; {_text("; ".join(settings))}.</p>
 {_headline(scores)}
 {_class_section(result)}
 {_confusion_section(scores["confusion"], result.label_set, plots["confusion"])}

@@ -44,8 +44,8 @@ class Term:
 
     Attributes:
       weight: factor on its mean.
-      function: (logits, labels, **options) to the sum and the count that divides it.
-      count: (labels, **options) to the same count.
+      function: takes logits, labels and options; returns the sum and the count that divides it.
+      count: takes labels and options; returns the same count.
       options: keyword arguments. Each function gets those that it has parameters for.
     """
 

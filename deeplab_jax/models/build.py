@@ -98,7 +98,7 @@ def build_for_mesh(
       num_classes: number of classes of the data set.
       mesh: a mesh, or an abstract one, for which the operations are plain XLA.
       input_sizes: (height, width) of the network's inputs by the config field that sets them, see
-        `deeplab_jax.data.protocol.EvalProtocol.input_sizes`; default: `data.image_size` alone.
+        `deeplab_jax.data.EvalProtocol.input_sizes`; default: `data.image_size` alone.
 
     Raises:
       UserError: a field has a value for which no network can be built, or a convolution would gather whole images.

@@ -40,15 +40,8 @@ def describe_protocol(row: Row) -> str:
       UserError: the row's config does not exist.
     """
     config = evaluation_config(row)
-    scales = [f"{scale:g}" for scale in config.eval.scales]
-    size = data.protocol_for(config).saved_size
-    parts = [
-        f"{config.data.name} {config.data.eval_split}, {row.images:,} images",
-        f"`{config.eval.protocol}` at {'x'.join(map(str, size)) if size else 'their own size'}",
-        f"output stride {config.model.output_stride}",
-        f"scale{'s' if len(scales) > 1 else ''} {', '.join(scales)}",
-    ]
-    return "; ".join(parts + (["mirrored too"] if config.eval.flip else []))
+    images = f"{config.data.name} {config.data.eval_split}, {row.images:,} images"
+    return "; ".join([images, f"output stride {config.model.output_stride}", *data.describe_protocol(config)])
 
 
 def _preparation(config: ConfigDict) -> str:

@@ -80,7 +80,7 @@ def validate_mesh(
       devices: number of devices of all processes.
       processes: number of processes.
       input_sizes: (height, width) of the network's inputs by the config field that sets them, see
-        `deeplab_jax.data.protocol.EvalProtocol.input_sizes`.
+        `deeplab_jax.data.EvalProtocol.input_sizes`.
       can_split_rows: whether the evaluation protocol allows `mesh.spatial`.
 
     Raises:

@@ -72,14 +72,9 @@ def train(
     config = with_class_weights(config, train_source)
     label_set, mesh = train_source.label_set, mesh_lib.make_mesh(config.mesh)
     durations = plan.durations(config, len(train_source))
-    program = build_program(
-        config,
-        label_set.num_classes,
-        mesh,
-        total_steps=durations.total,
-        warmup_steps=durations.warmup,
-        image_dtype=data.pixels_of(train_source).dtype,
-    )
+    steps = {"total_steps": durations.total, "warmup_steps": durations.warmup}
+    dtype = data.pixels_of(train_source).dtype
+    program = build_program(config, label_set.num_classes, mesh, image_dtype=dtype, **steps)
     add_teacher = None if config.loss.teacher is None else Teacher(config, label_set, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(layout.lock(workdir))
@@ -90,20 +85,12 @@ def train(
         layout.write_config(workdir, config, label_set, fingerprints, extend=extend)
         state, notes = _first_state(config, program, checkpoints, durations.total)
         first_step = int(state.step)
-        if first_step > durations.total:
-            raise UserError(
-                f"the run in {workdir} has taken {first_step} steps, more than the {durations.total} of "
-                f"train.duration={config.train.duration!r}; --extend needs a longer one"
-            )
         patience = Patience(config.train.patience, 0 if extend else notes["stale"])
         if first_step < durations.total and not patience.is_exhausted:
             logger.info(plan.describe(config, train_source, eval_source, durations.total - first_step))
         # A run that ended evaluates its last state again, and one that starts again the state before the first step.
         repeats_evaluation = notes["evaluation_due"] or patience.is_exhausted or first_step == 0
         writer = stack.enter_context(_writer(config, workdir, first_step, durations.total, repeats_evaluation))
-        profiler = StepProfiler(
-            workdir / "profile", config.log.profile_steps, first_step=first_step, total_steps=durations.total
-        )
         run = _Run(
             workdir=workdir,
             program=program,
@@ -112,18 +99,11 @@ def train(
             durations=durations,
             checkpoints=checkpoints,
             writer=writer,
-            metrics=MetricsWindow(
-                writer,
-                label_set,
-                policy=config.train.nonfinite,
-                folder=workdir / "nonfinite",
-                saved=notes["window"],
-                first_steps=max(durations.warmup, durations.total // 10),
-            ),
+            metrics=_metrics_window(config, workdir, writer, label_set, durations, saved=notes["window"]),
             evaluator=Evaluator(config, program.model, eval_source, mesh),
             label_set=label_set,
             batches=stack.enter_context(contextlib.closing(_train_batches(config, train_source, state))),
-            profiler=stack.enter_context(profiler),
+            profiler=stack.enter_context(_profiler(config, workdir, first_step, durations.total)),
             preemption=preemption,
             patience=patience,
             precise_norm_batches=config.train.precise_norm_batches,
@@ -316,13 +296,21 @@ def _first_state(
     """Returns the state to start from, and the notes of the checkpoint that a run continues from.
 
     The state is the workdir's newest checkpoint, or else comes from `train.init_from`, or else is random.
+
+    Raises:
+      UserError: the run has taken more than `total_steps` steps.
     """
     processes.check_same_step(checkpoints.found_step())
     notes = {"window": None, "evaluation_due": False, "stale": 0}
     if checkpoints.latest_step() is not None:
         variables, training, saved_notes = checkpoints.restore(**program.shapes.to_items())
         state = program.shapes.with_items(variables=variables, training=training)
-        logger.info("Continuing %s from step %d of %d", checkpoints.workdir, int(state.step), total_steps)
+        if (step := int(state.step)) > total_steps:
+            raise UserError(
+                f"the run in {checkpoints.workdir} has taken {step} steps, more than the {total_steps} of "
+                f"train.duration={config.train.duration!r}; --extend needs a longer one"
+            )
+        logger.info("Continuing %s from step %d of %d", checkpoints.workdir, step, total_steps)
         return state, notes | saved_notes
     create = functools.partial(program.random_state, seed=config.train.seed)
     if config.train.init_from is None:
@@ -357,6 +345,29 @@ def _writer(
         tensorboard=config.log.tensorboard,
         enabled=processes.is_leader(),
     )
+
+
+def _metrics_window(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    writer: metrics_log.Writer,
+    label_set: LabelSet,
+    durations: plan.Durations,
+    *,
+    saved: dict[str, Any] | None,
+) -> MetricsWindow:
+    return MetricsWindow(
+        writer,
+        label_set,
+        policy=config.train.nonfinite,
+        folder=workdir / "nonfinite",
+        saved=saved,
+        first_steps=max(durations.warmup, durations.total // 10),
+    )
+
+
+def _profiler(config: ConfigDict, workdir: pathlib.Path, first_step: int, total_steps: int) -> StepProfiler:
+    return StepProfiler(workdir / "profile", config.log.profile_steps, first_step=first_step, total_steps=total_steps)
 
 
 def _write_results(

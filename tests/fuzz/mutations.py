@@ -1,6 +1,7 @@
 """Damaged and hostile variants of valid files."""
 
 import copy
+import gzip
 import json
 import pickletools
 import random
@@ -132,3 +133,8 @@ def random_pickle(rng: random.Random, valid: bytes) -> bytes:
         else:
             pieces[place] = mutate_bytes(rng, pieces[place])
     return b"".join(pieces)
+
+
+def mutate_gzip(rng: random.Random, content: bytes) -> bytes:
+    """Damages what is compressed, so that the checksum is right."""
+    return gzip.compress(mutate_bytes(rng, gzip.decompress(content)), 1)

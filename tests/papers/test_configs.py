@@ -200,12 +200,12 @@ def test_missing_splits_are_named(monkeypatch):
 def test_protocols_are_described():
     text = papers.describe_protocol(papers.find_row("v3plus-3-16-8-decoder-scales-flip"))
     assert text == (
-        "voc2012_segmentation val, 1,449 images; `whole` at 513x513; output stride 8; scales 0.5, 0.75, 1, 1.25, 1.5, "
-        "1.75; mirrored too"
+        "voc2012_segmentation val, 1,449 images; output stride 8; protocol whole at 513x513; scales 0.5, 0.75, 1, "
+        "1.25, 1.5, 1.75; flipped too"
     )
     assert papers.describe_protocol(papers.find_row("v3-12-os16")).startswith("cityscapes val, 500")
     text = papers.describe_protocol(papers.find_row("segformer-cityscapes-b0"))
-    assert text == "cityscapes val, 500 images; `windows` at 1024x1024; output stride 32; scale 1"
+    assert text == "cityscapes val, 500 images; output stride 32; protocol windows at 1024x1024; one scale"
 
 
 def test_segformer_is_scored_as_its_authors_do():

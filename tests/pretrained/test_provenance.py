@@ -195,7 +195,10 @@ def test_a_run_records_its_data_day_and_scores(workdir, caplog):
     ]
     score = facts.scores[0]
     assert score.split == metrics["config"]["data"]["eval_split"]
-    assert score.protocol.startswith(f"{metrics['num_images']} images, protocol guide 32x32, one scale, ")
+    assert score.protocol.startswith(f"{metrics['num_images']} images; protocol guide at 32x32; one scale; ")
+    evaluation = metrics["config"] | {"eval": metrics["config"]["eval"] | {"protocol": "windows", "window": [24, 16]}}
+    (workdir / "metrics.json").write_text(json.dumps(metrics | {"config": evaluation}))
+    assert "; protocol windows at 24x16; " in load(workdir).provenance.scores[0].protocol
     (workdir / "metrics.json").write_text(json.dumps(metrics | {"step": metrics["step"] - 1}))
     assert load(workdir).provenance.scores == ()  # scores of another checkpoint
     (workdir / "metrics.json").write_text(json.dumps(metrics | {"config": {}}))

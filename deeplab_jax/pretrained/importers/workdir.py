@@ -5,7 +5,8 @@ import logging
 import pathlib
 from typing import Any
 
-from deeplab_jax.data import protocol_for
+from deeplab_jax.config import from_saved
+from deeplab_jax.data import describe_protocol, protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
 from deeplab_jax.pretrained import bundle, presets
@@ -88,7 +89,7 @@ def _scores(path: pathlib.Path, step: int) -> tuple[Score, ...]:
         facts = {
             "data": str(config["data"]["name"]),
             "split": str(config["data"]["eval_split"]),
-            "protocol": _protocol(values, config),
+            "protocol": _protocol(values),
             "source": "measured with deeplab_jax",
         }
         scores = [{"metric": metric, "value": values[metric], **facts} for metric in _METRICS if metric in values]
@@ -99,15 +100,7 @@ def _scores(path: pathlib.Path, step: int) -> tuple[Score, ...]:
         return ()
 
 
-def _protocol(values: dict[str, Any], config: dict[str, Any]) -> str:
-    evaluation = config["eval"]
-    scales = [float(scale) for scale in evaluation["scales"]]
-    size = evaluation["image_size"] if evaluation["protocol"] == "whole" else config["data"]["image_size"]
-    parts = [
-        f"{values['num_images']} images",
-        f"protocol {evaluation['protocol']}" + ("" if size is None else f" {size[0]}x{size[1]}"),
-        "one scale" if scales == [1.0] else f"scales {', '.join(map(str, scales))}",
-        *(["mirrored too"] if evaluation["flip"] else []),
-        "ignored pixels excluded" if evaluation["ignored_pixels"] == "exclude" else "ignored pixels counted",
-    ]
-    return ", ".join(parts)
+def _protocol(values: dict[str, Any]) -> str:
+    config = from_saved(values["config"])  # it states no version; migrations only rename what is there
+    ignored = "excluded" if config.eval.ignored_pixels == "exclude" else "counted"
+    return "; ".join([f"{values['num_images']} images", *describe_protocol(config), f"ignored pixels {ignored}"])
