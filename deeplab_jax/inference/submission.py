@@ -18,7 +18,7 @@ from deeplab_jax.data.sources import ade20k, cityscapes
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import write_atomically
 from deeplab_jax.inference.files import Existing, choose_existing, find_images
-from deeplab_jax.labels import CITYSCAPES, VOC, LabelSet
+from deeplab_jax.labels import ADE20K, CITYSCAPES, VOC, LabelSet
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ SUBMISSIONS: Mapping[str, Submission] = {
     ),
     "ade20k": Submission(
         benchmark="ADE20K",
-        label_set=ade20k.LABEL_SET,
+        label_set=ADE20K,
         image_name=r"(ADE_\w+_\d{8})",
         example="ADE_test_00000001.jpg",
         result="{id}.png",
