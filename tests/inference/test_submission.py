@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_jax.data import read_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference import files
 from deeplab_jax.inference.predictor import Predictor
@@ -20,6 +21,9 @@ class Stripes(Predictor):
 
     def __init__(self, label_set):
         self.label_set = label_set
+
+    def read(self, path, **options):
+        return read_image(path, **options)
 
     def __call__(self, image):
         height, width = image.shape[:2]
