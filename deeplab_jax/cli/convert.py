@@ -57,10 +57,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _import(name: str, file_format: str, checkpoint: str | None) -> "PretrainedNetwork":
-    from deeplab_jax.pretrained import hub, import_file
+    from deeplab_jax.pretrained import hub, import_file, split_checkpoint
 
     if not hub.is_address(name):
-        return import_file(pathlib.Path(name), file_format, checkpoint=checkpoint)
+        path, named = split_checkpoint(name)
+        return import_file(path, file_format, checkpoint=checkpoint or named)
     if checkpoint is not None:
         raise UsageError("--checkpoint chooses a checkpoint of a training run, not of a network on the Hub")
     if hub.parse(name).file is None:
