@@ -196,6 +196,9 @@ def test_a_run_records_its_data_day_and_scores(workdir, caplog):
     score = facts.scores[0]
     assert score.split == metrics["config"]["data"]["eval_split"]
     assert score.protocol.startswith(f"{metrics['num_images']} images, protocol guide 32x32, one scale, ")
+    metrics["config"]["eval"] |= {"protocol": "windows", "window": [24, 16]}
+    (workdir / "metrics.json").write_text(json.dumps(metrics))
+    assert "protocol windows 24x16, one scale, " in load(workdir).provenance.scores[0].protocol
     (workdir / "metrics.json").write_text(json.dumps(metrics | {"step": metrics["step"] - 1}))
     assert load(workdir).provenance.scores == ()  # scores of another checkpoint
     (workdir / "metrics.json").write_text(json.dumps(metrics | {"config": {}}))

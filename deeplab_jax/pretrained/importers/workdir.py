@@ -6,10 +6,11 @@ import pathlib
 from typing import Any
 
 from deeplab_jax.data import protocol_for
+from deeplab_jax.data.protocol import size_field
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
 from deeplab_jax.pretrained import bundle, presets
-from deeplab_jax.pretrained.network import PretrainedNetwork, first_line
+from deeplab_jax.pretrained.network import PretrainedNetwork, first_line, read_feeding
 from deeplab_jax.pretrained.provenance import TRAINING_RUN, UNKNOWN, Provenance, Score
 from deeplab_jax.workdir import layout
 from deeplab_jax.workdir.choice import choose_step
@@ -49,7 +50,13 @@ def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork
         **_base(config.train.init_from),
     )
     return PretrainedNetwork(
-        config.model, variables, label_set, config.eval.protocol, image_size, provenance=provenance
+        config.model,
+        variables,
+        label_set,
+        config.eval.protocol,
+        image_size,
+        provenance=provenance,
+        feeding=read_feeding(config),
     )
 
 
@@ -102,7 +109,8 @@ def _scores(path: pathlib.Path, step: int) -> tuple[Score, ...]:
 def _protocol(values: dict[str, Any], config: dict[str, Any]) -> str:
     evaluation = config["eval"]
     scales = [float(scale) for scale in evaluation["scales"]]
-    size = evaluation["image_size"] if evaluation["protocol"] == "whole" else config["data"]["image_size"]
+    group, field = size_field(evaluation["protocol"])
+    size = config[group][field]
     parts = [
         f"{values['num_images']} images",
         f"protocol {evaluation['protocol']}" + ("" if size is None else f" {size[0]}x{size[1]}"),
