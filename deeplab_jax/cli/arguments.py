@@ -36,7 +36,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def add_network(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """Adds `--workdir` and `--preset`, of which only one can be given."""
     group = parser.add_mutually_exclusive_group(required=required)
-    group.add_argument("--workdir", type=path, help="use the network of this training run")
+    group.add_argument("--workdir", type=path, help="use the network of this training run, or runs/photos@best")
     default = "" if required else " (default: the network that ships with the package)"
     group.add_argument(
         "--preset",
@@ -155,7 +155,19 @@ def checkpoint(text: str) -> str:
     """Parses `best`, `newest` or the step of a checkpoint."""
     if text in ("best", "newest"):
         return text
-    return str(index(text))
+    try:
+        return str(index(text))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not best, newest or the step of a checkpoint") from None
+
+
+def split_workdir(args: argparse.Namespace) -> None:
+    """Takes `--workdir WORKDIR@CHECKPOINT` for the two options. `--checkpoint` counts if it is given as well."""
+    from deeplab_jax import pretrained
+
+    if args.workdir is not None:
+        args.workdir, named = pretrained.split_checkpoint(args.workdir)
+        args.checkpoint = args.checkpoint or named
 
 
 def size(text: str) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import logging
-import pathlib
 from typing import TYPE_CHECKING
 
 from deeplab_jax.cli import arguments
@@ -45,7 +44,9 @@ def run(args: argparse.Namespace) -> None:
 
     network = average([_import(name, args.format, args.checkpoint) for name in args.files])
     if args.size is not None:
-        network = dataclasses.replace(network, image_size=args.size)
+        # another size of windows has a stride of its own
+        feeding = {path: value for path, value in network.feeding.items() if path != "eval.window_stride"}
+        network = dataclasses.replace(network, image_size=args.size, feeding=feeding)
     stated = {"author": args.author, "license": None if args.license is None else check_license(args.license)}
     stated = {name: value for name, value in stated.items() if value is not None}
     network = dataclasses.replace(network, provenance=dataclasses.replace(network.provenance, **stated))
@@ -57,10 +58,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _import(name: str, file_format: str, checkpoint: str | None) -> "PretrainedNetwork":
-    from deeplab_jax.pretrained import hub, import_file
+    from deeplab_jax.pretrained import hub, import_file, split_checkpoint
 
     if not hub.is_address(name):
-        return import_file(pathlib.Path(name), file_format, checkpoint=checkpoint)
+        path, named = split_checkpoint(name)
+        return import_file(path, file_format, checkpoint=checkpoint or named)
     if checkpoint is not None:
         raise UsageError("--checkpoint chooses a checkpoint of a training run, not of a network on the Hub")
     if hub.parse(name).file is None:

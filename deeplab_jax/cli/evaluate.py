@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     from deeplab_jax import pretrained
     from deeplab_jax.workdir import layout
 
+    arguments.split_workdir(args)
     network = pretrained.load(args.preset, checkpoint=args.checkpoint) if args.workdir is None else None
     base = layout.read_config(args.workdir) if network is None else pretrained.preset_config(network)
     config = parse_config(args.config_arguments, base=base)

@@ -164,6 +164,7 @@ def _load_predictor(args: argparse.Namespace) -> "Predictor":
     from deeplab_jax.inference.predictor import Predictor
     from deeplab_jax.workdir import layout
 
+    arguments.split_workdir(args)
     network = None
     if args.workdir is not None:
         base = layout.read_config(args.workdir)

@@ -12,6 +12,7 @@ from deeplab_jax.data.pipeline import decode_example, decode_examples, train_bat
 from deeplab_jax.data.pixel_format import (
     PixelFormat,
     check_augmentation,
+    check_display,
     check_image,
     check_model,
     fit_model,
@@ -56,6 +57,7 @@ __all__ = [
     "as_stored",
     "bucket",
     "check_augmentation",
+    "check_display",
     "check_image",
     "check_model",
     "dataset_names",

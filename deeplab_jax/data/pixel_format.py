@@ -187,6 +187,15 @@ def check_augmentation(data: ConfigDict, pixels: PixelFormat, name: str) -> None
             )
 
 
+def check_display(data: ConfigDict, pixels: PixelFormat) -> None:
+    """Checks `data.display_channels` before any work: the images of a data set are drawn at the end.
+
+    Raises:
+      UserError: a channel does not exist.
+    """
+    _drawn_channels(pixels.channels, data.display_channels)
+
+
 def check_image(image: np.ndarray, name: object, pixels: PixelFormat) -> None:
     """Checks the channels of an image that a network is to predict, and that its values are of the network's unit.
 
@@ -220,11 +229,17 @@ def to_rgb(
       UserError: a channel does not exist.
     """
     count = image.shape[2]
+    chosen = _drawn_channels(count, channels)
+    if image.dtype == np.uint8 and tuple(value_range) == _RGB_RANGE:
+        return image if chosen == (0, 1, 2) and count == 3 else np.ascontiguousarray(image[..., list(chosen)])
+    return scale_to_8_bits(image[..., list(chosen)], *value_range)
+
+
+def _drawn_channels(count: int, channels: Sequence[int]) -> tuple[int, ...]:
+    """Returns the channels to draw as red, green and blue, of `count`. See `to_rgb`."""
     chosen = tuple(channels) or ((0, 1, 2) if count >= 3 else (0, 0, 0))
     if len(chosen) != 3 or not all(0 <= channel < count for channel in chosen):
         raise UserError(
             f"data.display_channels={chosen} must be three channels of 0 to {count - 1}: red, green and blue"
         )
-    if image.dtype == np.uint8 and tuple(value_range) == _RGB_RANGE:
-        return image if chosen == (0, 1, 2) and count == 3 else np.ascontiguousarray(image[..., list(chosen)])
-    return scale_to_8_bits(image[..., list(chosen)], *value_range)
+    return chosen

@@ -207,8 +207,15 @@ def describe_protocol(config: ConfigDict) -> tuple[str, ...]:
 
 def set_input_size(config: ConfigDict, size: Sequence[int] | None) -> None:
     """Sets the field of a whole config that gives the size of the network's input under its protocol."""
-    group, field = _protocol_class(config).size_field.split(".")
+    check_fields("eval", config.eval)
+    group, field = size_field(config.eval.protocol)
     config[group][field] = None if size is None else tuple(size)
+
+
+def size_field(protocol: str) -> tuple[str, str]:
+    """Returns group and name of the config field that `set_input_size` sets under a protocol."""
+    group, field = _PROTOCOLS[protocol].size_field.split(".")
+    return group, field
 
 
 def _protocol_class(config: ConfigDict) -> type[EvalProtocol]:

@@ -265,6 +265,7 @@ def _prepare(
             f"{', '.join(label_set.class_names)}"
         )
     data.check_model(config.model, data.pixels_of(source), source.name)
+    data.check_display(config.data, data.pixels_of(source))
     mesh = mesh_lib.make_mesh(config.mesh)
     return source, build_for_mesh(config, label_set.num_classes, mesh, input_sizes=protocol.input_sizes), mesh
 

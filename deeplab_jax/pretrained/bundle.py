@@ -25,7 +25,14 @@ from deeplab_jax.files import check_new_folder, create_folder, read_json, write_
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import SegmentationNetwork, abstract_variables
 from deeplab_jax.pretrained import model_card
-from deeplab_jax.pretrained.network import PretrainedNetwork, first_line, model_config, variable_shapes
+from deeplab_jax.pretrained.network import (
+    PretrainedNetwork,
+    first_line,
+    model_config,
+    read_feeding,
+    set_feeding,
+    variable_shapes,
+)
 from deeplab_jax.pretrained.provenance import UNKNOWN, Provenance
 from deeplab_jax.pretrained.readers import safetensors_file
 
@@ -100,6 +107,8 @@ def save(network: PretrainedNetwork, folder: pathlib.Path, *, half: bool = False
         "image_size": network.image_size,
         "report": list(network.report),
     }
+    if network.feeding:
+        values["feeding"] = dict(network.feeding)
     if facts := network.provenance.to_json():
         values["provenance"] = facts
     flat = traverse_util.flatten_dict(network.variables, sep="/")
@@ -126,6 +135,8 @@ def load(folder: pathlib.Path) -> PretrainedNetwork:
         image_size, protocol = values["image_size"], values["protocol"]
         report = tuple(str(line) for line in values["report"])
         provenance = Provenance.from_json(values.get("provenance", {}))  # earlier versions wrote none
+        fed = config_lib.base_config()
+        set_feeding(fed, dict(values.get("feeding", {})))  # nor this
         if image_size is not None:
             image_size = height, width = tuple(int(extent) for extent in image_size)
             if not 1 <= min(height, width) <= max(height, width) <= budget.INPUT_SIDE:
@@ -144,9 +155,8 @@ def load(folder: pathlib.Path) -> PretrainedNetwork:
     if misfit := _find_misfit(shapes, {name: value.shape for name, value in arrays.items()}):
         raise UserError(f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {misfit}")
     arrays = {name: value.astype(np.float32, copy=False) for name, value in arrays.items()}
-    return PretrainedNetwork(
-        model, traverse_util.unflatten_dict(arrays, sep="/"), label_set, protocol, image_size, report, provenance
-    )
+    variables, feeding = traverse_util.unflatten_dict(arrays, sep="/"), read_feeding(fed)
+    return PretrainedNetwork(model, variables, label_set, protocol, image_size, report, provenance, feeding)
 
 
 def is_bundle(folder: pathlib.Path) -> bool:

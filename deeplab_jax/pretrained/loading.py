@@ -16,7 +16,7 @@ from deeplab_jax.models import PARTS, SegmentationNetwork, abstract_variables, b
 from deeplab_jax.pretrained import bundle, hub, presets
 from deeplab_jax.pretrained.formats import import_file
 from deeplab_jax.pretrained.merge import check_fit, merge
-from deeplab_jax.pretrained.network import PretrainedNetwork
+from deeplab_jax.pretrained.network import PretrainedNetwork, set_feeding
 from deeplab_jax.pretrained.stem import with_channels
 
 logger = logging.getLogger(__name__)
@@ -151,6 +151,7 @@ def preset_config(network: PretrainedNetwork) -> ConfigDict:
     """Returns a config that feeds images to a network as its authors did. Fields for training stay unset."""
     config = config_lib.from_dict({"model": network.model.to_dict()})
     config.eval.protocol = network.protocol
+    set_feeding(config, network.feeding)
     config.data.batch_size = 8
     config.data.image_size = network.image_size or (513, 513)
     if network.image_size is not None:

@@ -160,11 +160,14 @@ def _usage(network: PretrainedNetwork, repo_id: str) -> str:
             f"deeplab-jax train --config CONFIG --workdir runs/new --config.train.init_from={address}",
         )
     else:
+        (low, high), channels = network.model.value_range, network.model.in_channels
+        colors = " RGB" if channels == 3 else ""
         code = (
             f'predictor = deeplab_jax.Predictor.from_pretrained("{address}")\n'
             'label_map = predictor("photo.jpg").label_map  # (height, width) class ids\n\n'
             f'model, variables = deeplab_jax.from_pretrained("{address}")\n'
-            "logits, endpoints = model.apply(variables, images, train=False)  # (N, H, W, 3) RGB, values 0-255"
+            "logits, endpoints = model.apply(variables, images, train=False)  "
+            f"# (N, H, W, {channels}){colors}, values {low:g}-{high:g}"
         )
         command = f"deeplab-jax predict photo.jpg --preset {address} --output masks"
     return (
@@ -191,13 +194,14 @@ def _origin(network: PretrainedNetwork) -> list[str]:
     facts = network.provenance
     base_license = f" (license: {facts.base_license})" if facts.base_license else ""
     size = "its own size" if network.image_size is None else "x".join(map(str, network.image_size))
+    feeding = "".join(f", {path}={value}" for path, value in network.feeding.items())
     known = {
         "Author": facts.author,
         "Date": facts.date,
         "Training data": ", ".join(facts.data),
         "Weights": facts.origin,
         "Training started from": facts.base and facts.base + base_license,
-        "Input": f"protocol `{network.protocol}`, {size}" if network.label_set is not None else None,
+        "Input": f"protocol `{network.protocol}`, {size}{feeding}" if network.label_set is not None else None,
     }
     return [f"{name}: {_plain(value)}" for name, value in known.items() if value]
 

@@ -11,11 +11,16 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from deeplab_jax.config import base_config
+from deeplab_jax.config import base_config, check_fields
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL, VOC, VOC_CLASS_NAMES, LabelSet
 from deeplab_jax.models import BACKBONES, abstract_variables, build_model
 from deeplab_jax.pretrained.provenance import UNKNOWN, Provenance
+
+#: Config fields besides `model`, protocol and size that change what a network sees of an image.
+FEEDING_FIELDS = (
+    "eval.scale_to", "eval.size_multiple", "eval.window_stride", "eval.window_average", "data.antialias",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -30,6 +35,7 @@ class PretrainedNetwork:
       image_size: (height, width) of its input under this protocol; None if any size works.
       report: lines that say what was imported and what was skipped.
       provenance: author, training data, license, scores and so on, if they are known.
+      feeding: values of `FEEDING_FIELDS` that are not the defaults, by path.
     """
 
     model: ConfigDict
@@ -39,6 +45,7 @@ class PretrainedNetwork:
     image_size: tuple[int, int] | None = None
     report: Sequence[str] = ()
     provenance: Provenance = UNKNOWN
+    feeding: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
         classes = f"{self.label_set.num_classes} classes" if self.label_set else "backbone only"
@@ -48,6 +55,34 @@ class PretrainedNetwork:
             f"PretrainedNetwork({self.model.backbone}, {classes}, {count / 1e6:.1f}M parameters, "
             f"{self.protocol} {size})"
         )
+
+
+def read_feeding(config: ConfigDict) -> dict[str, Any]:
+    """Returns the `feeding` of a network that a whole config feeds."""
+    default, values = base_config(), {}
+    for path in FEEDING_FIELDS:
+        group, field = path.split(".")
+        if config[group][field] != default[group][field]:
+            values[path] = config[group][field]
+    return values
+
+
+def set_feeding(config: ConfigDict, feeding: Mapping[str, Any]) -> None:
+    """Sets the fields of a `feeding` in a whole config.
+
+    Raises:
+      UserError: a field or value is not legal. Saved networks may come from strangers.
+    """
+    for path, value in feeding.items():
+        if path not in FEEDING_FIELDS:
+            raise UserError(f"{path!r} is not one of {', '.join(FEEDING_FIELDS)}")
+        group, field = path.split(".")
+        try:
+            config[group][field] = tuple(value) if isinstance(value, list) else value
+        except TypeError as error:
+            raise UserError(f"{path}={value!r}: {first_line(error)}") from None
+    for group in ("data", "eval"):
+        check_fields(group, config[group])
 
 
 def check_finite(variables: Any, source: str | pathlib.Path) -> None:

@@ -266,6 +266,7 @@ def _open_data(config: ConfigDict) -> tuple[ConfigDict, data.Source, data.Source
         check_labels(eval_source)
     pixels = data.pixels_of(train_source)
     data.check_augmentation(config.data, pixels, train_source.name)
+    data.check_display(config.data, pixels)
     if not pixels.is_rgb:
         config = config.copy_and_resolve_references()
         data.fit_model(config.model, pixels, train_source.name)

@@ -102,7 +102,19 @@ def test_a_checkpoint_that_does_not_exist_is_named(run, fails, workdir):
     )
     code, _, err = run("evaluate", "--workdir", workdir, "--checkpoint", "last")
     assert (code, len(err)) == (2, 1)
-    assert "'last' is not an integer" in err[0]
+    assert "'last' is not best, newest or the step of a checkpoint" in err[0]
+
+
+def test_a_workdir_can_name_its_checkpoint(fails, workdir, tmp_path):
+    named, message = f"{workdir}@99", "has no checkpoint '99'; choose newest, best, or"
+    fails("evaluate", "--workdir", named, message=message)
+    fails("convert", "--from", "workdir", named, "--output", tmp_path / "network", message=message)
+    fails("predict", "--workdir", named, "--output", tmp_path / "masks", __file__, message=message)
+
+
+def test_channels_to_draw_are_checked_first(fails, workdir):
+    message = "data.display_channels=(0, 1, 3) must be three channels of 0 to 2"
+    fails("evaluate", "--workdir", workdir, "--config.data.display_channels=0,1,3", message=message)
 
 
 def test_scores_that_cannot_be_saved_are_shown(run, workdir):

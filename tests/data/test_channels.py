@@ -290,6 +290,17 @@ def test_a_gray_data_set_of_16_bits_reaches_training_and_evaluation_as_it_is(tmp
     np.testing.assert_array_equal(scored["image"][0, :24, :40, 0], images[scored["id"][0]])
 
 
+def test_channels_to_draw_are_checked_before_any_image_is_drawn():
+    config = base_config().data
+    for drawn in ((), (4, 0, 2)):
+        config.display_channels = drawn
+        data.check_display(config, PixelFormat(channels=5))
+    for drawn in ((0,), (0, 1, 5)):
+        config.display_channels = drawn
+        with pytest.raises(UserError, match="must be three channels of 0 to 4"):
+            data.check_display(config, PixelFormat(channels=5))
+
+
 @pytest.mark.parametrize(
     ("field", "value", "off"), [("color_jitter", 0.2, "0.0"), ("photometric_distortion", True, "False")]
 )

@@ -10,9 +10,10 @@ import safetensors.numpy
 
 import deeplab_jax
 from deeplab_jax.config import VERSION
+from deeplab_jax.data import protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import SYNTHETIC, VOC
-from deeplab_jax.pretrained import average, bundle, load
+from deeplab_jax.pretrained import average, bundle, load, model_card, preset_config
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,37 @@ def test_saving_twice_gives_the_same_bytes(network, folder, tmp_path):
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert set(files) == {"README.md", "config.json", "model.safetensors"}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "twice").iterdir()}
+
+
+def test_what_changes_the_view_of_an_image_is_saved(network, tmp_path):
+    feeding = {"eval.window_stride": (8, 16), "eval.window_average": "probabilities", "data.antialias": True}
+    windows = dataclasses.replace(network, protocol="windows", image_size=(24, 32), feeding=feeding)
+    bundle.save(windows, tmp_path / "net")
+    config = preset_config(load(tmp_path / "net"))
+    protocol = protocol_for(config)
+    assert (protocol.window, protocol.stride, protocol.average) == ((24, 32), (8, 16), "probabilities")
+    assert protocol.antialias
+    bundle.save(load(tmp_path / "net"), tmp_path / "twice")
+    for path in (tmp_path / "net").iterdir():
+        assert path.read_bytes() == (tmp_path / "twice" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "feeding",
+    [{"train.seed": 1}, {"eval.window_average": "all"}, {"eval.window_stride": 5}, {"eval.scale_to": [0, "a"]}, [1], 5],
+)
+def test_a_damaged_view_of_images_is_refused(folder, feeding):
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"feeding": feeding}))
+    with pytest.raises(UserError, match="config.json"):
+        load(folder)
+
+
+def test_the_card_states_what_the_network_takes(network, tmp_path):
+    assert "# (N, H, W, 3) RGB, values 0-255" in model_card.render(network)
+    model = network.model.copy_and_resolve_references()
+    model.in_channels, model.value_range = 5, (0, 65535)
+    assert "# (N, H, W, 5), values 0-65535" in model_card.render(dataclasses.replace(network, model=model))
 
 
 def test_kernels_can_be_saved_as_float16(network, tmp_path):

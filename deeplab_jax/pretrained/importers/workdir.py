@@ -10,7 +10,7 @@ from deeplab_jax.data import describe_protocol, protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
 from deeplab_jax.pretrained import bundle, presets
-from deeplab_jax.pretrained.network import PretrainedNetwork, first_line
+from deeplab_jax.pretrained.network import PretrainedNetwork, first_line, read_feeding
 from deeplab_jax.pretrained.provenance import TRAINING_RUN, UNKNOWN, Provenance, Score
 from deeplab_jax.workdir import layout
 from deeplab_jax.workdir.choice import choose_step
@@ -50,7 +50,13 @@ def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork
         **_base(config.train.init_from),
     )
     return PretrainedNetwork(
-        config.model, variables, label_set, config.eval.protocol, image_size, provenance=provenance
+        config.model,
+        variables,
+        label_set,
+        config.eval.protocol,
+        image_size,
+        provenance=provenance,
+        feeding=read_feeding(config),
     )
 
 
