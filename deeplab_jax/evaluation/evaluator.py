@@ -77,7 +77,7 @@ class Evaluator:
         """
         label_set = self._source.label_set
         totals, examples, previous = metrics.Totals(label_set.num_classes), [], None
-        own = len(self._source) // jax.process_count()  # at least so many examples are those of this process
+        own = len(self._source) // jax.process_count()  # this process has at least this number of examples
         gallery, seen = sorted({i * own // GALLERY_SIZE for i in range(GALLERY_SIZE)}), 0
         details = self._new_details()
         batch_size, scales = config_lib.eval_batch_size(self._config), tuple(self._config.eval.scales)

@@ -17,7 +17,7 @@ from deeplab_jax.labels import IGNORE_LABEL, VOC, VOC_CLASS_NAMES, LabelSet
 from deeplab_jax.models import BACKBONES, abstract_variables, build_model
 from deeplab_jax.pretrained.provenance import UNKNOWN, Provenance
 
-#: Config fields besides `model`, protocol and size that change what a network sees of an image.
+#: Config fields that change what a network sees of an image, apart from `model`, the protocol and the size.
 FEEDING_FIELDS = (
     "eval.scale_to", "eval.size_multiple", "eval.window_stride", "eval.window_average", "data.antialias",
 )  # fmt: skip
