@@ -13,16 +13,21 @@ Score: not run
 """
 
 from deeplab_jax.config import load_config, parse_arg
-from deeplab_jax.errors import UserError
 
 _EVAL_SPLITS = {"coco_stuff": "val", "coco_stuff10k": "test", "coco_panoptic": "val"}
 
 
 def get_config(arg=None):
     """Arguments: `data`, `base` (config of the network), `size` (of the square crop), `batch`, `steps`."""
-    arg = parse_arg(arg, data="coco_stuff", base="deeplabv3plus_resnet101_voc", size=513, batch=16, steps=80_000)
-    if arg.data not in _EVAL_SPLITS:
-        raise UserError(f"data={arg.data} does not exist; choose from {', '.join(_EVAL_SPLITS)}")
+    arg = parse_arg(
+        arg,
+        {"data": tuple(_EVAL_SPLITS)},
+        data="coco_stuff",
+        base="deeplabv3plus_resnet101_voc",
+        size=513,
+        batch=16,
+        steps=80_000,
+    )
     config = load_config(arg.base, size=arg.size, batch=arg.batch, steps=arg.steps)
     config.data.name = arg.data
     config.data.train_split, config.data.eval_split = "train", _EVAL_SPLITS[arg.data]

@@ -12,16 +12,21 @@ Score: not run
 """
 
 from deeplab_jax.config import load_config, parse_arg
-from deeplab_jax.errors import UserError
 
 _DATA_SETS = ("pascal_context", "pascal_context_59")
 
 
 def get_config(arg=None):
     """Arguments: `data`, `base` (config of the network), `size` (of the square crop), `batch`, `steps`."""
-    arg = parse_arg(arg, data="pascal_context", base="deeplabv3plus_resnet101_voc", size=513, batch=16, steps=25_000)
-    if arg.data not in _DATA_SETS:
-        raise UserError(f"data={arg.data} does not exist; choose from {', '.join(_DATA_SETS)}")
+    arg = parse_arg(
+        arg,
+        {"data": _DATA_SETS},
+        data="pascal_context",
+        base="deeplabv3plus_resnet101_voc",
+        size=513,
+        batch=16,
+        steps=25_000,
+    )
     config = load_config(arg.base, size=arg.size, batch=arg.batch, steps=arg.steps)
     config.data.name = arg.data
     config.data.train_split = "train"

@@ -12,16 +12,22 @@ Score: not run
 
 from deeplab_jax import pretrained
 from deeplab_jax.config import load_config, parse_arg
-from deeplab_jax.errors import UserError
 
 _DATA_SETS = ("oxford_pet", "oxford_pet_binary", "oxford_pet_ignore")
 
 
 def get_config(arg=None):
     """Arguments: `data`, `size` (of the crop), `batch`, `epochs`, `rate` (peak), `init` (a network)."""
-    arg = parse_arg(arg, data="oxford_pet", size=321, batch=4, epochs=10.0, rate=0.0, init=pretrained.DEFAULT_PRESET)
-    if arg.data not in _DATA_SETS:
-        raise UserError(f"data={arg.data} does not exist; choose from {', '.join(_DATA_SETS)}")
+    arg = parse_arg(
+        arg,
+        {"data": _DATA_SETS},
+        data="oxford_pet",
+        size=321,
+        batch=4,
+        epochs=10.0,
+        rate=0.0,
+        init=pretrained.DEFAULT_PRESET,
+    )
     config = load_config(
         "finetune_folder", size=arg.size, batch=arg.batch, epochs=arg.epochs, rate=arg.rate, init=arg.init
     )

@@ -13,16 +13,13 @@ Score: not run
 """
 
 from deeplab_jax.config import base_config, parse_arg
-from deeplab_jax.errors import UserError
 
 _VARIANTS = ("b0", "b1", "b2", "b3", "b4", "b5")
 
 
 def get_config(arg=None):
     """Arguments: `variant` (b0 to b5), `size` (of the crop; 0: 640 for b5, else 512), `batch`, `steps`, `init`."""
-    arg = parse_arg(arg, variant="b0", size=0, batch=16, steps=160_000, init="")
-    if arg.variant not in _VARIANTS:
-        raise UserError(f"variant={arg.variant} does not exist; choose from {', '.join(_VARIANTS)}")
+    arg = parse_arg(arg, {"variant": _VARIANTS}, variant="b0", size=0, batch=16, steps=160_000, init="")
     size = arg.size or (640 if arg.variant == "b5" else 512)
     config = base_config()
 

@@ -10,11 +10,12 @@ from deeplab_jax.config.suggestions import find_field
 from deeplab_jax.errors import UserError, suggest
 
 
-def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+def parse_arg(arg: str | None, choices: Mapping[str, Sequence[str]] | None = None, /, **defaults: Any) -> ConfigDict:
     """Parses the arguments of a config file, such as `size=256,batch=8` in `--config name:size=256,batch=8`.
 
     Args:
       arg: the string passed to `get_config`: comma-separated `key=value` pairs. A bare `key` sets a bool to True.
+      choices: legal values of the arguments that have few of them.
       **defaults: every argument of the config with its default. A value must have the type of its default; an
         argument whose default is None takes a number.
 
@@ -22,7 +23,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
       A value for every argument.
 
     Raises:
-      UserError: an argument does not exist, or a value has the wrong type.
+      UserError: an argument does not exist, or a value has the wrong type or is not among its choices.
     """
     values = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
@@ -44,6 +45,9 @@ def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
         if not isinstance(value, wanted) or (isinstance(value, bool) and not isinstance(default, bool)):
             raise UserError(f"config argument {key}={text!r} is not a {kind}")
         values[key] = type(default)(value) if default is not None else value
+    for key, legal in (choices or {}).items():
+        if values[key] not in legal:
+            raise UserError(f"{key}={values[key]} does not exist{suggest(values[key], legal)}")
     return ConfigDict(values)
 
 

@@ -72,3 +72,11 @@ def test_a_stage_has_its_settings_unless_arguments_override_them(arg, settings):
 def test_an_invalid_stage_is_named(arg, message):
     with pytest.raises(UserError, match=message):
         parse_stage(arg, STAGES, settable=("init", "rate"))
+
+
+def test_an_argument_with_choices_takes_one_of_them():
+    choices = {"data": ("pets", "streets")}
+    assert parse_arg("data=streets", choices, data="pets", size=1).data == "streets"
+    assert parse_arg(None, choices, data="pets", size=1).data == "pets"
+    with pytest.raises(UserError, match="^data=street does not exist; did you mean streets"):
+        parse_arg("data=street", choices, data="pets", size=1)
