@@ -13,6 +13,7 @@ from deeplab_jax.config.schema import (
     PROTOCOLS,
     Field,
     base_config,
+    get_field,
     iterate_fields,
 )
 from deeplab_jax.config.serialization import differences, from_dict, from_saved, read_saved, to_dict, to_saved
@@ -51,6 +52,7 @@ __all__ = [
     "find_field",
     "from_dict",
     "from_saved",
+    "get_field",
     "iterate_fields",
     "list_configs",
     "load_config",

@@ -3,6 +3,8 @@
 `base_config()`, `check_fields` and the tables of the documentation all read `FIELDS`.
 """
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -309,6 +311,11 @@ def base_config() -> ConfigDict:
 def iterate_fields() -> list[tuple[str, Field]]:
     """Lists every field with its path, such as `model.backbone`, in the order of the schema."""
     return _flatten(FIELDS, "")
+
+
+def get_field(config: ConfigDict, path: str) -> Any:
+    """Returns the value of a whole config's field, such as `model.backbone`."""
+    return functools.reduce(operator.getitem, path.split("."), config)
 
 
 def _with_defaults(fields: Mapping[str, Any]) -> ConfigDict:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.config import ranges
 from deeplab_jax.config.durations import parse_duration
 from deeplab_jax.config.loss_terms import parse_loss_terms
-from deeplab_jax.config.schema import DURATION_FIELDS, FIELDS, Field
+from deeplab_jax.config.schema import DURATION_FIELDS, FIELDS, Field, get_field
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.files import local_path
 
@@ -28,7 +28,7 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
       UserError: a value is missing or not legal. The message names the field and the fix.
     """
     for field in _REQUIRED + (("optimizer.learning_rate",) if training else ()):
-        if _get(config, field) is None:
+        if get_field(config, field) is None:
             raise UserError(f"{field} is not set; set it in the config file or with --config.{field}=...")
     for group in FIELDS:
         if training:
@@ -39,7 +39,7 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
     if training and config.train.patience is not None and config.eval.every is None:
         raise UserError("train.patience counts evaluations; set eval.every too, for example to '1 epochs'")
     for field in DURATION_FIELDS:
-        if training and (text := _get(config, field)) is not None:
+        if training and (text := get_field(config, field)) is not None:
             parse_duration(text, field=field, allow_percent=field != "train.duration")
     if config.data.data_dir is not None:
         local_path(config.data.data_dir)
@@ -77,7 +77,7 @@ def check_sizes(config: ConfigDict) -> None:
     """
     stride = config.model.output_stride
     for field in ("data.image_size", "eval.image_size"):
-        size = _get(config, field)
+        size = get_field(config, field)
         if size is None:
             continue
         if len(size) != 2 or not all(extent in ranges.SIDE and extent >= stride for extent in size):
@@ -113,11 +113,6 @@ def check_scales(name: str, scales: Sequence[Any]) -> None:
 def eval_batch_size(config: ConfigDict) -> int:
     """Returns the global batch size of evaluation."""
     return config.data.batch_size if config.eval.batch_size is None else config.eval.batch_size
-
-
-def _get(config: ConfigDict, field: str) -> Any:
-    group, name = field.split(".")
-    return config[group][name]
 
 
 def _validate_loss(loss: ConfigDict) -> None:

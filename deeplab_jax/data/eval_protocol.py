@@ -59,7 +59,7 @@ class EvalProtocol(abc.ABC):
         """Fits one image for prediction.
 
         Returns:
-          The network's input, uint8 (height, width, 3), and (height, width) of the image inside it, at the top left.
+          The network's input, (height, width, channels), and (height, width) of the image inside it, at the top left.
         """
         return transforms.resize_image(image, self.train_size, antialias=self.antialias), self.train_size
 

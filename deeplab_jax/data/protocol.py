@@ -42,7 +42,7 @@ class CanvasProtocol(EvalProtocol):
         """Brings an image and its label to the sizes of the batch.
 
         Args:
-          image: uint8 (height, width, 3).
+          image: (height, width, channels).
           label: uint8 (height, width).
           image_size: (height, width) of images in the batch, see `batch_sizes`.
           label_size: (height, width) of labels in the batch.
@@ -207,15 +207,8 @@ def describe_protocol(config: ConfigDict) -> tuple[str, ...]:
 
 def set_input_size(config: ConfigDict, size: Sequence[int] | None) -> None:
     """Sets the field of a whole config that gives the size of the network's input under its protocol."""
-    check_fields("eval", config.eval)
-    group, field = size_field(config.eval.protocol)
+    group, field = _protocol_class(config).size_field.split(".")
     config[group][field] = None if size is None else tuple(size)
-
-
-def size_field(protocol: str) -> tuple[str, str]:
-    """Returns group and name of the config field that `set_input_size` sets under a protocol."""
-    group, field = _PROTOCOLS[protocol].size_field.split(".")
-    return group, field
 
 
 def _protocol_class(config: ConfigDict) -> type[EvalProtocol]:

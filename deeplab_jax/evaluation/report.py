@@ -1,7 +1,6 @@
 """The results of an evaluation: a gallery of examples, and the files in a workdir."""
 
 import dataclasses
-import functools
 import hashlib
 import pathlib
 import re
@@ -155,5 +154,5 @@ def results_suffix(config: ConfigDict, own_config: ConfigDict, *, split: str | N
 
 
 def _value(config: ConfigDict, field: str) -> str:
-    value = functools.reduce(lambda group, name: group[name], field.split("."), config)
+    value = config_lib.get_field(config, field)
     return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

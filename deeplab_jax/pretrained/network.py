@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from deeplab_jax.config import base_config, check_fields
+from deeplab_jax.config import base_config, check_fields, get_field
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL, VOC, VOC_CLASS_NAMES, LabelSet
 from deeplab_jax.models import BACKBONES, abstract_variables, build_model
@@ -61,9 +61,8 @@ def read_feeding(config: ConfigDict) -> dict[str, Any]:
     """Returns the `feeding` of a network that a whole config feeds."""
     default, values = base_config(), {}
     for path in FEEDING_FIELDS:
-        group, field = path.split(".")
-        if config[group][field] != default[group][field]:
-            values[path] = config[group][field]
+        if (value := get_field(config, path)) != get_field(default, path):
+            values[path] = value
     return values
 
 

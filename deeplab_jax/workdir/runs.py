@@ -63,9 +63,8 @@ def list_runs(folder: pathlib.Path) -> list[Run]:
 
 def differing_fields(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Returns the config fields that differ between runs, such as `optimizer.learning_rate`: the value of each run."""
-    flat = [_flatten(config_lib.to_dict(run.config)) for run in runs]
-    paths = {path: None for values in flat for path in values if path not in _INCIDENTAL}
-    columns = {path: [values.get(path) for values in flat] for path in paths}
+    paths = [path for path, _ in config_lib.iterate_fields() if path not in _INCIDENTAL]
+    columns = {path: [config_lib.get_field(run.config, path) for run in runs] for path in paths}
     return {path: values for path, values in columns.items() if any(value != values[0] for value in values)}
 
 
@@ -108,13 +107,3 @@ def _total_steps(workdir: pathlib.Path, config: ConfigDict) -> int:
         batch_size=config.data.batch_size,
         num_examples=sum(split["examples"] for split in splits.values()),
     )
-
-
-def _flatten(values: dict[str, Any], path: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{path}{key}.")
-        else:
-            flat[f"{path}{key}"] = value
-    return flat
