@@ -208,6 +208,14 @@ def test_a_run_records_its_data_day_and_scores(workdir, caplog):
     assert load(workdir).provenance.scores == ()
 
 
+def test_a_run_passes_on_how_it_feeds_images(workdir):
+    assert load(workdir).feeding == {}
+    values = json.loads((workdir / "config.json").read_text())
+    values["eval"] |= {"size_multiple": 32, "scale_to": [24, 48]}
+    (workdir / "config.json").write_text(json.dumps(values))
+    assert load(workdir).feeding == {"eval.size_multiple": 32, "eval.scale_to": (24, 48)}
+
+
 def test_a_run_records_where_it_started(folder, tmp_path):
     find = workdir_importer._base
     assert find(None) == {}
