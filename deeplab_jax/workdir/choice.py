@@ -1,11 +1,10 @@
 """Which checkpoint of a workdir is read: the newest, the best, or that of a step."""
 
-import json
 import pathlib
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.workdir.layout import checkpoint_steps
-from deeplab_jax.workdir.metrics_log import METRICS_FILE
+from deeplab_jax.workdir.metrics_log import read_evaluations
 
 #: The choices that have names. Another choice is the step of a checkpoint.
 NEWEST, BEST = "newest", "best"
@@ -43,14 +42,7 @@ def best_checkpoint(workdir: pathlib.Path) -> tuple[int, float] | None:
 
     The first of equal ones is the best. None if no checkpoint was evaluated.
     """
-    path, saved = workdir / METRICS_FILE, set(checkpoint_steps(workdir))
-    best = None
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            values = json.loads(line)
-            step, score = values["step"], values["eval"]["mean_iou"]
-        except (ValueError, TypeError, KeyError, RecursionError):  # training metrics, or cut short by a crash
-            continue
-        if step in saved and score is not None and (best is None or score > best[1]):
-            best = step, score
-    return best
+    saved = set(checkpoint_steps(workdir))
+    evaluations = [scores for scores in read_evaluations(workdir) if scores["step"] in saved]
+    best = max(evaluations, key=lambda scores: scores["mean_iou"], default=None)
+    return None if best is None else (best["step"], best["mean_iou"])

@@ -157,6 +157,23 @@ class Writer:
         self._events.add_scalars(finite, step)
 
 
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads the lines of a workdir's `metrics.jsonl`. Damaged ones are left out, such as one that a crash cut short."""
+    path, lines = workdir / METRICS_FILE, []
+    for text in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append(line)
+    return lines
+
+
+def read_evaluations(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads the scores of a workdir's evaluations during training that have a mean IoU, each with its `step`."""
+    lines = [line for line in read_metrics(workdir) if isinstance(line.get("eval"), dict)]
+    return [{"step": line["step"], **line["eval"]} for line in lines if line["eval"].get("mean_iou") is not None]
+
+
 class _StepClock:
     """Measures steps per second between calls, without pauses."""
 

@@ -1,7 +1,6 @@
 """The runs below a folder: how far each is, its scores, and where their configs differ."""
 
 import dataclasses
-import json
 import logging
 import pathlib
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
 from deeplab_jax.workdir import layout
-from deeplab_jax.workdir.metrics_log import METRICS_FILE
+from deeplab_jax.workdir.metrics_log import read_evaluations, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -69,41 +68,36 @@ def differing_fields(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def _read(workdir: pathlib.Path, name: str) -> Run:
-    config = layout.read_config(workdir)
-    step, evaluations = 0, []
-    for line in _lines(workdir / METRICS_FILE):
-        step = max(step, line["step"])
-        if isinstance(line.get("eval"), dict) and line["eval"].get("mean_iou") is not None:
-            evaluations.append({"step": line["step"], **line["eval"]})
+    config, evaluations = layout.read_config(workdir), read_evaluations(workdir)
+    step = max((line["step"] for line in read_metrics(workdir)), default=0)
     total = _total_steps(workdir, config)
+    best = max(evaluations, key=lambda scores: scores["mean_iou"], default=None)
+    last = evaluations[-1] if evaluations else None
     if layout.is_locked(workdir):
         state = "running"
     else:
-        state = "finished" if evaluations and evaluations[-1]["step"] >= total else "stopped"
-    best = max(evaluations, key=lambda scores: scores["mean_iou"], default=None)
-    return Run(name, state, step, total, best, evaluations[-1] if evaluations else None, config)
+        is_last = last is not None and last["step"] >= total
+        state = "finished" if is_last or _ran_out_of_patience(config, evaluations) else "stopped"
+    return Run(name, state, step, total, best, last, config)
 
 
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads `metrics.jsonl`, whose last line may be incomplete."""
-    if not path.exists():
-        return []
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
-    return lines
+def _ran_out_of_patience(config: ConfigDict, evaluations: list[dict[str, Any]]) -> bool:
+    """Whether `train.patience` ended the run. The score before the first step does not count."""
+    scores = [evaluation["mean_iou"] for evaluation in evaluations if evaluation["step"]]
+    if config.train.patience is None or not scores:
+        return False
+    return len(scores) - 1 - scores.index(max(scores)) >= config.train.patience
 
 
 def _total_steps(workdir: pathlib.Path, config: ConfigDict) -> int:
-    splits = read_json(workdir / layout.DATA_FILE)["train"]["splits"]
+    path = workdir / layout.DATA_FILE
+    try:
+        num_examples = sum(split["examples"] for split in read_json(path)["train"]["splits"].values())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {error!r}; restore it from a copy") from None
     return config_lib.duration_steps(
         config.train.duration,
         field="train.duration",
         batch_size=config.data.batch_size,
-        num_examples=sum(split["examples"] for split in splits.values()),
+        num_examples=num_examples,
     )

@@ -57,12 +57,20 @@ def test_a_run_that_is_training_is_running(begin, tmp_path):
     assert runs.list_runs(tmp_path)[0].state == "finished"
 
 
+def test_a_run_that_ran_out_of_patience_is_finished(begin, tmp_path, tiny_config):
+    tiny_config.train.patience = 2
+    begin("a", {0: 0.9, 1: 0.5, 2: 0.4, 3: 0.5}, duration="9 steps")
+    begin("b", {0: 0.9, 1: 0.4, 2: 0.5, 3: 0.4}, duration="9 steps")
+    assert {run.name: run.state for run in runs.list_runs(tmp_path)} == {"a": "finished", "b": "stopped"}
+
+
 def test_a_damaged_run_is_reported_and_left_out(begin, tmp_path, caplog):
     begin("a", {4: 0.5})
     (begin("b", {4: 0.6}) / "config.json").write_text("{")
+    (begin("c", {4: 0.6}) / "data.json").write_text('{"train": {}}')
     assert [run.name for run in runs.list_runs(tmp_path)] == ["a"]
-    (message,) = caplog.messages
-    assert f"{tmp_path / 'b' / 'config.json'}" in message
+    for message, file in zip(caplog.messages, ("b/config.json", "c/data.json"), strict=True):
+        assert f"{tmp_path / file}" in message
 
 
 def test_a_folder_without_runs_is_an_error(tmp_path):
