@@ -222,6 +222,10 @@ def test_what_is_8_bit_rgb_alone_says_so(run, data_dir, make_tiny_config, tmp_pa
     config.data.color_jitter, config.model.in_channels = 0.0, 4
     with pytest.raises(UserError, match=r"model\.in_channels=4, but the images of folder have 5; leave it out"):
         loop.train(config, tmp_path / "run")
+    config.model.in_channels, config.data.display_channels = 3, (0, 1, 5)
+    with pytest.raises(UserError, match="must be three channels of 0 to 4"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # nothing was computed
 
 
 def test_a_network_of_other_channels_is_not_evaluated_on_the_data_set(run, tmp_path):

@@ -82,6 +82,14 @@ def test_patience_needs_evaluations(tiny_config):
     validate(tiny_config)
 
 
+def test_precise_statistics_need_a_planned_end(tiny_config):
+    tiny_config.train.patience, tiny_config.eval.every, tiny_config.train.precise_norm_batches = 3, "1 steps", 2
+    with pytest.raises(UserError, match="^train.precise_norm_batches needs a training that ends as planned"):
+        validate(tiny_config)
+    tiny_config.train.patience = None
+    validate(tiny_config)
+
+
 def test_lists_of_json_files_are_legal_where_tuples_are():
     check_fields("model", {"low_level_strides": [4, 8]})
     with pytest.raises(UserError, match="low_level_strides=.4, 16. does not exist"):
