@@ -296,6 +296,8 @@ def test_a_score_before_the_first_step_changes_nothing_else(straight, tmp_path):
     assert first["eval"]["num_images"] == rest[-1]["eval"]["num_images"]
     assert rest == lines(workdir)
     jax.tree.map(np.testing.assert_array_equal, final_state(tmp_path), final_state(workdir))
+    train(config, tmp_path)  # a run that continues has no such score
+    assert lines(tmp_path) == [first, *rest]
 
 
 def test_a_training_without_better_scores_ends_and_can_be_extended(tmp_path, monkeypatch):
@@ -320,7 +322,7 @@ def test_a_training_without_better_scores_ends_and_can_be_extended(tmp_path, mon
     assert json.loads((tmp_path / "metrics-checkpoint=2.json").read_text())["step"] == 2
     assert (tmp_path / "metrics.json").read_bytes() == newest
 
-    longer = experiment(steps=5)
+    longer = experiment(steps=5, patience=2)  # counts from the extension
     longer.eval.every = "1 steps"
     with pytest.raises(UserError, match="^.* holds a run with train.duration.*; pass --extend to continue it for"):
         train(longer, tmp_path)
