@@ -15,6 +15,9 @@ from deeplab_jax.errors import UserError, from_os_error
 #: File of a folder with the digests of its other files, see `write_digests`.
 DIGESTS_FILE = "digests.json"
 
+#: Longest result of `readable_name` without its digest. A file name may have 255 bytes.
+LONGEST_NAME = 100
+
 # A drive of Windows has one letter. `pathlib.Path` makes one slash of two.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -91,6 +94,16 @@ def write_json(path: pathlib.Path, value: Any) -> None:
       ValueError: the value contains NaN or infinity.
     """
     write_atomically(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def readable_name(text: str) -> str:
+    """Returns a part of a file name for a text, such as "eval.scales=0.5,1.0".
+
+    A text that is longer than `LONGEST_NAME` or has other characters than letters, digits and ".,;=+_-" loses them and
+    ends with a digest, so that other texts have other names.
+    """
+    readable = re.sub(r"[^A-Za-z0-9.,;=+_-]", "", text)[:LONGEST_NAME]
+    return readable if readable == text else f"{readable}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def read_json(path: pathlib.Path, *, max_bytes: int = budget.JSON_BYTES, kind: type = dict) -> Any:

@@ -16,7 +16,7 @@ def parse_config(arguments: Sequence[str], *, base: "ConfigDict | None" = None) 
     Args:
       arguments: `--config NAME[:key=value,...]` and `--config.group.field=value`. A value can follow its name after
         a space or an equals sign.
-      base: the config to override if there is no `--config NAME`.
+      base: the config to override if there is no `--config NAME`. It is changed in place.
 
     Raises:
       UserError: the config does not exist, or it rejects an argument.
@@ -34,6 +34,9 @@ def parse_config(arguments: Sequence[str], *, base: "ConfigDict | None" = None) 
         local_path(name)  # an address has a colon as well
         file, _, argument = name.partition(":")
         base = config_lib.read_config_file(config_lib.find_config(file), argument)
+    for item in arguments:
+        if item.startswith("--config.stages."):  # flags only change fields that are there
+            config_lib.add_stage_field(base, item.removeprefix("--config.").split("=")[0])
     _check_fields(arguments, base)
     values, argv = flags.FlagValues(), ["deeplab-jax", *arguments]
     try:

@@ -26,6 +26,7 @@ from deeplab_jax.cli import (
     push,
     runs,
     summary,
+    sweep,
     train,
 )
 from deeplab_jax.cli.command import Command
@@ -35,6 +36,7 @@ from deeplab_jax.errors import Preempted, UsageError, UserError
 #: All commands, in the order of `deeplab-jax --help`.
 COMMANDS: tuple[Command, ...] = (
     train.COMMAND,
+    sweep.COMMAND,
     evaluate.COMMAND,
     predict.COMMAND,
     *data.COMMANDS,
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             exits.report(f"{stopped}; run the same command again to resume")
             sys.exit(stopped.exit_code)
         except KeyboardInterrupt:
-            trains = argv[:1] == ["train"] or argv[:2] == ["papers", "run"]
+            trains = argv[:1] in (["train"], ["sweep"]) or argv[:2] == ["papers", "run"]
             resume = "; run the same command again to resume from the newest checkpoint" if trains else ""
             exits.fail(f"interrupted{resume}", 130)
         except Exception as error:

@@ -29,7 +29,7 @@ TUNABLES = f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_th
 SWITCH = "DEEPLAB_JAX_MALLOC"
 
 #: The commands that restart themselves.
-COMMANDS = ("train", "evaluate")
+COMMANDS = ("train", "sweep", "evaluate")
 
 #: What `--help` of these commands says.
 NOTE = (

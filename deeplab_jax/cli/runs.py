@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import pathlib
 from typing import TYPE_CHECKING, Any
 
 from deeplab_jax.cli import arguments
@@ -27,18 +28,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints a table."""
+    show_runs(args.folder, args.json)
+
+
+def show_runs(folder: pathlib.Path, json_file: pathlib.Path | None) -> None:
+    """Prints the table of the runs in a folder, as `--json` asks for."""
     from deeplab_jax import config as config_lib
     from deeplab_jax.cli import output
     from deeplab_jax.workdir import runs
 
-    found = runs.list_runs(args.folder)
+    found = runs.list_runs(folder)
     fields = runs.differing_fields(found)
     values = [
         {**dataclasses.asdict(each), "config": config_lib.to_dict(each.config)}
         | {"differs": {path: column[i] for path, column in fields.items()}}
         for i, each in enumerate(found)
     ]
-    output.show([_table(found, fields)], values, args.json)
+    output.show([_table(found, fields)], values, json_file)
 
 
 def _table(found: "list[Run]", fields: dict[str, list[Any]]) -> "Table":

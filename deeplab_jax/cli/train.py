@@ -34,12 +34,14 @@ def run(args: argparse.Namespace) -> None:
     config = parse_config(args.config_arguments)
     launch.join_processes(args, config)
     from deeplab_jax.training import loop
+    from deeplab_jax.workdir import layout
     from deeplab_jax.workdir.choice import best_checkpoint
 
     with exits.notice_signals("; run the same command again to resume") as preemption:
         scores = loop.train(config, args.workdir, preemption=preemption, extend=args.extend)
-    place = f"metrics.json and gallery.png in {args.workdir}"
-    best = best_checkpoint(args.workdir)
+    workdir = layout.last_stage(args.workdir)
+    place = f"metrics.json and gallery.png in {workdir}"
+    best = best_checkpoint(workdir)
     if best is not None:
         step, score = best
         place += f"; the best checkpoint (--checkpoint best) is that of step {step}, mean IoU {score:.4f}"

@@ -1,6 +1,7 @@
 """Experiment configs: the schema, arguments of config files, durations, validation, and JSON."""
 
 from deeplab_jax.config.arguments import parse_arg, parse_stage
+from deeplab_jax.config.assignment import set_field
 from deeplab_jax.config.describe import ConfigDescription, describe_config, list_configs
 from deeplab_jax.config.durations import Duration, duration_steps, parse_duration
 from deeplab_jax.config.loading import config_folders, find_config, load_config, read_config_file
@@ -17,6 +18,7 @@ from deeplab_jax.config.schema import (
     iterate_fields,
 )
 from deeplab_jax.config.serialization import differences, from_dict, from_saved, read_saved, to_dict, to_saved
+from deeplab_jax.config.stages import add_stage_field, stage_config, stage_configs, stage_fields, stage_names
 from deeplab_jax.config.suggestions import find_field, suggest_field
 from deeplab_jax.config.validation import (
     check_fields,
@@ -38,6 +40,7 @@ __all__ = [
     "Field",
     "LossTerm",
     "Range",
+    "add_stage_field",
     "base_config",
     "check_fields",
     "check_scales",
@@ -64,6 +67,11 @@ __all__ = [
     "parse_stage",
     "read_config_file",
     "read_saved",
+    "set_field",
+    "stage_config",
+    "stage_configs",
+    "stage_fields",
+    "stage_names",
     "suggest_field",
     "to_dict",
     "to_saved",

@@ -304,8 +304,11 @@ def base_config() -> ConfigDict:
     """Creates a config with every field at its default.
 
     Unset fields are typed placeholders. The config is locked: setting a field that does not exist raises an error.
+    Besides the groups of `FIELDS` it has `stages`, see `deeplab_jax.config.stage_configs`; there are none by default.
     """
-    return _with_defaults(FIELDS).lock()
+    config = _with_defaults(FIELDS)
+    config.stages = ConfigDict()
+    return config.lock()
 
 
 def iterate_fields() -> list[tuple[str, Field]]:

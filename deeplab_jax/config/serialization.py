@@ -10,25 +10,34 @@ from ml_collections import ConfigDict
 from deeplab_jax.config.durations import parse_duration
 from deeplab_jax.config.migration import VERSION, migrate_config
 from deeplab_jax.config.schema import DURATION_FIELDS, base_config
+from deeplab_jax.config.stages import stage_configs
 from deeplab_jax.config.suggestions import suggest_field
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import read_json
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """Converts a config to JSON values. `from_dict` reads them back."""
-    return json.loads(json.dumps(config.to_dict()))
+    """Converts a config to JSON values. `from_dict` reads them back. `stages` is left out if there are none."""
+    values = json.loads(json.dumps(config.to_dict()))
+    if not values.get("stages", True):
+        del values["stages"]
+    return values
 
 
 def from_dict(values: Mapping[str, Any]) -> ConfigDict:
     """Creates a config from JSON values of this version's fields; missing fields keep their defaults.
 
     Raises:
-      UserError: the schema has no such field.
+      UserError: the schema has no such field, or a stage sets it to a value of another type.
       TypeError: a value has another type than the field.
     """
-    config = base_config()
+    config, values = base_config(), dict(values)
+    stages = values.pop("stages", {})
     _update(config, values, "")
+    if not isinstance(stages, Mapping):
+        raise TypeError(f"stages cannot be {stages!r}")
+    config.stages = ConfigDict({name: _with_tuples(stage) for name, stage in stages.items()})
+    stage_configs(config)  # checks their fields
     return config
 
 
@@ -100,6 +109,12 @@ def _comparable(path: str, value: Any) -> Any:
     if path in DURATION_FIELDS and value is not None:
         return parse_duration(value, field=path)
     return to_dict(ConfigDict({"value": value}))
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _with_tuples(item) for name, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _update(config: ConfigDict, values: Mapping[str, Any], path: str) -> None:

@@ -10,6 +10,7 @@ from deeplab_jax.config import ranges
 from deeplab_jax.config.durations import parse_duration
 from deeplab_jax.config.loss_terms import parse_loss_terms
 from deeplab_jax.config.schema import DURATION_FIELDS, FIELDS, Field, get_field
+from deeplab_jax.config.stages import stage_configs
 from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.files import local_path
 
@@ -25,8 +26,16 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
       training: whether to check the fields that only training uses.
 
     Raises:
-      UserError: a value is missing or not legal. The message names the field and the fix.
+      UserError: a value is missing or not legal. The message names the field and the fix, and the stage if there are
+        stages.
     """
+    if training and config.stages:
+        for name, stage in stage_configs(config).items():
+            try:
+                validate(stage)
+            except UserError as error:
+                raise UserError(f"stage {name}: {error}") from None
+        return
     for field in _REQUIRED + (("optimizer.learning_rate",) if training else ()):
         if get_field(config, field) is None:
             raise UserError(f"{field} is not set; set it in the config file or with --config.{field}=...")

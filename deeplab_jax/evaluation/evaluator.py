@@ -46,14 +46,22 @@ class Evaluator:
       mesh: the mesh that variables and batches are split over.
       num_worst: also return the details that a report needs, with this number of images; None skips them, which is
         faster.
+      step: the step of `jit_eval_step` without details, for evaluators that share it (default: a new one).
     """
 
     def __init__(
-        self, config: ConfigDict, model: nn.Module, source, mesh: jax.sharding.Mesh, *, num_worst: int | None = None
+        self,
+        config: ConfigDict,
+        model: nn.Module,
+        source,
+        mesh: jax.sharding.Mesh,
+        *,
+        num_worst: int | None = None,
+        step: Callable | None = None,
     ):
         self._config, self._source, self._mesh, self._num_worst = config, source, mesh, num_worst
         self._sizes = None
-        self._step = jit_eval_step(config, model, mesh, with_confidence=num_worst is not None)
+        self._step = step or jit_eval_step(config, model, mesh, with_confidence=num_worst is not None)
         self._draw = functools.partial(
             data.to_rgb, value_range=config.model.value_range, channels=config.data.display_channels
         )
@@ -202,6 +210,7 @@ def evaluate_workdir(
     # Orbax takes a third of a second to import, which other networks do not need.
     from deeplab_jax.workdir.checkpoint import Checkpoints
 
+    workdir = layout.last_stage(workdir)
     own_config = layout.read_config(workdir)
     config = own_config if config is None else config
     label_set = layout.read_labels(workdir)

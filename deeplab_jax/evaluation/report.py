@@ -1,9 +1,7 @@
 """The results of an evaluation: a gallery of examples, and the files in a workdir."""
 
 import dataclasses
-import hashlib
 import pathlib
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +12,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import config as config_lib
 from deeplab_jax import data, visualization
 from deeplab_jax.evaluation import report_files
-from deeplab_jax.files import write_json
+from deeplab_jax.files import readable_name, write_json
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import processes, sharding
 
@@ -125,7 +123,6 @@ _UNSCORED_FIELDS = (
     "data.eval_split", "data.batch_size", "data.display_channels", "data.workers", "data.unreadable",
     "eval.batch_size", "eval.every", "eval.before_training",
 )  # fmt: skip
-_LONGEST_SUFFIX = 100  # file names may have 255 bytes
 
 
 def results_suffix(config: ConfigDict, own_config: ConfigDict, *, split: str | None = None) -> str:
@@ -148,9 +145,7 @@ def results_suffix(config: ConfigDict, own_config: ConfigDict, *, split: str | N
         parts["split"] = scored_split
     if not parts:
         return ""
-    full = ";".join(f"{field}={value}" for field, value in parts.items())
-    readable = re.sub(r"[^A-Za-z0-9.,;=+_-]", "", full)[:_LONGEST_SUFFIX]
-    return f"-{readable}" if readable == full else f"-{readable}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+    return "-" + readable_name(";".join(f"{field}={value}" for field, value in parts.items()))
 
 
 def _value(config: ConfigDict, field: str) -> str:

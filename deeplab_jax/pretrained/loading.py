@@ -18,6 +18,7 @@ from deeplab_jax.pretrained.formats import import_file
 from deeplab_jax.pretrained.merge import check_fit, merge
 from deeplab_jax.pretrained.network import PretrainedNetwork, set_feeding
 from deeplab_jax.pretrained.stem import with_channels
+from deeplab_jax.workdir import layout
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def load(name_or_path: str | pathlib.Path = DEFAULT_PRESET, *, checkpoint: str |
 
 
 def split_checkpoint(name_or_path: str | pathlib.Path) -> tuple[str | pathlib.Path, str | None]:
-    """Splits `WORKDIR@CHECKPOINT`.
+    """Splits `WORKDIR@CHECKPOINT`. The workdir of a training in stages means that of its last stage.
 
     Returns:
       The path, or the address if it is `hf://owner/name`; and the checkpoint, None if the name has none.
@@ -75,8 +76,8 @@ def split_checkpoint(name_or_path: str | pathlib.Path) -> tuple[str | pathlib.Pa
     path = local_path(name_or_path)
     folder, at, checkpoint = str(name_or_path).rpartition("@")
     if path.exists() or not at or not pathlib.Path(folder).is_dir():
-        return path, None
-    return local_path(folder), checkpoint
+        return layout.last_stage(path), None
+    return layout.last_stage(local_path(folder)), checkpoint
 
 
 def is_workdir(path: str | pathlib.Path) -> bool:

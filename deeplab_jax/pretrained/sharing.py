@@ -14,6 +14,7 @@ from deeplab_jax.pretrained import bundle, hub, model_card
 from deeplab_jax.pretrained.loading import load
 from deeplab_jax.pretrained.network import PretrainedNetwork
 from deeplab_jax.pretrained.provenance import TRAINING_RUN, Provenance, check_license, forbids_copies
+from deeplab_jax.workdir import layout
 
 #: Folder of a workdir or a saved network with an evaluation report, which is uploaded along with it.
 REPORT_FOLDER = "report"
@@ -109,7 +110,7 @@ def prepare_upload(
         staging, folder = pathlib.Path(temporary) / "network", None
         if isinstance(source, str | pathlib.Path):
             if not hub.is_address(source):
-                folder = local_path(source)
+                folder = layout.last_stage(local_path(source))
             network = load(source)
         elif isinstance(source, PretrainedNetwork):
             network = source

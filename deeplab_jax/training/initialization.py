@@ -1,5 +1,7 @@
-"""Initializes a training from the weights of another network (`train.init_from`)."""
+"""The state that a training starts from: its newest checkpoint, the weights of another network, or random ones."""
 
+import functools
+import logging
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +9,45 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.parallel import processes
 from deeplab_jax.pretrained.loading import BACKBONE_FIELDS, load, new_parts
 from deeplab_jax.pretrained.merge import check_fit, merge
 from deeplab_jax.pretrained.stem import changes_of, with_channels
 from deeplab_jax.training.state import TrainState
+from deeplab_jax.training.step import TrainProgram
+from deeplab_jax.workdir.checkpoint import Checkpoints
+
+logger = logging.getLogger(__name__)
+
+
+def first_state(
+    config: ConfigDict, program: TrainProgram, checkpoints: Checkpoints, total_steps: int
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the state to start from, and the notes of the checkpoint that a run continues from.
+
+    The state is the workdir's newest checkpoint, or else comes from `train.init_from`, or else is random.
+
+    Raises:
+      UserError: the run has taken more than `total_steps` steps.
+    """
+    processes.check_same_step(checkpoints.found_step())
+    notes = {"window": None, "evaluation_due": False, "stale": 0}
+    if checkpoints.latest_step() is not None:
+        variables, training, saved_notes = checkpoints.restore(**program.shapes.to_items())
+        state = program.shapes.with_items(variables=variables, training=training)
+        if (step := int(state.step)) > total_steps:
+            raise UserError(
+                f"the run in {checkpoints.workdir} has taken {step} steps, more than the {total_steps} of "
+                f"train.duration={config.train.duration!r}; --extend needs a longer one"
+            )
+        logger.info("Continuing %s from step %d of %d", checkpoints.workdir, step, total_steps)
+        return state, notes | saved_notes
+    create = functools.partial(program.random_state, seed=config.train.seed)
+    if config.train.init_from is None:
+        return create(), notes
+    state, report = init_from(create, program.shapes, config.model, config.train.init_from)
+    logger.info(report)
+    return state, notes
 
 
 def init_from(

@@ -26,13 +26,16 @@ from deeplab_jax.training import norm_statistics, plan
 from deeplab_jax.training.class_weights import with_class_weights
 from deeplab_jax.training.distillation import Teacher
 from deeplab_jax.training.early_stopping import Patience
-from deeplab_jax.training.initialization import init_from
+from deeplab_jax.training.initialization import first_state
 from deeplab_jax.training.metrics_window import MetricsWindow
 from deeplab_jax.training.profile import StepProfiler
+from deeplab_jax.training.programs import Programs
+from deeplab_jax.training.stages import train_stages
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import TrainProgram, build_program
 from deeplab_jax.workdir import layout, metrics_log
 from deeplab_jax.workdir.checkpoint import Checkpoints
+from deeplab_jax.workdir.runs import finished_scores
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +46,14 @@ def train(
     *,
     preemption: Preemption | None = None,
     extend: bool = False,
+    programs: Programs | None = None,
+    skip_finished: bool = False,
 ) -> dict[str, Any]:
     """Trains a network and evaluates it. All results are written to `workdir`.
 
     If the workdir has a checkpoint, training continues from it and ends exactly as it would have without the
-    interruption. In a run of several processes, each calls this function with the same config and workdir.
+    interruption. In a run of several processes, each calls this function with the same config and workdir. If the
+    config has stages, they are trained one after another, see `deeplab_jax.training.stages.train_stages`.
 
     Args:
       config: see `deeplab_jax.config.base_config`.
@@ -57,6 +63,8 @@ def train(
       extend: continue a run, also a finished one, for another `train.duration` than it started with. The learning rate
         goes on where the schedule of the new duration is at the current step, and other durations that are percentages
         refer to the new one too.
+      programs: compiled programs to share with other runs (default: the run compiles its own).
+      skip_finished: return the results of a run that is finished, instead of evaluating its last state again.
 
     Returns:
       The contents of `metrics.json`.
@@ -68,22 +76,52 @@ def train(
     """
     workdir = local_path(workdir)
     _validate(config)
+    options = {"preemption": preemption, "programs": programs}
+    if not config.stages:
+        return _train(config, workdir, extend=extend, skip_finished=skip_finished, **options)
+    if extend:
+        raise UserError(
+            f"a run in stages cannot be extended; extend its last stage: --config {layout.last_stage(workdir)}/"
+            f"config.json --workdir {layout.last_stage(workdir)} --extend --config.train.duration=..."
+        )
+    for stage in config_lib.stage_configs(config).values():
+        _, source, _ = _open_data(stage)
+        plan.durations(stage, len(source))
+    return train_stages(config, workdir, functools.partial(_train, extend=False, skip_finished=True, **options))
+
+
+def _train(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    preemption: Preemption | None,
+    programs: Programs | None,
+    extend: bool,
+    skip_finished: bool,
+) -> dict[str, Any]:
+    """Trains a valid config without stages; see `train`."""
     config, train_source, eval_source = _open_data(config)
     config = with_class_weights(config, train_source)
     label_set, mesh = train_source.label_set, mesh_lib.make_mesh(config.mesh)
     durations = plan.durations(config, len(train_source))
     steps = {"total_steps": durations.total, "warmup_steps": durations.warmup}
+    fingerprints = {"train": data.fingerprint(train_source), "evaluate": data.fingerprint(eval_source)}
+    if skip_finished and (scores := finished_scores(workdir)) is not None:
+        layout.check_same_run(workdir, config, fingerprints)
+        logger.info("%s is finished: mean IoU %.4f", workdir, scores["mean_iou"])
+        return scores
+    build = build_program if programs is None else programs.train_program
     dtype = data.pixels_of(train_source).dtype
-    program = build_program(config, label_set.num_classes, mesh, image_dtype=dtype, **steps)
+    program = build(config, label_set.num_classes, mesh, image_dtype=dtype, **steps)
+    eval_step = None if programs is None else programs.eval_step(config, program.model, mesh)
     add_teacher = None if config.loss.teacher is None else Teacher(config, label_set, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(layout.lock(workdir))
         if preemption is None:
             preemption = stack.enter_context(Preemption())
         checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
-        fingerprints = {"train": data.fingerprint(train_source), "evaluate": data.fingerprint(eval_source)}
         layout.write_config(workdir, config, label_set, fingerprints, extend=extend)
-        state, notes = _first_state(config, program, checkpoints, durations.total)
+        state, notes = first_state(config, program, checkpoints, durations.total)
         first_step = int(state.step)
         patience = Patience(config.train.patience, 0 if extend else notes["stale"])
         if first_step < durations.total and not patience.is_exhausted:
@@ -100,7 +138,7 @@ def train(
             checkpoints=checkpoints,
             writer=writer,
             metrics=_metrics_window(config, workdir, writer, label_set, durations, saved=notes["window"]),
-            evaluator=Evaluator(config, program.model, eval_source, mesh),
+            evaluator=Evaluator(config, program.model, eval_source, mesh, step=eval_step),
             label_set=label_set,
             batches=stack.enter_context(contextlib.closing(_train_batches(config, train_source, state))),
             profiler=stack.enter_context(_profiler(config, workdir, first_step, durations.total)),
@@ -279,46 +317,17 @@ def _validate(config: ConfigDict) -> None:
     """Checks the config before any work starts."""
     processes.check_same_config(config)
     config_lib.validate(config)
-    if config.data.transform:
-        data.find_transform(config.data.transform)
-    protocol = data.protocol_for(config)
-    mesh_lib.validate_mesh(
-        config,
-        devices=jax.device_count(),
-        processes=jax.process_count(),
-        input_sizes=protocol.input_sizes,
-        can_split_rows=protocol.can_split_rows,
-    )
-
-
-def _first_state(
-    config: ConfigDict, program: TrainProgram, checkpoints: Checkpoints, total_steps: int
-) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state to start from, and the notes of the checkpoint that a run continues from.
-
-    The state is the workdir's newest checkpoint, or else comes from `train.init_from`, or else is random.
-
-    Raises:
-      UserError: the run has taken more than `total_steps` steps.
-    """
-    processes.check_same_step(checkpoints.found_step())
-    notes = {"window": None, "evaluation_due": False, "stale": 0}
-    if checkpoints.latest_step() is not None:
-        variables, training, saved_notes = checkpoints.restore(**program.shapes.to_items())
-        state = program.shapes.with_items(variables=variables, training=training)
-        if (step := int(state.step)) > total_steps:
-            raise UserError(
-                f"the run in {checkpoints.workdir} has taken {step} steps, more than the {total_steps} of "
-                f"train.duration={config.train.duration!r}; --extend needs a longer one"
-            )
-        logger.info("Continuing %s from step %d of %d", checkpoints.workdir, step, total_steps)
-        return state, notes | saved_notes
-    create = functools.partial(program.random_state, seed=config.train.seed)
-    if config.train.init_from is None:
-        return create(), notes
-    state, report = init_from(create, program.shapes, config.model, config.train.init_from)
-    logger.info(report)
-    return state, notes
+    for each in config_lib.stage_configs(config).values() or [config]:
+        if each.data.transform:
+            data.find_transform(each.data.transform)
+        protocol = data.protocol_for(each)
+        mesh_lib.validate_mesh(
+            each,
+            devices=jax.device_count(),
+            processes=jax.process_count(),
+            input_sizes=protocol.input_sizes,
+            can_split_rows=protocol.can_split_rows,
+        )
 
 
 def _train_batches(config: ConfigDict, source, state: TrainState):

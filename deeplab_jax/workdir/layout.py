@@ -60,13 +60,49 @@ def write_config(
       UserError: the folder is not writable, or its run has a different config, other classes or other training data.
     """
     if checkpoint_steps(workdir):
-        _check_config(workdir, config, _EXTENDABLE_FIELDS if extend else ())
-        _check_data(workdir, fingerprints)
+        check_same_run(workdir, config, fingerprints, extend=extend)
     if not processes.is_leader():
         return
     write_json(workdir / _CONFIG_FILE, config_lib.to_saved(config))
     write_json(workdir / _LABELS_FILE, {"class_names": label_set.class_names, "palette": label_set.palette})
     write_json(workdir / DATA_FILE, fingerprints)
+
+
+def check_same_run(
+    workdir: pathlib.Path, config: ConfigDict, fingerprints: dict[str, dict[str, Any]], *, extend: bool = False
+) -> None:
+    """Raises a UserError if the run in a workdir has a different config, other classes or other training data.
+
+    The arguments are those of `write_config`.
+    """
+    _check_config(workdir, config, _EXTENDABLE_FIELDS if extend else ())
+    _check_data(workdir, fingerprints)
+
+
+def write_stages(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes the config of a training in stages to the folder that holds the workdirs of its stages.
+
+    Raises:
+      UserError: the folder is not writable, or holds a run with other stages or without any.
+    """
+    if (workdir / _CONFIG_FILE).exists():
+        before, now = (config_lib.stage_names(each) for each in (read_config(workdir), config))
+        if before != now:
+            raise UserError(
+                f"{workdir} holds a run {f'with the stages {_join(before)}' if before else 'without stages'}, and this "
+                f"config has the stages {_join(now)}; choose another --workdir"
+            )
+    if processes.is_leader():
+        write_json(workdir / _CONFIG_FILE, config_lib.to_saved(config))
+
+
+def last_stage(workdir: pathlib.Path) -> pathlib.Path:
+    """Returns the workdir of the last stage of a training in stages, or the workdir itself if there are no stages."""
+    path = workdir / _CONFIG_FILE
+    stages = read_json(path).get("stages") if path.is_file() else None  # saved networks have such a file, too
+    if not isinstance(stages, dict) or not stages:
+        return workdir
+    return workdir / config_lib.stage_names(ConfigDict({"stages": stages}))[-1]
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
@@ -186,9 +222,14 @@ def is_locked(workdir: pathlib.Path) -> bool:
     return False
 
 
+def is_workdir(folder: pathlib.Path) -> bool:
+    """True if a run has started in a folder. The folder of a training in stages is none; its stages are."""
+    return all((folder / name).is_file() for name in (_CONFIG_FILE, _LABELS_FILE, DATA_FILE))
+
+
 def find_workdirs(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Finds the folder's workdirs, itself included, at any depth. Nothing below a workdir is searched."""
-    if (folder / _CONFIG_FILE).is_file() and (folder / _LABELS_FILE).is_file() and (folder / DATA_FILE).is_file():
+    if is_workdir(folder):
         yield folder
         return
     try:
@@ -223,6 +264,10 @@ def read_labels(workdir: pathlib.Path) -> LabelSet:
         return LabelSet.from_json(values["class_names"], values["palette"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{workdir / _LABELS_FILE} is damaged: {error}") from None
+
+
+def _join(names: list[str]) -> str:
+    return ", ".join(names)
 
 
 def _run_file(workdir: pathlib.Path, name: str) -> pathlib.Path:

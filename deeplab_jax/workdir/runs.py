@@ -16,6 +16,9 @@ from deeplab_jax.workdir.metrics_log import read_evaluations, read_metrics
 
 logger = logging.getLogger(__name__)
 
+#: File of a workdir with the scores of its newest checkpoint.
+METRICS_FILE = "metrics.json"
+
 # Fields that change neither the network that a run trains nor its scores.
 _INCIDENTAL = ("data.data_dir", "data.workers", "log.every_steps", "log.tensorboard", "log.profile_steps")
 
@@ -65,6 +68,17 @@ def differing_fields(runs: Sequence[Run]) -> dict[str, list[Any]]:
     paths = [path for path, _ in config_lib.iterate_fields() if path not in _INCIDENTAL]
     columns = {path: [config_lib.get_field(run.config, path) for run in runs] for path in paths}
     return {path: values for path, values in columns.items() if any(value != values[0] for value in values)}
+
+
+def finished_scores(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the contents of `metrics.json` of a finished run; None if the run is not finished, or not there."""
+    if not layout.is_workdir(workdir):
+        return None
+    run, path = _read(workdir, workdir.name), workdir / METRICS_FILE
+    if run.state != "finished" or not path.is_file():
+        return None
+    values = read_json(path)
+    return values if values.get("step") == run.last["step"] else None  # `evaluate` may have scored an earlier state
 
 
 def _read(workdir: pathlib.Path, name: str) -> Run:

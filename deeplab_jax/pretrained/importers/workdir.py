@@ -25,7 +25,7 @@ def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork
     """Reads the network of a workdir, with averaged parameters if the run has them.
 
     Args:
-      path: the workdir.
+      path: the workdir; that of a training in stages means its last stage.
       checkpoint: "newest", "best" or a step; default: the run's `checkpoint.use`.
 
     Raises:
@@ -34,6 +34,7 @@ def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork
     # importing Orbax takes a third of a second, so only workdirs pay for it
     from deeplab_jax.workdir.checkpoint import Checkpoints
 
+    path = layout.last_stage(path)
     config = layout.read_config(path)
     chosen = choose_step(path, checkpoint or config.checkpoint.use)
     with Checkpoints(path, read_only=True, step=chosen) as checkpoints:
@@ -70,6 +71,8 @@ def _base(init_from: str | None) -> dict[str, str]:
     if init_from is None:
         return {}
     folder = pathlib.Path(init_from)
+    if layout.last_stage(folder.parent) != folder.parent and layout.is_workdir(folder):  # an earlier stage of the run
+        return _base(layout.read_config(folder).train.init_from)
     if bundle.is_bundle(folder):
         try:
             facts = Provenance.from_json(read_json(folder / bundle.CONFIG_FILE).get("provenance", {}))
