@@ -304,7 +304,7 @@ def base_config() -> ConfigDict:
     """Creates a config with every field at its default.
 
     Unset fields are typed placeholders. The config is locked: setting a field that does not exist raises an error.
-    Besides the groups of `FIELDS` it has `stages`, see `deeplab_jax.config.stage_configs`; there are none by default.
+    It also has `stages`, see `deeplab_jax.config.stage_configs`; there are none by default.
     """
     config = _with_defaults(FIELDS)
     config.stages = ConfigDict()

@@ -17,7 +17,7 @@ from deeplab_jax.workdir.metrics_log import read_evaluations, read_metrics
 logger = logging.getLogger(__name__)
 
 #: File of a workdir with the scores of its newest checkpoint.
-METRICS_FILE = "metrics.json"
+SCORES_FILE = "metrics.json"
 
 # Fields that change neither the network that a run trains nor its scores.
 _INCIDENTAL = ("data.data_dir", "data.workers", "log.every_steps", "log.tensorboard", "log.profile_steps")
@@ -74,7 +74,7 @@ def finished_scores(workdir: pathlib.Path) -> dict[str, Any] | None:
     """Returns the contents of `metrics.json` of a finished run; None if the run is not finished, or not there."""
     if not layout.is_workdir(workdir):
         return None
-    run, path = _read(workdir, workdir.name), workdir / METRICS_FILE
+    run, path = _read(workdir, workdir.name), workdir / SCORES_FILE
     if run.state != "finished" or not path.is_file():
         return None
     values = read_json(path)

@@ -14,10 +14,10 @@ from deeplab_jax.pretrained.network import PretrainedNetwork, first_line, read_f
 from deeplab_jax.pretrained.provenance import TRAINING_RUN, UNKNOWN, Provenance, Score
 from deeplab_jax.workdir import layout
 from deeplab_jax.workdir.choice import choose_step
+from deeplab_jax.workdir.runs import SCORES_FILE
 
 logger = logging.getLogger(__name__)
 
-_METRICS_FILE = "metrics.json"
 _METRICS = ("mean_iou", "pixel_accuracy")
 
 
@@ -47,7 +47,7 @@ def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork
         data=(config.data.name,),
         date=_date(path / layout.CHECKPOINTS / str(step)),
         origin=TRAINING_RUN,
-        scores=_scores(path / _METRICS_FILE, step),
+        scores=_scores(path / SCORES_FILE, step),
         **_base(config.train.init_from),
     )
     return PretrainedNetwork(
