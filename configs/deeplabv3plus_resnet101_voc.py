@@ -18,9 +18,8 @@ from deeplab_jax.config import base_config, parse_arg
 
 
 def get_config(arg=None):
-    """Arguments: `size` (of the square crop; k * 16 + 1 keeps features aligned), `batch`, `steps`, `backbone`, `two_stages`.
-
-    Numbers of steps are those of each stage.
+    """Arguments: `size` (of the square crop; k * 16 + 1 keeps features aligned), `batch`, `steps` (of each stage),
+    `backbone`, `two_stages`.
     """
     arg = parse_arg(arg, size=513, batch=16, steps=30_000, backbone="resnet101_v1_beta", two_stages=False)
     config = base_config()

@@ -58,8 +58,8 @@ def add_stage_field(config: ConfigDict, path: str) -> None:
 
     Args:
       config: a config.
-      path: path of the field, such as `stages.stage2.optimizer.momentum`. Nothing happens if it does not name a stage and a
-        field, or if the stage sets the field.
+      path: path of the field, such as `stages.stage2.optimizer.momentum`. Nothing happens if it does not name a stage
+        and a field, or if the stage sets the field.
     """
     prefix, _, rest = path.partition(".")
     name, _, field = rest.partition(".")

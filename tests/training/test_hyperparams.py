@@ -42,13 +42,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def toy(monkeypatch):
-    """The programs are of the toy network, which is traced in no time."""
-    model = toy_network.ToyNetwork(CLASSES, dtype=np.dtype("float32"))
-    monkeypatch.setattr(step_lib, "build_for_mesh", lambda config, *args, **options: model.clone(
-        dtype=np.dtype(config.train.compute_dtype)))  # fmt: skip
-    monkeypatch.setattr(step_lib, "PARTS", toy_network.PARTS)
+pytestmark = pytest.mark.usefixtures("toy_models")
 
 
 def make_config(fields, *, ema_decay=0.9, backbone=0.5, auxiliary_weight=0.4, dtype="float32"):

@@ -15,6 +15,8 @@ from deeplab_jax.training.loop import train
 from deeplab_jax.workdir import layout, runs
 from tests.support import tiny_experiment
 
+pytestmark = pytest.mark.usefixtures("toy_models")
+
 
 def experiment():
     config = tiny_experiment.get_config("steps=2")
@@ -36,7 +38,7 @@ def variables(workdir):
 
 
 @pytest.fixture(scope="module")
-def two_stages(tmp_path_factory):
+def two_stages(tmp_path_factory, toy_models):
     workdir = tmp_path_factory.mktemp("stages")
     return workdir, train(experiment(), workdir)
 

@@ -18,6 +18,8 @@ from tests.support import tiny_experiment
 RATES = [0.01, 0.02, 1e30, 0.05]  # one of them cannot train
 NAMES = ["learning_rate=0.01", "learning_rate=0.02", "learning_rate=1e+30", "learning_rate=0.05"]
 
+pytestmark = pytest.mark.usefixtures("toy_models")
+
 
 def experiment():
     config = tiny_experiment.get_config("steps=4")
@@ -55,7 +57,7 @@ def compilations():
 
 
 @pytest.fixture(scope="module")
-def three_rates(tmp_path_factory):
+def three_rates(tmp_path_factory, toy_models):
     """The folder of a sweep over learning rates, its outcomes, and what it has compiled."""
     folder = tmp_path_factory.mktemp("sweep")
     with compilations() as names:
