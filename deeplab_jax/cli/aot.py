@@ -24,15 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--inference", action="store_true", help="compile the evaluation step instead of the train step"
     )
     arguments.add_num_classes(parser)
+    arguments.add_stage(parser)
     arguments.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Compiles, and prints tables."""
     from deeplab_jax.cli import output
-    from deeplab_jax.cli.config_flags import parse_config
+    from deeplab_jax.cli.config_flags import parse_stage_config
 
-    config = parse_config(args.config_arguments)
+    config = parse_stage_config(args.config_arguments, args.stage)
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # nothing runs, so a TPU of this machine stays free

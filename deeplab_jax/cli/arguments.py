@@ -161,6 +161,11 @@ def checkpoint(text: str) -> str:
         raise argparse.ArgumentTypeError(f"{text!r} is not best, newest or the step of a checkpoint") from None
 
 
+def add_stage(parser: argparse.ArgumentParser) -> None:
+    """Adds `--stage`."""
+    parser.add_argument("--stage", metavar="NAME", help="stage of a config that has stages (default: the last)")
+
+
 def split_workdir(args: argparse.Namespace) -> None:
     """Takes `--workdir WORKDIR@CHECKPOINT` for the two options. `--checkpoint` counts if it is given as well."""
     from deeplab_jax import pretrained

@@ -47,6 +47,27 @@ def parse_config(arguments: Sequence[str], *, base: "ConfigDict | None" = None) 
         raise UsageError(f"config: {' '.join(str(error).split())}") from None
 
 
+def parse_stage_config(arguments: Sequence[str], stage: str | None) -> "ConfigDict":
+    """Builds the config of one stage, or the whole config if it has no stages.
+
+    Args:
+      arguments: see `parse_config`.
+      stage: name of the stage; None for the last.
+
+    Raises:
+      UserError: see `parse_config`; or there is no such stage.
+      UsageError: see `parse_config`.
+    """
+    from deeplab_jax import config as config_lib
+    from deeplab_jax.errors import UserError, suggest
+
+    config = parse_config(arguments)
+    names = config_lib.stage_names(config)
+    if stage is not None and stage not in names:
+        raise UserError(f"the config has no stage {stage!r}{suggest(stage, names) if names else ''}")
+    return config_lib.stage_config(config, stage or names[-1]) if names else config
+
+
 def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separates `--config...` arguments, with their values, from all others."""
     config, others, items = [], [], iter(arguments)

@@ -10,6 +10,7 @@ from deeplab_jax.cli.command import Command
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     arguments.add_num_classes(parser)
+    arguments.add_stage(parser)
     parser.add_argument(
         "--mesh",
         type=arguments.count,
@@ -24,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Prints one table, or two with `--mesh`."""
     from deeplab_jax.cli import output
-    from deeplab_jax.cli.config_flags import parse_config
+    from deeplab_jax.cli.config_flags import parse_stage_config
 
-    config = parse_config(args.config_arguments)
+    config = parse_stage_config(args.config_arguments, args.stage)
     import jax
 
     from deeplab_jax.analysis import summary

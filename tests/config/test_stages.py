@@ -5,7 +5,7 @@ import json
 import pytest
 
 from deeplab_jax import config as config_lib
-from deeplab_jax.cli.config_flags import parse_config
+from deeplab_jax.cli.config_flags import parse_config, parse_stage_config
 from deeplab_jax.errors import UsageError, UserError
 
 
@@ -78,13 +78,13 @@ def test_a_mistake_in_a_stage_is_named(stages, message):
 
 def test_overrides_reach_all_stages_or_one():
     overrides = ["--config.data.batch_size=3", "--config.optimizer.learning_rate=0.5"]
-    overrides += ["--config.stages.stage2.optimizer.momentum=0.5", "--config.stages.stage1.data.image_size=(64, 64)"]
+    overrides += ["--config.stages.stage2.optimizer.momentum=0.5", "--config.stages.stage1.data.image_size=(32, 48)"]
     config = parse_config(overrides, base=staged(stage1={}, stage2=SECOND))
     first, second = config_lib.stage_configs(config).values()
     assert (first.data.batch_size, second.data.batch_size) == (3, 3)
     assert (first.optimizer.learning_rate, second.optimizer.learning_rate) == (0.5, 0.001)
     assert (first.optimizer.momentum, second.optimizer.momentum) == (0.9, 0.5)
-    assert first.data.image_size == (64, 64) != second.data.image_size
+    assert first.data.image_size == (32, 48) != second.data.image_size
 
 
 @pytest.mark.parametrize(
@@ -111,3 +111,14 @@ def test_the_second_stage_of_the_papers():
         "model.output_stride: 8 / 16", "model.freeze_norm_statistics: True / False",
         "data.train_split: 'trainval' / 'trainaug'", "optimizer.learning_rate: 0.001 / 0.007",
     }  # fmt: skip
+
+
+def test_commands_that_show_one_network_take_the_last_stage_or_a_named_one():
+    arguments = ["--config", "deeplabv3plus_resnet101_voc:two_stages", "--config.data.batch_size=2"]
+    assert parse_stage_config(arguments, None).model.output_stride == 8
+    assert parse_stage_config(arguments, "stage1").model.output_stride == 16
+    assert parse_stage_config(["--config", "quickstart"], None) == config_lib.load_config("quickstart")
+    with pytest.raises(UserError, match="the config has no stage 'stage3'; did you mean stage"):
+        parse_stage_config(arguments, "stage3")
+    with pytest.raises(UserError, match="^the config has no stage 'stage1'$"):
+        parse_stage_config(["--config", "quickstart"], "stage1")

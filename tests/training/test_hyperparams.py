@@ -11,6 +11,7 @@ from deeplab_jax.config import base_config
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.training import optimizer
 from deeplab_jax.training import step as step_lib
+from deeplab_jax.training.programs import Programs
 from tests.support import toy_network
 
 CLASSES, SIZE, BATCH, STEPS = 4, 24, 8, 10
@@ -141,3 +142,39 @@ def test_steps_with_other_numbers_run_the_same_compiled_program():
     finally:
         jax.monitoring.unregister_event_duration_listener(note)
     assert compilations == []
+
+
+def test_runs_share_a_program_only_if_it_is_the_same(caplog):
+    """Fields of the loop do not change the step. Whatever changes the step makes another program."""
+    caplog.set_level("INFO", logger="deeplab_jax")
+    programs, mesh = Programs(), mesh_lib.make_mesh(base_config().mesh, jax.devices()[:1])
+
+    def is_shared(config, classes=CLASSES, image_dtype="uint8"):
+        program = programs.train_program(
+            config, classes, mesh, image_dtype=image_dtype, total_steps=STEPS, warmup_steps=2
+        )
+        return program.jitted_step is first.jitted_step
+
+    config = make_config(POLY)
+    first = programs.train_program(config, CLASSES, mesh, image_dtype="uint8", total_steps=STEPS, warmup_steps=2)
+    assert is_shared(make_config(POLY | {"learning_rate": 0.3}))
+    other = make_config(POLY)
+    other.data.update(data_dir="x", workers=3, train_split="a", eval_split="b", num_examples=7, unreadable="skip")
+    other.train.update(duration="7 steps", patience=3, seed=5, init_from="x", precise_norm_batches=4)
+    other.eval.update(every="1 steps", before_training=True)
+    other.checkpoint.update(every="2 steps", keep=4, use="best")
+    other.log.every_steps = 5
+    assert build(other).lower_step().as_text() == build(config).lower_step().as_text()
+    assert is_shared(other)
+    assert not is_shared(make_config(POLY | {"momentum": 0.0}))
+    assert not is_shared(make_config(POLY | {"schedule": "cosine"}))
+    assert not is_shared(make_config(POLY | {"frozen": ("backbone",)}))
+    assert not is_shared(make_config(POLY, ema_decay=None))
+    assert not is_shared(make_config(POLY, backbone=1.0))
+    assert not is_shared(config, classes=CLASSES + 1)
+    assert not is_shared(config, image_dtype="uint16")
+    smaller = make_config(POLY)
+    smaller.data.batch_size = 4
+    assert not is_shared(smaller)
+    messages = [record.message for record in caplog.records]
+    assert messages.count("This run reuses the train step that an earlier run has compiled") == 2
