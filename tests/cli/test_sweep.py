@@ -1,12 +1,13 @@
 """`deeplab-jax sweep`."""
 
 import json
-import shutil
 
 import pytest
 
 from deeplab_jax.cli import sweep as command
+from deeplab_jax.config import base_config
 from deeplab_jax.errors import Preempted, UserError
+from deeplab_jax.labels import LabelSet
 from deeplab_jax.training import loop
 from deeplab_jax.workdir import layout
 
@@ -60,24 +61,31 @@ def test_an_illegal_value_is_refused_before_anything_trains(run, tmp_path):
     assert not (tmp_path / "sweep").exists()
 
 
-def test_the_table_and_the_exit_code_tell_what_became_of_the_runs(run, tmp_path, monkeypatch, workdir):
-    """Trains nothing: a run is a copy of one, or fails."""
+def write_run(config, folder, mean_iou=0.5):
+    """Writes what `runs` reads of a run."""
+    label_set = LabelSet(("ground", "crop"), ((0, 0, 0), (255, 255, 255)))
+    folder.mkdir(parents=True)
+    layout.write_config(folder, config, label_set, {"train": {"splits": {"train": {"examples": 8}}}, "evaluate": {}})
+    line = {"step": 1, "eval": {"mean_iou": mean_iou}}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+
+
+def test_the_table_and_the_exit_code_tell_what_became_of_the_runs(run, tmp_path, monkeypatch):
     trained = []
 
     def train(config, folder, **options):
         trained.append((config.optimizer.learning_rate, config.optimizer.momentum, config.data.batch_size))
         if config.optimizer.learning_rate > 1:
             raise UserError("the loss is not finite")
-        folder.parent.mkdir(exist_ok=True)
-        shutil.copytree(workdir, folder)
-        return json.loads((folder / "metrics.json").read_text())
+        write_run(config, folder)
+        return {"mean_iou": 0.5}
 
     monkeypatch.setattr(loop, "train", train)
     grid = ["--grid", "optimizer.learning_rate=0.1,2", "--grid", "optimizer.momentum=0.5", "--json"]
     code, out, err = start_sweep(run, tmp_path, *grid, "--config.data.batch_size=3")
     assert trained == [(0.1, 0.5, 3), (2.0, 0.5, 3)]
     assert code == 1
-    assert err[-1].endswith("1 of 2 runs failed (learning_rate=2.0,momentum=0.5: the loss is not finite)")
+    assert "1 of 2 runs failed (learning_rate=2.0,momentum=0.5: the loss is not finite)" in err[-1]
     assert [each["name"] for each in json.loads(out)] == ["learning_rate=0.1,momentum=0.5"]
 
 
@@ -91,10 +99,8 @@ def test_a_signal_ends_the_sweep_with_its_exit_code(run, tmp_path, monkeypatch):
     assert err[-1].endswith("the state is saved in x; run the same command again to resume")
 
 
-def test_the_folder_of_a_sweep_is_not_a_workdir(run, tmp_path, workdir):
-    assert layout.is_workdir(workdir)
-    code, _, err = run(
-        "sweep", "--config", "quickstart", "--workdir", workdir, "--grid", "optimizer.learning_rate=0.1,0.2"
-    )
+def test_the_folder_of_a_sweep_is_not_a_workdir(run, tmp_path):
+    write_run(base_config(), tmp_path / "sweep")
+    code, _, err = start_sweep(run, tmp_path, "--grid", "optimizer.learning_rate=0.1,0.2")
     assert code == 1
     assert "is the workdir of a run, not of a sweep" in err[-1]
