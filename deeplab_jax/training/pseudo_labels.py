@@ -96,7 +96,7 @@ def cut_mix(
 
 def _inside(boxes: Int32[Array, "batch 4"], size: tuple[int, int]) -> Bool[Array, "batch height width"]:
     top, left, bottom, right = (boxes[:, i, None, None] for i in range(4))
-    rows, columns = jnp.arange(size[0])[:, None], jnp.arange(size[1])
+    rows, columns = jnp.arange(size[0]).reshape(1, -1, 1), jnp.arange(size[1]).reshape(1, 1, -1)
     return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
 
 
