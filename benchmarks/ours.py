@@ -94,28 +94,28 @@ def _count(params) -> int:
 
 
 def prepare_step(config: ConfigDict) -> tuple:
-    """Returns the compiled step of `deeplab_jax.training.loop`, the first state, and the mesh."""
+    """Returns the compiled program of `deeplab_jax.training.loop`, the first state, and the mesh."""
     mesh = mesh_lib.make_mesh(config.mesh)
     program = build_program(config, CLASSES, mesh, total_steps=2124, warmup_steps=0)
-    return program.model, program.step, program.random_state(seed=0), mesh
+    return program, program.random_state(seed=0), mesh
 
 
 def train_step(task: dict) -> None:
     """Measures steps from uint8 arrays on the host to the next state, confusion matrix included."""
     config = network_config(task)
-    model, step, state, mesh = prepare_step(config)
+    program, state, mesh = prepare_step(config)
     batch, parameters = random_batch(config), _count(state.params)
 
     def work():
         nonlocal state
-        state, report = step(state, sharding.to_global(batch, mesh))
+        state, report = program.step(state, sharding.to_global(batch, mesh))
         jax.block_until_ready((state, report))
 
     seconds = worker.repeat(work, warm_up=1, repetitions=task["repetitions"])
     worker.report(
         {"step": seconds},
         packages=PACKAGES,
-        multiply_adds={"step": 3 * _multiply_adds(model, batch["image"].shape)},
+        multiply_adds={"step": 3 * _multiply_adds(program.model, batch["image"].shape)},
         facts={"parameters": parameters, "batch": list(batch["image"].shape)},
     )
 
@@ -124,8 +124,8 @@ def first_step(task: dict) -> None:
     """Measures from the start of the process to the end of the first step, with a cache in the pair's folder."""
     jax.config.update("jax_compilation_cache_dir", task["pair_folder"])
     config = network_config(task)
-    _, step, state, mesh = prepare_step(config)
-    jax.block_until_ready(step(state, sharding.to_global(random_batch(config), mesh)))
+    program, state, mesh = prepare_step(config)
+    jax.block_until_ready(program.step(state, sharding.to_global(random_batch(config), mesh)))
     worker.report({"first step": [worker.seconds_since_start()]}, packages=PACKAGES)
 
 

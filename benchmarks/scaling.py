@@ -62,13 +62,13 @@ def step_bytes(model: DeepLabV3Plus, size: int, batch: int) -> tuple[int, int]:
 
 def measure(config: ConfigDict, repetitions: int) -> tuple[float, int]:
     """Returns the seconds of the fastest of some steps, and the bytes of temporaries of the compiled step."""
-    model, step, state, mesh = prepare_step(config)
+    program, state, mesh = prepare_step(config)
     batch = sharding.to_global(random_batch(config), mesh)
-    compiled = step.lower(state, batch).compile()
+    compiled = program.lower_step().compile()
     seconds = []
     for _ in range(1 + repetitions):
         start = time.perf_counter()
-        state, report = compiled(state, batch)
+        state, report = compiled(state, batch, program.hyperparams)
         jax.block_until_ready((state, report))
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:]), compiled.memory_analysis().temp_size_in_bytes

@@ -38,7 +38,7 @@ _SHAPES = {
     "v5p": "2x2x1, 2x2x2, 2x2x4, 4x4x4",
     "v6e": "2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16",
 }
-# Number of training examples. No data set is opened, and the length of the schedule is only a constant in the program.
+# Number of training examples. No data set is opened, and the program does not depend on the length of the schedule.
 _EXAMPLES = 10_000
 # The compiler's messages about programs that are too large.
 _NEEDED = re.compile(r"\((?P<needed>[\d.]+)G\) exceeds available HBM|Used (?P<used>[\d.]+)G of [\d.]+G hbm")
@@ -242,7 +242,7 @@ def _train_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
     total = config_lib.duration_steps(config.train.duration, field="train.duration", **sizes) or 1
     warmup = config_lib.duration_steps(config.optimizer.warmup, field="optimizer.warmup", total_steps=total, **sizes)
     program = build_program(config, num_classes, mesh, total_steps=total, warmup_steps=warmup or 0)
-    return program.step, (program.shapes, program.batch_shapes)
+    return program.jitted_step, (program.shapes, program.batch_shapes, program.hyperparams)
 
 
 def _eval_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):

@@ -8,7 +8,7 @@ from deeplab_jax.models.build import (
     build_for_mesh,
     build_model,
     initial_variables,
-    lower_initializer,
+    jit_initializer,
     random_variables,
 )
 from deeplab_jax.models.deeplab import DeepLabV3Plus
@@ -32,7 +32,7 @@ __all__ = [
     "build_for_mesh",
     "build_model",
     "initial_variables",
-    "lower_initializer",
+    "jit_initializer",
     "plan_units",
     "random_variables",
     "register_backbone",

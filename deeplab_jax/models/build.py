@@ -145,18 +145,18 @@ def initial_variables(model: nn.Module, rng: Any, *, image_size: Sequence[int] |
 
 def random_variables(model: nn.Module, *, seed: int) -> dict[str, Any]:
     """Initializes `params` and `batch_stats` on the default device."""
-    return lower_initializer(lambda: initial_variables(model, jax.random.PRNGKey(seed))).compile()()
+    return jit_initializer(lambda: initial_variables(model, jax.random.PRNGKey(seed)))()
 
 
-def lower_initializer(create: Callable[[], Any], sharding: Any = None) -> jax.stages.Lowered:
-    """Lowers a function that initializes arrays, to be compiled for a single run.
+def jit_initializer(create: Callable[..., Any], sharding: Any = None) -> jax.stages.Wrapped:
+    """Jits a function that initializes arrays, with the compiler options of a program that runs once.
 
     Args:
-      create: function without arguments that returns the arrays.
+      create: function that returns the arrays.
       sharding: one sharding for all outputs, or one per output.
     """
     options = _INIT_COMPILER_OPTIONS.get(jax.default_backend())
-    return jax.jit(create, out_shardings=sharding, compiler_options=options).lower()
+    return jax.jit(create, out_shardings=sharding, compiler_options=options)
 
 
 def _fields_of_head(fields: Mapping[str, Any], head: type[SegmentationNetwork]) -> dict[str, Any]:

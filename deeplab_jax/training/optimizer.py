@@ -1,6 +1,7 @@
 """Optimizers and schedules: SGD as in the papers and as in Keras, Adam, clipping, weight decay, freezing."""
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,12 @@ from deeplab_jax.errors import UserError, suggest
 
 # Learning rate as a function of the step, counted from 0.
 Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
+
+# A Python number, or a traced one in a compiled step.
+Number = float | int | Array
+
+# The numbers of an optimizer by name, see `hyperparams`.
+Hyperparams = Mapping[str, Any]
 
 
 def make(
@@ -43,15 +50,66 @@ def make(
     Raises:
       UserError: an option or a part that does not exist, or a warm-up as long as the training.
     """
-    schedule = make_schedule(optimizer, total_steps, warmup_steps)
+    return make_from(optimizer, hyperparams(optimizer, total_steps, warmup_steps), parts=parts)
+
+
+def hyperparams(optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0) -> dict[str, Any]:
+    """Returns the numbers of `config.optimizer`, which a compiled train step takes as inputs.
+
+    A number is left out if no selected option reads it, or if its value switches its part of the update off: a
+    momentum, weight decay or warm-up of 0, or a multiplier of 1. The step then does not contain that part. Everything
+    else, such as the name of a rule or the frozen parts, is a constant of the step. Two configs therefore have the same
+    step if they have the same names here and the same constants.
+
+    Args:
+      optimizer: the `optimizer` group of a config.
+      total_steps: number of training steps.
+      warmup_steps: number of warm-up steps of the learning rate.
+
+    Returns:
+      The values by field. `steps` is the number of steps after the warm-up, and `milestones` count from its end.
+
+    Raises:
+      UserError: an option that does not exist, or a warm-up as long as the training.
+    """
+    check_fields("optimizer", optimizer)
+    remaining = total_steps - warmup_steps
+    if remaining < 1:
+        raise UserError(
+            f"the warm-up ({warmup_steps} steps) must be shorter than the training ({total_steps} steps); "
+            "lower optimizer.warmup"
+        )
+    read_numbers, _ = _SCHEDULES[optimizer.schedule]
+    values = {"learning_rate": float(optimizer.learning_rate), **read_numbers(optimizer, remaining)}
+    if warmup_steps:
+        values |= {"warmup_steps": warmup_steps, "warmup_learning_rate": float(optimizer.warmup_learning_rate)}
+    if optimizer.clip != "none":
+        values["clip_norm"] = _max_norm(optimizer)
+    switched_off = {"momentum": 0, "weight_decay": 0, "bias_multiplier": 1}
+    values |= {name: float(optimizer[name]) for name, off in switched_off.items() if optimizer[name] != off}
+    multipliers = {part: float(factor) for part, factor in optimizer.learning_rate_multipliers.items() if factor != 1}
+    return values | {"learning_rate_multipliers": multipliers}
+
+
+def make_from(
+    optimizer: ConfigDict, values: Hyperparams, *, parts: Sequence[str]
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """Does what `make` does, with the numbers of `hyperparams` instead of the config's.
+
+    Args:
+      optimizer: the `optimizer` group of a config, for everything that is not a number.
+      values: the numbers, which may be traced.
+      parts: see `make`.
+    """
+    schedule = _make_schedule(optimizer, values)
     rate = optax.scale_by_learning_rate(schedule)
     add_decay = _WEIGHT_DECAY_RULES[optimizer.weight_decay_rule]
-    before, after = add_decay(optimizer.weight_decay, schedule) if optimizer.weight_decay else ([], [])
-    clipping = _CLIPS[optimizer.clip](optimizer)
+    before, after = add_decay(values["weight_decay"], schedule) if "weight_decay" in values else ([], [])
+    clipping = _CLIPS[optimizer.clip](values)
     order = _MOMENTUM_RULES[optimizer.momentum_rule]
-    momentum = _MOMENTUMS[optimizer.name](optimizer)
+    momentum = _MOMENTUMS[optimizer.name](optimizer, values)
     chain = optax.chain(*before, *clipping, *order(momentum, rate), *after)
-    return _by_part(chain, optimizer, parts), schedule
+    return _by_part(chain, optimizer, values, parts), schedule
 
 
 def make_schedule(optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0) -> Schedule:
@@ -70,62 +128,73 @@ def make_schedule(optimizer: ConfigDict, total_steps: int, warmup_steps: int = 0
     Raises:
       UserError: a schedule that does not exist, or a warm-up as long as the training.
     """
-    check_fields("optimizer", optimizer)
-    remaining = total_steps - warmup_steps
-    if remaining < 1:
-        raise UserError(
-            f"the warm-up ({warmup_steps} steps) must be shorter than the training ({total_steps} steps); "
-            "lower optimizer.warmup"
-        )
-    decay = _SCHEDULES[optimizer.schedule](optimizer, remaining)
-    if not warmup_steps:
+    return _make_schedule(optimizer, hyperparams(optimizer, total_steps, warmup_steps))
+
+
+def _make_schedule(optimizer: ConfigDict, values: Hyperparams) -> Schedule:
+    _, make_decay = _SCHEDULES[optimizer.schedule]
+    decay = make_decay(**{name: values[name] for name in inspect.signature(make_decay).parameters})
+    if "warmup_steps" not in values:
         return decay
-    first = optimizer.warmup_learning_rate
+    peak, first, steps = values["learning_rate"], values["warmup_learning_rate"], values["warmup_steps"]
     warmup = {
-        "linear": optax.linear_schedule(first, optimizer.learning_rate, warmup_steps),
-        "constant": optax.constant_schedule(first),
+        "linear": lambda step: first + (peak - first) * (jnp.clip(step, 0, steps) / steps),
+        "constant": lambda step: first,
     }[optimizer.warmup_rule]
-    return optax.join_schedules([warmup, decay], [warmup_steps])
+    return optax.join_schedules([warmup, decay], [steps])
 
 
-def _constant(optimizer: ConfigDict, steps: int) -> Schedule:
-    return optax.constant_schedule(optimizer.learning_rate)
+def _constant(learning_rate: Number) -> Schedule:
+    return lambda step: learning_rate
 
 
-def _cosine(optimizer: ConfigDict, steps: int) -> Schedule:
-    return optax.cosine_decay_schedule(optimizer.learning_rate, steps)
+def _cosine(learning_rate: Number, steps: Number) -> Schedule:
+    return lambda step: learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(step, steps) / steps))
 
 
-def _poly(optimizer: ConfigDict, steps: int) -> Schedule:
+def _poly(learning_rate: Number, steps: Number, poly_power: Number) -> Schedule:
     """Like optax's polynomial_schedule, whose compiled 1 - t / T can fall below 0 at t = T, where its power is NaN."""
-    peak, power = optimizer.learning_rate, optimizer.poly_power
-    return lambda step: peak * ((steps - jnp.clip(step, 0, steps)) / steps) ** power
+    return lambda step: learning_rate * ((steps - jnp.clip(step, 0, steps)) / steps) ** poly_power
 
 
-def _step(optimizer: ConfigDict, steps: int) -> Schedule:
-    milestones = sorted(round(fraction * steps) for fraction in optimizer.milestones)
-    rates = [optimizer.learning_rate * optimizer.milestone_factor**falls for falls in range(len(milestones) + 1)]
-    return optax.join_schedules([optax.constant_schedule(rate) for rate in rates], milestones)
+def _step(learning_rate: Number, milestones: Sequence[Number], milestone_factor: Number) -> Schedule:
+    def rate(step):
+        falls = sum(jnp.asarray(step >= milestone, jnp.int32) for milestone in milestones)
+        return learning_rate * milestone_factor**falls
+
+    return rate
 
 
-_SCHEDULES = {"constant": _constant, "cosine": _cosine, "poly": _poly, "step": _step}
+# By name, the numbers of a config that a schedule of some steps has apart from the learning rate, and the schedule.
+_SCHEDULES = {
+    "constant": (lambda optimizer, steps: {}, _constant),
+    "cosine": (lambda optimizer, steps: {"steps": steps}, _cosine),
+    "poly": (lambda optimizer, steps: {"steps": steps, "poly_power": float(optimizer.poly_power)}, _poly),
+    "step": (
+        lambda optimizer, steps: {
+            "milestones": sorted(round(fraction * steps) for fraction in optimizer.milestones),
+            "milestone_factor": float(optimizer.milestone_factor),
+        },
+        _step,
+    ),
+}
 
 
-def _sgd(optimizer: ConfigDict) -> optax.GradientTransformation:
-    return optax.trace(optimizer.momentum, nesterov=optimizer.nesterov) if optimizer.momentum else optax.identity()
+def _sgd(optimizer: ConfigDict, values: Hyperparams) -> optax.GradientTransformation:
+    return optax.trace(values["momentum"], nesterov=optimizer.nesterov) if "momentum" in values else optax.identity()
 
 
-def _adam(optimizer: ConfigDict) -> optax.GradientTransformation:
+def _adam(optimizer: ConfigDict, values: Hyperparams) -> optax.GradientTransformation:
     if optimizer.momentum_rule != "classic":
         raise UserError(f"optimizer.momentum_rule={optimizer.momentum_rule!r} is for sgd; set 'classic' for adam")
-    return optax.scale_by_adam(optimizer.momentum, nesterov=optimizer.nesterov)
+    return optax.scale_by_adam(values.get("momentum", 0.0), nesterov=optimizer.nesterov)
 
 
 _MOMENTUMS = {"sgd": _sgd, "adam": _adam}
 _MOMENTUM_RULES = {"classic": lambda momentum, rate: (momentum, rate), "keras": lambda momentum, rate: (rate, momentum)}
 
 
-def clip_per_variable(max_norm: float) -> optax.GradientTransformation:
+def clip_per_variable(max_norm: Number) -> optax.GradientTransformation:
     """Clips like Keras' clipnorm: each variable's gradient g becomes g * max_norm / max(norm(g), max_norm)."""
 
     def clip(gradient):
@@ -141,11 +210,11 @@ def _max_norm(optimizer: ConfigDict) -> float:
     return optimizer.clip_norm
 
 
-# By name, functions of `config.optimizer` that return the transformations.
+# By name, functions of the numbers that return the transformations.
 _CLIPS = {
-    "none": lambda optimizer: [],
-    "per_variable": lambda optimizer: [clip_per_variable(_max_norm(optimizer))],
-    "global": lambda optimizer: [optax.clip_by_global_norm(_max_norm(optimizer))],
+    "none": lambda values: [],
+    "per_variable": lambda values: [clip_per_variable(values["clip_norm"])],
+    "global": lambda values: [optax.clip_by_global_norm(values["clip_norm"])],
 }
 
 
@@ -162,7 +231,7 @@ class _StepCount(NamedTuple):
 
 
 def _decoupled_decay(
-    weight_decay: float, schedule: Schedule, mask: Callable[[PyTree], PyTree]
+    weight_decay: Number, schedule: Schedule, mask: Callable[[PyTree], PyTree]
 ) -> optax.GradientTransformation:
     def update(updates, state, params):
         factor = schedule(state.count) * weight_decay
@@ -183,25 +252,24 @@ _WEIGHT_DECAY_RULES = {
 
 
 def _by_part(
-    rule: optax.GradientTransformation, optimizer: ConfigDict, parts: Sequence[str]
+    rule: optax.GradientTransformation, optimizer: ConfigDict, values: Hyperparams, parts: Sequence[str]
 ) -> optax.GradientTransformation:
     """Scales the updates of each part. Frozen parameters get no update and no optimizer state.
 
     Clipping by the global norm comes earlier in the chain and sees trained parameters only.
     """
-    multipliers, frozen = dict(optimizer.learning_rate_multipliers), tuple(optimizer.frozen)
-    wrong = [("learning_rate_multipliers", name) for name in multipliers if name not in parts]
+    multipliers, frozen = values["learning_rate_multipliers"], tuple(optimizer.frozen)
+    wrong = [("learning_rate_multipliers", name) for name in optimizer.learning_rate_multipliers if name not in parts]
     first_names = [pattern.split("/")[0] for pattern in frozen]
     wrong += [("frozen", name) for name in first_names if not fnmatch.filter(parts, name)]
     for field, name in wrong:
         raise UserError(f"optimizer.{field} names {name!r}, which is not a part of the network{suggest(name, parts)}")
 
     def scale(updates, params=None):
-        if optimizer.bias_multiplier != 1.0:
-            updates = _scale_biases(updates, optimizer.bias_multiplier)
+        if "bias_multiplier" in values:
+            updates = _scale_biases(updates, values["bias_multiplier"])
         return {
-            part: _scale(tree, multipliers[part]) if multipliers.get(part, 1.0) != 1.0 else tree
-            for part, tree in updates.items()
+            part: _scale(tree, multipliers[part]) if part in multipliers else tree for part, tree in updates.items()
         }
 
     rule = optax.chain(rule, optax.stateless(scale))
@@ -217,11 +285,11 @@ def _by_part(
     return optax.partition({"learning": rule, "frozen": optax.set_to_zero()}, partition)
 
 
-def _scale(updates: PyTree, factor: float) -> PyTree:
+def _scale(updates: PyTree, factor: Number) -> PyTree:
     return jax.tree.map(lambda update: update * factor, updates)
 
 
-def _scale_biases(updates: PyTree, factor: float) -> PyTree:
+def _scale_biases(updates: PyTree, factor: Number) -> PyTree:
     """Scales the biases that stand beside a kernel. BatchNorm and LayerNorm have a `bias` beside their `scale`."""
     if not isinstance(updates, Mapping):
         return updates

@@ -16,8 +16,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, Shaped, UInt8
+from ml_collections import ConfigDict
 
+from deeplab_jax.config import unlabeled_batch_size
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.losses import softmax_cross_entropy
 
@@ -40,9 +43,34 @@ class PseudoLabels:
     """
 
     teacher: str = "student"
-    threshold: float = 0.95
-    weight: float = 1.0
+    threshold: float | Array = 0.95
+    weight: float | Array = 1.0
     cut_mix: bool = False
+
+
+def hyperparams(config: ConfigDict) -> dict[str, dict[str, float]]:
+    """Returns the numbers of `config.unlabeled` that a compiled step takes as inputs; nothing without such images."""
+    fields = config.unlabeled
+    if fields.split is None:
+        return {}
+    return {"unlabeled": {"threshold": float(fields.threshold), "weight": float(fields.weight)}}
+
+
+def from_config(config: ConfigDict, numbers: Mapping[str, Any]) -> PseudoLabels | None:
+    """Returns the options of `config.unlabeled`, with the numbers of `hyperparams`; None without unlabeled images."""
+    if config.unlabeled.split is None:
+        return None
+    return PseudoLabels(config.unlabeled.teacher, cut_mix=bool(config.unlabeled.cut_mix), **numbers["unlabeled"])
+
+
+def batch_shapes(config: ConfigDict, dtype: np.dtype) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Returns the global shape and the dtype of each of the arrays of `BATCH_NAMES`; nothing without such images."""
+    if config.unlabeled.split is None:
+        return {}
+    size = (unlabeled_batch_size(config), *config.data.image_size)
+    views = ((*size, config.model.in_channels), dtype)
+    shapes = (views, views, (size, np.bool_), (size, np.uint8), ((size[0], 4), np.int32))
+    return dict(zip(BATCH_NAMES, shapes, strict=True))
 
 
 def add_pseudo_labels(
@@ -71,7 +99,7 @@ def add_pseudo_labels(
 
 
 def find_pseudo_labels(
-    logits: Float[Array, "batch height width classes"], threshold: float
+    logits: Float[Array, "batch height width classes"], threshold: float | Array
 ) -> UInt8[Array, "batch height width"]:
     """Returns the most probable class of each pixel; the ignore label where its probability is below the threshold."""
     top = jnp.max(logits, axis=-1)

@@ -5,10 +5,9 @@ from typing import Any
 
 import flax.struct
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
-from deeplab_jax.models import initial_variables
-from deeplab_jax.models.build import lower_initializer
+from deeplab_jax.models import initial_variables, jit_initializer
 
 
 @flax.struct.dataclass
@@ -63,7 +62,7 @@ class TrainState:
 
     @classmethod
     def create(
-        cls, model, optimizer, *, seed: int, averages: bool = False, image_size: Sequence[int] | None = None
+        cls, model, optimizer, *, seed: int | Array, averages: bool = False, image_size: Sequence[int] | None = None
     ) -> "TrainState":
         """Creates the state before the first step.
 
@@ -72,7 +71,7 @@ class TrainState:
         Args:
           model: the network.
           optimizer: the gradient transformation.
-          seed: seed of the parameters and of the run's base key.
+          seed: seed of the parameters and of the run's base key; uint32 if it is traced.
           averages: whether the state has `ema_variables`.
           image_size: (height, width) of training images, see `initial_variables`.
         """
@@ -98,11 +97,4 @@ class TrainState:
         cls, sharding: "jax.sharding.Sharding | TrainState", model, optimizer, **options: Any
     ) -> "TrainState":
         """Compiles and runs `create`, and places every leaf by `sharding`, one for all leaves or a state of them."""
-        return cls.lower_create(sharding, model, optimizer, **options).compile()()
-
-    @classmethod
-    def lower_create(
-        cls, sharding: "jax.sharding.Sharding | TrainState", model, optimizer, **options: Any
-    ) -> jax.stages.Lowered:
-        """Lowers the program that `create_on` compiles and runs; `options` are those of `create`."""
-        return lower_initializer(lambda: cls.create(model, optimizer, **options), sharding)
+        return jit_initializer(lambda: cls.create(model, optimizer, **options), sharding)()

@@ -1,6 +1,7 @@
 """The train step: loss, gradient, accumulation, averages, NaN policy, and how it is compiled for a mesh."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -15,14 +16,13 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from deeplab_jax import losses
-from deeplab_jax.config import unlabeled_batch_size
 from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.models import PARTS, build_for_mesh
+from deeplab_jax.models import PARTS, build_for_mesh, jit_initializer
 from deeplab_jax.parallel import sharding
 from deeplab_jax.training import optimizer as optimizer_lib
 from deeplab_jax.training import pseudo_labels
-from deeplab_jax.training.optimizer import Schedule, stop_frozen
+from deeplab_jax.training.optimizer import Number, Schedule, stop_frozen
 from deeplab_jax.training.pseudo_labels import PseudoLabels
 from deeplab_jax.training.state import TrainState
 
@@ -36,11 +36,11 @@ def make_train_step(
     loss_fn: losses.Loss | Callable,
     *,
     learning_rate: Schedule,
-    auxiliary_weight: float = 0.4,
+    auxiliary_weight: Number = 0.4,
     ignored_pixels: str = "exclude",
     accumulate_steps: int = 1,
     frozen: Sequence[str] = (),
-    ema_decay: float | None = None,
+    ema_rate: Number | None = None,
     skip_nonfinite: bool = False,
     unlabeled: PseudoLabels | None = None,
     shardings: TrainState | None = None,
@@ -56,7 +56,7 @@ def make_train_step(
       ignored_pixels: how the confusion matrix treats ignored pixels, `config.eval.ignored_pixels`.
       accumulate_steps: number of parts of a batch, which are computed one after another to save memory.
       frozen: parameters whose gradients are not computed, `config.optimizer.frozen`.
-      ema_decay: per-step decay of `state.ema_variables`, below 1; about 1 / (1 - decay) steps are averaged.
+      ema_rate: share of the new variables in `state.ema_variables`, 1 - decay; about 1 / ema_rate steps are averaged.
       skip_nonfinite: leave the variables as they were if the loss or the gradient is not finite.
       unlabeled: how to learn from unlabeled images; None if batches have none. The count of a function of your own as
         `loss_fn` must then be the number of labeled pixels.
@@ -120,10 +120,10 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        if ema_decay is not None:
+        if ema_rate is not None:
             # Batch statistics are averaged too: averaged parameters lag behind, and with the newest statistics a
             # network whose learning rate is still high predicts almost nothing.
-            averages = optax.incremental_update(new.variables, state.ema_variables, 1 - ema_decay)
+            averages = optax.incremental_update(new.variables, state.ema_variables, ema_rate)
             new = new.replace(ema_variables=averages)
         if skip_nonfinite:
             new = _keep_if_nonfinite(new, state, report)
@@ -148,7 +148,7 @@ def _make_gradient_function(
     model: nn.Module,
     loss_fn: losses.Loss,
     *,
-    auxiliary_weight: float,
+    auxiliary_weight: Number,
     ignored_pixels: str,
     frozen: Sequence[str],
     shardings: TrainState | None,
@@ -259,42 +259,68 @@ class TrainProgram:
 
     Attributes:
       model: the network, with the operations that the mesh needs.
-      optimizer: the gradient transformation.
       learning_rate: the schedule, a function of the step.
       shapes: shapes of the state; each leaf has its sharding.
       batch_shapes: shapes of a batch, also with shardings.
-      step: the jitted `step(state, batch)` of `make_train_step`. It donates the state.
+      hyperparams: the numbers that the compiled step takes as inputs, see `hyperparams`.
+      jitted_create: the jitted function of a seed that creates the first state.
+      jitted_step: the jitted function of a state, a batch and `hyperparams`.
     """
 
     model: nn.Module
-    optimizer: optax.GradientTransformation
     learning_rate: Schedule
     shapes: TrainState
     batch_shapes: dict[str, jax.ShapeDtypeStruct]
-    step: jax.stages.Wrapped
+    hyperparams: dict[str, Any]
+    jitted_create: jax.stages.Wrapped
+    jitted_step: jax.stages.Wrapped
 
     @property
     def shardings(self) -> TrainState:
         """The sharding of each leaf of the state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.shapes)
 
+    def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """Takes the step of `make_train_step`. Donates the state."""
+        return self.jitted_step(state, batch, self.hyperparams)
+
+    def with_functions_of(self, other: "TrainProgram") -> "TrainProgram":
+        """Returns this program with the jitted functions of another, whose config may only differ in its numbers."""
+        return dataclasses.replace(self, jitted_create=other.jitted_create, jitted_step=other.jitted_step)
+
+    def lower_step(self) -> jax.stages.Lowered:
+        """Lowers the step for its shapes."""
+        return self.jitted_step.lower(self.shapes, self.batch_shapes, self.hyperparams)
+
     def random_state(self, *, seed: int) -> TrainState:
         """Creates the state before the first step. Also compiles the step, which its first call would wait for."""
-        lowered_state = TrainState.lower_create(
-            self.shardings,
-            self.model,
-            self.optimizer,
-            seed=seed,
-            averages=self.shapes.ema_variables is not None,
-            image_size=self.batch_shapes["image"].shape[1:3],
-        )
+        seed = np.uint32(seed)
+        lowered_create = self.jitted_create.lower(seed)
         # The state is created while the step is traced. Two traces would wait for each other, and two compilations at
         # the same time would take the memory of both.
         with ThreadPoolExecutor(1) as other_thread:
-            state = other_thread.submit(lambda: lowered_state.compile()())
-            lowered_step = self.step.lower(self.shapes, self.batch_shapes)
+            state = other_thread.submit(lambda: lowered_create.compile()(seed))
+            lowered_step = self.lower_step()
         lowered_step.compile()
         return state.result()
+
+
+def hyperparams(config: ConfigDict, total_steps: int, warmup_steps: int = 0) -> dict[str, Any]:
+    """Returns the numbers of a config that its compiled train step takes as inputs.
+
+    They are those of `deeplab_jax.training.optimizer.hyperparams`, which states the rule, the weight of the auxiliary
+    head, the rate of the averages, and the threshold and the weight of pseudo labels.
+
+    Args:
+      config: a whole config.
+      total_steps: number of training steps.
+      warmup_steps: number of warm-up steps of the learning rate.
+    """
+    values = {"optimizer": optimizer_lib.hyperparams(config.optimizer, total_steps, warmup_steps)}
+    values["auxiliary_weight"] = float(config.loss.auxiliary_weight)
+    if config.train.ema_decay is not None:
+        values["ema_rate"] = 1 - config.train.ema_decay  # in float32, the difference would have half of its digits
+    return values | pseudo_labels.hyperparams(config)
 
 
 def build_program(
@@ -320,45 +346,47 @@ def build_program(
       UserError: a value that the network, the loss or the optimizer cannot be built with.
     """
     model = build_for_mesh(config, num_classes, mesh, input_sizes=protocol_for(config).input_sizes)
-    optimizer, learning_rate = optimizer_lib.make(config.optimizer, total_steps, warmup_steps, parts=PARTS)
-    shapes = TrainState.shapes(model, optimizer, averages=config.train.ema_decay is not None)
+    loss_fn = losses.make_loss(config.loss, num_classes=num_classes)
+    make_optimizer = functools.partial(optimizer_lib.make_from, config.optimizer, parts=PARTS)
+    numbers = hyperparams(config, total_steps, warmup_steps)
+    optimizer, learning_rate = make_optimizer(numbers["optimizer"])
+    averages = config.train.ema_decay is not None
+    shapes = TrainState.shapes(model, optimizer, averages=averages)
     shapes = sharding.with_shardings(shapes, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    step = make_train_step(
-        model,
-        optimizer,
-        losses.make_loss(config.loss, num_classes=num_classes),
-        learning_rate=learning_rate,
-        auxiliary_weight=config.loss.auxiliary_weight,
-        ignored_pixels=config.eval.ignored_pixels,
-        accumulate_steps=config.train.accumulate_steps,
-        frozen=tuple(config.optimizer.frozen),
-        ema_decay=config.train.ema_decay,
-        skip_nonfinite=config.train.nonfinite == "skip",
-        unlabeled=_pseudo_labels(config),
-        shardings=shardings,
-    )
-    step = jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
-    batch = _batch_shapes(config, num_classes, np.dtype(image_dtype))
-    return TrainProgram(model, optimizer, learning_rate, shapes, sharding.abstract_batch(batch, mesh), step)
 
+    def create(seed: Array) -> TrainState:
+        return TrainState.create(model, optimizer, seed=seed, averages=averages, image_size=config.data.image_size)
 
-def _pseudo_labels(config: ConfigDict) -> PseudoLabels | None:
-    fields = config.unlabeled
-    if fields.split is None:
-        return None
-    return PseudoLabels(fields.teacher, fields.threshold, fields.weight, cut_mix=bool(fields.cut_mix))
+    def step(state: TrainState, batch: Batch, numbers: dict[str, Any]) -> tuple[TrainState, dict[str, Array]]:
+        optimizer, learning_rate = make_optimizer(numbers["optimizer"])
+        train_step = make_train_step(
+            model,
+            optimizer,
+            loss_fn,
+            learning_rate=learning_rate,
+            auxiliary_weight=numbers["auxiliary_weight"],
+            ignored_pixels=config.eval.ignored_pixels,
+            accumulate_steps=config.train.accumulate_steps,
+            frozen=tuple(config.optimizer.frozen),
+            ema_rate=numbers.get("ema_rate"),
+            skip_nonfinite=config.train.nonfinite == "skip",
+            unlabeled=pseudo_labels.from_config(config, numbers),
+            shardings=shardings,
+        )
+        return train_step(state, batch)
 
-
-def _batch_shapes(config: ConfigDict, num_classes: int, dtype: np.dtype) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """The global shape and dtype of each array of a batch."""
     size = (config.data.batch_size, *config.data.image_size)
-    batch = {"image": ((*size, config.model.in_channels), dtype), "label": (size, np.uint8)}
+    batch = {"image": ((*size, config.model.in_channels), np.dtype(image_dtype)), "label": (size, np.uint8)}
     if config.loss.teacher is not None:
         batch["teacher_logits"] = ((*size, num_classes), np.float32)
-    if config.unlabeled.split is not None:
-        size = (unlabeled_batch_size(config), *config.data.image_size)
-        views = dict.fromkeys(("unlabeled_weak", "unlabeled_strong"), ((*size, config.model.in_channels), dtype))
-        batch |= views | {"unlabeled_exists": (size, np.bool_), "unlabeled_label": (size, np.uint8)}
-        batch["unlabeled_box"] = ((size[0], 4), np.int32)
-    return batch
+    batch |= pseudo_labels.batch_shapes(config, np.dtype(image_dtype))
+    return TrainProgram(
+        model=model,
+        learning_rate=learning_rate,
+        shapes=shapes,
+        batch_shapes=sharding.abstract_batch(batch, mesh),
+        hyperparams=numbers,
+        jitted_create=jit_initializer(create, shardings),
+        jitted_step=jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0),
+    )

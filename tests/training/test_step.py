@@ -51,7 +51,7 @@ def make_toy_step(dtype="float32", *, weight_decay=1e-3, freeze_norm_statistics=
 def make_step(model, config, parts, **options):
     rule, schedule = optimizer.make(config.optimizer, 10, parts=parts)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    state = TrainState.create_on(device, model, rule, seed=0, averages="ema_decay" in options)
+    state = TrainState.create_on(device, model, rule, seed=0, averages="ema_rate" in options)
     options = {"loss_fn": losses.make_loss(config.loss, num_classes=CLASSES)} | options
     step = make_train_step(model, rule, learning_rate=schedule, frozen=tuple(config.optimizer.frozen), **options)
     return model, state, step
@@ -163,7 +163,7 @@ def test_a_loss_of_several_terms_is_that_of_the_whole_batch_in_any_number_of_par
 
 
 def test_averages_follow_parameters_and_statistics():
-    _, state, step = make_toy_step(ema_decay=0.75)
+    _, state, step = make_toy_step(ema_rate=0.25)
     before = state.replace(ema_variables=jax.tree.map(lambda leaf: leaf + 1, state.variables))
     after, _ = jax.jit(step)(before, random_batch())
     assert after.evaluated_variables is after.ema_variables
@@ -178,7 +178,7 @@ def scaled_loss(logits, labels, teacher_logits=None):
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf])
 def test_a_skipped_step_changes_only_the_counters(scale):
-    _, state, step = make_toy_step(loss_fn=scaled_loss, ema_decay=0.75, skip_nonfinite=True)
+    _, state, step = make_toy_step(loss_fn=scaled_loss, ema_rate=0.25, skip_nonfinite=True)
     batch = random_batch() | {"teacher_logits": np.full((8, SIZE, SIZE, CLASSES), scale, np.float32)}
     after, report = jax.jit(step)(state, batch)
     assert not np.isfinite(report["loss_sum"])
@@ -194,7 +194,7 @@ def test_skipping_does_not_change_a_finite_step():
     batch = random_batch() | {"teacher_logits": np.full((8, SIZE, SIZE, CLASSES), 0.3, np.float32)}
     results = []
     for skip in (False, True):
-        _, state, step = make_toy_step(loss_fn=scaled_loss, ema_decay=0.75, skip_nonfinite=skip)
+        _, state, step = make_toy_step(loss_fn=scaled_loss, ema_rate=0.25, skip_nonfinite=skip)
         results.append(jax.jit(step)(state, batch)[0])
     jax.tree.map(np.testing.assert_array_equal, *results)
 
