@@ -58,13 +58,17 @@ def unlabeled_batches(
     Raises:
       UserError: a stored example is damaged, and `data.unreadable` is "raise" or many in a row are damaged.
     """
-    batch_size, group = unlabeled_batch_size(config), 2 if config.unlabeled.cut_mix else 1
+    batch_size = unlabeled_batch_size(config)
     read = TrainExample(source, config.data.unreadable)
     views = _Views(_weak_fields(config.data), config.unlabeled.copy_and_resolve_references(), tuple(pad_color))
     dataset = positions(len(source)).seed(stream_seed("unlabeled", config.train.seed)).shuffle().repeat()
     dataset = dataset.map(read).random_map(views)
-    dataset = dataset[batches_seen * batch_size :].batch(group)[process_index::process_count]
-    dataset = dataset.batch(batch_size // process_count // group, drop_remainder=True).map(_flatten)
+    dataset = dataset[batches_seen * batch_size :]
+    if config.unlabeled.cut_mix:
+        pairs = dataset.batch(2)[process_index::process_count]
+        dataset = pairs.batch(batch_size // process_count // 2, drop_remainder=True).map(_flatten)
+    else:
+        dataset = dataset[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
     return stream(dataset, config.data.workers)
 
 
@@ -142,5 +146,5 @@ def _without(label: UInt8[np.ndarray, "height width"], value: int) -> UInt8[np.n
 
 
 def _flatten(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Joins the groups of a batch."""
+    """Joins the pairs of a batch."""
     return {name: values.reshape(-1, *values.shape[2:]) for name, values in batch.items()}
