@@ -16,6 +16,7 @@ def get_config(arg=None):
     config.data.scale_step = 0.0
     config.data.color_jitter = 0.3
     config.unlabeled.split = arg.unlabeled or None
+    config.unlabeled.teacher = "average"
     config.train.ema_decay = 0.99
     config.eval.protocol = "whole"
     config.checkpoint.every = "20%"

@@ -1,7 +1,7 @@
 """Pseudo labels: the network learns from unlabeled images what a teacher is sure of (FixMatch, arXiv 2001.07685).
 
-The teacher predicts the weak view of each image, in evaluation mode and without a gradient. Where its largest
-probability reaches a threshold, the class is the label of that pixel in the strong view. The loss of the step is
+The teacher predicts the weak view of each image in evaluation mode. Where its largest probability reaches a threshold,
+the class is the label of that pixel in the strong view, a constant without a gradient. The loss of the step is
 
     mean loss of the labeled images + weight * (cross-entropy summed over confident pixels / number of all pixels),
 
@@ -88,9 +88,15 @@ def add_pseudo_labels(
       The batch without the weak views and the boxes; `pseudo_label` is uint8 (batch, height, width), with the ignore
       label where the teacher is not sure.
     """
-    parts = split_parts(batch["unlabeled_weak"], num_parts)
-    labels = jax.lax.map(lambda part: find_pseudo_labels(predict(part), options.threshold), parts)
-    labels = jax.lax.stop_gradient(jnp.moveaxis(labels, 0, 1).reshape(-1, *labels.shape[2:]))
+
+    def label(views: Array) -> Array:
+        return find_pseudo_labels(predict(views), options.threshold)
+
+    if num_parts == 1:
+        labels = label(batch["unlabeled_weak"])
+    else:
+        labels = jax.lax.map(label, split_parts(batch["unlabeled_weak"], num_parts))
+        labels = jnp.moveaxis(labels, 0, 1).reshape(-1, *labels.shape[2:])
     used = {name: array for name, array in batch.items() if name not in ("unlabeled_weak", "unlabeled_box")}
     used["pseudo_label"] = labels
     if options.cut_mix:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.training import loop
+from deeplab_jax.training import loop, nonfinite_batch
 from deeplab_jax.training.loop import train
 from tests.training.test_loop import Killed, experiment, final_state, lines
 
@@ -61,6 +61,15 @@ def test_a_run_does_not_continue_with_other_pseudo_labels(straight):
     config.unlabeled.threshold = 0.9
     with pytest.raises(UserError, match=r"different config \(unlabeled.threshold"):
         train(config, straight)
+
+
+def test_a_step_that_is_not_finite_names_its_images_of_both_kinds(tmp_path):
+    report = {"loss_sum": np.float32(1), "loss_count": np.int32(1), "gradient_norm": np.inf, "learning_rate": 0.1}
+    batch = {"id": np.array(["a", "b"]), "unlabeled_id": np.array(["c"]), "unlabeled_weak": np.zeros((1, 2, 2, 3))}
+    text = nonfinite_batch.describe(7, report, batch, nonfinite_batch.save_batch(tmp_path, 7, batch))
+    assert "; examples: a, b, c; batch saved in" in text
+    with np.load(tmp_path / "step_00000007.npz") as saved:
+        assert saved["unlabeled_id"].tolist() == ["c"]
 
 
 def test_a_missing_split_of_unlabeled_images_is_named(tmp_path):
