@@ -1,4 +1,15 @@
-"""DeepLabv3+ with EfficientNet-Lite0 on 50 labeled images of Pascal VOC 2012."""
+"""DeepLabv3+ with EfficientNet-Lite0 on 50 labeled images of Pascal VOC 2012, alone or with 1,414 unlabeled ones.
+
+    deeplab-jax data prepare voc2012_segmentation --source FOLDER
+    deeplab-jax train --config voc_50_labels --workdir runs/stage1
+    deeplab-jax train --config voc_50_labels:unlabeled=unlabeled_50,init=runs/stage1,rate=0.05,steps=400 \
+        --workdir runs/both
+
+docs/experiments/semi_supervised.md has the rule that chooses the 50 images, and the comparison.
+
+Data: 50 and 1,414 images of VOC (long side at most 352 pixels); 449 of VOC val at their own size
+Score: not run
+"""
 
 from deeplab_jax.config import load_config, parse_arg
 

@@ -57,7 +57,7 @@ from deeplab_jax.errors import UserError
         ("data.random_rotation", 181.0, "^data.random_rotation=181.0 must be a number between 0 and 180"),
         ("data.unreadable", "skp", "^data.unreadable='skp' does not exist; did you mean skip?"),
         ("unlabeled.threshold", 0.0, "^unlabeled.threshold=0.0 must be a number above 0 and at most 1"),
-        ("unlabeled.threshold", 95, "^unlabeled.threshold=95 must be a number above 0 and at most 1"),
+        ("unlabeled.threshold", 95, "^unlabeled.threshold=95.0 must be a number above 0 and at most 1"),
         ("unlabeled.weight", 0.0, "^unlabeled.weight=0.0 must be a number above 0"),
         ("unlabeled.cut_mix", 1.1, "^unlabeled.cut_mix=1.1 must be a number between 0 and 1"),
         ("unlabeled.teacher", "averag", "^unlabeled.teacher='averag' does not exist; did you mean average?"),
