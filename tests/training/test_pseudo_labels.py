@@ -189,7 +189,7 @@ def test_a_step_descends_the_loss_of_both_kinds_of_images(labeled, terms):
 
 def test_the_average_can_teach():
     teacher = PseudoLabels("average", THRESHOLD, OPTIONS.weight, cut_mix=True)
-    model, state, step = make_step(unlabeled=teacher, ema_decay=0.9)
+    model, state, step = make_step(unlabeled=teacher, ema_rate=0.1)
     rng = np.random.default_rng(1)
     averages = jax.tree.map(lambda leaf: leaf * rng.uniform(0.5, 1.5, leaf.shape), state.ema_variables)
     classifier = jax.tree.map(lambda kernel: 200 * kernel, averages["params"]["classifier"])
