@@ -162,7 +162,7 @@ def report(logits: Float[Array, "batch height width classes"], batch: Mapping[st
     }
 
 
-def scores(sums: Mapping[str, float]) -> dict[str, Any]:
+def scores(sums: Mapping[str, int | float]) -> dict[str, Any]:
     """Computes scores of the sums of many `report`s.
 
     Returns:

@@ -1,5 +1,7 @@
 """Pseudo labels: their threshold, their loss, CutMix, and steps that learn from labeled and unlabeled images."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,7 +145,7 @@ def reference_step(model, state, batch, loss_fn, *, teacher):
 
     Returns the parameters, the batch statistics, and the loss of the labeled and that of the unlabeled images.
     """
-    logits, _ = model.apply(teacher, batch["unlabeled_weak"], train=False)
+    logits, _ = jax.jit(functools.partial(model.apply, train=False))(teacher, batch["unlabeled_weak"])
     pseudo = np.where(softmax(np.asarray(logits)).max(-1) >= THRESHOLD, logits.argmax(-1), 255)
     strong, exists, pseudo = (
         paste(np.asarray(array), batch["unlabeled_box"])
@@ -163,7 +165,7 @@ def reference_step(model, state, batch, loss_fn, *, teacher):
         unlabeled_loss = -jnp.where(counted, picked, 0).sum() / exists.sum()
         return total / count + OPTIONS.weight * unlabeled_loss, (updates["batch_stats"], total / count, unlabeled_loss)
 
-    gradients, (batch_stats, *values) = jax.grad(mean_loss, has_aux=True)(state.params)
+    gradients, (batch_stats, *values) = jax.jit(jax.grad(mean_loss, has_aux=True))(state.params)
     params = jax.tree.map(lambda param, gradient: param - 0.05 * gradient, state.params, gradients)
     return params, batch_stats, values
 
