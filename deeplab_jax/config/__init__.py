@@ -26,6 +26,7 @@ from deeplab_jax.config.validation import (
     check_sizes,
     check_value_range,
     eval_batch_size,
+    unlabeled_batch_size,
     validate,
 )
 
@@ -75,5 +76,6 @@ __all__ = [
     "suggest_field",
     "to_dict",
     "to_saved",
+    "unlabeled_batch_size",
     "validate",
 ]

@@ -14,6 +14,7 @@ from deeplab_jax.config import ranges
 from deeplab_jax.config.data_fields import DATA
 from deeplab_jax.config.field import Field
 from deeplab_jax.config.model_fields import MODEL
+from deeplab_jax.config.unlabeled_fields import UNLABELED
 
 _TRAIN = {
     "duration": Field(
@@ -282,6 +283,7 @@ _LOG = {
 FIELDS: Mapping[str, Mapping[str, Field | Mapping[str, Field]]] = {
     "model": MODEL,
     "data": DATA,
+    "unlabeled": UNLABELED,
     "train": _TRAIN,
     "optimizer": _OPTIMIZER,
     "loss": _LOSS,

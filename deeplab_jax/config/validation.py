@@ -15,7 +15,7 @@ from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.files import local_path
 
 _REQUIRED = ("model.backbone", "data.name", "data.batch_size", "data.image_size")
-_ONLY_FOR_TRAINING = ("optimizer", "checkpoint", "log", "train.seed")  # groups and fields
+_ONLY_FOR_TRAINING = ("unlabeled", "optimizer", "checkpoint", "log", "train.seed")  # groups and fields
 
 
 def validate(config: ConfigDict, *, training: bool = True) -> None:
@@ -57,6 +57,8 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
     _validate_scaling(config.data)
     check_scales("eval.scales", config.eval.scales)
     _validate_loss(config.loss)
+    if training and config.unlabeled.split is not None:
+        _validate_unlabeled(config)
     if training and config.train.precise_norm_batches and config.model.freeze_norm_statistics:
         raise UserError(
             "train.precise_norm_batches computes the statistics that model.freeze_norm_statistics keeps; set only one"
@@ -122,6 +124,26 @@ def check_scales(name: str, scales: Sequence[Any]) -> None:
 def eval_batch_size(config: ConfigDict) -> int:
     """Returns the global batch size of evaluation."""
     return config.data.batch_size if config.eval.batch_size is None else config.eval.batch_size
+
+
+def unlabeled_batch_size(config: ConfigDict) -> int:
+    """Returns the global number of unlabeled images per step."""
+    return config.data.batch_size if config.unlabeled.batch_size is None else config.unlabeled.batch_size
+
+
+def _validate_unlabeled(config: ConfigDict) -> None:
+    unlabeled = config.unlabeled
+    shared = sorted(set(unlabeled.split.split("+")) & set(config.data.eval_split.split("+")))
+    if shared:
+        raise UserError(
+            f"unlabeled.split and data.eval_split share the split {', '.join(shared)}; a score on images of the "
+            "training means little"
+        )
+    if unlabeled.teacher == "average" and config.train.ema_decay is None:
+        raise UserError(
+            "unlabeled.teacher='average' predicts with the averaged network; set train.ema_decay too, for example to "
+            "0.99"
+        )
 
 
 def _validate_loss(loss: ConfigDict) -> None:

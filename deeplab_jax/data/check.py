@@ -14,7 +14,7 @@ from rich.table import Table
 from deeplab_jax import progress
 from deeplab_jax.data import masks, process_pool
 from deeplab_jax.data.channel_statistics import ChannelStatistics
-from deeplab_jax.data.dataset import RawExample, Source
+from deeplab_jax.data.dataset import UNLABELED, RawExample, Source
 from deeplab_jax.data.leaks import find_leaks, is_scoring, is_training
 from deeplab_jax.data.pipeline import decode_example
 from deeplab_jax.data.pixel_format import PixelFormat, pixels_of
@@ -281,7 +281,7 @@ def _check_split(split: str, examples: Iterable[_Read], label_set: LabelSet) -> 
     pixels, containing = counts[:, [*range(label_set.num_classes), IGNORE_LABEL]]
     report = SplitReport(ids, problems, pixels, containing, unknown=unknown)
     report.channels = ChannelStatistics.merge(values) if values else None
-    if sizes and not pixels[:-1].sum():
+    if sizes and not pixels[:-1].sum() and split != UNLABELED:
         problems.append(f"every pixel is ignored ({IGNORE_LABEL}); the split cannot be trained on or evaluated")
     if sizes:
         report.smallest = tuple(int(extent) for extent in np.min(sizes, axis=0))

@@ -14,7 +14,10 @@ from deeplab_jax.data.pixel_format import PixelFormat
 from deeplab_jax.data.pixel_values import ValueRange
 from deeplab_jax.data.tiles import Tile, cut_examples
 from deeplab_jax.errors import UserError
-from deeplab_jax.labels import LabelSet
+from deeplab_jax.labels import IGNORE_LABEL, LabelSet
+
+#: The split of images that nobody labeled, for `unlabeled.split`.
+UNLABELED = "unlabeled"
 
 
 @runtime_checkable
@@ -57,7 +60,8 @@ class RawExample:
     Attributes:
       id: the name of the example in messages, submissions and galleries.
       image: path of the image file.
-      read_label: returns the label, integers of shape (height, width) with 255 as the ignore label.
+      read_label: returns the label, integers of shape (height, width) with 255 as the ignore label. None for an image
+        that nobody labeled: every pixel gets the ignore label.
       value_range: see `deeplab_jax.data.read_image`.
       pixels: the format of the image, if it keeps its channels and its bit depth; None makes it 8-bit RGB.
       max_pixels: see `deeplab_jax.data.read_image`.
@@ -68,7 +72,7 @@ class RawExample:
 
     id: str
     image: pathlib.Path
-    read_label: Callable[[], np.ndarray]
+    read_label: Callable[[], np.ndarray] | None
     value_range: ValueRange | None = None
     pixels: PixelFormat | None = None
     max_pixels: int | None = None
@@ -84,7 +88,7 @@ class RawExample:
           UserError: a file is missing or damaged, the sizes differ, or the label contains an unknown id.
         """
         image, size = self._read_image()
-        label = self._read_label()
+        label = self._read_label(size)
         masks.check_label(label, label_set, f"of {self.image.name}")
         if label.shape != size:
             turned = "; the image may have an EXIF rotation that the mask lacks" if label.shape == size[::-1] else ""
@@ -104,7 +108,9 @@ class RawExample:
             return images.read_header(self.image, self.image).size
         return channels.read_size(self.image, max_pixels=self.max_pixels)
 
-    def _read_label(self) -> np.ndarray:
+    def _read_label(self, size: tuple[int, int]) -> np.ndarray:
+        if self.read_label is None:
+            return np.full(size, IGNORE_LABEL, np.uint8)
         if self.tile is None:
             return self.read_label()
         return _last(_labels, (self.image, self.label_files), self.read_label)[self.tile.slices]

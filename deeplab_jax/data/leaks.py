@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 _NAMED = 5  # shared ids that a line names; the rest is counted
 
 # trainval is train and val by construction, so it is neither a training split for val nor a split to score on.
-_TRAINING = re.compile(r"train(?!_?val)")
+_TRAINING = re.compile(r"train(?!_?val)|unlabeled")
 _SCORING = re.compile(r"val|test")
 
 

@@ -62,10 +62,10 @@ def train_batches(
     if data.transform:
         function = transforms.find_transform(data.transform)
         custom = transforms.CustomTransform(data.transform, function, source.label_set.num_classes)
-    source = with_repeats(source, data, seed=_stream_seed(seed))
-    read = _TrainExample(source, data.unreadable)
+    source = with_repeats(source, data, seed=stream_seed("train", seed))
+    read = TrainExample(source, data.unreadable)
     transform = _Augment(read, data.copy_and_resolve_references(), tuple(pad_color), custom)
-    dataset = positions(len(source)).seed(_stream_seed(seed)).shuffle().repeat()
+    dataset = positions(len(source)).seed(stream_seed("train", seed)).shuffle().repeat()
     dataset = dataset.map(read).random_map(transform)
     dataset = dataset[examples_seen:][process_index::process_count]
     dataset = dataset.batch(data.batch_size // process_count, drop_remainder=True)
@@ -127,12 +127,13 @@ def stream(dataset: "grain.MapDataset", num_workers: int) -> Iterator[Any]:
             raise UserError(str(error).partition("\n")[0]) from error
 
 
-def _stream_seed(seed: int) -> int:
+def stream_seed(name: str, seed: int) -> int:
+    """The seed of a stream of examples: of its order and its augmentation."""
     # Grain seeds an example's generator with seed + position, so neighboring seeds would share shifted streams.
-    return int.from_bytes(hashlib.sha256(f"train {seed}".encode()).digest()[:4], "big")
+    return int.from_bytes(hashlib.sha256(f"{name} {seed}".encode()).digest()[:4], "big")
 
 
-class _TrainExample:
+class TrainExample:
     """Decodes the example at a position; with the policy "skip", the next readable one replaces a damaged one."""
 
     def __init__(self, source, policy: str):
@@ -157,7 +158,7 @@ class _TrainExample:
 
 @dataclasses.dataclass(frozen=True)
 class _Augment:
-    read: _TrainExample
+    read: TrainExample
     data: Any
     pad_color: tuple[int, ...]
     custom: transforms.CustomTransform | None

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from deeplab_jax.data import images, record_files, tf_example
-from deeplab_jax.data.dataset import RawDataset
+from deeplab_jax.data.dataset import UNLABELED, RawDataset
 from deeplab_jax.data.label_map import LabelMap
 from deeplab_jax.data.pixel_format import RGB, PixelFormat
 from deeplab_jax.data.pixel_range import complete
@@ -278,7 +278,7 @@ def _check_labels(name: str, label_set: LabelSet, summaries: dict[str, SplitSumm
     if all(summary.is_all_ignored for summary in summaries.values()):
         raise UserError(f"every pixel of every mask of {name} is ignored ({IGNORE_LABEL}); masks contain class ids")
     for split, summary in summaries.items():
-        if summary.is_all_ignored:
+        if summary.is_all_ignored and split != UNLABELED:
             logger.warning(
                 "every pixel of split %s of %s is ignored (%d); it cannot be trained on or evaluated",
                 split,

@@ -154,8 +154,13 @@ def split_names(name: str, *, data_dir: str | os.PathLike | None = None) -> list
     return PreparedSource.split_names(prepared)
 
 
-def open_split(config: ConfigDict, split: str) -> Source:
+def open_split(config: ConfigDict, split: str, *, needs_labels: bool = True) -> Source:
     """Opens one split of the data set that a config names, to train on it or to evaluate a network.
+
+    Args:
+      config: a whole config.
+      split: the split's name.
+      needs_labels: whether a split whose pixels are all ignored is an error.
 
     Raises:
       UserError: see `open_source`; or every pixel of the split is ignored.
@@ -167,7 +172,7 @@ def open_split(config: ConfigDict, split: str) -> Source:
         num_examples=config.data.num_examples,
         image_size=config.data.image_size,
     )
-    if isinstance(source, PreparedSource) and source.is_all_ignored:
+    if needs_labels and isinstance(source, PreparedSource) and source.is_all_ignored:
         raise UserError(
             f"every pixel of {source.name}/{split} is ignored ({IGNORE_LABEL}), so there is nothing to train on or to "
             "evaluate; choose another split (`data.train_split`, `data.eval_split`), or label its masks"

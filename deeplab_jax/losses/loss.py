@@ -127,6 +127,13 @@ class Loss:
             "loss_terms": terms,
         }
 
+    def count(self, labels: Integer[Array, "batch height width"], *, step=None) -> Array:
+        """Returns the count of a call with these labels, which does not depend on logits."""
+        if len(self.terms) > 1:
+            return jnp.int32(len(labels))
+        (term,) = self.terms.values()
+        return term.count_only(labels, step=step)
+
     def counts(self, labels: Integer[Array, "batch height width"], *, step=None) -> Counts | None:
         """Returns the counts of a whole batch, for calls with its parts. None if there is one term."""
         if len(self.terms) == 1:

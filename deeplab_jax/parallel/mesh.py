@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
-from deeplab_jax.config import eval_batch_size
+from deeplab_jax.config import eval_batch_size, unlabeled_batch_size
 from deeplab_jax.errors import UserError
 
 #: Axes of the device mesh, from the slowest to the fastest: neighboring devices share the rows of an image.
@@ -113,10 +113,20 @@ def _validate_batches(config: ConfigDict, shards: int) -> None:
     for field, size in (("data.batch_size", config.data.batch_size), ("eval.batch_size", eval_batch_size(config))):
         if size % shards:
             raise UserError(f"{field}={size} does not divide over {shards} devices; use a multiple of {shards}")
-    if config.data.batch_size % (shards * parts):
+    trained = {"data.batch_size": config.data.batch_size}
+    if config.unlabeled.split is not None:
+        trained["unlabeled.batch_size"] = unlabeled_batch_size(config)
+    for field, size in trained.items():
+        if size % (shards * parts):
+            raise UserError(
+                f"{field}={size} does not divide into train.accumulate_steps={parts} parts over {shards} devices; use "
+                f"a multiple of {shards * parts}"
+            )
+    # The two images of a pair are on one device, and come from one process.
+    if config.unlabeled.split is not None and config.unlabeled.cut_mix and unlabeled_batch_size(config) % (2 * shards):
         raise UserError(
-            f"data.batch_size={config.data.batch_size} does not divide into train.accumulate_steps={parts} parts over "
-            f"{shards} devices; use a multiple of {shards * parts}"
+            f"unlabeled.batch_size={unlabeled_batch_size(config)} does not divide into pairs for CutMix over {shards} "
+            f"devices; use a multiple of {2 * shards}, or set unlabeled.cut_mix=0"
         )
 
 

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
 from deeplab_jax import data, visualization
-from deeplab_jax.data.eval_pipeline import check_labels
 from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.evaluation.evaluator import Evaluator
 from deeplab_jax.evaluation.report import Result, save_gallery
@@ -30,6 +29,7 @@ from deeplab_jax.training.initialization import first_state
 from deeplab_jax.training.metrics_window import MetricsWindow
 from deeplab_jax.training.profile import StepProfiler
 from deeplab_jax.training.programs import Programs
+from deeplab_jax.training.sources import open_sources
 from deeplab_jax.training.stages import train_stages
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import TrainProgram, build_program
@@ -85,8 +85,8 @@ def train(
             f"config.json --workdir {layout.last_stage(workdir)} --extend --config.train.duration=..."
         )
     for stage in config_lib.stage_configs(config).values():
-        _, source, _ = _open_data(stage)
-        plan.durations(stage, len(source))
+        _, sources = open_sources(stage)
+        plan.durations(stage, len(sources.train))
     return train_stages(config, workdir, functools.partial(_train, extend=False, skip_finished=True, **options))
 
 
@@ -100,18 +100,18 @@ def _train(
     skip_finished: bool,
 ) -> dict[str, Any]:
     """Trains a valid config without stages; see `train`."""
-    config, train_source, eval_source = _open_data(config)
-    config = with_class_weights(config, train_source)
-    label_set, mesh = train_source.label_set, mesh_lib.make_mesh(config.mesh)
-    durations = plan.durations(config, len(train_source))
+    config, sources = open_sources(config)
+    config = with_class_weights(config, sources.train)
+    label_set, mesh = sources.train.label_set, mesh_lib.make_mesh(config.mesh)
+    durations = plan.durations(config, len(sources.train))
     steps = {"total_steps": durations.total, "warmup_steps": durations.warmup}
-    fingerprints = {"train": data.fingerprint(train_source), "evaluate": data.fingerprint(eval_source)}
+    fingerprints = sources.fingerprints()
     if skip_finished and (scores := finished_scores(workdir)) is not None:
         layout.check_same_run(workdir, config, fingerprints)
         logger.info("%s is finished: mean IoU %.4f", workdir, scores["mean_iou"])
         return scores
     build = build_program if programs is None else programs.train_program
-    dtype = data.pixels_of(train_source).dtype
+    dtype = data.pixels_of(sources.train).dtype
     program = build(config, label_set.num_classes, mesh, image_dtype=dtype, **steps)
     eval_step = None if programs is None else programs.eval_step(config, program.model, mesh)
     add_teacher = None if config.loss.teacher is None else Teacher(config, label_set, mesh)
@@ -125,7 +125,7 @@ def _train(
         first_step = int(state.step)
         patience = Patience(config.train.patience, 0 if extend else notes["stale"])
         if first_step < durations.total and not patience.is_exhausted:
-            logger.info(plan.describe(config, train_source, eval_source, durations.total - first_step))
+            logger.info(plan.describe(config, sources, durations.total - first_step))
         # A run that ended evaluates its last state again, and one that starts again the state before the first step.
         repeats_evaluation = notes["evaluation_due"] or patience.is_exhausted or first_step == 0
         writer = stack.enter_context(_writer(config, workdir, first_step, durations.total, repeats_evaluation))
@@ -138,9 +138,9 @@ def _train(
             checkpoints=checkpoints,
             writer=writer,
             metrics=_metrics_window(config, workdir, writer, label_set, durations, saved=notes["window"]),
-            evaluator=Evaluator(config, program.model, eval_source, mesh, step=eval_step),
+            evaluator=Evaluator(config, program.model, sources.evaluate, mesh, step=eval_step),
             label_set=label_set,
-            batches=stack.enter_context(contextlib.closing(_train_batches(config, train_source, state))),
+            batches=stack.enter_context(contextlib.closing(sources.train_batches(config, state))),
             profiler=stack.enter_context(_profiler(config, workdir, first_step, durations.total)),
             preemption=preemption,
             patience=patience,
@@ -201,7 +201,8 @@ class _Run:
         for step in range(first_step + 1, total + 1):
             self.profiler.before_step(step, state)
             batch = next(self.batches)
-            arrays = sharding.to_global({"image": batch["image"], "label": batch["label"]}, self.mesh)
+            read = {name: batch[name] for name in self.program.batch_shapes if name in batch}
+            arrays = sharding.to_global(read, self.mesh)
             if self.add_teacher is not None:
                 arrays = self.add_teacher(arrays)
             self.preemption.is_saved = False
@@ -291,28 +292,6 @@ class _Run:
         return scores
 
 
-def _open_data(config: ConfigDict) -> tuple[ConfigDict, data.Source, data.Source]:
-    """Opens the splits to train and evaluate on, and checks that both have labels.
-
-    Also returns the config with the channels and the values of the data set, see `data.fit_model`.
-    """
-    train_source = data.open_split(config, config.data.train_split)
-    eval_source = data.open_split(config, config.data.eval_split)
-    if config.loss.teacher is None:
-        check_labels(train_source)
-    if config.eval.ignored_pixels == "exclude":
-        check_labels(eval_source)
-    pixels = data.pixels_of(train_source)
-    data.check_augmentation(config.data, pixels, train_source.name)
-    data.check_display(config.data, pixels)
-    if not pixels.is_rgb:
-        config = config.copy_and_resolve_references()
-        data.fit_model(config.model, pixels, train_source.name)
-    for source in (train_source, eval_source):
-        data.check_model(config.model, data.pixels_of(source), source.name)
-    return config, train_source, eval_source
-
-
 def _validate(config: ConfigDict) -> None:
     """Checks the config before any work starts."""
     processes.check_same_config(config)
@@ -328,19 +307,6 @@ def _validate(config: ConfigDict) -> None:
             input_sizes=protocol.input_sizes,
             can_split_rows=protocol.can_split_rows,
         )
-
-
-def _train_batches(config: ConfigDict, source, state: TrainState):
-    """Returns the training batches. They depend only on the seed and on the number of examples seen."""
-    return data.train_batches(
-        source,
-        config.data,
-        seed=config.train.seed,
-        examples_seen=int(state.examples_seen),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        pad_color=data.pad_color(config.model),
-    )
 
 
 def _writer(

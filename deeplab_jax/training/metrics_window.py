@@ -10,7 +10,7 @@ import numpy as np
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import metrics
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.training import nonfinite_batch
+from deeplab_jax.training import nonfinite_batch, pseudo_labels
 from deeplab_jax.workdir import metrics_log
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class MetricsWindow:
         self._start_window()
         if saved is not None:
             self._totals, self._counts = metrics.Totals.from_json(saved["totals"]), dict(saved["counts"])
+            self._unlabeled = dict(saved.get("unlabeled", {}))
 
     def add(self, step: int, report: dict[str, jax.Array], batch: dict[str, np.ndarray]) -> None:
         """Adds the report and the batch of a step just dispatched, and reads the report of the previous step.
@@ -81,6 +82,8 @@ class MetricsWindow:
         if nonfinite_batch.is_finite(report):
             self._consecutive_skips = 0
             self._totals.add(report)
+            for name, value in report.get("unlabeled", {}).items():
+                self._unlabeled[name] = self._unlabeled.get(name, 0) + value.item()
         else:
             self._handle_nonfinite(step, report, batch)
         if self._window_end is not None:
@@ -88,16 +91,19 @@ class MetricsWindow:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the sums that are not written yet. Call `catch_up` first."""
-        return {"totals": self._totals.to_json(), "counts": dict(self._counts)}
+        sums = {"totals": self._totals.to_json(), "counts": dict(self._counts)}
+        return sums | ({"unlabeled": dict(self._unlabeled)} if self._unlabeled else {})
 
     def _start_window(self) -> None:
         self._totals = metrics.Totals(self._label_set.num_classes)
         self._counts = dict.fromkeys(("skipped_steps", "unreadable_examples"), 0)
+        self._unlabeled: dict[str, float] = {}
         self._window_end = None
 
     def _write(self, report: dict[str, jax.Array]) -> None:
         scores = self._totals.scores(self._label_set.class_names)
         values = {name: scores[name] for name in ("loss", "loss_terms", "mean_iou", "pixel_accuracy") if name in scores}
+        values |= pseudo_labels.scores(self._unlabeled) if self._unlabeled else {}
         values |= {name: float(report[name]) for name in ("learning_rate", "gradient_norm")}
         values |= {name: count for name, count in self._counts.items() if count}
         self._writer.write_train(self._window_end, values)

@@ -25,7 +25,8 @@ def describe(step: int, report: dict[str, Any], batch: dict[str, np.ndarray], pa
     A collective operation: all processes of a run call it together.
     """
     loss = float(report["loss_sum"]) / max(float(report["loss_count"]), 1)
-    ids = [id for share in processes.gather(batch["id"].tolist()) for id in share]
+    names = [name for field in ("id", "unlabeled_id") if field in batch for name in batch[field].tolist()]
+    ids = [id for share in processes.gather(names) for id in share]
     more = f" and {len(ids) - _MAX_IDS} more" if len(ids) > _MAX_IDS else ""
     return (
         f"step {step} is not finite: loss {loss:.4g}, gradient norm {float(report['gradient_norm']):.4g}, "

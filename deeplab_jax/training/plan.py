@@ -5,8 +5,9 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
-from deeplab_jax import data
+from deeplab_jax.config import unlabeled_batch_size
 from deeplab_jax.errors import UserError
+from deeplab_jax.training.sources import Sources
 
 
 class Durations(NamedTuple):
@@ -48,15 +49,23 @@ def durations(config: ConfigDict, num_examples: int) -> Durations:
     return Durations(total, warmup or 0, evaluate, save, config.log.every_steps)
 
 
-def describe(config: ConfigDict, train_source: data.Source, eval_source: data.Source, steps: int) -> str:
-    """Says in one line what is trained on what, and how long."""
-    label_set, batch_size = train_source.label_set, config.data.batch_size
+def describe(config: ConfigDict, sources: Sources, steps: int) -> str:
+    """Says in one line what is trained on what, and how long.
+
+    Args:
+      config: a whole config.
+      sources: the splits of the run.
+      steps: number of steps to take.
+    """
+    label_set, batch_size = sources.train.label_set, config.data.batch_size
+    unlabeled = sources.unlabeled
     height, width = config.data.image_size
     return (
         f"Training {config.model.backbone} with the head {config.model.head} to find {label_set.num_classes} classes "
         f"({label_set.shown_names}): {steps} steps of {batch_size} crops of {height}x{width}, "
-        f"{steps * batch_size / len(train_source):.3g} passes over {len(train_source)} images; "
-        f"{len(eval_source)} images to evaluate on"
+        f"{steps * batch_size / len(sources.train):.3g} passes over {len(sources.train)} images; "
+        + (f"{unlabeled_batch_size(config)} of {len(unlabeled)} unlabeled images per step; " if unlabeled else "")
+        + f"{len(sources.evaluate)} images to evaluate on"
     )
 
 

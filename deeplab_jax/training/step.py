@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,9 @@ from deeplab_jax.evaluation import metrics
 from deeplab_jax.models import PARTS, build_for_mesh, jit_initializer
 from deeplab_jax.parallel import sharding
 from deeplab_jax.training import optimizer as optimizer_lib
+from deeplab_jax.training import pseudo_labels
 from deeplab_jax.training.optimizer import Number, Schedule, stop_frozen
+from deeplab_jax.training.pseudo_labels import PseudoLabels
 from deeplab_jax.training.state import TrainState
 
 # Arrays of a batch by name, see `deeplab_jax.data.train_batches`.
@@ -40,6 +42,7 @@ def make_train_step(
     frozen: Sequence[str] = (),
     ema_rate: Number | None = None,
     skip_nonfinite: bool = False,
+    unlabeled: PseudoLabels | None = None,
     shardings: TrainState | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Returns a function that takes one step of gradient descent on a batch.
@@ -55,13 +58,17 @@ def make_train_step(
       frozen: parameters whose gradients are not computed, `config.optimizer.frozen`.
       ema_rate: share of the new variables in `state.ema_variables`, 1 - decay; about 1 / ema_rate steps are averaged.
       skip_nonfinite: leave the variables as they were if the loss or the gradient is not finite.
+      unlabeled: how to learn from unlabeled images; None if batches have none. The count of a function of your own as
+        `loss_fn` must then be the number of labeled pixels.
       shardings: shardings of the state if it is split over a mesh.
 
     Returns:
       `step(state, batch)`, where the batch has `image` (batch, height, width, channels), `label` uint8 (batch,
       height, width) and, with a teacher, `teacher_logits` (batch, height, width, classes). It returns the next state
       and a report: `loss_sum`, `loss_count`, `loss_terms` (of a loss with several), `confusion` (int32, classes by
-      classes), `gradient_norm` (of the trained parameters, before clipping) and `learning_rate`.
+      classes), `gradient_norm` (of the trained parameters, before clipping) and `learning_rate`. With unlabeled images,
+      the batch has the arrays of `pseudo_labels.BATCH_NAMES` too, and the report has `unlabeled`, see
+      `pseudo_labels.report`; everything else in it is about the labeled images.
     """
     loss_fn = losses.as_loss(loss_fn)
     sum_gradients = _make_gradient_function(
@@ -73,10 +80,26 @@ def make_train_step(
         shardings=shardings,
     )
 
+    def teach(state: TrainState, batch: Batch) -> Batch:
+        variables = state.variables if unlabeled.teacher == "student" else state.ema_variables
+        if shardings is not None:
+            variables = sharding.gather(variables, shardings.step.mesh)
+
+        def predict(images):
+            return model.apply(variables, images, train=False)[0]
+
+        return pseudo_labels.add_pseudo_labels(batch, predict, unlabeled, num_parts=accumulate_steps)
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         # Gradient of the mean loss over the whole batch.
         rng = jax.random.fold_in(state.rng, state.step)
-        whole = loss_fn.counts(batch["label"], step=state.step)
+        whole = _Whole(loss_fn.counts(batch["label"], step=state.step))
+        if unlabeled is not None:
+            batch = teach(state, batch)
+            # Gradients are divided by the count of the labeled images below.
+            labeled = jnp.maximum(loss_fn.count(batch["label"], step=state.step), 1)
+            pixels = jnp.maximum(pseudo_labels.count_pixels(batch), 1)
+            whole = whole._replace(unlabeled_factor=unlabeled.weight * labeled / pixels)
         if accumulate_steps == 1:
             batch_stats, (gradients, counts) = sum_gradients(state, state.batch_stats, batch, rng, whole)
         else:
@@ -109,6 +132,18 @@ def make_train_step(
     return train_step
 
 
+class _Whole(NamedTuple):
+    """Numbers of the whole batch that each part of it needs.
+
+    Attributes:
+      counts: see `losses.Loss.counts`.
+      unlabeled_factor: factor on the summed loss of the unlabeled images, if there are any.
+    """
+
+    counts: losses.Counts | None
+    unlabeled_factor: Array | None = None
+
+
 def _make_gradient_function(
     model: nn.Module,
     loss_fn: losses.Loss,
@@ -120,16 +155,25 @@ def _make_gradient_function(
 ) -> Callable:
     """Returns `sum_gradients`, which computes gradients and counts as sums over examples."""
 
-    def sum_gradients(state: TrainState, batch_stats, examples: Batch, rng, whole: losses.Counts | None):
+    def sum_gradients(state: TrainState, batch_stats, examples: Batch, rng, whole: _Whole):
+        images, num_labeled = examples["image"], len(examples["image"])
+        if whole.unlabeled_factor is not None:
+            # One forward pass, so BatchNorm's statistics are those of both.
+            images = pseudo_labels.join(images, examples["unlabeled_strong"])
+
         def loss(params):
             (logits, endpoints), updates = model.apply(
                 {"params": stop_frozen(params, frozen), "batch_stats": batch_stats},
-                examples["image"],
+                images,
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"dropout": rng},
             )
-            options = {"step": state.step, "whole": whole}
+            found = {}
+            if whole.unlabeled_factor is not None:
+                logits, unlabeled_logits = pseudo_labels.separate(logits, num_labeled)
+                found = pseudo_labels.report(unlabeled_logits, examples)
+            options = {"step": state.step, "whole": whole.counts}
             counts = loss_fn.report(logits, examples["label"], teacher_logits=examples.get("teacher_logits"), **options)
             confusion = metrics.confusion_matrix(
                 examples["label"],
@@ -138,10 +182,17 @@ def _make_gradient_function(
                 ignored_pixels=ignored_pixels,
             )
             if "auxiliary_logits" in endpoints:
-                auxiliary_logits = model.resize(endpoints["auxiliary_logits"], examples["label"].shape[1:])
+                auxiliary_logits = endpoints["auxiliary_logits"]
+                if found:  # the auxiliary head learns from labels alone
+                    auxiliary_logits, _ = pseudo_labels.separate(auxiliary_logits, num_labeled)
+                auxiliary_logits = model.resize(auxiliary_logits, examples["label"].shape[1:])
                 auxiliary = loss_fn.report(auxiliary_logits, examples["label"], **options)
                 counts = losses.add_auxiliary(counts, auxiliary, auxiliary_weight)
-            return counts["loss_sum"], (updates["batch_stats"], counts | {"confusion": confusion})
+            total = counts["loss_sum"]
+            if found:
+                total = total + whole.unlabeled_factor.astype(total.dtype) * found["loss_sum"]
+                counts |= {"unlabeled": found}
+            return total, (updates["batch_stats"], counts | {"confusion": confusion})
 
         params = state.params
         if shardings is not None:
@@ -160,7 +211,7 @@ def _accumulate(
     state: TrainState,
     batch: Batch,
     rng: Array,
-    whole: losses.Counts | None,
+    whole: _Whole,
     num_parts: int,
 ):
     """Sums gradients and counts over the parts of a batch.
@@ -171,7 +222,7 @@ def _accumulate(
     statistics move once per part; with `model.freeze_norm_statistics` it does neither, and the step equals the
     unsplit one.
     """
-    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, num_parts, *x.shape[1:]), 1, 0), batch)
+    parts = jax.tree.map(lambda array: pseudo_labels.split_parts(array, num_parts), batch)
 
     def compute(batch_stats, part: Batch, k):
         return sum_gradients(state, batch_stats, part, jax.random.fold_in(rng, k), whole)
@@ -258,7 +309,7 @@ def hyperparams(config: ConfigDict, total_steps: int, warmup_steps: int = 0) -> 
     """Returns the numbers of a config that its compiled train step takes as inputs.
 
     They are those of `deeplab_jax.training.optimizer.hyperparams`, which states the rule, the weight of the auxiliary
-    head and the rate of the averages.
+    head, the rate of the averages, and the threshold and the weight of pseudo labels.
 
     Args:
       config: a whole config.
@@ -269,7 +320,7 @@ def hyperparams(config: ConfigDict, total_steps: int, warmup_steps: int = 0) -> 
     values["auxiliary_weight"] = float(config.loss.auxiliary_weight)
     if config.train.ema_decay is not None:
         values["ema_rate"] = 1 - config.train.ema_decay  # in float32, the difference would have half of its digits
-    return values
+    return values | pseudo_labels.hyperparams(config)
 
 
 def build_program(
@@ -320,6 +371,7 @@ def build_program(
             frozen=tuple(config.optimizer.frozen),
             ema_rate=numbers.get("ema_rate"),
             skip_nonfinite=config.train.nonfinite == "skip",
+            unlabeled=pseudo_labels.from_config(config, numbers),
             shardings=shardings,
         )
         return take_step(state, batch)
@@ -328,6 +380,7 @@ def build_program(
     batch = {"image": ((*size, config.model.in_channels), np.dtype(image_dtype)), "label": (size, np.uint8)}
     if config.loss.teacher is not None:
         batch["teacher_logits"] = ((*size, num_classes), np.float32)
+    batch |= pseudo_labels.batch_shapes(config, np.dtype(image_dtype))
     return TrainProgram(
         model=model,
         learning_rate=learning_rate,

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 
 # A run continues only with the config it started with. All other fields may change between two starts.
-_FIXED_GROUPS = ("model", "data", "train", "optimizer", "loss")
+_FIXED_GROUPS = ("model", "data", "unlabeled", "train", "optimizer", "loss")
 # `zero_unreached_taps` only affects the first state, and a run that is compared already has a checkpoint.
 _FREE_FIELDS = (
     "model.zero_unreached_taps", "data.data_dir", "data.workers", "data.eval_split", "data.display_channels",
@@ -53,7 +53,8 @@ def write_config(
       workdir: the workdir.
       config: a whole config.
       label_set: the classes of the data set.
-      fingerprints: `deeplab_jax.data.fingerprint` of the data to `train` and to `evaluate` on.
+      fingerprints: `deeplab_jax.data.fingerprint` of the data to `train` and to `evaluate` on, and of the images to
+        train on that are `unlabeled`, if there are any.
       extend: the run may continue with another `train.duration` and `train.patience`.
 
     Raises:
@@ -148,11 +149,13 @@ def _check_config(workdir: pathlib.Path, config: ConfigDict, may_differ: tuple[s
 
 def _check_data(workdir: pathlib.Path, fingerprints: dict[str, dict[str, Any]]) -> None:
     """Compares the data with that of the run; a run of an older version has only stored its classes."""
-    now = fingerprints["train"]
     stored = read_json(workdir / DATA_FILE) if (workdir / DATA_FILE).exists() else {}
     classes = {"class_names": list(read_labels(workdir).class_names)}
     try:
-        change = data.describe_change(stored.get("train", now | classes), now)
+        # Data that an older version has not stored, or that this run does not read, is not compared.
+        trained = {role: fingerprints[role] for role in ("train", "unlabeled") if role in fingerprints}
+        changes = (data.describe_change(stored.get(role, now | classes), now) for role, now in trained.items())
+        change = next(filter(None, changes), None)
         # The evaluation does not change the training, so it may use other data: a split of another name.
         before = stored.get("evaluate", fingerprints["evaluate"])
         scores_change = data.describe_change(before, fingerprints["evaluate"])

@@ -252,7 +252,7 @@ def _status(
     examples_per_second: float | None,
     steps_per_second: float | None,
 ) -> str:
-    parts = [_summary(scalars, "loss", "mean_iou")]
+    parts = [_summary(scalars, "loss", "mean_iou", "confident_share")]
     if steps_per_second is not None:
         left = datetime.timedelta(seconds=round(steps_left / steps_per_second))
         parts.append(f"{examples_per_second:.3g} images/s  {left} left")

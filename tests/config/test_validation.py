@@ -56,6 +56,12 @@ from deeplab_jax.errors import UserError
         ("data.cat_max_ratio", 0.0, "^data.cat_max_ratio=0.0 must be a number above 0 and at most 1"),
         ("data.random_rotation", 181.0, "^data.random_rotation=181.0 must be a number between 0 and 180"),
         ("data.unreadable", "skp", "^data.unreadable='skp' does not exist; did you mean skip?"),
+        ("unlabeled.threshold", 0.0, "^unlabeled.threshold=0.0 must be a number above 0 and at most 1"),
+        ("unlabeled.threshold", 95, "^unlabeled.threshold=95.0 must be a number above 0 and at most 1"),
+        ("unlabeled.weight", 0.0, "^unlabeled.weight=0.0 must be a number above 0"),
+        ("unlabeled.cut_mix", 1.1, "^unlabeled.cut_mix=1.1 must be a number between 0 and 1"),
+        ("unlabeled.teacher", "averag", "^unlabeled.teacher='averag' does not exist; did you mean average?"),
+        ("unlabeled.split", "train+val", "^unlabeled.split and data.eval_split share the split val; a score"),
         ("train.nonfinite", "stopp", "^train.nonfinite='stopp' does not exist; did you mean stop?"),
         ("train.ema_decay", 1.0, "^train.ema_decay=1.0 must be a number above 0 and below 1"),
         ("distributed.heartbeat_seconds", 0, "^distributed.heartbeat_seconds=0 must be an integer between 1 and "),
@@ -88,6 +94,17 @@ def test_precise_statistics_need_a_planned_end(tiny_config):
         validate(tiny_config)
     tiny_config.train.patience = None
     validate(tiny_config)
+
+
+def test_the_averages_can_only_teach_if_there_are_some():
+    config = load_config("quickstart")
+    config.unlabeled.teacher = "average"
+    validate(config)  # nothing is unlabeled
+    config.unlabeled.split = "train"
+    with pytest.raises(UserError, match=r"^unlabeled.teacher='average' .* set train.ema_decay too, .* 0.99$"):
+        validate(config)
+    config.train.ema_decay = 0.99
+    validate(config)
 
 
 def test_lists_of_json_files_are_legal_where_tuples_are():

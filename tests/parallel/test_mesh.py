@@ -34,6 +34,30 @@ def test_an_invalid_mesh_or_batch_is_named(field, value, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 6}, "^unlabeled.batch_size=6 does not divide into .* over 4 devices; use a multiple of 4$"),
+        (
+            {"batch_size": 4},
+            "^unlabeled.batch_size=4 does not divide into pairs for CutMix over 4 devices; use a multiple of 8, or set "
+            "unlabeled.cut_mix=0$",
+        ),
+        ({"batch_size": 4, "cut_mix": 0.0}, None),
+        ({"batch_size": 8}, None),
+        ({"batch_size": 6, "split": None}, None),
+    ],
+)
+def test_unlabeled_images_divide_over_the_devices(fields, message):
+    config = load_config("quickstart")
+    config.unlabeled.update({"split": "train"} | fields)
+    if message is None:
+        check(config, devices=4)
+        return
+    with pytest.raises(UserError, match=message):
+        check(config, devices=4)
+
+
 def test_batches_must_divide_over_the_devices():
     config = load_config("quickstart", batch=6)
     config.mesh.data = 2

@@ -102,6 +102,15 @@ def test_fields_that_do_not_change_the_training_may_change(begun, tiny_config, g
     assert layout.read_config(begun)[group][field] == value
 
 
+def test_a_run_does_not_continue_with_other_unlabeled_images(begun, tiny_config):
+    (begun / "checkpoints" / "1").mkdir(parents=True)
+    unlabeled = TRAIN | {"splits": {"unlabeled": SPLIT}}
+    layout.write_config(begun, tiny_config, SYNTHETIC, DATA | {"unlabeled": unlabeled})
+    changed = unlabeled | {"splits": {"unlabeled": SPLIT | {"examples": 9}}}
+    with pytest.raises(UserError, match="has changed: split unlabeled had 16 images and now has 9"):
+        layout.write_config(begun, tiny_config, SYNTHETIC, DATA | {"unlabeled": changed})
+
+
 def with_train(**changes):
     return DATA | {"train": TRAIN | changes}
 

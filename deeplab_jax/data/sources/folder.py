@@ -4,7 +4,8 @@ The mask of `images/a.jpg` is `masks/a.png`, of the same size. `classes.txt` has
 id 0. With colors (`name r g b`), masks may be RGB images in these colors. `labels.toml` maps other ids and colors to
 classes. Lists such as `train.txt` and `val.txt`, with one image name per line, define the splits, and so do subfolders
 `images/train` and `images/val`. Without either, about a fifth of the images go to `val`, chosen by a hash of their
-names, so adding images moves hardly any other.
+names, so adding images moves hardly any other. The images in `unlabeled/` become the split of this name, which needs no
+masks.
 """
 
 import functools
@@ -18,7 +19,7 @@ import numpy as np
 
 from deeplab_jax.data.annotation_formats import recognize_format
 from deeplab_jax.data.annotation_import import read_label
-from deeplab_jax.data.dataset import Dataset, RawDataset, RawExample
+from deeplab_jax.data.dataset import UNLABELED, Dataset, RawDataset, RawExample
 from deeplab_jax.data.formats.annotations import Export
 from deeplab_jax.data.formats.class_list import ClassList, read_classes
 from deeplab_jax.data.formats.file_names import Index, match_masks, name_of
@@ -34,7 +35,7 @@ _CLASSES = "classes.txt"
 _NAMED = 3  # files that a note names
 
 # Subfolders that are splits, such as train, Validation and val2017; the group is the name of the split.
-_SPLIT_FOLDER = re.compile(r"(train|val|test)(?:ing|id|idation)?[\d_\-]*", re.IGNORECASE)
+_SPLIT_FOLDER = re.compile(r"(train|val|test|unlabeled)(?:ing|id|idation)?[\d_\-]*", re.IGNORECASE)
 
 
 def read_raw(
@@ -89,9 +90,13 @@ def read_raw(
     notes += _describe_unused(images, masks, entries, {*used, *mask_names.values()})
     reading = decide(Survey(used.values()), classes)
     examples = {
-        split: [_example(entry, images, masks, mask_names, reading) for entry in listed]
+        split: [_example(entry, images, masks, mask_names, reading, needs_mask=split != UNLABELED) for entry in listed]
         for split, listed in splits.items()
     }
+    if unlabeled := _read_unlabeled(root):
+        if UNLABELED in examples:
+            raise UserError(f"{root} has a folder {UNLABELED}/ and lists or images of a split {UNLABELED}; remove one")
+        examples[UNLABELED] = unlabeled
     return RawDataset(classes.label_set, examples, (*notes, *reading.notes), classes.label_map, repr(reading.rules()))
 
 
@@ -253,14 +258,28 @@ def _example(
     masks: dict[str, pathlib.Path],
     mask_names: dict[str, str],
     reading: MaskReading,
+    *,
+    needs_mask: bool,
 ) -> RawExample:
     image = images[entry.image]
+    if entry.mask is None and not needs_mask:
+        return RawExample(entry.image, image, read_label=None)
     if entry.mask is not None:
         mask = masks[entry.mask]
         return RawExample(entry.image, image, functools.partial(reading.read, mask), label_files=(mask,))
     other, other_mask = next(iter(mask_names.items()), ("", ""))
     expected = other_mask.replace(other, entry.image) if other and other in other_mask else entry.image
     return RawExample(id=entry.image, image=image, read_label=functools.partial(_raise_no_mask, image, expected))
+
+
+def _read_unlabeled(root: pathlib.Path) -> list[RawExample]:
+    """The images of the folder `unlabeled`; none without it."""
+    if not (root / UNLABELED).is_dir():
+        return []
+    found, _ = _find_files({f"{UNLABELED}/": root / UNLABELED})
+    if not found:
+        raise UserError(f"{root / UNLABELED} contains no images ({', '.join(IMAGE_SUFFIXES)}); remove it")
+    return [RawExample(name, image, read_label=None) for name, image in found.items()]
 
 
 def _raise_no_mask(image: pathlib.Path, expected: str) -> np.ndarray:

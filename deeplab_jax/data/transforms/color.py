@@ -87,6 +87,19 @@ def random_color(image: ImageArray, rng: np.random.Generator, *, strength: float
     return cv2.addWeighted(image, factor * saturation, gray, factor * (1 - saturation), offset)
 
 
+def random_grayscale(image: ImageArray, rng: np.random.Generator, *, share: float) -> ImageArray:
+    """Turns an image gray.
+
+    Args:
+      image: the image.
+      rng: random generator of this example.
+      share: the probability.
+    """
+    if rng.random() >= share:
+        return image
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+
+
 def random_blur(image: ImageArray, rng: np.random.Generator, *, sigma: int | float) -> ImageArray:
     """Blurs with a Gaussian, with probability one half.
 
