@@ -19,6 +19,7 @@ from deeplab_jax.config.schema import (
 )
 from deeplab_jax.config.serialization import differences, from_dict, from_saved, read_saved, to_dict, to_saved
 from deeplab_jax.config.suggestions import find_field, suggest_field
+from deeplab_jax.config.unused import unused_fields
 from deeplab_jax.config.validation import (
     check_fields,
     check_scales,
@@ -69,5 +70,6 @@ __all__ = [
     "suggest_field",
     "to_dict",
     "to_saved",
+    "unused_fields",
     "validate",
 ]

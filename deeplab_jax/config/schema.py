@@ -12,7 +12,8 @@ from ml_collections import ConfigDict, config_dict
 
 from deeplab_jax.config import ranges
 from deeplab_jax.config.data_fields import DATA
-from deeplab_jax.config.field import Field
+from deeplab_jax.config.field import Field, Need
+from deeplab_jax.config.loss_fields import LOSS
 from deeplab_jax.config.model_fields import MODEL
 
 _TRAIN = {
@@ -77,14 +78,23 @@ _OPTIMIZER = {
     "learning_rate": Field(None, "peak learning rate", value_type=float, range=ranges.AT_LEAST_ZERO),
     "schedule": Field("cosine", "learning rate schedule after the warm-up", ("constant", "cosine", "poly", "step")),
     "poly_power": Field(
-        0.9, "exponent of the `poly` schedule: the rate falls with (1 - t / steps)^power", range=ranges.AT_LEAST_ZERO
+        0.9,
+        "exponent of the `poly` schedule: the rate falls with (1 - t / steps)^power",
+        range=ranges.AT_LEAST_ZERO,
+        need=Need("optimizer.schedule", ("poly",)),
     ),
     "milestones": Field(
         (0.5, 0.75),
         "fractions of the steps after the warm-up at which the `step` schedule falls",
         range=ranges.FRACTION,
+        need=Need("optimizer.schedule", ("step",)),
     ),
-    "milestone_factor": Field(0.1, "factor of each fall of the `step` schedule", range=ranges.SHARE),
+    "milestone_factor": Field(
+        0.1,
+        "factor of each fall of the `step` schedule",
+        range=ranges.SHARE,
+        need=Need("optimizer.schedule", ("step",)),
+    ),
     "warmup": Field(None, "duration of the warm-up, such as '500 steps' or '5%'", value_type=str),
     "warmup_rule": Field(
         "linear",
@@ -93,9 +103,13 @@ _OPTIMIZER = {
             "linear": "rises from `warmup_learning_rate`",
             "constant": "stays at `warmup_learning_rate` (research/deeplab's slow start)",
         },
+        need=Need("optimizer.warmup"),
     ),
     "warmup_learning_rate": Field(
-        0.0, "learning rate at the start of the warm-up (research/deeplab: 0.0001)", range=ranges.AT_LEAST_ZERO
+        0.0,
+        "learning rate at the start of the warm-up (research/deeplab: 0.0001)",
+        range=ranges.AT_LEAST_ZERO,
+        need=Need("optimizer.warmup"),
     ),
     "momentum": Field(0.9, "momentum of SGD, or beta 1 of Adam; 0 disables SGD's momentum", range=ranges.BELOW_ONE),
     "momentum_rule": Field(
@@ -103,7 +117,7 @@ _OPTIMIZER = {
         "where SGD multiplies by the learning rate",
         {"classic": "outside the momentum buffer (PyTorch, optax)", "keras": "inside it (Keras)"},
     ),
-    "nesterov": Field(False, "use Nesterov momentum"),
+    "nesterov": Field(False, "use Nesterov momentum", need=Need("optimizer.momentum")),
     "clip": Field(
         "none",
         "gradient clipping",
@@ -113,7 +127,13 @@ _OPTIMIZER = {
             "global": "by the norm of all gradients together",
         },
     ),
-    "clip_norm": Field(None, "largest gradient norm that `clip` allows", value_type=float, range=ranges.ABOVE_ZERO),
+    "clip_norm": Field(
+        None,
+        "largest gradient norm that `clip` allows",
+        value_type=float,
+        range=ranges.ABOVE_ZERO,
+        need=Need("optimizer.clip", ("per_variable", "global")),
+    ),
     "weight_decay": Field(0.0, "weight decay factor", range=ranges.AT_LEAST_ZERO),
     "weight_decay_rule": Field(
         "coupled_kernels",
@@ -123,6 +143,7 @@ _OPTIMIZER = {
             "decoupled_all": "applied to all parameters apart from the gradient (Keras, AdamW)",
             "decoupled_kernels": "the same for kernels only: biases and norms do not decay (SegFormer)",
         },
+        need=Need("optimizer.weight_decay"),
     ),
     "learning_rate_multipliers": {
         part: Field(1.0, f"factor on the update of the {part}", range=ranges.AT_LEAST_ZERO)
@@ -134,46 +155,6 @@ _OPTIMIZER = {
         range=ranges.AT_LEAST_ZERO,
     ),
     "frozen": Field((), "parts or modules that do not train, such as `('aspp', 'backbone/stage[1-3]*')`"),
-}
-
-_LOSS = {
-    "terms": Field(
-        "cross_entropy",
-        "sum of terms with weights and options, such as `cross_entropy + 0.5 * dice(smooth=1)`",
-    ),
-    "label_smoothing": Field(
-        0.0,
-        "label smoothing s of softmax cross-entropies: the true class gets 1 - s + s / classes, the others s / classes",
-        range=ranges.BELOW_ONE,
-    ),
-    "class_weights": Field(
-        (),
-        "one weight per class for the terms that count pixels; empty weights all classes equally",
-        range=ranges.AT_LEAST_ZERO,
-    ),
-    "class_weight_rule": Field(
-        "given",
-        "how the class weights are found; training counts the labels of `data.train_split`",
-        {
-            "given": "they are `class_weights`",
-            "inverse_frequency": "all pixels / (classes * pixels of the class)",
-            "median_frequency": "median frequency / that of the class, among images that contain it",
-            "effective_number": "(1 - b) / (1 - b^n) for n images that contain the class, b = 0.999, scaled to mean 1",
-        },
-    ),
-    "auxiliary_weight": Field(0.4, "weight of the auxiliary head's loss", range=ranges.AT_LEAST_ZERO),
-    "teacher": Field(
-        None,
-        "preset, folder, workdir or `hf://owner/name` of a network with the same classes to distill from",
-        value_type=str,
-    ),
-    "teacher_weight": Field(
-        0.5, "share of the teacher's probabilities in the target; the labels have the rest", range=ranges.SHARE
-    ),
-    "teacher_scales": Field(
-        (1.0,), "scales at which the teacher sees each image; its probabilities are averaged", range=ranges.SCALE
-    ),
-    "teacher_flip": Field(False, "average the teacher's predictions with those for the horizontally flipped image"),
 }
 
 _EVAL = {
@@ -193,21 +174,33 @@ _EVAL = {
         "(shorter side, longer side) that `keep_ratio`, or `windows` if set, scales each image to fit into",
         value_type=tuple,
         range=ranges.SIDE,
+        need=Need("eval.protocol", ("keep_ratio", "windows")),
     ),
     "size_multiple": Field(
         1,
         "`keep_ratio`: resize each side up to a multiple of this (SegFormer's `AlignedResize`: 32)",
         range=ranges.COUNT,
+        need=Need("eval.protocol", ("keep_ratio",)),
     ),
-    "window": Field(None, "(height, width) of `windows`", value_type=tuple, range=ranges.SIDE),
+    "window": Field(
+        None,
+        "(height, width) of `windows`",
+        value_type=tuple,
+        range=ranges.SIDE,
+        need=Need("eval.protocol", ("windows",)),
+    ),
     "window_stride": Field(
         None,
         "(height, width) from one of `windows` to the next (default: two thirds of `eval.window`)",
         value_type=tuple,
         range=ranges.SIDE,
+        need=Need("eval.protocol", ("windows",)),
     ),
     "window_average": Field(
-        "logits", "values of `windows` that are averaged where they overlap", ("logits", "probabilities")
+        "logits",
+        "values of `windows` that are averaged where they overlap",
+        ("logits", "probabilities"),
+        need=Need("eval.protocol", ("windows",)),
     ),
     "image_size": Field(
         None, "padded size for `whole` (default: the size of the largest image)", value_type=tuple, range=ranges.SIDE
@@ -286,7 +279,7 @@ FIELDS: Mapping[str, Mapping[str, Field | Mapping[str, Field]]] = {
     "data": DATA,
     "train": _TRAIN,
     "optimizer": _OPTIMIZER,
-    "loss": _LOSS,
+    "loss": LOSS,
     "eval": _EVAL,
     "checkpoint": _CHECKPOINT,
     "distributed": _DISTRIBUTED,
