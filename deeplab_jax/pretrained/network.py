@@ -17,9 +17,11 @@ from deeplab_jax.labels import IGNORE_LABEL, VOC, VOC_CLASS_NAMES, LabelSet
 from deeplab_jax.models import BACKBONES, abstract_variables, build_model
 from deeplab_jax.pretrained.provenance import UNKNOWN, Provenance
 
-#: Config fields that change what a network sees of an image, apart from `model`, the protocol and the size.
+#: Config fields that change what a network sees of an image, or its scores, apart from `model`, the protocol and the
+#: size. Prediction has arguments of its own for scales and flips.
 FEEDING_FIELDS = (
     "eval.scale_to", "eval.size_multiple", "eval.window_stride", "eval.window_average", "data.antialias",
+    "eval.scales", "eval.flip", "eval.ignored_pixels",
 )  # fmt: skip
 
 

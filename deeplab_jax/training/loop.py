@@ -36,6 +36,9 @@ from deeplab_jax.workdir.checkpoint import Checkpoints
 
 logger = logging.getLogger(__name__)
 
+# In a run's first steps, most networks predict one class; so many say little about a run of hundreds.
+_FIRST_STEPS = 50
+
 
 def train(
     config: ConfigDict,
@@ -283,6 +286,8 @@ def _validate(config: ConfigDict) -> None:
         data.find_transform(config.data.transform)
     if processes.is_leader():
         writers.check_installed(config)
+        if unused := config_lib.unused_fields(config):
+            logger.warning("the config sets fields that have no effect: %s", ", ".join(unused))
     protocol = data.protocol_for(config)
     mesh_lib.validate_mesh(
         config,
@@ -365,7 +370,7 @@ def _metrics_window(
         policy=config.train.nonfinite,
         folder=workdir / "nonfinite",
         saved=saved,
-        first_steps=max(durations.warmup, durations.total // 10),
+        first_steps=max(durations.warmup, durations.total // 10, _FIRST_STEPS),
     )
 
 
