@@ -95,10 +95,12 @@ def add_num_classes(parser: argparse.ArgumentParser) -> None:
 
 def count_classes(args: argparse.Namespace, config: "ConfigDict") -> int:
     """Returns `--classes`, or else the number of classes of the config's data set."""
+    from deeplab_jax import config as config_lib
     from deeplab_jax import data
 
     if args.classes is not None:
         return args.classes
+    config_lib.check_sizes(config)  # a generated data set has this size
     try:
         return data.open_split(config, config.data.train_split).label_set.num_classes
     except UserError as error:

@@ -159,7 +159,6 @@ def test_images_of_any_channels_and_depth_are_blurred_channel_by_channel(dtype, 
 
     blurred = blur(image)
     assert (blurred.shape, blurred.dtype) == (image.shape, dtype)
-    assert blurred.std() < 0.9 * image.std()
     for channel in range(channels):
         alone = blur(np.ascontiguousarray(image[..., channel : channel + 1]))
         np.testing.assert_allclose(blurred[..., [channel]], alone, rtol=1e-6)  # float32 sums in another order
