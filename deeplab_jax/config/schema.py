@@ -198,8 +198,12 @@ _EVAL = {
     ),
     "window_average": Field(
         "logits",
-        "values of `windows` that are averaged where they overlap",
-        ("logits", "probabilities"),
+        "values of `windows` that count where they overlap",
+        {
+            "logits": "the mean of the logits",
+            "probabilities": "the mean of the probabilities",
+            "blended": "probabilities with weights that fall toward the borders of a window, as in `predict --window`",
+        },
         need=Need("eval.protocol", ("windows",)),
     ),
     "image_size": Field(

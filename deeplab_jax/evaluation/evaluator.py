@@ -16,9 +16,10 @@ from deeplab_jax import config as config_lib
 from deeplab_jax import data, pretrained, progress
 from deeplab_jax.data.eval_pipeline import check_labels, count_batches, label_sizes
 from deeplab_jax.data.protocol import protocol_for
-from deeplab_jax.data.view_protocols import ViewProtocol
+from deeplab_jax.data.view_protocols import ViewProtocol, Windows
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import metrics, report
+from deeplab_jax.evaluation.blended_step import make_blended_step
 from deeplab_jax.evaluation.details import NUM_WORST, Details
 from deeplab_jax.evaluation.step import jit_eval_step
 from deeplab_jax.files import check_new_folder, local_path
@@ -53,7 +54,11 @@ class Evaluator:
     ):
         self._config, self._source, self._mesh, self._num_worst = config, source, mesh, num_worst
         self._sizes = None
-        self._step = jit_eval_step(config, model, mesh, with_confidence=num_worst is not None)
+        protocol, options = protocol_for(config), {"with_confidence": num_worst is not None}
+        if isinstance(protocol, Windows) and protocol.is_blended:
+            self._step = make_blended_step(config, model, mesh, source.label_set, **options)
+        else:
+            self._step = jit_eval_step(config, model, mesh, **options)
         self._draw = functools.partial(
             data.to_rgb, value_range=config.model.value_range, channels=config.data.display_channels
         )
@@ -82,8 +87,10 @@ class Evaluator:
         details = self._new_details()
         batch_size, scales = config_lib.eval_batch_size(self._config), tuple(self._config.eval.scales)
         protocol = protocol_for(self._config)
-        if isinstance(protocol, ViewProtocol) and self._sizes is None:
-            self._sizes = label_sizes(self._source)
+        if isinstance(protocol, ViewProtocol):
+            scales = protocol.view_scales(scales)
+            if self._sizes is None:
+                self._sizes = label_sizes(self._source)
         batches = data.eval_batches(
             self._source,
             protocol,
