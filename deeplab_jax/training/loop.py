@@ -36,7 +36,7 @@ from deeplab_jax.workdir.checkpoint import Checkpoints
 
 logger = logging.getLogger(__name__)
 
-# In a run's first steps, most networks predict one class; so many say little about a run of hundreds.
+# In the first steps, most networks predict one class. Shorter runs end before this says anything about them.
 _FIRST_STEPS = 50
 
 
