@@ -87,7 +87,8 @@ def get_config(arg=None):
     config.model.freeze_norm_statistics = stage.freeze_norm_statistics
     config.data.resize = stage.resize
     config.data.scale_range = stage.scale_range
-    config.data.scale_step = 0.0
+    if stage.resize == "scale_crop":
+        config.data.scale_step = 0.0
     config.data.color_jitter = stage.color_jitter
     config.data.copy_paste_classes = stage.copy_paste_classes
     config.data.repeat_threshold = 0.15

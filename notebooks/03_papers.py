@@ -270,14 +270,14 @@ has 3x3 features.
 
 `deeplab-jax papers verify ROW` evaluates weights that others published, under the protocol of the row. The row below is
 a MobileNetV2 of width 0.5 without a decoder, which the TensorFlow Lite examples use on phones. It sees images squeezed
-to 257x257, at stride 8. Like the rows of table 3, it can be evaluated at another stride, and mirrored.
+to 257x257, at stride 8. Like the rows of table 3, it can be evaluated at another stride, and flipped.
 
 If Pascal VOC is prepared on this machine, the cell measures the network, which takes minutes. Otherwise it shows what
 was measured for [Reproducing the papers](../docs/papers.md), which has the command, the images and the machine.
 """
 
 # %%
-STRIDES, FLIPS = {"stride 16": 16, "stride 8": 8}, {"": False, ", mirrored": True}
+STRIDES, FLIPS = {"stride 16": 16, "stride 8": 8}, {"": False, ", flipped": True}
 row = papers.find_row("zoo-mobile-mobilenet-v2-05-257")
 print(row)
 try:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     result = aot.analyze(
         config,
         args.topology,
-        num_classes=args.classes,
+        num_classes=arguments.count_classes(args, config),
         batch_per_chip=args.batch_per_chip,
         inference=args.inference,
         search=args.find_batch,

@@ -1,12 +1,19 @@
 """Arguments and argument types that several commands share."""
 
 import argparse
+import logging
 import math
 import os
 import pathlib
+from typing import TYPE_CHECKING
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import local_path
+
+if TYPE_CHECKING:  # commands import little before they know their arguments
+    from ml_collections import ConfigDict
+
+logger = logging.getLogger(__name__)
 
 ANY = "any"
 
@@ -16,6 +23,7 @@ DEBUG = "--debug"
 _LARGEST = 2**31 - 1
 _LARGEST_SIDE = 2**16 - 1
 _MOST_CLASSES = 255  # a label is one byte, and 255 is the ignore label
+_CLASSES = 21  # of PASCAL VOC, for a config whose data set is not prepared
 
 #: Start of an address on the Hugging Face Hub; `deeplab_jax.pretrained.hub` parses it.
 HUB = "hf://"
@@ -76,10 +84,28 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def add_num_classes(parser: argparse.ArgumentParser) -> None:
-    """Adds `--classes`, a number."""
+    """Adds `--classes`, a number. See `count_classes`."""
     parser.add_argument(
-        "--classes", type=classes, default=21, metavar="N", help="number of classes (default: %(default)s)"
+        "--classes",
+        type=classes,
+        metavar="N",
+        help=f"number of classes (default: those of the config's data set, or {_CLASSES} if it is not prepared)",
     )
+
+
+def count_classes(args: argparse.Namespace, config: "ConfigDict") -> int:
+    """Returns `--classes`, or else the number of classes of the config's data set."""
+    from deeplab_jax import config as config_lib
+    from deeplab_jax import data
+
+    if args.classes is not None:
+        return args.classes
+    config_lib.check_sizes(config)  # a generated data set has this size
+    try:
+        return data.open_split(config, config.data.train_split).label_set.num_classes
+    except UserError as error:
+        logger.info("%s; assuming %d classes, see --classes", error, _CLASSES)
+        return _CLASSES
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

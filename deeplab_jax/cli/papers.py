@@ -66,6 +66,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of the training run; if it holds a run, the run is resumed, and a finished run is only evaluated",
     )
     _add_data(parser)
+    _add_report(parser)
     arguments.add_json(parser)
     launch.add_arguments(parser)
 
@@ -95,9 +96,10 @@ def run(args: argparse.Namespace) -> None:
 
     with exits.notice_signals("; run the same command again to resume") as preemption:
         loop.train(config, args.workdir, preemption=preemption)
-    result = evaluate_workdir(args.workdir, config=evaluation)
-    result.save()
-    _report(args, row, result.values, f"{' and '.join(result.names)} in {args.workdir}")
+    result = evaluate_workdir(args.workdir, config=evaluation, num_worst=_num_worst(args))
+    result.save(args.report)
+    place = f"{' and '.join(result.names)} in {args.workdir}"
+    _report(args, row, result.values, place if args.report is None else f"{place}, the report in {args.report}")
 
 
 def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -117,6 +119,7 @@ def add_verify_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="POINTS",
         help="fail if the mean IoU differs from the published one by more percentage points",
     )
+    _add_report(parser)
     arguments.add_json(parser)
 
 
@@ -139,8 +142,9 @@ def verify(args: argparse.Namespace) -> None:
     from deeplab_jax.evaluation.evaluator import evaluate_network
 
     with exits.notice_signals():
-        scores = evaluate_network(network, name, config=config).values
-    differences = _report(args, row, scores, None)
+        result = evaluate_network(network, name, config=config, num_worst=_num_worst(args))
+    result.save(args.report)
+    differences = _report(args, row, result.values, args.report and f"the report in {args.report}")
     difference = differences.get("mean_iou")
     if args.tolerance is not None:
         if difference is None:
@@ -160,6 +164,18 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="NAME", help="data set (default: the row's own)")
     arguments.add_data_dir(parser)
     parser.add_argument("--split", help="split to evaluate on (default: the row's own)")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--report", type=arguments.path, metavar="FOLDER", help="also write the report of `evaluate --report` to FOLDER"
+    )
+
+
+def _num_worst(args: argparse.Namespace) -> int | None:
+    from deeplab_jax.evaluation.details import NUM_WORST
+
+    return None if args.report is None else NUM_WORST
 
 
 def _parse_overrides(args: argparse.Namespace, config: "ConfigDict") -> "ConfigDict":
@@ -373,7 +389,7 @@ COMMANDS = (
         when_out_of_memory=_WHEN_OUT_OF_MEMORY,
         examples=(
             "papers verify zoo-8bit-mobilenet-v2 --data-dir data",
-            "papers verify zoo-voc-mobilenet-v2 --tolerance 0.5 --json",
+            "papers verify zoo-voc-mobilenet-v2 --tolerance 0.5 --report reports/zoo",
         ),
         takes_config=True,
         own_config=True,

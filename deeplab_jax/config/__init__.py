@@ -16,10 +16,12 @@ from deeplab_jax.config.schema import (
     base_config,
     get_field,
     iterate_fields,
+    result_fields,
 )
 from deeplab_jax.config.serialization import differences, from_dict, from_saved, read_saved, to_dict, to_saved
 from deeplab_jax.config.stages import add_stage_field, stage_config, stage_configs, stage_fields, stage_names
 from deeplab_jax.config.suggestions import find_field, suggest_field
+from deeplab_jax.config.unused import unused_fields
 from deeplab_jax.config.validation import (
     check_fields,
     check_scales,
@@ -68,6 +70,7 @@ __all__ = [
     "parse_stage",
     "read_config_file",
     "read_saved",
+    "result_fields",
     "set_field",
     "stage_config",
     "stage_configs",
@@ -77,5 +80,6 @@ __all__ = [
     "to_dict",
     "to_saved",
     "unlabeled_batch_size",
+    "unused_fields",
     "validate",
 ]

@@ -1,7 +1,7 @@
 """The fields of `config.data`: the data set, its augmentation, and how it is read."""
 
 from deeplab_jax.config import ranges
-from deeplab_jax.config.field import Field
+from deeplab_jax.config.field import Field, Need
 
 #: Fields by name.
 DATA = {
@@ -29,23 +29,32 @@ DATA = {
         (0.5, 2.0),
         "range of `scale_crop`'s factor, or of `resized_crop`'s share of each side (at most 1)",
         range=ranges.AT_LEAST_ZERO,
+        need=Need("data.resize", ("scale_crop", "resized_crop")),
     ),
     "scale_step": Field(
-        0.25, "step between `scale_crop`'s factors; 0 draws from the continuous range", range=ranges.AT_LEAST_ZERO
+        0.25,
+        "step between `scale_crop`'s factors; 0 draws from the continuous range",
+        range=ranges.AT_LEAST_ZERO,
+        need=Need("data.resize", ("scale_crop",)),
     ),
     "short_side": Field(
         0,
         "length of the shorter side at `scale_crop`'s factor 1; 0 keeps the size of the image",
         range=ranges.SIDE_OR_ZERO,
+        need=Need("data.resize", ("scale_crop",)),
     ),
     "max_long_side": Field(
-        0, "longest side that `short_side` may lead to at factor 1; 0 does not limit it", range=ranges.SIDE_OR_ZERO
+        0,
+        "longest side that `short_side` may lead to at factor 1; 0 does not limit it",
+        range=ranges.SIDE_OR_ZERO,
+        need=Need("data.resize", ("scale_crop",)),
     ),
     "cat_max_ratio": Field(
         1.0,
         "`scale_crop` cuts another window, up to ten times, while one class covers at least this share of its labeled "
         "pixels; 1 takes the first window",
         range=ranges.SHARE,
+        need=Need("data.resize", ("scale_crop",)),
     ),
     "random_rotation": Field(
         0.0, "rotate half of the images by a random angle of up to this many degrees", range=ranges.ANGLE
@@ -78,7 +87,9 @@ DATA = {
     "copy_paste_classes": Field(
         (), "paste the pixels of these classes from one example onto another (Copy-Paste)", range=ranges.COUNT_OR_ZERO
     ),
-    "copy_paste_share": Field(0.5, "fraction of examples to paste onto", range=ranges.FRACTION),
+    "copy_paste_share": Field(
+        0.5, "fraction of examples to paste onto", range=ranges.FRACTION, need=Need("data.copy_paste_classes")
+    ),
     "repeat_threshold": Field(
         0.0,
         "oversample images with classes that appear in fewer than this fraction of images; 0 disables",
@@ -88,7 +99,10 @@ DATA = {
         (), "oversample images that contain any of these classes, such as hard ones", range=ranges.COUNT_OR_ZERO
     ),
     "repeat_factor": Field(
-        2.0, "times that an image with one of `repeat_classes` appears per pass", range=ranges.AT_LEAST_ONE
+        2.0,
+        "times that an image with one of `repeat_classes` appears per pass",
+        range=ranges.AT_LEAST_ONE,
+        need=Need("data.repeat_classes"),
     ),
     "workers": Field(
         0, "worker processes that read and transform; 0 uses threads of the main process", range=ranges.WORKERS

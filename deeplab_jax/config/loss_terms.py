@@ -51,6 +51,7 @@ LOSS_TERMS: Mapping[str, Mapping[str, Field]] = types.MappingProxyType(
                 0.25, "weight of the true class; the others have 1 - alpha", range=ranges.Range(above=0, below=1)
             ),
         },
+        "softmax_focal": {"gamma": Field(2.0, "exponent that weakens easy pixels", range=ranges.AT_LEAST_ZERO)},
         "dice": {"smooth": _SMOOTH},
         "jaccard": {"smooth": _SMOOTH},
         "tversky": {

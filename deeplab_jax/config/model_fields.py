@@ -1,7 +1,7 @@
 """The fields of `config.model`: the network."""
 
 from deeplab_jax.config import ranges
-from deeplab_jax.config.field import Field
+from deeplab_jax.config.field import Field, Need
 
 #: Fields by name.
 MODEL = {
@@ -86,14 +86,19 @@ MODEL = {
         (),
         "(height, width) of the windows of image-level pooling, in pixels of the image; empty pools the whole image",
         range=ranges.SIDE,
+        need=Need("model.image_pooling"),
     ),
     "image_pooling_stride": Field(
-        (1, 1), "strides of the windows of image-level pooling, in pixels of the features", range=ranges.SIDE
+        (1, 1),
+        "strides of the windows of image-level pooling, in pixels of the features",
+        range=ranges.SIDE,
+        need=Need("model.image_pooling_window"),
     ),
     "lraspp_gate": Field(
         "sigmoid",
         "the gate of the head `lraspp`",
         {"sigmoid": "without a bias (torchvision)", "hard_sigmoid": "with a bias (research/deeplab)"},
+        need=Need("model.head", ("lraspp",)),
     ),
     "aspp_dropout": Field(0.0, "dropout rate after ASPP", range=ranges.BELOW_ONE),
     "decoder": Field(
@@ -129,8 +134,12 @@ MODEL = {
         "channels of the auxiliary head, a second classifier that only training computes; 0 for none",
         range=ranges.COUNT_OR_ZERO,
     ),
-    "auxiliary_features": Field("stage3", "endpoint of the backbone that the auxiliary head classifies"),
-    "auxiliary_dropout": Field(0.1, "dropout rate of the auxiliary head", range=ranges.BELOW_ONE),
+    "auxiliary_features": Field(
+        "stage3", "endpoint of the backbone that the auxiliary head classifies", need=Need("model.auxiliary_channels")
+    ),
+    "auxiliary_dropout": Field(
+        0.1, "dropout rate of the auxiliary head", range=ranges.BELOW_ONE, need=Need("model.auxiliary_channels")
+    ),
     "kernel_init": Field(
         "he_normal", "initializer of convolution kernels", {"he_normal": "PyTorch", "glorot_uniform": "Keras"}
     ),

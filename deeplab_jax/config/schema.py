@@ -12,7 +12,8 @@ from ml_collections import ConfigDict, config_dict
 
 from deeplab_jax.config import ranges
 from deeplab_jax.config.data_fields import DATA
-from deeplab_jax.config.field import Field
+from deeplab_jax.config.field import Field, Need
+from deeplab_jax.config.loss_fields import LOSS
 from deeplab_jax.config.model_fields import MODEL
 from deeplab_jax.config.unlabeled_fields import UNLABELED
 
@@ -78,14 +79,23 @@ _OPTIMIZER = {
     "learning_rate": Field(None, "peak learning rate", value_type=float, range=ranges.AT_LEAST_ZERO),
     "schedule": Field("cosine", "learning rate schedule after the warm-up", ("constant", "cosine", "poly", "step")),
     "poly_power": Field(
-        0.9, "exponent of the `poly` schedule: the rate falls with (1 - t / steps)^power", range=ranges.AT_LEAST_ZERO
+        0.9,
+        "exponent of the `poly` schedule: the rate falls with (1 - t / steps)^power",
+        range=ranges.AT_LEAST_ZERO,
+        need=Need("optimizer.schedule", ("poly",)),
     ),
     "milestones": Field(
         (0.5, 0.75),
         "fractions of the steps after the warm-up at which the `step` schedule falls",
         range=ranges.FRACTION,
+        need=Need("optimizer.schedule", ("step",)),
     ),
-    "milestone_factor": Field(0.1, "factor of each fall of the `step` schedule", range=ranges.SHARE),
+    "milestone_factor": Field(
+        0.1,
+        "factor of each fall of the `step` schedule",
+        range=ranges.SHARE,
+        need=Need("optimizer.schedule", ("step",)),
+    ),
     "warmup": Field(None, "duration of the warm-up, such as '500 steps' or '5%'", value_type=str),
     "warmup_rule": Field(
         "linear",
@@ -94,9 +104,13 @@ _OPTIMIZER = {
             "linear": "rises from `warmup_learning_rate`",
             "constant": "stays at `warmup_learning_rate` (research/deeplab's slow start)",
         },
+        need=Need("optimizer.warmup"),
     ),
     "warmup_learning_rate": Field(
-        0.0, "learning rate at the start of the warm-up (research/deeplab: 0.0001)", range=ranges.AT_LEAST_ZERO
+        0.0,
+        "learning rate at the start of the warm-up (research/deeplab: 0.0001)",
+        range=ranges.AT_LEAST_ZERO,
+        need=Need("optimizer.warmup"),
     ),
     "momentum": Field(0.9, "momentum of SGD, or beta 1 of Adam; 0 disables SGD's momentum", range=ranges.BELOW_ONE),
     "momentum_rule": Field(
@@ -104,7 +118,7 @@ _OPTIMIZER = {
         "where SGD multiplies by the learning rate",
         {"classic": "outside the momentum buffer (PyTorch, optax)", "keras": "inside it (Keras)"},
     ),
-    "nesterov": Field(False, "use Nesterov momentum"),
+    "nesterov": Field(False, "use Nesterov momentum", need=Need("optimizer.momentum")),
     "clip": Field(
         "none",
         "gradient clipping",
@@ -114,7 +128,13 @@ _OPTIMIZER = {
             "global": "by the norm of all gradients together",
         },
     ),
-    "clip_norm": Field(None, "largest gradient norm that `clip` allows", value_type=float, range=ranges.ABOVE_ZERO),
+    "clip_norm": Field(
+        None,
+        "largest gradient norm that `clip` allows",
+        value_type=float,
+        range=ranges.ABOVE_ZERO,
+        need=Need("optimizer.clip", ("per_variable", "global")),
+    ),
     "weight_decay": Field(0.0, "weight decay factor", range=ranges.AT_LEAST_ZERO),
     "weight_decay_rule": Field(
         "coupled_kernels",
@@ -124,6 +144,7 @@ _OPTIMIZER = {
             "decoupled_all": "applied to all parameters apart from the gradient (Keras, AdamW)",
             "decoupled_kernels": "the same for kernels only: biases and norms do not decay (SegFormer)",
         },
+        need=Need("optimizer.weight_decay"),
     ),
     "learning_rate_multipliers": {
         part: Field(1.0, f"factor on the update of the {part}", range=ranges.AT_LEAST_ZERO)
@@ -135,46 +156,6 @@ _OPTIMIZER = {
         range=ranges.AT_LEAST_ZERO,
     ),
     "frozen": Field((), "parts or modules that do not train, such as `('aspp', 'backbone/stage[1-3]*')`"),
-}
-
-_LOSS = {
-    "terms": Field(
-        "cross_entropy",
-        "sum of terms with weights and options, such as `cross_entropy + 0.5 * dice(smooth=1)`",
-    ),
-    "label_smoothing": Field(
-        0.0,
-        "label smoothing s of softmax cross-entropies: the true class gets 1 - s + s / classes, the others s / classes",
-        range=ranges.BELOW_ONE,
-    ),
-    "class_weights": Field(
-        (),
-        "one weight per class for the terms that count pixels; empty weights all classes equally",
-        range=ranges.AT_LEAST_ZERO,
-    ),
-    "class_weight_rule": Field(
-        "given",
-        "how the class weights are found; training counts the labels of `data.train_split`",
-        {
-            "given": "they are `class_weights`",
-            "inverse_frequency": "all pixels / (classes * pixels of the class)",
-            "median_frequency": "median frequency / that of the class, among images that contain it",
-            "effective_number": "(1 - b) / (1 - b^n) for n images that contain the class, b = 0.999, scaled to mean 1",
-        },
-    ),
-    "auxiliary_weight": Field(0.4, "weight of the auxiliary head's loss", range=ranges.AT_LEAST_ZERO),
-    "teacher": Field(
-        None,
-        "preset, folder, workdir or `hf://owner/name` of a network with the same classes to distill from",
-        value_type=str,
-    ),
-    "teacher_weight": Field(
-        0.5, "share of the teacher's probabilities in the target; the labels have the rest", range=ranges.SHARE
-    ),
-    "teacher_scales": Field(
-        (1.0,), "scales at which the teacher sees each image; its probabilities are averaged", range=ranges.SCALE
-    ),
-    "teacher_flip": Field(False, "average the teacher's predictions with those for the horizontally flipped image"),
 }
 
 _EVAL = {
@@ -194,21 +175,37 @@ _EVAL = {
         "(shorter side, longer side) that `keep_ratio`, or `windows` if set, scales each image to fit into",
         value_type=tuple,
         range=ranges.SIDE,
+        need=Need("eval.protocol", ("keep_ratio", "windows")),
     ),
     "size_multiple": Field(
         1,
         "`keep_ratio`: resize each side up to a multiple of this (SegFormer's `AlignedResize`: 32)",
         range=ranges.COUNT,
+        need=Need("eval.protocol", ("keep_ratio",)),
     ),
-    "window": Field(None, "(height, width) of `windows`", value_type=tuple, range=ranges.SIDE),
+    "window": Field(
+        None,
+        "(height, width) of `windows`",
+        value_type=tuple,
+        range=ranges.SIDE,
+        need=Need("eval.protocol", ("windows",)),
+    ),
     "window_stride": Field(
         None,
         "(height, width) from one of `windows` to the next (default: two thirds of `eval.window`)",
         value_type=tuple,
         range=ranges.SIDE,
+        need=Need("eval.protocol", ("windows",)),
     ),
     "window_average": Field(
-        "logits", "values of `windows` that are averaged where they overlap", ("logits", "probabilities")
+        "logits",
+        "values of `windows` that count where they overlap",
+        {
+            "logits": "the mean of the logits",
+            "probabilities": "the mean of the probabilities",
+            "blended": "probabilities with weights that fall toward the borders of a window, as in `predict --window`",
+        },
+        need=Need("eval.protocol", ("windows",)),
     ),
     "image_size": Field(
         None, "padded size for `whole` (default: the size of the largest image)", value_type=tuple, range=ranges.SIDE
@@ -272,6 +269,8 @@ _LOG = {
         10, "steps between log lines, each with the loss, scores and speed of these steps", range=ranges.COUNT
     ),
     "tensorboard": Field(True, "write TensorBoard events as well"),
+    "wandb": Field(None, "Weights & Biases project to send the run to, with the extra `wandb`", value_type=str),
+    "mlflow": Field(None, "MLflow experiment to send the run to, with the extra `mlflow`", value_type=str),
     "profile_steps": Field(
         0,
         "number of steps to trace into the workdir's `profile` for TensorBoard and Perfetto",
@@ -286,7 +285,7 @@ FIELDS: Mapping[str, Mapping[str, Field | Mapping[str, Field]]] = {
     "unlabeled": UNLABELED,
     "train": _TRAIN,
     "optimizer": _OPTIMIZER,
-    "loss": _LOSS,
+    "loss": LOSS,
     "eval": _EVAL,
     "checkpoint": _CHECKPOINT,
     "distributed": _DISTRIBUTED,
@@ -300,6 +299,9 @@ PROTOCOLS = tuple(_EVAL["protocol"].choices)
 #: Fields that hold a duration, see `deeplab_jax.config.duration_steps`. Only the length of the training itself cannot
 #: be a percentage.
 DURATION_FIELDS = ("train.duration", "optimizer.warmup", "eval.every", "checkpoint.every")
+
+# Beginnings of the paths of fields that change neither the network that a run trains nor its scores.
+_INCIDENTAL = ("data.data_dir", "data.workers", "log.")
 
 
 def base_config() -> ConfigDict:
@@ -321,6 +323,11 @@ def iterate_fields() -> list[tuple[str, Field]]:
 def get_field(config: ConfigDict, path: str) -> Any:
     """Returns the value of a whole config's field, such as `model.backbone`."""
     return functools.reduce(operator.getitem, path.split("."), config)
+
+
+def result_fields(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields of a whole config that change the trained network or its scores: values by path."""
+    return {path: get_field(config, path) for path, _ in iterate_fields() if not path.startswith(_INCIDENTAL)}
 
 
 def _with_defaults(fields: Mapping[str, Any]) -> ConfigDict:

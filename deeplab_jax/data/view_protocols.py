@@ -61,6 +61,10 @@ class ViewProtocol(EvalProtocol):
         """Returns (height, width) that one view is padded to for prediction, at the bottom and on the right."""
         return size
 
+    def view_scales(self, scales: Sequence[int | float]) -> tuple[int | float, ...]:
+        """Returns the scales of the views that the pipeline makes, of those of `eval.scales`."""
+        return tuple(scales)
+
     @abc.abstractmethod
     def group(self, size: Size, scales: Sequence[int | float]) -> Hashable:
         """Returns a key that the images of a batch have in common.
@@ -140,7 +144,8 @@ class Windows(ViewProtocol):
 
     Windows begin every `stride` pixels; the last one of a row or column is moved back to end with the image. An image
     smaller than a window is seen whole. Where windows overlap, the mean of their logits or probabilities counts. Each
-    scale of `eval.scales` resizes the image, and windows of the same size slide over it.
+    scale of `eval.scales` resizes the image, and windows of the same size slide over it. Blended windows are those of
+    `deeplab_jax.inference.sliding_window` instead.
 
     Attributes:
       window: (height, width) of a window, `eval.window`.
@@ -153,6 +158,15 @@ class Windows(ViewProtocol):
     average: str = "logits"
 
     size_field = "eval.window"
+
+    @property
+    def is_blended(self) -> bool:
+        """Whether windows are those of `predict --window`, which sees each of them at all scales."""
+        return self.average == "blended"
+
+    def view_scales(self, scales: Sequence[int | float]) -> tuple[int | float, ...]:
+        """Returns the scales, or 1 for blended windows, which are scaled themselves."""
+        return (1.0,) if self.is_blended else tuple(scales)
 
     @property
     def saved_size(self) -> Size | None:
@@ -189,6 +203,12 @@ class Windows(ViewProtocol):
         if any(step > side for step, side in zip(stride, window, strict=True)):
             raise UserError(f"eval.window_stride={stride} leaves pixels out between windows of eval.window={window}")
         average = config.eval.window_average
+        for field in ("scale_to", "window_stride"):
+            if average == "blended" and config.eval[field] is not None:
+                raise UserError(
+                    f"eval.{field} does not work with eval.window_average=blended, whose windows see the image at its "
+                    "own size and overlap by a third; unset it"
+                )
         return super().own_values(config) | {"window": window, "stride": stride, "average": average}
 
 

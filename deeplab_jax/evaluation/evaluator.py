@@ -16,9 +16,10 @@ from deeplab_jax import config as config_lib
 from deeplab_jax import data, pretrained, progress
 from deeplab_jax.data.eval_pipeline import check_labels, count_batches, label_sizes
 from deeplab_jax.data.protocol import protocol_for
-from deeplab_jax.data.view_protocols import ViewProtocol
+from deeplab_jax.data.view_protocols import ViewProtocol, Windows
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation import metrics, report
+from deeplab_jax.evaluation.blended_step import make_blended_step
 from deeplab_jax.evaluation.details import NUM_WORST, Details
 from deeplab_jax.evaluation.step import jit_eval_step
 from deeplab_jax.files import check_new_folder, local_path
@@ -36,6 +37,21 @@ logger = logging.getLogger(__name__)
 GALLERY_SIZE = 8
 
 
+def jit_step(
+    config: ConfigDict,
+    model: nn.Module,
+    mesh: jax.sharding.Mesh,
+    label_set: LabelSet,
+    *,
+    with_confidence: bool = False,
+) -> Callable:
+    """Returns the `step(variables, batch)` that a config evaluates with; see `deeplab_jax.evaluation.step`."""
+    protocol = protocol_for(config)
+    if isinstance(protocol, Windows) and protocol.is_blended:
+        return make_blended_step(config, model, mesh, label_set, with_confidence=with_confidence)
+    return jit_eval_step(config, model, mesh, with_confidence=with_confidence)
+
+
 class Evaluator:
     """Scores a network on a split. It compiles once, so a training run can call it repeatedly.
 
@@ -46,7 +62,7 @@ class Evaluator:
       mesh: the mesh that variables and batches are split over.
       num_worst: also return the details that a report needs, with this number of images; None skips them, which is
         faster.
-      step: the step of `jit_eval_step` without details, for evaluators that share it (default: a new one).
+      step: the step of `jit_step` without details, for evaluators that share it (default: a new one).
     """
 
     def __init__(
@@ -61,7 +77,7 @@ class Evaluator:
     ):
         self._config, self._source, self._mesh, self._num_worst = config, source, mesh, num_worst
         self._sizes = None
-        self._step = step or jit_eval_step(config, model, mesh, with_confidence=num_worst is not None)
+        self._step = step or jit_step(config, model, mesh, source.label_set, with_confidence=num_worst is not None)
         self._draw = functools.partial(
             data.to_rgb, value_range=config.model.value_range, channels=config.data.display_channels
         )
@@ -90,8 +106,10 @@ class Evaluator:
         details = self._new_details()
         batch_size, scales = config_lib.eval_batch_size(self._config), tuple(self._config.eval.scales)
         protocol = protocol_for(self._config)
-        if isinstance(protocol, ViewProtocol) and self._sizes is None:
-            self._sizes = label_sizes(self._source)
+        if isinstance(protocol, ViewProtocol):
+            scales = protocol.view_scales(scales)
+            if self._sizes is None:
+                self._sizes = label_sizes(self._source)
         batches = data.eval_batches(
             self._source,
             protocol,

@@ -78,15 +78,17 @@ def make_score(
 ) -> Callable:
     """Returns a function of the views' logits of a batch, at the size that is scored, and of the batch.
 
-    It returns what the step of `make_eval_step` does, whose arguments have the same meanings.
+    It returns what the step of `make_eval_step` does, whose arguments have the same meanings. A third argument is the
+    prediction, if it is known.
     """
 
-    def score(logits: Sequence[Array], batch: Batch) -> dict[str, Array]:
+    def score(logits: Sequence[Array], batch: Batch, prediction: Array | None = None) -> dict[str, Array]:
         labels, canvas = batch["label"], batch["label"].shape[1:3]
         logits = multi_scale.mean_prediction(logits)
         counted = inside(batch["size"], canvas) & batch["valid"].reshape(-1, 1, 1)
         report = loss_fn.report(logits, labels, where=counted)
-        prediction = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+        if prediction is None:
+            prediction = jnp.argmax(logits, axis=-1).astype(jnp.uint8)
         confusion = metrics.confusion_matrix(
             labels, prediction, num_classes=num_classes, ignored_pixels=ignored_pixels, where=counted
         )

@@ -146,7 +146,7 @@ def metadata(network: PretrainedNetwork, program: Program, file_format: str) -> 
             "dtype": "uint8" if program.options.argmax else "float32",
             "contents": "class ids" if program.options.argmax else "logits",
         },
-        "feeding": {"protocol": network.protocol, "image_size": network.image_size},
+        "feeding": {"protocol": network.protocol, "image_size": network.image_size, **network.feeding},
         "class_names": list(network.label_set.class_names),
         "palette": [list(color) for color in network.label_set.palette],
         "backbone": network.model.backbone,

@@ -1,5 +1,6 @@
 """Semantic segmentation of images of any size."""
 
+import copy
 import dataclasses
 import functools
 import os
@@ -16,7 +17,7 @@ from PIL import Image
 
 from deeplab_jax import config as config_lib
 from deeplab_jax import data, pretrained
-from deeplab_jax.data.view_protocols import ViewProtocol
+from deeplab_jax.data.view_protocols import ViewProtocol, Windows
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference import multi_scale, sliding_window, streaming_resize
 from deeplab_jax.inference.prediction import Prediction
@@ -93,15 +94,23 @@ class Predictor:
         self._ids = label_set.class_ids(classes)
         protocol = data.protocol_for(config)
         self._protocol = protocol if size is None else protocol.with_input_size(size)
+        if window is None and isinstance(self._protocol, Windows) and self._protocol.is_blended:
+            window = self._protocol.window
         self._window = window and sliding_window.window_size(
             window, model.output_stride, align_corners=model.align_corners
         )
         self._scales, self._flip = tuple(scales), flip
         self._network = jax.jit(self._apply_views)
         self._view_network = None
-        if isinstance(self._protocol, ViewProtocol):
+        if isinstance(self._protocol, ViewProtocol) and self._window is None:
             self._view_network = view_network(model, self._protocol, flip=flip, coarse=True)
         self._finish = jax.jit(self._resize_and_reduce, static_argnums=(3, 4, 5))
+
+    def with_variables(self, variables: Any) -> "Predictor":
+        """Returns a predictor with other variables of the same model; nothing is compiled again."""
+        predictor = copy.copy(self)
+        predictor._variables = variables
+        return predictor
 
     def __repr__(self) -> str:
         options = {

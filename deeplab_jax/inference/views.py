@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
 from deeplab_jax.data.view_protocols import ViewProtocol, Windows, window_count
+from deeplab_jax.errors import UserError
 from deeplab_jax.inference import multi_scale
 from deeplab_jax.parallel import sharding
 
@@ -35,7 +36,12 @@ def view_network(
       flip: also see each view mirrored.
       mesh: the mesh that variables and views are split over.
       coarse: return logits at the classifier's resolution, except for windows, which have none in common.
+
+    Raises:
+      UserError: windows are blended, which a `Predictor` does.
     """
+    if isinstance(protocol, Windows) and protocol.is_blended:
+        raise UserError("eval.window_average=blended computes windows one by one, not in one program; choose another")
     if isinstance(protocol, Windows):
         return _SlidingNetwork(model, protocol, flip=flip, mesh=mesh)
 

@@ -2,7 +2,7 @@
 
 from deeplab_jax.losses.boundary import boundary_cross_entropy, near_boundary
 from deeplab_jax.losses.class_weights import CLASS_WEIGHT_RULES
-from deeplab_jax.losses.cross_entropy import keras_categorical_cross_entropy, softmax_cross_entropy
+from deeplab_jax.losses.cross_entropy import keras_categorical_cross_entropy, softmax_cross_entropy, softmax_focal
 from deeplab_jax.losses.hard_pixels import ohem_cross_entropy, top_k_cross_entropy
 from deeplab_jax.losses.loss import LOSSES, Counts, Loss, Term, add_auxiliary, as_loss, make_loss
 from deeplab_jax.losses.lovasz import lovasz_softmax
@@ -28,6 +28,7 @@ __all__ = [
     "near_boundary",
     "ohem_cross_entropy",
     "softmax_cross_entropy",
+    "softmax_focal",
     "top_k_cross_entropy",
     "tversky",
 ]

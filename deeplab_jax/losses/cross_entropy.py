@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Integer
 
-from deeplab_jax.losses.counts import is_labeled, one_hot, pixel_weights, weighted_mean_parts
+from deeplab_jax.losses.counts import compare_with_classes, is_labeled, one_hot, pixel_weights, weighted_mean_parts
 from deeplab_jax.ops.precision import accumulator
 
 _KERAS_EPSILON = 1e-7
@@ -61,6 +61,36 @@ def pixel_cross_entropy(
         target = (1 - teacher_weight) * target + teacher_weight * probabilities
     # sum(target) is 1 for labeled pixels: this is -sum(target * log_softmax) without storing log_softmax.
     return log_normalizer - jnp.sum(target * logits, axis=-1)
+
+
+def softmax_focal(
+    logits: Float[Array, "batch height width classes"],
+    labels: Integer[Array, "batch height width"],
+    *,
+    gamma: float = 2.0,
+    class_weights: tuple[float, ...] = (),
+    where: Bool[Array, "batch height width"] | None = None,
+) -> tuple[Float[Array, ""], Array]:
+    """Sums the focal loss of the softmax over labeled pixels, and counts them.
+
+    With p the softmax's probability of the true class, a pixel has the loss -(1 - p)^gamma * log(p). `focal` asks about
+    each class with a sigmoid instead.
+
+    Args:
+      logits: see `softmax_cross_entropy`.
+      labels: see `softmax_cross_entropy`.
+      gamma: exponent of 1 - p; 0 gives the cross-entropy.
+      class_weights: see `softmax_cross_entropy`.
+      where: pixels that exist; others contribute nothing.
+    """
+    logits = logits.astype(accumulator(logits.dtype))
+    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+    others = jnp.where(compare_with_classes(labels, logits.shape[-1]), -jnp.inf, logits)
+    # (1 - p)^gamma as an exponential: the derivative of a power is infinite at 0 for exponents below 1.
+    modulation = jnp.exp(gamma * (jax.nn.logsumexp(others, axis=-1) - log_normalizer))
+    pixel_losses = modulation * pixel_cross_entropy(logits, labels)
+    counted = is_labeled(labels, where)
+    return weighted_mean_parts(pixel_losses, labels, logits, counted=counted, class_weights=class_weights)
 
 
 def keras_categorical_cross_entropy(

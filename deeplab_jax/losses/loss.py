@@ -13,7 +13,7 @@ from deeplab_jax.config import check_fields, parse_loss_terms
 from deeplab_jax.errors import UserError
 from deeplab_jax.losses import counts
 from deeplab_jax.losses.boundary import boundary_cross_entropy, count_near_boundary
-from deeplab_jax.losses.cross_entropy import keras_categorical_cross_entropy, softmax_cross_entropy
+from deeplab_jax.losses.cross_entropy import keras_categorical_cross_entropy, softmax_cross_entropy, softmax_focal
 from deeplab_jax.losses.hard_pixels import count_top_k, ohem_cross_entropy, top_k_cross_entropy
 from deeplab_jax.losses.lovasz import lovasz_softmax
 from deeplab_jax.losses.regions import dice, jaccard, tversky
@@ -28,6 +28,7 @@ LOSSES: Mapping[str, tuple[Callable, Callable]] = {
     "boundary_cross_entropy": (boundary_cross_entropy, count_near_boundary),
     "binary_cross_entropy": (binary_cross_entropy, counts.count_pixels),
     "focal": (focal, counts.count_pixels),
+    "softmax_focal": (softmax_focal, counts.count_pixels),
     "dice": (dice, counts.count_images),
     "jaccard": (jaccard, counts.count_images),
     "tversky": (tversky, counts.count_images),

@@ -17,9 +17,11 @@ from deeplab_jax.labels import IGNORE_LABEL, VOC, VOC_CLASS_NAMES, LabelSet
 from deeplab_jax.models import BACKBONES, abstract_variables, build_model
 from deeplab_jax.pretrained.provenance import UNKNOWN, Provenance
 
-#: Config fields that change what a network sees of an image, apart from `model`, the protocol and the size.
+#: Config fields that change what a network sees of an image, or its scores, apart from `model`, the protocol and the
+#: size. Prediction has arguments of its own for scales and flips.
 FEEDING_FIELDS = (
     "eval.scale_to", "eval.size_multiple", "eval.window_stride", "eval.window_average", "data.antialias",
+    "eval.scales", "eval.flip", "eval.ignored_pixels",
 )  # fmt: skip
 
 
@@ -36,6 +38,7 @@ class PretrainedNetwork:
       report: lines that say what was imported and what was skipped.
       provenance: author, training data, license, scores and so on, if they are known.
       feeding: values of `FEEDING_FIELDS` that are not the defaults, by path.
+      step: the training step of a workdir's checkpoint; None for other networks.
     """
 
     model: ConfigDict
@@ -46,6 +49,7 @@ class PretrainedNetwork:
     report: Sequence[str] = ()
     provenance: Provenance = UNKNOWN
     feeding: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    step: int | None = None
 
     def __repr__(self) -> str:
         classes = f"{self.label_set.num_classes} classes" if self.label_set else "backbone only"

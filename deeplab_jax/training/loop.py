@@ -33,11 +33,14 @@ from deeplab_jax.training.sources import open_sources
 from deeplab_jax.training.stages import train_stages
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import TrainProgram, build_program
-from deeplab_jax.workdir import layout, metrics_log
+from deeplab_jax.workdir import layout, metrics_log, writers
 from deeplab_jax.workdir.checkpoint import Checkpoints
 from deeplab_jax.workdir.runs import finished_scores
 
 logger = logging.getLogger(__name__)
+
+# In the first steps, most networks predict one class. Shorter runs end before this says anything about them.
+_FIRST_STEPS = 50
 
 
 def train(
@@ -113,7 +116,7 @@ def _train(
     build = build_program if programs is None else programs.train_program
     dtype = data.pixels_of(sources.train).dtype
     program = build(config, label_set.num_classes, mesh, image_dtype=dtype, **steps)
-    eval_step = None if programs is None else programs.eval_step(config, program.model, mesh)
+    eval_step = None if programs is None else programs.eval_step(config, program.model, mesh, label_set)
     add_teacher = None if config.loss.teacher is None else Teacher(config, label_set, mesh)
     with contextlib.ExitStack() as stack:
         stack.enter_context(layout.lock(workdir))
@@ -296,7 +299,12 @@ def _validate(config: ConfigDict) -> None:
     """Checks the config before any work starts."""
     processes.check_same_config(config)
     config_lib.validate(config)
-    for each in config_lib.stage_configs(config).values() or [config]:
+    if processes.is_leader():
+        writers.check_installed(config)
+    for name, each in (config_lib.stage_configs(config) or {"": config}).items():
+        if unused := config_lib.unused_fields(each):
+            stage = f"stage {name} of " if name else ""
+            logger.warning("%sthe config sets fields that have no effect: %s", stage, ", ".join(unused))
         if each.data.transform:
             data.find_transform(each.data.transform)
         protocol = data.protocol_for(each)
@@ -318,7 +326,7 @@ def _writer(
         batch_size=config.data.batch_size,
         start_step=first_step,
         repeats_evaluation=repeats_evaluation,
-        tensorboard=config.log.tensorboard,
+        config=config,
         enabled=processes.is_leader(),
     )
 
@@ -338,7 +346,7 @@ def _metrics_window(
         policy=config.train.nonfinite,
         folder=workdir / "nonfinite",
         saved=saved,
-        first_steps=max(durations.warmup, durations.total // 10),
+        first_steps=max(durations.warmup, durations.total // 10, _FIRST_STEPS),
     )
 
 

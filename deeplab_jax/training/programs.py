@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
-from deeplab_jax.evaluation.step import jit_eval_step
+from deeplab_jax.evaluation.evaluator import jit_step
+from deeplab_jax.labels import LabelSet
 from deeplab_jax.training.step import TrainProgram, build_program
 
 logger = logging.getLogger(__name__)
@@ -56,11 +57,11 @@ class Programs:
         self._train[key] = program
         return program
 
-    def eval_step(self, config: ConfigDict, model: nn.Module, mesh: Mesh) -> Callable:
-        """Returns the step of `jit_eval_step` with the same arguments."""
-        key = _key(config, (*_LOOP_FIELDS, "optimizer", "train"), str(model), str(mesh))
+    def eval_step(self, config: ConfigDict, model: nn.Module, mesh: Mesh, label_set: LabelSet) -> Callable:
+        """Returns the step of `deeplab_jax.evaluation.evaluator.jit_step` with the same arguments."""
+        key = _key(config, (*_LOOP_FIELDS, "optimizer", "train"), str(model), str(mesh), str(label_set))
         if key not in self._evaluate:
-            self._evaluate[key] = jit_eval_step(config, model, mesh)
+            self._evaluate[key] = jit_step(config, model, mesh, label_set)
         return self._evaluate[key]
 
 

@@ -41,7 +41,7 @@ def plot_curves(metrics_jsonl: pathlib.Path, path: pathlib.Path | None = None) -
     """Plots loss and mean IoU of training and evaluation over the steps.
 
     Reports of training that cover fewer steps than others, because an evaluation ended them, are joined with the next
-    ones: a mean over fewer steps is noisier.
+    ones, and the last one with the one before: a mean over fewer steps is noisier.
 
     Args:
       metrics_jsonl: `metrics.jsonl` of a workdir.
@@ -80,17 +80,26 @@ def plot_curves(metrics_jsonl: pathlib.Path, path: pathlib.Path | None = None) -
 
 
 def _join_short_windows(points: list[tuple[int, float | None]]) -> list[tuple[int, float | None]]:
-    """Returns means over windows of as many steps as the longest one has, or more; None where there is no value."""
+    """Returns means over windows of as many steps as the longest one has, or more; None where there is no value.
+
+    Reports at the end that are too few for a window belong to the last one, so that the curve ends with the run.
+    """
     lengths = [step - start for start, (step, _) in zip([0, *(step for step, _ in points)], points, strict=False)]
-    joined, window = [], []
+    windows = [[]]
     for length, (step, value) in zip(lengths, points, strict=True):
-        window.append((length, value))
-        if sum(steps for steps, _ in window) >= max(lengths):
-            known = [(steps, mean) for steps, mean in window if mean is not None]
-            total = sum(steps for steps, _ in known)
-            joined.append((step, sum(steps * mean for steps, mean in known) / total if total else None))
-            window = []
-    return joined
+        if sum(steps for _, steps, _ in windows[-1]) >= max(lengths):
+            windows.append([])
+        windows[-1].append((step, length, value))
+    if len(windows) > 1 and sum(steps for _, steps, _ in windows[-1]) < max(lengths):
+        windows[-2:] = [windows[-2] + windows[-1]]
+    return [(window[-1][0], _mean(window)) for window in windows if window]
+
+
+def _mean(window: list[tuple[int, int, float | None]]) -> float | None:
+    """Returns the mean of values that are means over some steps each; None if there is none."""
+    known = [(steps, value) for _, steps, value in window if value is not None]
+    total = sum(steps for steps, _ in known)
+    return sum(steps * value for steps, value in known) / total if total else None
 
 
 def _add_axes(figure: "Figure", position: int, label: str) -> "Axes":

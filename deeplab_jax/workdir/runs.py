@@ -19,9 +19,6 @@ logger = logging.getLogger(__name__)
 #: File of a workdir with the scores of its newest checkpoint.
 SCORES_FILE = "metrics.json"
 
-# Fields that change neither the network that a run trains nor its scores.
-_INCIDENTAL = ("data.data_dir", "data.workers", "log.every_steps", "log.tensorboard", "log.profile_steps")
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -65,8 +62,8 @@ def list_runs(folder: pathlib.Path) -> list[Run]:
 
 def differing_fields(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Returns the config fields that differ between runs, such as `optimizer.learning_rate`: the value of each run."""
-    paths = [path for path, _ in config_lib.iterate_fields() if path not in _INCIDENTAL]
-    columns = {path: [config_lib.get_field(run.config, path) for run in runs] for path in paths}
+    fields = [config_lib.result_fields(run.config) for run in runs]
+    columns = {path: [values[path] for values in fields] for path in fields[0]}
     return {path: values for path, values in columns.items() if any(value != values[0] for value in values)}
 
 

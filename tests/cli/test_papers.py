@@ -81,10 +81,14 @@ def test_weights_are_evaluated_under_the_protocol_of_a_row(run, fails, tiny_row,
     bundle.save(load(trained), tmp_path / "net")
     arguments = ("papers", "verify", "tiny", "--preset", tmp_path / "net", "--config.mesh.data=1")
     fails("papers", "verify", "tiny", message="row tiny has no public weights; train it with `deeplab-jax papers run")
-    code, out, err = run(*arguments, "--json", tmp_path / "scores.json")
+    code, out, err = run(*arguments, "--json", tmp_path / "scores.json", "--report", tmp_path / "report")
     assert code == 0, err
+    reported = json.loads((tmp_path / "report" / "scores.json").read_text())
+    assert "mean_boundary_iou" in reported
+    assert (tmp_path / "report" / "report.html").is_file()
     (score, _) = json.loads((tmp_path / "scores.json").read_text())["scores"]
     assert "difference" in out
+    assert score["measured"] == pytest.approx(100 * reported["mean_iou"])
     assert abs(score["difference"]) < 50
     assert run(*arguments, "--tolerance", "50").code == 0
     code, _, err = run(*arguments, "--tolerance", "0.001")

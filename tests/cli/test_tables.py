@@ -32,10 +32,23 @@ def test_configs_show_their_summary(run):
 
 
 def test_a_summary_is_a_table(run):
-    code, out, err = run("summary", "--config", "quickstart:size=64", "--classes", "6")
+    code, out, err = run("summary", "--config", "quickstart:size=64")  # the data set has six classes
     assert (code, err) == (0, [])
     assert "resnet10_v1_slim, output stride 8, 64x64 pixels" in out
     assert "64x64x6" in out
+
+
+def test_a_summary_of_a_data_set_that_is_not_prepared_assumes_the_classes(run, tmp_path):
+    data = (f"--config.data.data_dir={tmp_path}", "--config.data.name=camvid", "--config.optimizer.clip_norm=1.0")
+    code, out, err = run("summary", "--config", "quickstart:size=64", *data)
+    assert code == 0
+    assert "64x64x21" in out
+    assert err == [
+        "warning: the config sets fields that have no effect: optimizer.clip_norm (needs "
+        "optimizer.clip=per_variable or global)",
+        f"data set camvid is not prepared in {tmp_path}; run `deeplab-jax data prepare camvid --data-dir {tmp_path}`; "
+        "assuming 21 classes, see --classes",
+    ]
 
 
 @pytest.mark.parametrize("size", ["abc", "(0,64)", "(64,)"])

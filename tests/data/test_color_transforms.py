@@ -145,3 +145,20 @@ def test_half_of_the_images_are_blurred_by_every_width():
     assert 70 < len(sigmas) < 130  # of 200 with odds of one half: four standard deviations of 7.1
     assert min(sigmas) < 0.2
     assert max(sigmas) > 1.9
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("channels", [1, 5])
+def test_images_of_any_channels_and_depth_are_blurred_channel_by_channel(dtype, channels):
+    image = (np.random.default_rng(0).random((20, 30, channels)) * (255 if dtype == np.uint8 else 4000)).astype(dtype)
+
+    def blur(pixels):
+        rng = np.random.default_rng(1)
+        attempts = (transforms.random_blur(pixels, rng, sigma=3.0) for _ in range(50))
+        return next(result for result in attempts if not np.array_equal(result, pixels))
+
+    blurred = blur(image)
+    assert (blurred.shape, blurred.dtype) == (image.shape, dtype)
+    for channel in range(channels):
+        alone = blur(np.ascontiguousarray(image[..., channel : channel + 1]))
+        np.testing.assert_allclose(blurred[..., [channel]], alone, rtol=1e-6)  # float32 sums in another order

@@ -140,6 +140,7 @@ def test_an_error_of_the_function_is_one_line_with_its_place():
             "no_such_module:fog",
             r"data\.transform=.* cannot be imported: ModuleNotFoundError: No module named 'no_such_m",
         ),
+        ("os:nosuch", r"data\.transform='os:nosuch': os has no function 'nosuch'; choose from (\w+, ){2}\w+$"),
         (
             "tests.support.own_transforms:shfit",
             r"data\.transform=.*: tests\.support\.own_transforms has no function .*shift",

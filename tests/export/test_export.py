@@ -1,5 +1,6 @@
 """Export: StableHLO in JAX without this package, descriptions, and errors of every format."""
 
+import dataclasses
 import json
 import sys
 
@@ -112,6 +113,7 @@ def test_exported_programs_are_the_same_on_every_platform(network):
 
 
 def test_a_json_file_describes_input_and_output(network, tmp_path):
+    network = dataclasses.replace(network, feeding={"eval.flip": True, "eval.scales": (0.5, 1.0)})
     export.export_network(network, "stablehlo", tmp_path / "deep" / "net.stablehlo", ExportOptions(size=(33, 47)))
     values = json.loads((tmp_path / "deep" / "net.stablehlo.json").read_text())
     assert values["class_names"] == list(SYNTHETIC.class_names)
@@ -120,7 +122,9 @@ def test_a_json_file_describes_input_and_output(network, tmp_path):
     assert values["input"]["dtype"] == "float32"
     assert "0-255" in values["input"]["contents"]
     assert values["output"] == {"shape": ["batch", 33, 47, 6], "dtype": "float32", "contents": "logits"}
-    assert values["feeding"] == {"protocol": "whole", "image_size": [33, 47]}
+    assert values["feeding"] == {
+        "protocol": "whole", "image_size": [33, 47], "eval.flip": True, "eval.scales": [0.5, 1.0],
+    }  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["net.stablehlo", "net.stablehlo.json"]
 
 

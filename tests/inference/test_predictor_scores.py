@@ -73,6 +73,29 @@ def test_predicted_labels_have_the_scores_of_evaluation(workdir, photos, protoco
         assert scored["per_class_iou"][name] == pytest.approx(iou, abs=2e-3), name
 
 
+@pytest.mark.parametrize("views", [{}, {"scales": (0.75, 1.0), "flip": True}], ids=["one", "views"])
+def test_blended_windows_have_the_scores_of_predicted_masks_in_every_digit(workdir, photos, views):
+    config = layout.read_config(workdir)
+    config.data.name, config.data.data_dir, config.mesh.data = "folder", str(photos), 1
+    fields = {"protocol": "windows", "window": (24, 24), "window_average": "blended", "ignored_pixels": "exclude"}
+    config.eval.update(**fields, **views)
+    scored = evaluate(workdir, config=config, split="val")
+
+    predictor = Predictor.from_pretrained(workdir, window=(24, 24), **views)  # as `predict --window` does
+    same = Predictor.from_pretrained(workdir, config=config, **views)
+    source = data.open_source("folder", "val", data_dir=photos)
+    confusion = np.zeros((SYNTHETIC.num_classes,) * 2, np.int64)
+    for i in range(len(source)):
+        image = images.decode_image(source[i]["image"], "")
+        truth = images.decode_mask(source[i]["label"], "")
+        predicted = predictor(image).label_map
+        np.testing.assert_array_equal(same(image).label_map, predicted)
+        counted = truth != IGNORE_LABEL
+        np.add.at(confusion, (truth[counted], predicted[counted]), 1)
+    own = metrics.scores(confusion, SYNTHETIC.class_names)
+    assert {name: scored[name] for name in own} == own
+
+
 def test_an_image_larger_than_the_evaluation_size_is_scaled_down_and_labeled_at_its_own_size(workdir):
     config = layout.read_config(workdir)
     config.eval.protocol, config.eval.image_size = "whole", (65, 65)

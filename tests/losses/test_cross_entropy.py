@@ -8,7 +8,7 @@ import scipy.special
 
 from deeplab_jax.config import base_config
 from deeplab_jax.errors import UserError
-from deeplab_jax.losses import keras_categorical_cross_entropy, make_loss, softmax_cross_entropy
+from deeplab_jax.losses import keras_categorical_cross_entropy, make_loss, softmax_cross_entropy, softmax_focal
 
 BOTH = pytest.mark.parametrize("loss", [softmax_cross_entropy, keras_categorical_cross_entropy])
 WEIGHTS = (1.0, 0.5, 0.0, 2.0, 3.0)
@@ -213,3 +213,14 @@ def test_a_student_that_agrees_with_its_teacher_has_no_gradient(float64):
     compute = make_loss(config(teacher_weight=1.0), num_classes=5)
     gradient = jax.grad(lambda x: compute(x, labels, teacher_logits=logits)[0])(logits)
     np.testing.assert_allclose(gradient, 0, atol=1e-15)  # differences of numbers below 1
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_the_focal_loss_of_the_softmax_is_that_of_its_formula(float64, gamma):
+    logits, labels = batch(dtype=np.float64)
+    x, y = np.asarray(logits), np.asarray(labels)
+    p = np.exp(x) / np.exp(x).sum(axis=-1, keepdims=True)
+    p = np.take_along_axis(p, np.minimum(y, x.shape[-1] - 1)[..., None].astype(int), axis=-1)[..., 0][y != 255]
+    total, count = softmax_focal(logits, labels, gamma=gamma)
+    assert count == (y != 255).sum()
+    np.testing.assert_allclose(total, np.sum(-((1 - p) ** gamma) * np.log(p)), rtol=1e-12)  # float64 in another order

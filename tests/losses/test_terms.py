@@ -95,7 +95,7 @@ def test_no_labels_and_extreme_logits_give_finite_values_and_narrow_logits_those
     assert total == compute(narrow.astype(jnp.float32), labels, exists)[0]
 
 
-@pytest.mark.parametrize("terms", ["dice", "lovasz", "focal", "jaccard", "binary_cross_entropy"])
+@pytest.mark.parametrize("terms", ["dice", "lovasz", "focal", "softmax_focal", "jaccard", "binary_cross_entropy"])
 def test_a_certain_prediction_has_no_loss_where_it_is_right(terms):
     compute = compiled(terms, WEIGHTS)
     labels = jnp.asarray(np.random.default_rng(0).integers(0, 5, (2, 4, 6)), jnp.uint8)

@@ -46,6 +46,7 @@ def test_saving_twice_gives_the_same_bytes(network, folder, tmp_path):
 
 def test_what_changes_the_view_of_an_image_is_saved(network, tmp_path):
     feeding = {"eval.window_stride": (8, 16), "eval.window_average": "probabilities", "data.antialias": True}
+    feeding |= {"eval.scales": (0.5, 1.0), "eval.flip": True, "eval.ignored_pixels": "background"}
     windows = dataclasses.replace(network, protocol="windows", image_size=(24, 32), feeding=feeding)
     bundle.save(windows, tmp_path / "net")
     config = preset_config(load(tmp_path / "net"))

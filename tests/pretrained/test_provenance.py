@@ -200,7 +200,9 @@ def test_a_run_records_its_data_day_and_scores(workdir, caplog):
     (workdir / "metrics.json").write_text(json.dumps(metrics | {"config": evaluation}))
     assert "; protocol windows at 24x16; " in load(workdir).provenance.scores[0].protocol
     (workdir / "metrics.json").write_text(json.dumps(metrics | {"step": metrics["step"] - 1}))
-    assert load(workdir).provenance.scores == ()  # scores of another checkpoint
+    assert load(workdir).provenance.scores == facts.scores  # those during training: the file is of another checkpoint
+    (workdir / "metrics.jsonl").unlink()
+    assert load(workdir).provenance.scores == ()
     (workdir / "metrics.json").write_text(json.dumps(metrics | {"config": {}}))
     assert load(workdir).provenance.scores == ()
     assert caplog.messages[-1].startswith(f"the scores in {workdir / 'metrics.json'} are left out, since the file is ")

@@ -243,7 +243,14 @@ def test_reports_that_an_evaluation_cut_short_are_joined(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps({"step": step, "loss": value}) + "\n" for step, value in values.items()))
     (line,) = visualization.plot_curves(path).axes[0].lines
-    np.testing.assert_allclose(line.get_xydata(), [[10, 2.0], [20, 1.0], [30, 0.6], [40, 0.5]], rtol=1e-12)
+    np.testing.assert_allclose(line.get_xydata(), [[10, 2.0], [20, 1.0], [30, 0.6], [42, 5.2 / 12]], rtol=1e-12)
+
+
+def test_a_run_of_one_short_report_is_drawn(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 4, "loss": 2.0}\n')
+    (line,) = visualization.plot_curves(path).axes[0].lines
+    assert line.get_xydata().tolist() == [[4, 2.0]]
 
 
 def test_curves_need_a_metrics_file(tmp_path):

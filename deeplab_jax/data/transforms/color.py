@@ -1,10 +1,11 @@
-"""Transforms of the colors of 8-bit RGB images. They leave labels alone."""
+"""Transforms of the colors of 8-bit RGB images, and blur, which takes images of any kind. They leave labels alone."""
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 
 ImageArray = UInt8[np.ndarray, "height width 3"]
+AnyImageArray = Shaped[np.ndarray, "height width channels"]
 
 _HUES = 180  # of OpenCV's 8-bit HSV: two degrees each
 
@@ -101,6 +102,7 @@ def random_grayscale(image: ImageArray, rng: np.random.Generator, *, share: floa
 
 
 def random_blur(image: ImageArray, rng: np.random.Generator, *, sigma: int | float) -> ImageArray:
+def random_blur(image: AnyImageArray, rng: np.random.Generator, *, sigma: int | float) -> AnyImageArray:
     """Blurs with a Gaussian, with probability one half.
 
     Args:
@@ -110,4 +112,5 @@ def random_blur(image: ImageArray, rng: np.random.Generator, *, sigma: int | flo
     """
     if rng.random() >= 0.5:
         return image
-    return cv2.GaussianBlur(image, (0, 0), sigma * (1 - rng.random()))  # never 0, which OpenCV does not take
+    blurred = cv2.GaussianBlur(image, (0, 0), sigma * (1 - rng.random()))  # never 0, which OpenCV does not take
+    return blurred.reshape(image.shape)  # OpenCV drops the axis of a single channel

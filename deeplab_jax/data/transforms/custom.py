@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import difflib
 import importlib
 import os
 import sys
@@ -22,6 +23,7 @@ from deeplab_jax.labels import IGNORE_LABEL
 Transform = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 _registered: dict[str, Transform] = {}
+_SUGGESTED = 3  # functions in an error message
 
 
 def register_transform(name: str, function: Transform) -> Transform:
@@ -127,7 +129,9 @@ def find_transform(name: str) -> Transform:
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        hint = suggest(function_name, functions) if functions else ""
+        # A module can have hundreds.
+        nearest = difflib.get_close_matches(function_name, functions, n=_SUGGESTED, cutoff=0)
+        hint = suggest(function_name, nearest) if nearest else ""
         raise UserError(f"data.transform={name!r}: {module_name} has no function {function_name!r}{hint}")
     return function
 
