@@ -101,7 +101,6 @@ def random_grayscale(image: ImageArray, rng: np.random.Generator, *, share: floa
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
-def random_blur(image: ImageArray, rng: np.random.Generator, *, sigma: int | float) -> ImageArray:
 def random_blur(image: AnyImageArray, rng: np.random.Generator, *, sigma: int | float) -> AnyImageArray:
     """Blurs with a Gaussian, with probability one half.
 
