@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command and exits.
 
     Exit codes: 0 on success; 1 for a user's mistake, for an unexpected error, or if a process of a distributed run
-    died; 2 for an invalid command line; 75 if SIGTERM stopped training after the state was saved; 130 for Ctrl-C; 129
+    died; 2 for an invalid command line; 75 if SIGTERM stopped the command after it saved what it had done; 130 for Ctrl-C; 129
     for a closed terminal.
 
     Args:
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except (UserError, UsageError) as error:
             exits.fail(error, error.EXIT_CODE)
         except Preempted as stopped:
-            exits.report(f"{stopped}; run the same command again to resume")
+            exits.report(f"{stopped}; {stopped.resume}")
             sys.exit(stopped.exit_code)
         except KeyboardInterrupt:
             trains = argv[:1] == ["train"] or argv[:2] == ["papers", "run"]
