@@ -162,14 +162,14 @@ def predict_paths(
             write(each.image, each.prediction.label_map, predictor.label_set, targets)
         return each
 
-    report = FilesReport([], {})
-    count = 0
+    report, num_left = FilesReport([], {}), len(paths)
     todo = itertools.takewhile(lambda path: preemption is None or not preemption.is_requested, paths)
     with (
         contextlib.closing(predictor.label_items(todo, read)) as labeled,
         contextlib.closing(map_ahead(write_results, labeled, num_pixels=lambda each: each.num_pixels)) as done,
     ):
-        for count, each in enumerate(progress.track(done, "predict", len(paths)), start=1):
+        for each in progress.track(done, "predict", len(paths)):
+            num_left -= 1
             if preemption is not None:
                 preemption.is_saved = False  # from now on, images in flight would be lost
             if each.error is None:
@@ -180,7 +180,7 @@ def predict_paths(
                 logger.warning("%s", each.error)
     if preemption is not None:
         preemption.is_saved = True
-    return dataclasses.replace(report, num_left=len(paths) - count)
+    return dataclasses.replace(report, num_left=num_left)
 
 
 def describe_failures(failed: Mapping[object, str], total: int) -> str:

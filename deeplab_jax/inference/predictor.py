@@ -198,9 +198,7 @@ class Predictor:
         if self._window is not None:
             prediction = self._slide(image, _kind(confidence, probabilities))
         else:
-            ((arrays),) = self._computation.start(
-                [self._computation.fit(image)], _kind(confidence, probabilities)
-            )()
+            ((arrays),) = self._computation.start([self._computation.fit(image)], _kind(confidence, probabilities))()
             prediction = self._prediction(*arrays)
         return _without_confidence(prediction) if probabilities and not confidence else prediction
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import config as config_lib
 from deeplab_jax import data
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import read_json, write_json
+from deeplab_jax.files import DIGESTS_FILE, file_digest, read_json, write_json
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import processes
 
@@ -67,6 +67,14 @@ def write_config(
     write_json(workdir / _CONFIG_FILE, config_lib.to_saved(config))
     write_json(workdir / _LABELS_FILE, {"class_names": label_set.class_names, "palette": label_set.palette})
     write_json(workdir / DATA_FILE, fingerprints)
+
+
+def checkpoint_digest(workdir: pathlib.Path, step: int) -> str | None:
+    """Returns a digest of the content of a checkpoint; None if a training has removed it."""
+    try:
+        return file_digest(workdir / CHECKPOINTS / str(step) / DIGESTS_FILE)
+    except OSError:
+        return None
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
