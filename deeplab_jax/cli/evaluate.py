@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # `--report` without a folder; every path is one that a user may give.
 _IN_WORKDIR = True
 
+_AGAIN = "run the same command again"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
     malloc.prepare_jax()  # before anything creates JAX's backend
     compilation_cache.enable()
-    launch.join_processes(args, parse_config(args.config_arguments, base=config_lib.base_config()))
+    launch.join_processes(args, parse_config(args.config_arguments, base=config_lib.base_config()), resume=_AGAIN)
     from deeplab_jax import pretrained
     from deeplab_jax.workdir import layout
 

@@ -94,7 +94,8 @@ def run(args: argparse.Namespace) -> None:
     from deeplab_jax.config import base_config
 
     compilation_cache.enable()
-    launch.join_processes(args, parse_config(args.config_arguments, base=base_config()))
+    config = parse_config(args.config_arguments, base=base_config())
+    launch.join_processes(args, config, resume=_how_to_resume(args))
     from deeplab_jax.files import create_folder
     from deeplab_jax.inference import files
     from deeplab_jax.parallel import processes
@@ -163,9 +164,7 @@ def _predict_images(
     from deeplab_jax.inference import files
     from deeplab_jax.parallel import processes
 
-    rest = "run the same command again to predict the rest"
-    if not args.skip_existing:
-        rest = f"add --skip-existing to the command{' in place of --overwrite' if args.overwrite else ''} to continue"
+    rest = _how_to_resume(args)
     own = {path: paths[path] for path in processes.share(list(paths))}
     options = {"finishing": "finishing the images that have been read", "agrees": False}
     with exits.notice_signals(f"; {rest}", **options) as preemption:
@@ -182,6 +181,12 @@ def _predict_images(
         done = len(paths) - report.num_left
         raise preemption.stopped(f"after {done} of {len(paths)} images, whose results are written", resume=rest)
     return report
+
+
+def _how_to_resume(args: argparse.Namespace) -> str:
+    if args.skip_existing:
+        return "run the same command again to predict the rest"
+    return f"add --skip-existing to the command{' in place of --overwrite' if args.overwrite else ''} to continue"
 
 
 def _video_paths(

@@ -191,7 +191,7 @@ class Computation:
 
     def _put(self, arrays):
         """Starts to copy arrays of a batch to the devices, while these may compute the previous batch."""
-        return arrays if self._split is None else jax.device_put(arrays, self._split)
+        return jax.tree.map(jnp.asarray, arrays) if self._split is None else jax.device_put(arrays, self._split)
 
     def _on_each_device(self, function: Callable, first: int) -> Callable:
         """Makes each device call a function with its own images. The arguments before `first` are not split."""

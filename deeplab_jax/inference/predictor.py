@@ -198,7 +198,7 @@ class Predictor:
         if self._window is not None:
             prediction = self._slide(image, _kind(confidence, probabilities))
         else:
-            ((arrays),) = self._computation.start([self._computation.fit(image)], _kind(confidence, probabilities))()
+            (arrays,) = self._computation.start([self._computation.fit(image)], _kind(confidence, probabilities))()
             prediction = self._prediction(*arrays)
         return _without_confidence(prediction) if probabilities and not confidence else prediction
 
@@ -345,7 +345,7 @@ class Predictor:
             fitted = self._computation.fit(frame)
             logits = self._computation.logits([fitted])
             state = logits.views if state is None else mix(logits.views, state)
-            ((arrays),) = self._computation.reduce(dataclasses.replace(logits, views=state), [fitted], "labels")()
+            (arrays,) = self._computation.reduce(dataclasses.replace(logits, views=state), [fitted], "labels")()
             return self._prediction(*arrays).label_map
 
         return label_frame
