@@ -48,7 +48,7 @@ class Fitted:
 
     @property
     def shapes(self) -> Hashable:
-        """What the images of one batch have in common: they run the same compiled programs."""
+        """The key of a batch: images of equal shapes run the same compiled programs."""
         return self.canvas, tuple((view.shape, view.dtype.str) for view in self.views)
 
     @property

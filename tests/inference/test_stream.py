@@ -140,7 +140,7 @@ def test_large_images_do_not_wait(monkeypatch):
     computation = Recorder()
     labeled = labels_of(computation, [WIDE] + [(64, 64)] * 20, batch_size=8)
     assert next(labeled).item == (0, WIDE)
-    assert len(computation.batches()) < 6  # of the twenty
+    assert len(computation.batches()) < 6
 
 
 def test_the_caller_is_given_results_while_threads_work_ahead():

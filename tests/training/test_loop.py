@@ -45,7 +45,7 @@ def final_state(workdir):
         return jax.device_get(checkpoints.saved_variables())
 
 
-# What the straight run does: ("copy", step) when it starts to copy a batch to the device, and ("wait", step) when it
+# The events of the straight run: ("copy", step) when it starts to copy a batch to the device, and ("wait", step) when it
 # waits for the result of a step.
 EVENTS: list[tuple[str, int]] = []
 
