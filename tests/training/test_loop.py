@@ -45,8 +45,8 @@ def final_state(workdir):
         return jax.device_get(checkpoints.saved_variables())
 
 
-# The events of the straight run: ("copy", step) when it starts to copy a batch to the device, and ("wait", step) when it
-# waits for the result of a step.
+# The events of the straight run: ("copy", step) when it starts to copy a batch to the device, and ("wait", step) when
+# it waits for the result of a step.
 EVENTS: list[tuple[str, int]] = []
 
 
