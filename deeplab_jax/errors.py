@@ -21,18 +21,21 @@ class UsageError(Exception):
 
 
 class Preempted(Exception):
-    """A signal stopped training, which has saved its state. Running the same command again resumes it.
+    """A signal stopped training, an evaluation or a prediction, which has saved what it has done.
 
     Attributes:
       exit_code: one of `EXIT_CODES`, by the signal.
+      resume: how to continue.
     """
 
     EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h: try again
     EXIT_CODES = {"SIGTERM": EXIT_CODE, "SIGINT": 130, "SIGHUP": 129}  # the others as shells report them
 
-    def __init__(self, message: str, exit_code: int = EXIT_CODE):
+    RESUME = "run the same command again to resume"
+
+    def __init__(self, message: str, exit_code: int = EXIT_CODE, resume: str = RESUME):
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code, self.resume = exit_code, resume
 
 
 _PERMISSIONS = "check the permissions of the file and of its folder"

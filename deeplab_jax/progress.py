@@ -87,11 +87,14 @@ def bar(
             _display = None
 
 
-def track(items: Iterable[_T], description: str, total: int | None = None) -> Iterator[_T]:
-    """Yields `items` and advances a bar by one for each. `total` defaults to `len(items)` if there is one."""
+def track(items: Iterable[_T], description: str, total: int | None = None, *, completed: int = 0) -> Iterator[_T]:
+    """Yields `items` and advances a bar by one for each. `total` defaults to `len(items)` if there is one.
+
+    `completed` is the number of items before these.
+    """
     if total is None and hasattr(items, "__len__"):
         total = len(items)
-    with bar(description, total) as shown:
+    with bar(description, total, completed=completed) as shown:
         for item in items:
             yield item
             shown.advance()

@@ -1,11 +1,7 @@
 """`deeplab-jax evaluate`."""
 
 import argparse
-import contextlib
-import os
 import pathlib
-import signal
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from deeplab_jax.cli import arguments, exits, launch, malloc
@@ -18,10 +14,13 @@ if TYPE_CHECKING:
 
     from deeplab_jax.evaluation.report import Result
     from deeplab_jax.labels import LabelSet
+    from deeplab_jax.parallel.preemption import Preemption
     from deeplab_jax.pretrained import PretrainedNetwork
 
 # `--report` without a folder; every path is one that a user may give.
 _IN_WORKDIR = True
+
+_AGAIN = "run the same command again"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
 
     malloc.prepare_jax()  # before anything creates JAX's backend
     compilation_cache.enable()
-    launch.join_processes(args, parse_config(args.config_arguments, base=config_lib.base_config()))
+    launch.join_processes(args, parse_config(args.config_arguments, base=config_lib.base_config()), resume=_AGAIN)
     from deeplab_jax import pretrained
     from deeplab_jax.workdir import layout
 
@@ -75,8 +74,8 @@ def run(args: argparse.Namespace) -> None:
         config.data.name = args.data
     if args.data_dir is not None:
         config.data.data_dir = str(args.data_dir)
-    with _end_on_signals():
-        _evaluate(args, config, network)
+    with exits.notice_signals(finishing="finishing this batch and saving the counts") as preemption:
+        _evaluate(args, config, network, preemption)
 
 
 def _check_report(args: argparse.Namespace) -> None:
@@ -91,29 +90,19 @@ def _check_report(args: argparse.Namespace) -> None:
         check_new_folder(args.report)
 
 
-@contextlib.contextmanager
-def _end_on_signals() -> Iterator[None]:
-    """Makes signals end the evaluation at once. In a run of several processes, the launcher reports them."""
-    if exits.SUPERVISED not in os.environ:
-        with exits.notice_signals():
-            yield
-        return
-    # JAX's coordination service has taken SIGTERM, and only a training asks it for signals.
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _evaluate(args: argparse.Namespace, config: "ConfigDict", network: "PretrainedNetwork | None") -> None:
+def _evaluate(
+    args: argparse.Namespace,
+    config: "ConfigDict",
+    network: "PretrainedNetwork | None",
+    preemption: "Preemption",
+) -> None:
     from deeplab_jax.cli import output
     from deeplab_jax.errors import UserError
     from deeplab_jax.evaluation.details import NUM_WORST
     from deeplab_jax.evaluation.evaluator import evaluate_network, evaluate_workdir
     from deeplab_jax.parallel import processes
 
-    options = {"config": config, "split": args.split}
+    options = {"config": config, "split": args.split, "preemption": preemption}
     if args.report is not None:
         options["num_worst"] = args.worst or NUM_WORST
     if network is None:

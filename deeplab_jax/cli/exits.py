@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:  # `--help` does not import JAX
     from deeplab_jax.parallel.preemption import Preemption
@@ -32,11 +32,14 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def notice_signals(advice: str = "") -> "Preemption":
+def notice_signals(advice: str = "", **options: Any) -> "Preemption":
     """Returns a context manager that notices signals, even while the main thread compiles or computes.
 
-    If nothing would be lost, or after a second Ctrl-C, it reports the signal and ends the process. `advice` is the end
-    of that line.
+    If nothing would be lost, or after a second Ctrl-C, it reports the signal and ends the process.
+
+    Args:
+      advice: the end of that line.
+      **options: see `Preemption`.
     """
     from deeplab_jax.cli.logging_setup import console
     from deeplab_jax.parallel.preemption import Preemption
@@ -46,7 +49,7 @@ def notice_signals(advice: str = "") -> "Preemption":
         report(f"{line}{advice}")
         exit_at_once(code)
 
-    return Preemption(end=end)
+    return Preemption(end=end, **options)
 
 
 def exit_at_once(code: int) -> NoReturn:

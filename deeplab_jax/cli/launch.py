@@ -28,11 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def join_processes(args: argparse.Namespace, config: "ConfigDict") -> None:
+def join_processes(args: argparse.Namespace, config: "ConfigDict", *, resume: str | None = None) -> None:
     """Makes this process one of several if the command line asks for it. Call this before a device is used.
 
     The process that the user started becomes the parent of the one that does the work, or of all `--local-processes`.
     It does not return: it exits when they have ended.
+
+    Args:
+      args: the arguments of `add_arguments`.
+      config: how long to wait for other processes.
+      resume: how to continue after a process was killed (default: as a training does).
 
     Raises:
       UsageError: the arguments contradict each other.
@@ -63,7 +68,8 @@ def join_processes(args: argparse.Namespace, config: "ConfigDict") -> None:
 
         command = [sys.executable, "-m", "deeplab_jax", *args.argv]
         launches = [[]] if args.local_processes is None else launcher.local_launches(args.local_processes)
-        code, line = launcher.run([[*command, *launch] for launch in launches], {exits.SUPERVISED: "1"})
+        commands = [[*command, *launch] for launch in launches]
+        code, line = launcher.run(commands, {exits.SUPERVISED: "1"}, resume=resume or launcher.RESUME)
         if line is not None:
             exits.fail(line, code)
         sys.exit(code)

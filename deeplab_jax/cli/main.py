@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command and exits.
 
     Exit codes: 0 on success; 1 for a user's mistake, for an unexpected error, or if a process of a distributed run
-    died; 2 for an invalid command line; 75 if SIGTERM stopped training after the state was saved; 130 for Ctrl-C; 129
-    for a closed terminal.
+    died; 2 for an invalid command line; 75 if SIGTERM stopped the command after it saved what it had done; 130 for
+    Ctrl-C; 129 for a closed terminal.
 
     Args:
       argv: the command line without the program's name (default: this process's).
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except (UserError, UsageError) as error:
             exits.fail(error, error.EXIT_CODE)
         except Preempted as stopped:
-            exits.report(f"{stopped}; run the same command again to resume")
+            exits.report(f"{stopped}; {stopped.resume}")
             sys.exit(stopped.exit_code)
         except KeyboardInterrupt:
             trains = argv[:1] in (["train"], ["sweep"]) or argv[:2] == ["papers", "run"]

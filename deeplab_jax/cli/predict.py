@@ -6,13 +6,13 @@ import logging
 import pathlib
 from typing import TYPE_CHECKING
 
-from deeplab_jax.cli import arguments, exits
+from deeplab_jax.cli import arguments, exits, launch
 from deeplab_jax.cli.command import Command
 from deeplab_jax.cli.names import CODECS, SUBMISSIONS, VIDEO_SUFFIXES
 from deeplab_jax.errors import UsageError, UserError
 
 if TYPE_CHECKING:
-    from deeplab_jax.inference.files import Existing
+    from deeplab_jax.inference.files import Existing, FilesReport, ResultPaths, Writer
     from deeplab_jax.inference.predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="predict only these classes (default: all)",
     )
     parser.add_argument(
+        "--batch-size",
+        type=arguments.count,
+        metavar="N",
+        help="images that each device computes together (default: 1 on CPUs, up to 16 on accelerators)",
+    )
+    parser.add_argument(
         "--submission",
         choices=SUBMISSIONS,
         help="instead of masks and overlays, write the files that this benchmark's server scores",
@@ -69,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=CODECS[0],
         help="mpeg4 is fast and for players, vp9 is slow and for browsers (default: %(default)s)",
     )
+    launch.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -83,16 +90,23 @@ def run(args: argparse.Namespace) -> None:
     if args.submission is not None and sources:
         raise UsageError("--submission takes images, but a video or camera is given")
     from deeplab_jax.cli import compilation_cache
-    from deeplab_jax.files import create_folder
-    from deeplab_jax.inference import files
+    from deeplab_jax.cli.config_flags import parse_config
+    from deeplab_jax.config import base_config
 
     compilation_cache.enable()
+    config = parse_config(args.config_arguments, base=base_config())
+    launch.join_processes(args, config, resume=_how_to_resume(args))
+    from deeplab_jax.files import create_folder
+    from deeplab_jax.inference import files
+    from deeplab_jax.parallel import processes
+
     existing = "skip" if args.skip_existing else "overwrite" if args.overwrite else "refuse"
     if args.submission is not None:
         _predict_submission(args, images, existing)
         return
     paths = files.result_paths(images, args.output, existing=existing)
     targets = _video_paths(sources, args.output, existing)
+    processes.check_same_files([*paths, *targets])
     if not paths and not targets:
         logger.info("Nothing to do: all results exist in %s", args.output)
         return
@@ -100,19 +114,19 @@ def run(args: argparse.Namespace) -> None:
     create_folder(args.output, "--output")
     failed = {}
     if paths:
-        report = files.predict_paths(
-            predictor, paths, max_pixels=arguments.max_pixels(args), value_range=args.value_range
-        )
+        report = _predict_images(predictor, paths, args)
         failed |= report.failed
         if report.written:
             logger.info("Wrote %d masks and overlays to %s", len(report.written) // 2, args.output)
-    for source, target in targets.items():
+    own = {}
+    for source in processes.share(list(targets)):
         try:
-            _predict_video(predictor, source, target, args)
+            _predict_video(predictor, source, targets[source], args)
         except UserError as error:
-            failed[source] = str(error)
+            own[str(source)] = str(error)
             if len(targets) > 1 or paths:
                 logger.warning("%s", error)
+    failed |= {source: reason for part in processes.gather(own) for source, reason in part.items()}
     if failed:
         raise UserError(files.describe_failures(failed, len(paths) + len(targets)))
 
@@ -120,24 +134,59 @@ def run(args: argparse.Namespace) -> None:
 def _predict_submission(args: argparse.Namespace, images: list[pathlib.Path], existing: "Existing") -> None:
     from deeplab_jax.inference import files
     from deeplab_jax.inference.submission import SUBMISSIONS as FORMATS
+    from deeplab_jax.parallel import processes
 
     submission = FORMATS[args.submission]
     paths = submission.paths(images, args.output, existing=existing)
+    processes.check_same_files(list(paths))
     if not paths:
         logger.info("Nothing to do: all results exist in %s", args.output)
         return
     predictor = _load_predictor(args)
     submission.check_classes(predictor.label_set)
-    max_pixels = None if args.max_megapixels is None else args.max_megapixels * 10**6
-    report = files.predict_paths(
-        predictor, paths, max_pixels=max_pixels, value_range=args.value_range, write=submission.write
-    )
+    report = _predict_images(predictor, paths, args, write=submission.write)
     if report.failed:
         raise UserError(files.describe_failures(report.failed, len(paths)))
     logger.info(
         "Wrote %d files for %s to %s; pack the contents of this folder", len(report.written), submission.benchmark,
         args.output,
     )  # fmt: skip
+
+
+def _predict_images(
+    predictor: "Predictor", paths: "ResultPaths", args: argparse.Namespace, write: "Writer | None" = None
+) -> "FilesReport":
+    """Predicts this process's share of the images; returns the reports of all processes in one.
+
+    Raises:
+      Preempted: a signal stopped a process, after the images it had read.
+    """
+    from deeplab_jax.inference import files
+    from deeplab_jax.parallel import processes
+
+    rest = _how_to_resume(args)
+    own = {path: paths[path] for path in processes.share(list(paths))}
+    options = {"finishing": "finishing the images that have been read", "agrees": False}
+    with exits.notice_signals(f"; {rest}", **options) as preemption:
+        report = files.predict_paths(
+            predictor,
+            own,
+            max_pixels=arguments.max_pixels(args),
+            value_range=args.value_range,
+            write=write,
+            preemption=preemption,
+        )
+        report = files.merge_reports(processes.gather(report.to_json()))
+    if report.num_left:
+        done = len(paths) - report.num_left
+        raise preemption.stopped(f"after {done} of {len(paths)} images, whose results are written", resume=rest)
+    return report
+
+
+def _how_to_resume(args: argparse.Namespace) -> str:
+    if args.skip_existing:
+        return "run the same command again to predict the rest"
+    return f"add --skip-existing to the command{' in place of --overwrite' if args.overwrite else ''} to continue"
 
 
 def _video_paths(
@@ -180,6 +229,7 @@ def _load_predictor(args: argparse.Namespace) -> "Predictor":
         classes=args.classes,
         flip=args.flip or config.eval.flip,
         scales=args.scales or tuple(config.eval.scales),
+        batch_size=args.batch_size,
     )
 
 

@@ -24,6 +24,7 @@ def eval_batches(
     scales: Sequence[int | float] = (1.0,),
     sizes: Sequence[Size] | None = None,
     workers: int = 0,
+    first_batch: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[dict[str, Any]]:
@@ -41,6 +42,7 @@ def eval_batches(
         evaluation step.
       sizes: `label_sizes(source)`, which a `ViewProtocol` needs; None reads them.
       workers: number of data worker processes; 0 uses threads of this one.
+      first_batch: number of batches to leave out at the beginning.
       process_index: index of this process.
       process_count: number of processes in the run.
 
@@ -60,7 +62,7 @@ def eval_batches(
         num_batches = len(example.canvases)
     else:
         example, num_batches = _EvalExample(source, protocol), math.ceil(len(source) / count)
-    indices = positions(num_batches * count)[process_index::process_count]
+    indices = positions(num_batches * count)[first_batch * count + process_index :: process_count]
     return stream(indices.map(example).batch(batch_size, drop_remainder=True, batch_fn=_collate), workers)
 
 

@@ -6,7 +6,6 @@ import io
 import os
 import pathlib
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from deeplab_jax.data import pixel_values, tiff
+from deeplab_jax.data import decoder_warnings, pixel_values, tiff
 from deeplab_jax.data.image_files import HEIC_SUFFIXES, IMAGE_FORMATS
 from deeplab_jax.data.pixel_values import ValueRange
 from deeplab_jax.errors import UserError
@@ -283,8 +282,7 @@ def load(
 def _name_image(path: object) -> Iterator[None]:
     """Translates the exceptions of decoders into one line that names the image."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # odd EXIF in real photos
+        with decoder_warnings.ignore():  # odd EXIF in real photos
             yield
     except (UserError, MemoryError):
         raise
@@ -339,8 +337,7 @@ def _open_header(
             # Given a path, Pillow maps the file into memory, where it mixes up the rows of rotated TIFFs, and where a
             # file that becomes shorter ends the process.
             file = stack.enter_context(file.open("rb"))
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        stack.enter_context(decoder_warnings.ignore())
         try:
             image = stack.enter_context(Image.open(file, formats=formats))
         except Image.DecompressionBombError:

@@ -147,7 +147,7 @@ class Details:
         """Adds the images of all other processes. A collective operation: every process calls it once, at the end."""
         if jax.process_count() == 1:
             return
-        parts = [self._from_json(part) for part in processes.gather(self._to_json())]
+        parts = [self._from_json(part) for part in processes.gather(self.to_json())]
         self.boundary = functools.reduce(operator.add, [part.boundary for part in parts])
         self.trimaps = {
             name: functools.reduce(operator.add, [part.trimaps[name] for part in parts]) for name in TRIMAPS
@@ -157,25 +157,30 @@ class Details:
         worst = [image for part in parts for image in part.worst]
         self.worst = sorted(worst, key=operator.attrgetter("score"))[: self._num_worst]
 
-    def _to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
+        """Returns the details of the images added so far as values that JSON holds without loss."""
         return {
             "boundary": self.boundary.to_json(),
             "trimaps": {name: counts.to_json() for name, counts in self.trimaps.items()},
             "calibration": self.calibration.to_json(),
             "images": [dataclasses.astuple(score) for score in self.images],
             "worst": [
-                [dataclasses.astuple(each.score), *map(_encode, (each.image, each.label, each.prediction))]
+                [dataclasses.astuple(each.score), *map(encode_array, (each.image, each.label, each.prediction))]
                 for each in self.worst
             ],
         }
 
+    def restore(self, values: dict[str, Any]) -> None:
+        """Sets the details to the values that `to_json` returned."""
+        self.boundary = ClassCounts.from_json(values["boundary"])
+        self.trimaps = {name: ClassCounts.from_json(counts) for name, counts in values["trimaps"].items()}
+        self.calibration = CalibrationCounts.from_json(values["calibration"])
+        self.images = [ImageScore(*score) for score in values["images"]]
+        self.worst = [WorstImage(ImageScore(*score), *map(decode_array, arrays)) for score, *arrays in values["worst"]]
+
     def _from_json(self, values: dict[str, Any]) -> "Details":
         part = Details(self._num_classes)
-        part.boundary = ClassCounts.from_json(values["boundary"])
-        part.trimaps = {name: ClassCounts.from_json(counts) for name, counts in values["trimaps"].items()}
-        part.calibration = CalibrationCounts.from_json(values["calibration"])
-        part.images = [ImageScore(*score) for score in values["images"]]
-        part.worst = [WorstImage(ImageScore(*score), *map(_decode, arrays)) for score, *arrays in values["worst"]]
+        part.restore(values)
         return part
 
     def scores(self, class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -216,9 +221,11 @@ def _shrink(array: np.ndarray) -> np.ndarray:
     return cv2.resize(array, (width, height), interpolation=cv2.INTER_NEAREST_EXACT if nearest else cv2.INTER_AREA)
 
 
-def _encode(array: np.ndarray) -> str:
+def encode_array(array: UInt8[np.ndarray, "height width *channels"]) -> str:
+    """Encodes an image or a map of class ids as text, without loss."""
     return base64.b64encode(cv2.imencode(".png", array)[1]).decode()
 
 
-def _decode(text: str) -> np.ndarray:
+def decode_array(text: str) -> UInt8[np.ndarray, "height width *channels"]:
+    """Decodes the text that `encode_array` returned."""
     return cv2.imdecode(np.frombuffer(base64.b64decode(text), np.uint8), cv2.IMREAD_UNCHANGED)

@@ -9,7 +9,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
@@ -17,16 +16,18 @@ from deeplab_jax import data, pretrained, progress
 from deeplab_jax.data.eval_pipeline import check_labels, count_batches, label_sizes
 from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.data.view_protocols import ViewProtocol, Windows
-from deeplab_jax.errors import UserError
-from deeplab_jax.evaluation import metrics, report
+from deeplab_jax.errors import Preempted, UserError
+from deeplab_jax.evaluation import report
 from deeplab_jax.evaluation.blended_step import make_blended_step
 from deeplab_jax.evaluation.details import NUM_WORST, Details
+from deeplab_jax.evaluation.partial import EvaluationState, PartialResult, describe_evaluation
 from deeplab_jax.evaluation.step import jit_eval_step
 from deeplab_jax.files import check_new_folder, local_path
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import abstract_variables, build_for_mesh
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
+from deeplab_jax.parallel.preemption import Preemption
 from deeplab_jax.pretrained import PretrainedNetwork
 from deeplab_jax.workdir import layout
 from deeplab_jax.workdir.choice import choose_step
@@ -82,12 +83,21 @@ class Evaluator:
             data.to_rgb, value_range=config.model.value_range, channels=config.data.display_channels
         )
 
-    def __call__(self, variables: Any, *, before_batch: Callable[[], None] | None = None) -> dict[str, Any]:
+    def __call__(
+        self,
+        variables: Any,
+        *,
+        before_batch: Callable[[], None] | None = None,
+        preemption: Preemption | None = None,
+        partial: PartialResult | None = None,
+    ) -> dict[str, Any]:
         """Scores the whole split.
 
         Args:
           variables: the variables that `model.apply` takes.
           before_batch: called before each batch; it ends the evaluation by raising an exception.
+          preemption: stops the evaluation before the next batch after its signal.
+          partial: holds the state of a stopped evaluation, which is continued, and gets that of this one.
 
         Returns:
           The scores of `deeplab_jax.evaluation.metrics.scores`, `loss`, `num_images`, and `gallery`: image, label and
@@ -98,12 +108,36 @@ class Evaluator:
         Raises:
           UserError: the split has no labeled pixels.
           RuntimeError: the number of images evaluated differs from the size of the split.
+          Preempted: a signal stopped the evaluation.
         """
         label_set = self._source.label_set
-        totals, examples, previous = metrics.Totals(label_set.num_classes), [], None
-        own = len(self._source) // jax.process_count()  # this process has at least this number of examples
-        gallery, seen = sorted({i * own // GALLERY_SIZE for i in range(GALLERY_SIZE)}), 0
-        details = self._new_details()
+        state = EvaluationState(label_set.num_classes, self._new_details())
+        if partial is not None:
+            partial.load(state)
+        self._count_batches(state, variables, before_batch, preemption, partial)
+        if state.totals.num_images != len(self._source):
+            raise RuntimeError(
+                f"{state.totals.num_images} images were evaluated, but {self._source.split} has {len(self._source)}"
+            )
+        scores = state.totals.scores(label_set.class_names)
+        if scores["num_pixels"] == 0:  # `check_labels` read only images until one had labels
+            raise UserError(f"split {self._source.split} has no pixel to score: all have the ignore label")
+        scores |= {"num_images": state.totals.num_images, "gallery": state.gallery}
+        if state.details is not None:
+            state.details.gather()
+            scores |= state.details.scores(label_set.class_names)
+            scores |= {"details": state.details, "confusion": state.totals.confusion}
+        return scores
+
+    def _count_batches(
+        self,
+        state: EvaluationState,
+        variables: Any,
+        before_batch: Callable[[], None] | None,
+        preemption: Preemption | None,
+        partial: PartialResult | None,
+    ) -> None:
+        """Counts the batches that the state does not have. See `__call__` for the arguments."""
         batch_size, scales = config_lib.eval_batch_size(self._config), tuple(self._config.eval.scales)
         protocol = protocol_for(self._config)
         if isinstance(protocol, ViewProtocol):
@@ -117,39 +151,42 @@ class Evaluator:
             scales=scales,
             sizes=self._sizes,
             workers=self._config.data.workers,
+            first_batch=state.num_batches,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        total = count_batches(self._source, protocol, batch_size, scales, self._sizes)
+        first, previous = state.num_batches, None
         with contextlib.closing(batches):
-            num_batches = count_batches(self._source, protocol, batch_size, scales, self._sizes)
-            for batch in progress.track(batches, "evaluate", num_batches):
+            for index, batch in enumerate(progress.track(batches, "evaluate", total, completed=first), start=first):
                 if before_batch is not None:
                     before_batch()
+                if preemption is not None and preemption.reached(index):
+                    if previous is not None:
+                        self._add(state, *previous)
+                    raise _stopped(preemption, state, partial, total)
                 arrays = {name: value for name, value in batch.items() if name != "id"}
                 result = self._step(variables, sharding.to_global(arrays, self._mesh))
                 if previous is not None:  # read one step late, so the device is never idle
-                    _read(totals, details, *previous)
+                    self._add(state, *previous)
+                    if preemption is not None:
+                        preemption.is_saved = partial is None
                 previous = batch, result
-                count = int(np.sum(batch["valid"]))
-                shown = [position - seen for position in gallery if seen <= position < seen + count]
-                if shown:
-                    found = report.gallery_examples(batch, result["prediction"], self._draw)
-                    examples += [found[i] for i in shown]
-                seen += count
         if previous is not None:
-            _read(totals, details, *previous)
-        if totals.num_images != len(self._source):
-            raise RuntimeError(
-                f"{totals.num_images} images were evaluated, but {self._source.split} has {len(self._source)}"
-            )
-        scores = totals.scores(label_set.class_names)
-        if scores["num_pixels"] == 0:  # `check_labels` read only images until one had labels
-            raise UserError(f"split {self._source.split} has no pixel to score: all have the ignore label")
-        scores |= {"num_images": totals.num_images, "gallery": examples}
-        if details is not None:
-            details.gather()
-            scores |= details.scores(label_set.class_names) | {"details": details, "confusion": totals.confusion}
-        return scores
+            self._add(state, *previous)
+        if preemption is not None:
+            preemption.is_saved = True
+
+    def _add(self, state: EvaluationState, batch: dict[str, Any], result: dict[str, jax.Array]) -> None:
+        """Adds a batch to the state, and its examples that are due in the gallery. Waits for the step."""
+        own = len(self._source) // jax.process_count()  # this process has at least this number of examples
+        gallery = sorted({i * own // GALLERY_SIZE for i in range(GALLERY_SIZE)})
+        seen = state.num_images
+        state.add(batch, result)
+        shown = [position - seen for position in gallery if seen <= position < state.num_images]
+        if shown:
+            found = report.gallery_examples(batch, result["prediction"], self._draw)
+            state.gallery += [found[i] for i in shown]
 
     def _new_details(self) -> Details | None:
         if self._num_worst is None:
@@ -162,11 +199,16 @@ class Evaluator:
         )
 
 
-def _read(totals: metrics.Totals, details: Details | None, batch: dict[str, Any], result: dict[str, jax.Array]) -> None:
-    """Adds the result of a step. Waits for the step."""
-    totals.add(result)
-    if details is not None:
-        details.add_batch(batch, result)
+def _stopped(preemption: Preemption, state: EvaluationState, partial: PartialResult | None, total: int) -> Preempted:
+    """Saves the state if there is a place for it; returns the exception that ends the evaluation."""
+    saved = "nothing is saved"
+    if partial is not None:
+        try:
+            partial.save(state)
+            saved = f"the counts are saved in {partial.folder}"
+        except UserError as error:
+            logger.warning("the counts are not saved: %s", error)
+    return preemption.stopped(f"after {state.num_batches} of {total} batches; {saved}")
 
 
 def evaluate(
@@ -223,8 +265,12 @@ def evaluate_workdir(
     split: str | None = None,
     checkpoint: str | None = None,
     num_worst: int | None = None,
+    preemption: Preemption | None = None,
 ) -> report.Result:
-    """Scores a checkpoint of a workdir without writing anything; see `evaluate` and `Evaluator`."""
+    """Scores a checkpoint of a workdir without writing the scores; see `evaluate` and `Evaluator`.
+
+    An evaluation that a signal stops leaves its counts in the workdir, and the next one continues there.
+    """
     # Orbax takes a third of a second to import, which other networks do not need.
     from deeplab_jax.workdir.checkpoint import Checkpoints
 
@@ -239,11 +285,19 @@ def evaluate_workdir(
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
         variables = checkpoints.restore_variables(_abstract_on(mesh, model, config))
         step = checkpoints.latest_step()
+        digest = layout.checkpoint_digest(workdir, step)
     is_newest = chosen is None or chosen == max(layout.checkpoint_steps(workdir))
     if jax.process_count() == 1:  # arrays of several processes cannot be read by one
         pretrained.check_finite(variables, workdir)
-    scores = Evaluator(config, model, source, mesh, num_worst=num_worst)(variables)
     suffix = report.results_suffix(config, own_config, split=split) + ("" if is_newest else f"-checkpoint={step}")
+    partial = None
+    if digest is not None:
+        identity = describe_evaluation(config, source, checkpoint=digest, num_worst=num_worst)
+        partial = PartialResult(workdir / f"partial_evaluation{suffix}", identity)
+    evaluator = Evaluator(config, model, source, mesh, num_worst=num_worst)
+    scores = evaluator(variables, preemption=preemption, partial=partial)
+    if partial is not None:
+        partial.remove()
     return report.Result(
         str(workdir), scores, source.label_set, config, source.split, workdir=workdir, step=step, suffix=suffix
     )
@@ -256,6 +310,7 @@ def evaluate_network(
     config: ConfigDict | None = None,
     split: str | None = None,
     num_worst: int | None = None,
+    preemption: Preemption | None = None,
 ) -> report.Result:
     """Scores a loaded network without writing anything; see `evaluate` and `Evaluator`.
 
@@ -266,7 +321,7 @@ def evaluate_network(
     config = pretrained.preset_config(network) if config is None else config
     source, model, mesh = _prepare(config, network.label_set, split, whose=str(name_or_path))
     variables, _ = pretrained.merge(_abstract_on(mesh, model, config), network.variables)
-    scores = Evaluator(config, model, source, mesh, num_worst=num_worst)(variables)
+    scores = Evaluator(config, model, source, mesh, num_worst=num_worst)(variables, preemption=preemption)
     return report.Result(str(name_or_path), scores, source.label_set, config, source.split)
 
 

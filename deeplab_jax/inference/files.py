@@ -1,12 +1,14 @@
 """Prediction for image files."""
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,8 +16,11 @@ from deeplab_jax import data, progress, visualization
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import create_folder
 from deeplab_jax.inference.display import reduce_for_display
+from deeplab_jax.inference.overlap import map_ahead
 from deeplab_jax.inference.predictor import Predictor
+from deeplab_jax.inference.stream import Labeled
 from deeplab_jax.labels import LabelSet
+from deeplab_jax.parallel.preemption import Preemption
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +43,27 @@ class FilesReport:
     Attributes:
       written: the files of the first image, then of the second, and so on.
       failed: the images that could not be predicted, each with the reason.
+      num_left: number of images that were not predicted because a signal asked to stop.
     """
 
     written: list[pathlib.Path]
     failed: dict[pathlib.Path, str]
+    num_left: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as values that JSON can hold, for `merge_reports`."""
+        failed = {str(path): reason for path, reason in self.failed.items()}
+        return {"written": [str(path) for path in self.written], "failed": failed, "num_left": self.num_left}
+
+
+def merge_reports(reports: Iterable[Mapping[str, Any]]) -> FilesReport:
+    """Merges the reports of several processes, as `FilesReport.to_json` returned them."""
+    merged = FilesReport([], {})
+    for report in reports:
+        merged.written.extend(map(pathlib.Path, report["written"]))
+        merged.failed.update({pathlib.Path(path): reason for path, reason in report["failed"].items()})
+        merged = dataclasses.replace(merged, num_left=merged.num_left + report["num_left"])
+    return merged
 
 
 def predict_files(
@@ -110,35 +132,55 @@ def predict_paths(
     max_pixels: int | None = None,
     value_range: data.ValueRange | None = None,
     write: Writer | None = None,
+    preemption: Preemption | None = None,
 ) -> FilesReport:
     """Labels image files, and goes on after images that cannot be read.
+
+    Threads read the next images and write the last ones while the predictor computes, see `Predictor.map`.
 
     Args:
       predictor: the predictor.
       paths: the result of `result_paths`.
       max_pixels: see `deeplab_jax.data.read_image`.
       value_range: see `deeplab_jax.data.read_image`.
-      write: writes the files of one image; default: `write_mask_and_overlay`.
+      write: writes the files of one image; called in other threads; default: `write_mask_and_overlay`.
+      preemption: after its signal no more images are read, and those that have been read are finished.
 
     Raises:
       UserError: a result cannot be written.
     """
     if write is None:
         write = functools.partial(write_mask_and_overlay, draw=predictor.draw)
-    report = FilesReport([], {})
-    for path, targets in progress.track(paths.items(), "predict"):
-        create_folder(targets[0].parent, "--output")
-        try:
-            image = predictor.read(path, max_pixels=max_pixels, value_range=value_range)
-            label_map = predictor(image).label_map
-        except UserError as error:
-            report.failed[path] = str(error)
+
+    def read(path: pathlib.Path) -> np.ndarray | data.LazyTiff:
+        return predictor.read(path, max_pixels=max_pixels, value_range=value_range)
+
+    def write_results(each: Labeled[pathlib.Path]) -> Labeled[pathlib.Path]:
+        if each.error is None:
+            targets = paths[each.item]
+            create_folder(targets[0].parent, "--output")
+            write(each.image, each.prediction.label_map, predictor.label_set, targets)
+        return each
+
+    report, num_left = FilesReport([], {}), len(paths)
+    todo = itertools.takewhile(lambda path: preemption is None or not preemption.is_requested, paths)
+    with (
+        contextlib.closing(predictor.label_items(todo, read)) as labeled,
+        contextlib.closing(map_ahead(write_results, labeled, num_pixels=lambda each: each.num_pixels)) as done,
+    ):
+        for each in progress.track(done, "predict", len(paths)):
+            num_left -= 1
+            if preemption is not None:
+                preemption.is_saved = False  # from now on, images in flight would be lost
+            if each.error is None:
+                report.written.extend(paths[each.item])
+                continue
+            report.failed[each.item] = str(each.error)
             if len(paths) > 1:
-                logger.warning("%s", error)
-            continue
-        write(image, label_map, predictor.label_set, targets)
-        report.written.extend(targets)
-    return report
+                logger.warning("%s", each.error)
+    if preemption is not None:
+        preemption.is_saved = True
+    return dataclasses.replace(report, num_left=num_left)
 
 
 def describe_failures(failed: Mapping[object, str], total: int) -> str:

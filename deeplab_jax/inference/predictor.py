@@ -5,11 +5,10 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
@@ -17,15 +16,20 @@ from PIL import Image
 
 from deeplab_jax import config as config_lib
 from deeplab_jax import data, pretrained
-from deeplab_jax.data.view_protocols import ViewProtocol, Windows
+from deeplab_jax.data.view_protocols import Windows
 from deeplab_jax.errors import UserError
-from deeplab_jax.inference import multi_scale, sliding_window, streaming_resize
+from deeplab_jax.inference import sliding_window
+from deeplab_jax.inference.computation import Computation, Kind
 from deeplab_jax.inference.prediction import Prediction
-from deeplab_jax.inference.views import view_network
+from deeplab_jax.inference.stream import Labeled, LabelStream, slide_ahead
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import SegmentationNetwork, abstract_variables, build_model
+from deeplab_jax.parallel import mesh as mesh_lib
+from deeplab_jax.parallel import sharding
 from deeplab_jax.pretrained import DEFAULT_PRESET, PretrainedNetwork
 from deeplab_jax.workdir import layout
+
+_T = TypeVar("_T")
 
 
 class Predictor:
@@ -54,6 +58,9 @@ class Predictor:
         multiples of the output stride. Each window is seen at all scales, and overlapping probabilities are blended,
         see `sliding_window`.
       classes: names or ids of the classes to choose from (default: all). Probabilities are renormalized over them.
+      batch_size: number of images that each device computes together, if there are many of the same shape (default: 1
+        on CPUs, up to 16 on accelerators, fewer for large images). Many images are split over all devices of this
+        process. Windows are computed one by one.
 
     Attributes:
       label_set: names and colors of the network's classes.
@@ -72,6 +79,7 @@ class Predictor:
         flip: bool = False,
         window: Sequence[int] | None = None,
         classes: Sequence[str | int] | None = None,
+        batch_size: int | None = None,
     ):
         """Creates a predictor from variables on a device. See the class for the options.
 
@@ -79,6 +87,8 @@ class Predictor:
           UserError: an option is invalid, or a class does not exist.
         """
         config_lib.check_scales("scales", scales)
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"batch_size={batch_size} must be at least 1")
         if size is not None and window is not None:
             raise UserError("size and window are both set; windows see the image at its own size, so set only one")
         for name, extents in (("size", size), ("window", window)):
@@ -90,7 +100,6 @@ class Predictor:
         self.label_set = label_set
         self.pixels = data.pixels_of_model(model)
         self._display_channels = tuple(config.data.display_channels)
-        self._model, self._variables = model, variables
         self._ids = label_set.class_ids(classes)
         protocol = data.protocol_for(config)
         self._protocol = protocol if size is None else protocol.with_input_size(size)
@@ -99,17 +108,21 @@ class Predictor:
         self._window = window and sliding_window.window_size(
             window, model.output_stride, align_corners=model.align_corners
         )
-        self._scales, self._flip = tuple(scales), flip
-        self._network = jax.jit(self._apply_views)
-        self._view_network = None
-        if isinstance(self._protocol, ViewProtocol) and self._window is None:
-            self._view_network = view_network(model, self._protocol, flip=flip, coarse=True)
-        self._finish = jax.jit(self._resize_and_reduce, static_argnums=(3, 4, 5))
+        self._scales, self._flip, self._batch_size = tuple(scales), flip, batch_size
+        self._backbone, self._output_stride = model.backbone, model.output_stride
+        self._compute = functools.partial(
+            Computation, model, protocol=self._protocol, scales=self._scales, flip=flip, ids=self._ids
+        )
+        self._variables = variables
+        self._computation = self._compute(variables=variables)
+        self._split_computation: Computation | None = None  # created when many images are predicted
 
     def with_variables(self, variables: Any) -> "Predictor":
         """Returns a predictor with other variables of the same model; nothing is compiled again."""
         predictor = copy.copy(self)
         predictor._variables = variables
+        predictor._computation = self._computation.with_variables(variables)
+        predictor._split_computation = None
         return predictor
 
     def __repr__(self) -> str:
@@ -120,7 +133,7 @@ class Predictor:
             "flip": self._flip,
         }
         shown = [f"{name}={value}" for name, value in options.items() if value]
-        return f"Predictor({', '.join([self._model.backbone, f'{self.label_set.num_classes} classes', *shown])})"
+        return f"Predictor({', '.join([self._backbone, f'{self.label_set.num_classes} classes', *shown])})"
 
     @classmethod
     def from_pretrained(
@@ -177,8 +190,6 @@ class Predictor:
     ) -> Prediction | list[Prediction]:
         """Labels one image or many.
 
-        While the device computes one image, the next one is read.
-
         Args:
           images: an image, or an iterable of images of any sizes. An image is a path, a PIL image (both are rotated as
             their EXIF orientation says), or a (height, width, 3) uint8 RGB array. A 4-D array is a batch of images. A
@@ -193,19 +204,79 @@ class Predictor:
         Raises:
           UserError: one of them is not an image.
         """
-        wanted = (confidence, probabilities)
-        if isinstance(images, (str, os.PathLike, Image.Image)) or getattr(images, "ndim", 4) != 4:
-            return self._dispatch(self._as_image(images, "the image"), *wanted)()
-        predictions: list[Prediction] = []
-        finish_previous = None
-        for position, image in enumerate(images):
-            finish = self._dispatch(self._as_image(image, f"image {position}"), *wanted)
-            if finish_previous is not None:
-                predictions.append(finish_previous())
-            finish_previous = finish
-        if finish_previous is not None:
-            predictions.append(finish_previous())
-        return predictions
+        if not isinstance(images, (str, os.PathLike, Image.Image)) and getattr(images, "ndim", 4) == 4:
+            return list(self.map(images, confidence=confidence, probabilities=probabilities))
+        image = self._as_image(images, "the image")
+        if self._window is not None:
+            prediction = self._slide(image, _kind(confidence, probabilities))
+        else:
+            (arrays,) = self._computation.start([self._computation.fit(image)], _kind(confidence, probabilities))()
+            prediction = self._prediction(*arrays)
+        return _without_confidence(prediction) if probabilities and not confidence else prediction
+
+    def map(
+        self,
+        images: Iterable[data.ImageLike | data.LazyTiff],
+        *,
+        confidence: bool = False,
+        probabilities: bool = False,
+    ) -> Iterator[Prediction]:
+        """Labels many images and yields their predictions in order. Memory does not grow with their number.
+
+        Threads read the next images while the devices compute, in batches of equal shapes, see `batch_size`. Labels
+        equal those of single images, except where two classes are equally probable up to rounding, which may differ
+        between batch sizes.
+
+        Args:
+          images: see `__call__`. Iterated a few batches ahead.
+          confidence: also return the probability of the predicted class.
+          probabilities: also return the probabilities of all classes.
+
+        Raises:
+          UserError: one of them is not an image, after the predictions of the images before it.
+        """
+        labeled = self.label_items(
+            enumerate(images),
+            lambda item: self._as_image(item[1], f"image {item[0]}"),
+            kind=_kind(confidence, probabilities),
+        )
+        for each in labeled:
+            if each.error is not None:
+                raise each.error
+            yield _without_confidence(each.prediction) if probabilities and not confidence else each.prediction
+
+    def label_items(
+        self,
+        items: Iterable[_T],
+        read: Callable[[_T], np.ndarray | data.LazyTiff],
+        *,
+        kind: Kind = "labels",
+    ) -> Iterator[Labeled[_T]]:
+        """Labels the images that items stand for, in order, as `map` does. An image that cannot be read is an error.
+
+        Args:
+          items: what `read` takes.
+          read: returns the image of an item, as `Predictor.read` does; called in other threads.
+          kind: the results to compute.
+        """
+        if self._window is not None:
+            return slide_ahead(items, read, functools.partial(self._slide, kind=kind))
+        devices = jax.local_devices(backend=self._computation.platform)
+        if self._split_computation is None:
+            self._split_computation = self._computation
+            if len(devices) > 1:
+                mesh = mesh_lib.data_mesh(devices)
+                variables = jax.device_put(self._variables, sharding.replicated(mesh))
+                self._split_computation = self._compute(variables=variables, mesh=mesh)
+        stream = LabelStream(
+            self._split_computation,
+            self._prediction,
+            kind=kind,
+            num_classes=len(self._ids),
+            platform=self._computation.platform,
+            batch_size=self._batch_size,
+        )
+        return stream(items, read)
 
     def read(
         self, path: pathlib.Path, *, max_pixels: int | None = None, value_range: data.ValueRange | None = None
@@ -283,84 +354,25 @@ class Predictor:
 
         def label_frame(frame):
             nonlocal state
-            logits, *geometry = self._run(frame)
-            state = logits if state is None else mix(logits, state)
-            return self._reduce(state, *geometry, "labels")().label_map
+            fitted = self._computation.fit(frame)
+            logits = self._computation.logits([fitted])
+            state = logits.views if state is None else mix(logits.views, state)
+            (arrays,) = self._computation.reduce(dataclasses.replace(logits, views=state), [fitted], "labels")()
+            return self._prediction(*arrays).label_map
 
         return label_frame
 
-    def _dispatch(
-        self, image: np.ndarray | data.LazyTiff, confidence: bool, probabilities: bool
-    ) -> Callable[[], Prediction]:
-        """Dispatches one image without blocking. Call the returned function to wait for the result."""
-        kind = "probabilities" if probabilities else "confidence" if confidence else "labels"
-        if self._window is not None:
-            finish = functools.partial(self._slide, image, kind)
-        else:
-            logits, *geometry = self._run(image)
-            finish = self._reduce(logits, *geometry, kind)
-        if probabilities and not confidence:
-            return lambda: dataclasses.replace(finish(), confidence=None)
-        return finish
-
-    def _run(self, image):
-        """Returns the logits of each view, the sizes of the network's inputs, the image's extents in them, its size."""
-        if self._view_network is not None:
-            return self._run_views(image)
-        fed, extent = self._protocol.fit(image)
-        inputs = multi_scale.view_sizes(fed.shape[:2], self._scales, self._flip)
-        extent = np.array(extent, np.float32)
-        extents = [extent * np.divide(view, fed.shape[:2], dtype=np.float32) for view in inputs]
-        return self._network(self._variables, fed[None]), tuple(inputs), extents, image.shape[:2]
-
-    def _run_views(self, image):
-        """Does what `_run` does, for a protocol that makes the views."""
-        logits, inputs, extents = [], [], []
-        for scale in self._scales:
-            fed, extent = self._protocol.fit(image, scale)
-            of_view = self._view_network(self._variables, jnp.asarray(fed[None]), jnp.array([extent], jnp.int32))
-            logits += [one if len(self._ids) == one.shape[-1] else one[..., self._ids] for one in of_view]
-            inputs += [fed.shape[:2]] * len(of_view)
-            extents += [np.array(extent, np.float32)] * len(of_view)
-        return logits, tuple(inputs), extents, image.shape[:2]
-
-    def _reduce(self, logits, inputs, extents, size, kind) -> Callable[[], Prediction]:
-        canvas = tuple(data.bucket(side) for side in size)
-        arrays = self._finish(logits, extents, np.array(size), inputs, canvas, kind)
-        return lambda: self._prediction(
-            *(None if array is None else np.asarray(array)[0, : size[0], ..., : size[1]] for array in arrays)
-        )
-
-    def _apply_views(self, variables, images):
-        views = multi_scale.network_views(self._model, variables, images, scales=self._scales, flip=self._flip)
-        chosen = slice(None) if len(self._ids) == self.label_set.num_classes else self._ids
-        return [view.coarse[..., chosen] for view in views]
-
-    def _resize_and_reduce(self, logits, extents, size, inputs, canvas, kind):
-        extents = [extent[None] for extent in extents]
-        finish = functools.partial(_reduce_strips, kind=kind)
-        align_corners = self._model.align_corners
-        return streaming_resize.map_resized(
-            logits, extents, size[None], canvas, finish, inputs=inputs, align_corners=align_corners
-        )
-
     def _slide(self, image: np.ndarray | data.LazyTiff, kind: str) -> Prediction:
-        side = np.array(self._window)
-        inputs = tuple(multi_scale.view_sizes(self._window, self._scales, self._flip))
-        extents = [np.array(view, np.float32) for view in inputs]
-
         def predict_window(pixels):
             data.check_image(pixels, "the image", self.pixels)
-            logits = self._network(self._variables, pixels[None])
-            _, _, probabilities = self._finish(logits, extents, side, inputs, self._window, "probabilities")
-            return np.asarray(probabilities)[0]
+            return self._computation.window_probabilities(pixels)
 
         parts = []
         for strip in sliding_window.blended_strips(
             image,
             self._window,
             predict_window,
-            output_stride=self._model.output_stride,
+            output_stride=self._output_stride,
             pad_color=self._protocol.pad_color,
         ):
             labels, confidence = strip.argmax(axis=1), None
@@ -384,15 +396,9 @@ class Predictor:
         return Prediction(self._ids.astype(np.uint8)[labels], self.label_set, confidence, probabilities)
 
 
-def _reduce_strips(strips, kind):
-    """Reduces the views' logits to the best class, its probability and all probabilities; None for unneeded results."""
-    if len(strips) == 1 and kind != "probabilities":
-        labels = jnp.argmax(strips[0], axis=1).astype(jnp.uint8)
-        if kind == "labels":
-            return labels, None, None
-        return labels, jnp.exp(jnp.max(strips[0], axis=1) - jax.nn.logsumexp(strips[0], axis=1)), None
-    probabilities = multi_scale.average_probabilities(strips, axis=1)
-    # Labels of one view always come from its logits: probabilities of different logits can round to the same value.
-    labels = jnp.argmax(strips[0] if len(strips) == 1 else probabilities, axis=1).astype(jnp.uint8)
-    confidence = None if kind == "labels" else jnp.max(probabilities, axis=1)
-    return labels, confidence, probabilities if kind == "probabilities" else None
+def _kind(confidence: bool, probabilities: bool) -> Kind:
+    return "probabilities" if probabilities else "confidence" if confidence else "labels"
+
+
+def _without_confidence(prediction: Prediction) -> Prediction:
+    return dataclasses.replace(prediction, confidence=None)

@@ -24,6 +24,9 @@ CAUSES = {"SIGTERM": "SIGTERM", "SIGINT": "Ctrl-C", "SIGHUP": "a closed terminal
 #: The address that local runs listen on. Unlike the machine's own name it always resolves.
 LOOPBACK = "127.0.0.1"
 
+#: How to continue a run that was killed.
+RESUME = "run the same command again to continue from the newest checkpoint"
+
 _POLL_SECONDS = 0.1
 _PR_SET_PDEATHSIG = 1  # option of Linux's prctl
 
@@ -38,7 +41,9 @@ def local_launches(count: int) -> list[list[str]]:
     ]
 
 
-def run(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> tuple[int, str | None]:
+def run(
+    commands: Sequence[Sequence[str]], environment: dict[str, str], *, resume: str = RESUME
+) -> tuple[int, str | None]:
     """Runs commands concurrently until all have exited or one has died.
 
     The first command inherits this process's output. The output of the others is shown only if one fails on its own.
@@ -48,6 +53,7 @@ def run(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> tuple
     Args:
       commands: one command per process.
       environment: variables added to this process's own.
+      resume: how to continue, for messages.
 
     Returns:
       The exit code for this process, and a line to print, or None if there is nothing to add.
@@ -85,10 +91,7 @@ def run(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> tuple
         num_waiting = _kill(processes)
         if received and code < 0:
             first = "SIGINT" if _is_impatient(received) else received[0]
-            return Preempted.EXIT_CODES[first], (
-                f"stopped by {CAUSES[first]} without saving; run the same command again to resume from the newest "
-                "checkpoint"
-            )
+            return Preempted.EXIT_CODES[first], f"stopped by {CAUSES[first]} without saving; {resume}"
         ended = f"; terminated the {num_waiting} waiting for it" if num_waiting else ""
         if code > 0:  # it has reported its own error
             if failed == 0:
@@ -98,10 +101,7 @@ def run(commands: Sequence[Sequence[str]], environment: dict[str, str]) -> tuple
             return code, f"process {failed} of {len(processes)} failed with exit code {code}{ended}"
         name = signal.Signals(-code).name
         lost = " after it lost another process of the run" if name == "SIGABRT" else ""
-        return 1, (
-            f"process {failed} of {len(processes)} was killed by {name}{lost}{ended}; run the same command again to "
-            "continue from the newest checkpoint"
-        )
+        return 1, (f"process {failed} of {len(processes)} was killed by {name}{lost}{ended}; {resume}")
 
 
 def _is_impatient(received: Sequence[str]) -> bool:

@@ -39,6 +39,12 @@ def make_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) -> 
     return Mesh(np.array(devices).reshape(*sizes.values()), MESH_AXES, axis_types=types)
 
 
+def data_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """Creates a mesh that splits only batches, over these devices."""
+    shape = (len(devices),) + (1,) * (len(MESH_AXES) - 1)
+    return Mesh(np.array(devices).reshape(shape), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
 def mesh_sizes(mesh: ConfigDict, devices: int) -> dict[str, int]:
     """Returns the number of devices along each of `MESH_AXES`.
 

@@ -29,13 +29,22 @@ class Preemption:
       end: ends the process at once, given an exit code and a line to print. It is called in another thread, since the
         main thread may be busy outside Python for minutes, for example compiling. Without it, Ctrl-C raises
         KeyboardInterrupt in the main thread once Python runs there, as usual.
+      finishing: what the run does after a signal, for its message.
+      agrees: whether several processes agree on a step. If they work independently, each stops on its own.
 
     Attributes:
       is_saved: True if stopping now loses nothing. The training loop sets it.
     """
 
-    def __init__(self, end: Callable[[int, str], None] | None = None):
+    def __init__(
+        self,
+        end: Callable[[int, str], None] | None = None,
+        *,
+        finishing: str = "finishing this step and saving",
+        agrees: bool = True,
+    ):
         self.is_saved = True
+        self._finishing, self._agrees = finishing, agrees
         self._end = end
         self._name: str | None = None  # the first signal
         self._previous_handlers, self._sockets, self._previous_fd = {}, (), -1
@@ -55,20 +64,21 @@ class Preemption:
         """The reason why the run stops, for messages."""
         return CAUSES[self._name or "SIGTERM"]
 
-    def stopped(self, where: str) -> Preempted:
+    def stopped(self, where: str, *, resume: str = Preempted.RESUME) -> Preempted:
         """Returns the exception that ends the run.
 
         Args:
           where: at which step, and what is saved; the end of a sentence.
+          resume: how to continue.
         """
-        return Preempted(f"stopped by {self.cause} {where}", Preempted.EXIT_CODES[self._name or "SIGTERM"])
+        return Preempted(f"stopped by {self.cause} {where}", Preempted.EXIT_CODES[self._name or "SIGTERM"], resume)
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is not threading.main_thread():  # Python's signal handlers belong to that one
             return self
         for name in CAUSES:
             number = getattr(signal, name, None)
-            is_taken = name == "SIGTERM" and jax.process_count() > 1  # by JAX's service
+            is_taken = name == "SIGTERM" and self._agrees and jax.process_count() > 1  # by JAX's service
             if number is None or is_taken or signal.getsignal(number) in (signal.SIG_IGN, None):
                 continue
             self._previous_handlers[number] = signal.signal(number, self._handle)
@@ -120,4 +130,4 @@ class Preemption:
         elif ends and signal_.name == "SIGINT":
             raise KeyboardInterrupt
         elif is_first:
-            logger.info("%s: finishing this step and saving; press Ctrl-C to stop at once without saving", self.cause)
+            logger.info("%s: %s; press Ctrl-C to stop at once without saving", self.cause, self._finishing)

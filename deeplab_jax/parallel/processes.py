@@ -2,14 +2,15 @@
 
 import contextlib
 import functools
+import hashlib
 import ipaddress
 import json
 import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +22,8 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.parallel.launcher import LOOPBACK
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 _PATIENCE_SECONDS = 5  # then a process says what it waits for
 _RESOLVE_PAUSE = 1  # seconds between look-ups of a host name
@@ -179,6 +182,29 @@ def check_same_step(step: int | None) -> None:
     if len(set(steps)) > 1:
         shown = ", ".join(f"process {index}: {value or 0}" for index, value in enumerate(steps))
         raise UserError(f"the processes would continue from different steps ({shown}); give them one shared --workdir")
+
+
+def check_same_files(names: Sequence[object]) -> None:
+    """Checks that all processes would work on the same files, and waits until all have looked for them.
+
+    Raises:
+      UserError: in every process, if the files differ.
+    """
+    if jax.process_count() == 1:
+        return
+    digest = hashlib.sha256("\0".join(map(str, names)).encode()).hexdigest()
+    found = gather([len(names), digest])
+    if any(each != found[0] for each in found):
+        shown = ", ".join(f"process {index}: {count}" for index, (count, _) in enumerate(found))
+        raise UserError(
+            f"the processes see different inputs or results ({shown} to predict); give them the same folders on a "
+            "shared disk"
+        )
+
+
+def share(items: Sequence[_T]) -> Sequence[_T]:
+    """Returns this process's share of the items: every k-th, where k is the number of processes."""
+    return items[jax.process_index() :: jax.process_count()]
 
 
 def gather(value: Any) -> list[Any]:

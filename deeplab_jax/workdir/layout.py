@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import config as config_lib
 from deeplab_jax import data
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import read_json, write_json
+from deeplab_jax.files import DIGESTS_FILE, file_digest, read_json, write_json
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import processes
 
@@ -104,6 +104,14 @@ def last_stage(workdir: pathlib.Path) -> pathlib.Path:
     if not isinstance(stages, dict) or not stages:
         return workdir
     return workdir / config_lib.stage_names(ConfigDict({"stages": stages}))[-1]
+
+
+def checkpoint_digest(workdir: pathlib.Path, step: int) -> str | None:
+    """Returns a digest of the content of a checkpoint; None if a training has removed it."""
+    try:
+        return file_digest(workdir / CHECKPOINTS / str(step) / DIGESTS_FILE)
+    except OSError:
+        return None
 
 
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:

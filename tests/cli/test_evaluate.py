@@ -1,13 +1,13 @@
 """`deeplab-jax evaluate`."""
 
 import json
-import signal
 
 import numpy as np
 import pytest
 
-from deeplab_jax.cli import evaluate, exits
+from deeplab_jax.cli import exits
 from deeplab_jax.data.sources import synthetic
+from deeplab_jax.parallel.preemption import Preemption
 from deeplab_jax.pretrained import bundle, load
 
 
@@ -184,13 +184,65 @@ def test_a_run_without_a_checkpoint_is_rejected(fails, workdir, tmp_path, monkey
     assert not (tmp_path / "out").exists()
 
 
-def test_sigterm_ends_an_evaluation_by_several_processes(monkeypatch):
-    """Without this, JAX's coordination service keeps the signal for a training."""
-    monkeypatch.setenv(exits.SUPERVISED, "1")
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        with evaluate._end_on_signals():
-            assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGTERM, before)
+class StopAfter(Preemption):
+    """A signal before a batch."""
+
+    def __init__(self, batches: int):
+        super().__init__()
+        self._batches = batches
+
+    def reached(self, step: int) -> bool:
+        return step == self._batches
+
+
+def test_a_stopped_evaluation_continues_and_equals_an_uninterrupted_one(run, workdir, monkeypatch):
+    few = ["--workdir", workdir, "--split", "train", "--config.data.num_examples=24", "--config.mesh.data=1"]
+    few += ["--config.eval.batch_size=5", "--report", "--worst", 3]
+    suffix = "-data.num_examples=24;split=train"
+    partial, report = workdir / f"partial_evaluation{suffix}", workdir / f"report{suffix}"
+
+    def results():
+        files = [workdir / f"metrics{suffix}.json", workdir / f"gallery{suffix}.png"]
+        files += sorted(report.iterdir())
+        found = {path.name: path.read_bytes() for path in files}
+        for path in files:
+            path.unlink()
+        return found
+
+    assert run("evaluate", *few).code == 0
+    straight = results()
+    stops = iter([3])
+    monkeypatch.setattr(exits, "notice_signals", lambda **options: StopAfter(next(stops, None)))
+    code, _, err = run("evaluate", *few)
+    assert code == 75
+    assert err[-1] == (
+        f"deeplab-jax: stopped by SIGTERM after 3 of 5 batches; the counts are saved in {partial}; run the same "
+        "command again to resume"
+    )
+    assert not (workdir / f"metrics{suffix}.json").exists()
+    code, _, err = run("evaluate", *few)
+    assert (code, err[0]) == (0, "Continuing the evaluation after 3 batches")
+    assert not partial.exists()
+    assert results() == straight
+
+
+def test_a_partial_evaluation_of_another_kind_or_a_damaged_one_is_not_used(run, workdir, monkeypatch):
+    few = ["--workdir", workdir, "--split", "train", "--config.data.num_examples=24", "--config.mesh.data=1"]
+    few += ["--config.eval.batch_size=5"]
+    partial = workdir / "partial_evaluation-data.num_examples=24;split=train" / "process_0_of_1.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(exits, "notice_signals", lambda **options: StopAfter(2))
+        assert run("evaluate", *few).code == 75
+    kept = partial.read_text()
+    changed = json.loads(kept)
+    changed["identity"]["checkpoint"] = "another"
+    for content, message in (
+        (json.dumps(changed), f"The partial evaluation in {partial.parent} is of other settings, data or weights; "),
+        (kept[:99], f"warning: {partial} is damaged: not valid JSON"),
+    ):
+        partial.parent.mkdir(exist_ok=True)
+        partial.write_text(content)
+        code, _, err = run("evaluate", *few)
+        assert code == 0
+        assert err[0].startswith(message)
+        assert not any("Continuing" in line for line in err)

@@ -1,11 +1,15 @@
 """`deeplab-jax predict`."""
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_jax.cli import exits
 from deeplab_jax.data.images import MAX_PIXELS
 from deeplab_jax.inference import files
+from deeplab_jax.parallel.preemption import Preemption
 from deeplab_jax.pretrained import bundle, load
 
 
@@ -79,6 +83,42 @@ def test_a_damaged_image_does_not_stop_the_others(run, trained, tmp_path, image)
     assert (code, err[-1]) == (0, f"Wrote 4 masks and overlays to {out}")
 
 
+class StopAfter(Preemption):
+    """A signal after a number of images have been taken up."""
+
+    def __init__(self, images: int):
+        super().__init__()
+        self._asked = itertools.count()
+        self._images = images
+
+    @property
+    def is_requested(self) -> bool:
+        return next(self._asked) >= self._images
+
+
+def test_a_stopped_prediction_writes_what_it_has_read_and_continues(run, trained, tmp_path, image, monkeypatch):
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for name in "abcdefgh":
+        (images / f"{name}.png").write_bytes(image.read_bytes())
+    arguments = ("predict", images, "--workdir", trained, "--output", out)
+    with monkeypatch.context() as patch:
+        patch.setattr(exits, "notice_signals", lambda *args, **options: StopAfter(3))
+        code, _, err = run(*arguments)
+    assert code == 75
+    assert err[-1] == (
+        "deeplab-jax: stopped by SIGTERM after 3 of 8 images, whose results are written; add --skip-existing to the "
+        "command to continue"
+    )
+    written = {path: path.read_bytes() for path in out.iterdir()}
+    assert sorted(path.name for path in written) == [
+        f"{name}_{kind}.png" for name in "abc" for kind in ("mask", "overlay")
+    ]
+    code, _, err = run(*arguments, "--skip-existing")
+    assert (code, err) == (0, ["Skipped 3 images whose results exist", f"Wrote 5 masks and overlays to {out}"])
+    assert {path: path.read_bytes() for path in written} == written
+
+
 def test_options_reach_the_images(run, image, tmp_path, monkeypatch):
     passed = {}
 
@@ -90,9 +130,11 @@ def test_options_reach_the_images(run, image, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "predict_paths", record)
     arguments = ("predict", image, "--output", tmp_path / "out")
     assert run(*arguments).code == 0
-    assert passed == {"max_pixels": None, "value_range": None}
+    assert isinstance(passed.pop("preemption"), Preemption)
+    assert passed == {"max_pixels": None, "value_range": None, "write": None}
     assert run(*arguments, "--value-range=-1024,3071.5", "--max-megapixels", 500).code == 0
-    assert passed == {"max_pixels": 500_000_000, "value_range": (-1024, 3071.5)}
+    del passed["preemption"]
+    assert passed == {"max_pixels": 500_000_000, "value_range": (-1024, 3071.5), "write": None}
 
 
 @pytest.mark.parametrize("text", ["4095", "0,4095,1", "5,5", "9,1", "a,b", "0,inf", "nan,1", ""])

@@ -106,7 +106,7 @@ def test_ignored_pixels_as_background_are_counted_everywhere_but_in_trimaps():
 
 def test_processes_add_up_to_one(monkeypatch):
     whole, parts = details_of(range(6), num_worst=3), [details_of(range(r, 6, 2), num_worst=3) for r in (0, 1)]
-    sent = [json.loads(json.dumps(part._to_json())) for part in parts]
+    sent = [json.loads(json.dumps(part.to_json())) for part in parts]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "gather", lambda value: sent)
     for part in parts:

@@ -79,6 +79,32 @@ def test_one_image_gives_a_prediction_and_many_give_a_list(predictor):
     assert predictor([]) == []
 
 
+@pytest.mark.parametrize("protocol", ["whole", "windows"])
+def test_batches_on_several_devices_equal_single_images(trained, network, predictor, protocol):
+    config = whole_config(trained)
+    if protocol == "windows":
+        config.eval.protocol, config.eval.window, config.eval.window_stride = "windows", (32, 32), (24, 24)
+    assert jax.local_device_count() == 8
+    single = predictor if protocol == "whole" else Predictor.from_network(network, config)
+    batched = Predictor.from_network(network, config, batch_size=2)
+    images = [photo(*[(46, 65), (50, 64)][i % 3 == 1])[:, :: 1 - 2 * (i % 2)].copy() for i in range(20)]
+    results = list(batched.map(images, confidence=True))
+    assert len(results) == 20
+    for image, result in zip(images, results, strict=True):
+        expected = single(image, confidence=True)
+        assert len(np.unique(expected.label_map)) > 1
+        np.testing.assert_array_equal(result.label_map, expected.label_map)
+        # Programs for other batch sizes may add up in another order.
+        np.testing.assert_allclose(result.confidence, expected.confidence, rtol=2e-6)
+
+
+def test_the_predictions_before_an_image_that_is_not_one_are_returned(predictor):
+    predictions = predictor.map([photo(46, 65), np.zeros((20, 20), np.uint8)])
+    assert next(predictions).label_map.shape == (46, 65)
+    with pytest.raises(UserError, match="^image 1 is an array of dtype uint8 and shape .20, 20.;"):
+        next(predictions)
+
+
 # ---- Kinds of images and of results ----
 
 
@@ -170,6 +196,7 @@ def test_the_size_of_the_network_input_can_be_chosen(trained):
         ({"size": (64, 64), "window": (64, 64)}, "^size and window are both set"),
         ({"size": (8, 64)}, "^size=.8, 64. must be .height, width., each at least the output stride 16"),
         ({"window": (64,)}, "^window=.64,. must be .height, width."),
+        ({"batch_size": 0}, "^batch_size=0 must be at least 1"),
     ],
 )
 def test_invalid_options_are_refused(network, options, message):

@@ -2,7 +2,6 @@
 
 import fnmatch
 import logging
-import types
 
 import numpy as np
 import pytest
@@ -11,7 +10,9 @@ from PIL import Image
 from deeplab_jax.data import read_image
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference import files
+from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.inference.predictor import Predictor
+from deeplab_jax.inference.stream import Labeled
 from deeplab_jax.inference.submission import SUBMISSIONS
 from deeplab_jax.labels import SYNTHETIC, LabelSet, voc_palette
 
@@ -28,7 +29,12 @@ class Stripes(Predictor):
     def __call__(self, image):
         height, width = image.shape[:2]
         stripes = np.add.outer(np.arange(height), np.arange(width)) % self.label_set.num_classes
-        return types.SimpleNamespace(label_map=stripes.astype(np.uint8))
+        return Prediction(stripes.astype(np.uint8), self.label_set)
+
+    def label_items(self, items, read, **options):
+        for item in items:
+            image = read(item)
+            yield Labeled(item, image, prediction=self(image))
 
 
 def predict(name, folder, image_names, size):

@@ -134,7 +134,7 @@ def test_a_second_ctrl_c_kills_the_processes():
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err == (
-        "stopped by Ctrl-C without saving; run the same command again to resume from the newest checkpoint\n"
+        "stopped by Ctrl-C without saving; run the same command again to continue from the newest checkpoint\n"
     )
 
 

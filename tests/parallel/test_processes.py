@@ -11,11 +11,13 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from deeplab_jax.config import to_dict
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluator import evaluate
 from deeplab_jax.parallel import launcher, processes
+from tests.conftest import scene
 from tests.support import runs
 
 
@@ -348,3 +350,41 @@ def test_evaluation_by_two_processes_counts_every_example_once(single, tmp_path)
     ]
     assert names[0] == names[1]
     assert len(set(names[1])) == 200
+
+
+def predict(workdir, images, output, *arguments, devices):
+    words = [sys.executable, "-m", "deeplab_jax", "predict", str(images), "--workdir", str(workdir)]
+    words += ["--output", str(output), *arguments]
+    return subprocess.Popen(
+        words, env=runs.environment(devices), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images_of_a_prediction_and_continue_it(single, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(400):
+        Image.fromarray(scene(i, *[(40, 56), (64, 30)][i % 5 == 2])[0]).save(images / f"{i:03d}.png")
+    code, err = runs.finish(predict(single, images, tmp_path / "one", devices=1))
+    assert code == 0, err
+    straight = contents(tmp_path / "one")
+    assert len(straight) == 800
+    arguments = ("--local-processes", "2", "--batch-size", "2")
+    process = predict(single, images, tmp_path / "two", *arguments, devices=4)
+    runs.wait_for(lambda: any((tmp_path / "two").rglob("*_overlay.png")))
+    process.send_signal(signal.SIGTERM)
+    code, err = runs.finish(process)
+    assert code == 75, err
+    done = contents(tmp_path / "two")
+    assert 0 < len(done) < 800
+    stopped = f"stopped by SIGTERM after {len(done) // 2} of 400 images, whose results are written; add --skip-existing"
+    assert stopped in err[-1]
+    code, err = runs.finish(predict(single, images, tmp_path / "two", *arguments, "--skip-existing", devices=4))
+    assert code == 0, err
+    assert err[-1] == f"Wrote {400 - len(done) // 2} masks and overlays to {tmp_path / 'two'}"
+    assert contents(tmp_path / "two") == straight

@@ -11,9 +11,11 @@ from deeplab_jax.data.sources import synthetic
 from deeplab_jax.errors import UserError
 from deeplab_jax.evaluation.evaluator import evaluate
 from deeplab_jax.models import PARTS
+from deeplab_jax.parallel import sharding
 from deeplab_jax.training import loop as train_module
 from deeplab_jax.training import optimizer
 from deeplab_jax.training.loop import train
+from deeplab_jax.training.metrics_window import MetricsWindow
 from deeplab_jax.workdir import checkpoint
 from tests.support import tiny_experiment
 
@@ -43,13 +45,38 @@ def final_state(workdir):
         return jax.device_get(checkpoints.saved_variables())
 
 
+# The events of the straight run: ("copy", step) when it starts to copy a batch to the device, and ("wait", step) when
+# it waits for the result of a step.
+EVENTS: list[tuple[str, int]] = []
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """Six steps without an interruption, two of them traced."""
     workdir = tmp_path_factory.mktemp("straight")
     config = experiment(steps=6)
     config.log.profile_steps = 2
-    return workdir, config, train(config, workdir)
+    copy, catch_up = sharding.to_global, MetricsWindow.catch_up
+
+    def record_copy(batch, mesh):
+        EVENTS.append(("copy", 1 + sum(event == "copy" for event, _ in EVENTS)))
+        return copy(batch, mesh)
+
+    def record_wait(window):
+        if window._unread is not None:
+            EVENTS.append(("wait", window._unread[0]))
+        catch_up(window)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "to_global", record_copy)
+        patch.setattr(MetricsWindow, "catch_up", record_wait)
+        return workdir, config, train(config, workdir)
+
+
+def test_a_batch_is_copied_to_the_device_while_the_step_before_it_runs(straight):
+    for step in range(1, 6):
+        assert EVENTS.index(("copy", step + 1)) < EVENTS.index(("wait", step))
+        assert EVENTS.index(("copy", step + 2)) > EVENTS.index(("wait", step))  # and no more of them
 
 
 def test_a_run_writes_its_results(straight):
