@@ -109,8 +109,12 @@ def get_chip(topology: str) -> Chip:
     return CHIPS[generation]
 
 
-def topology_devices(topology: str) -> list[jax.Device]:
-    """The devices of a slice, one per chip. Programs can be compiled for them, but not run.
+def topology_devices(topology: str, slices: int = 1) -> list[jax.Device]:
+    """The devices of TPU slices, one per chip. Programs can be compiled for them, but not run.
+
+    Args:
+      topology: the shape of each slice, such as `v5e:4x4`.
+      slices: number of slices, which the data-center network connects.
 
     Raises:
       UserError: `libtpu` is not installed, or the slice does not exist.
@@ -121,7 +125,9 @@ def topology_devices(topology: str) -> list[jax.Device]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        described = topologies.get_topology_desc(topology, platform="tpu", **dict(chip.topology_options))
+        described = topologies.get_topology_desc(
+            topology, platform="tpu", num_slices=slices, **dict(chip.topology_options)
+        )
     except jax.errors.JaxRuntimeError as error:
         shapes = _SHAPES[topology.partition(":")[0]]
         message = " ".join(str(error).split())
@@ -161,6 +167,7 @@ def lower_step(
         processes=processes,
         input_sizes=protocol.input_sizes,
         can_split_rows=protocol.can_split_rows,
+        slices=mesh_lib.count_slices(devices),
     )
     mesh = mesh_lib.make_mesh(config.mesh, devices)
     step, arguments = (_eval_step if inference else _train_step)(config, num_classes, mesh)
