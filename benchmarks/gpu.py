@@ -1,7 +1,7 @@
 """Measures and checks deeplab_jax on one GPU: `python -m benchmarks.gpu`, in less than eight minutes.
 
 It needs JAX with CUDA (`pip install 'deeplab_jax[cuda12]'` or `[cuda13]`) and nothing from the network. If PyTorch is
-there, the same networks run in it, and both take turns. What does not fit into the time is left out and named.
+there, the same networks run in it, and both take turns. Parts that do not fit into the time are left out and named.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _ENVIRONMENT = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.45"}
 _SIZES = {"guide": 512, "resnet101": 513, "segformer": 512}
 _TOY_SIZES = {"segformer": 64}
 _INFER = {"batches": (1, 32), "size": 512, "images": 128}
-_MINUTES = 8.0  # what the times of the parts are stated for
+_MINUTES = 8.0  # the needs and limits of the parts are stated for this time
 
 
 @dataclasses.dataclass(frozen=True)

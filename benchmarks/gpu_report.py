@@ -58,7 +58,7 @@ def _equality(differences: Mapping[str, Mapping[str, float]], failed: list[str])
 
 
 def _steps(steps: Mapping[str, Mapping[str, Any]], peak: float | None) -> str:
-    rows = [("network", "batch", "", "ms per step", "images/s", "TFLOP/s", "of the peak", "peak memory, GiB")]
+    rows = [("network", "batch", "", "ms per step", "images/s", "TFLOP/s", "share", "peak memory, GiB")]
     for network, sides in steps.items():
         batch = sides[OURS]["facts"]["batch"]
         work = sides[OURS]["multiply_adds"]["steps"]
@@ -70,7 +70,7 @@ def _steps(steps: Mapping[str, Mapping[str, Any]], peak: float | None) -> str:
             share = f"{100 * rate / peak:.1f} %" if peak else "-"
             shape = "x".join(map(str, batch[:3]))
             rows.append((network, shape, name, *cells, share, f"{side['memory'] / _GIB:.2f}"))
-    return _table("Train steps in bfloat16, on a batch that is on the device", rows)
+    return _table("Train steps in bfloat16, on a batch that is on the device; share of the dense peak", rows)
 
 
 def _convolutions(steps: Mapping[str, Mapping[str, Any]]) -> str:

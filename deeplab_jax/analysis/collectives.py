@@ -19,8 +19,8 @@ _PARTITIONS = re.compile(r"num_partitions=(?P<count>\d+)")
 _GROUPS_LISTED = re.compile(r"replica_groups=\{\{(?P<first>[\d,]+)\}")
 _GROUPS_IOTA = re.compile(r"replica_groups=\[(?P<groups>\d+),(?P<members>\d+)\]")
 _GROUPS_NAMED = re.compile(r"replica_groups=mesh\[(?P<mesh>[^\]]*)\] \{(?P<axes>[^}]*)\}")
-# What a chip hands to its host, which exchanges it with hosts of other slices: the numbers of the slices, {1,2} or
-# {1:4}, and the operation.
+# A transfer to the host, which exchanges the array with hosts of other slices: the numbers of the slices ({1,2} or
+# {1:4}) and the operation.
 _BETWEEN_SLICES = re.compile(
     r'_xla_megascale_target="\{(?P<slices>[^}]*)\}.*?_xla_megascale_transfer_type="(?P<kind>\w+)"'
 )
