@@ -19,7 +19,7 @@ from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
 from deeplab_jax.training.step import build_program
 
-_CONFIGS = {
+CONFIGS = {
     "guide": ("kerascv_guide", {}),
     "resnet101": ("deeplabv3plus_resnet101_voc", {}),
     "segformer": ("segformer_voc", {"variant": "b0"}),
@@ -37,7 +37,7 @@ def main() -> None:
 
 def network_config(name: str, *, size: int, batch: int, dtype: str) -> ConfigDict:
     """Returns a config for square images of this size."""
-    config_name, arguments = _CONFIGS[name]
+    config_name, arguments = CONFIGS[name]
     config = load_config(config_name, size=size, batch=batch, **arguments)
     config.train.compute_dtype = dtype
     config.mesh.data = 1
