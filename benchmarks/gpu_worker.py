@@ -124,9 +124,10 @@ def equality(task: dict, device: jax.Device) -> None:
             gradient, _ = jax.grad(mean_loss, has_aux=True)(variables["params"])
             return model.apply(variables, batch["image"], train=False)[0], ravel_pytree(gradient)[0]
 
+        run = jax.jit(compute)
         with jax.default_matmul_precision("highest"):
             here, there = (
-                [np.asarray(value) for value in jax.jit(compute)(*jax.device_put((variables, batch), place))]
+                [np.asarray(value) for value in run(*jax.device_put((variables, batch), place))]
                 for place in (host, device)
             )
         found[network] = {
