@@ -82,14 +82,15 @@ def random_batch(config: ConfigDict) -> dict[str, np.ndarray]:
     }
 
 
-def _multiply_adds(model, shape: Sequence[int]) -> int:
+def count_multiply_adds(model, shape: Sequence[int]) -> int:
     """Counts the multiply-adds that the convolutions execute in the forward pass of a batch, without resizing."""
     batch, height, width, _ = shape
     rows = summary.summarize(model, height, width)
     return batch * sum(row.executed for row in rows if row.name != "resizing")
 
 
-def _count(params) -> int:
+def count_parameters(params) -> int:
+    """Counts the elements of all arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
@@ -104,7 +105,7 @@ def train_step(task: dict) -> None:
     """Measures steps from uint8 arrays on the host to the next state, confusion matrix included."""
     config = network_config(task)
     program, state, mesh = prepare_step(config)
-    batch, parameters = random_batch(config), _count(state.params)
+    batch, parameters = random_batch(config), count_parameters(state.params)
 
     def work():
         nonlocal state
@@ -115,7 +116,7 @@ def train_step(task: dict) -> None:
     worker.report(
         {"step": seconds},
         packages=PACKAGES,
-        multiply_adds={"step": 3 * _multiply_adds(program.model, batch["image"].shape)},
+        multiply_adds={"step": 3 * count_multiply_adds(program.model, batch["image"].shape)},
         facts={"parameters": parameters, "batch": list(batch["image"].shape)},
     )
 
@@ -139,8 +140,8 @@ def _infer(task: dict, model, variables, images: np.ndarray, *, facts: dict) -> 
     worker.report(
         {name: seconds},
         packages=PACKAGES,
-        multiply_adds={name: _multiply_adds(model, images.shape)},
-        facts={"parameters": _count(variables["params"])} | facts,
+        multiply_adds={name: count_multiply_adds(model, images.shape)},
+        facts={"parameters": count_parameters(variables["params"])} | facts,
     )
 
 

@@ -25,7 +25,7 @@ class AotResult:
     """The cost of a config's step on a TPU slice.
 
     Attributes:
-      topology: the slice, such as `v5e:4x4`.
+      topology: the shape of each slice, such as `v5e:4x4`.
       program: the compiled program. After a search, the largest one that fits.
       predicted: after a search, the predicted batch per chip.
     """
@@ -54,6 +54,7 @@ class AotResult:
         if isinstance(program, CompiledProgram):
             values["total"] = program.total
             values["sent_bytes"] = program.sent_bytes
+            values["network_bytes"] = program.network_bytes
             values["roofline"] = {
                 name: dataclasses.asdict(bounds)
                 | {
@@ -74,7 +75,8 @@ class AotResult:
     def _memory_table(self) -> Table:
         program = self.program
         sizes = " x ".join(f"{axis} {size}" for axis, size in program.mesh.items())
-        title = f"{self.topology}, {sizes}, {program.batch_per_chip} images per chip, {program.batch_size} per step"
+        topology = self.topology if program.slices == 1 else f"{program.slices} slices of {self.topology}"
+        title = f"{topology}, {sizes}, {program.batch_per_chip} images per chip, {program.batch_size} per step"
         table = _new_table(title, "per chip", "")
         if self.predicted is not None:
             found = f"predicted {self.predicted}, compiled {program.batch_per_chip}"
@@ -92,16 +94,24 @@ class AotResult:
 
     def _collectives_table(self) -> Table:
         table = _new_table("communication, per chip and step", "kind", "count", "bytes", "sent")
-        for kind, entry in sorted(self.program.collectives.items()):
-            sizes = (_format_bytes(entry["bytes"]), _format_bytes(entry["sent_bytes"]))
-            table.add_row(kind, str(entry["count"]), *sizes)
+        for where, sums in (("", self.program.collectives), (" between slices", self.program.between_slices)):
+            for kind, entry in sorted(sums.items()):
+                sizes = (_format_bytes(entry["bytes"]), _format_bytes(entry["sent_bytes"]))
+                table.add_row(kind + where, str(entry["count"]), *sizes)
         return table
 
     def _roofline_table(self) -> Table:
-        columns = ("compute", "memory", "interconnect", "bound", "step", "images/s")
-        table = _new_table("roofline: this program at the published peaks (ms per step)", "chip", *columns)
+        resources = ["compute", "memory", "interconnect"] + ["network"] * (self.program.slices > 1)
+        table = _new_table(
+            "roofline: this program at the published peaks (ms per step)",
+            "chip",
+            *resources,
+            "bound",
+            "step",
+            "images/s",
+        )
         for name, line in _rooflines(self.program).items():
-            times = (f"{1e3 * seconds:.2f}" for seconds in (line.compute, line.memory, line.interconnect))
+            times = (f"{1e3 * getattr(line, resource):.2f}" for resource in resources)
             rate = self.program.batch_size / line.seconds
             table.add_row(name, *times, line.bound, f"{1e3 * line.seconds:.2f}", f"{rate:,.0f}")
         return table
@@ -112,6 +122,7 @@ def analyze(
     topology: str,
     *,
     num_classes: int,
+    slices: int = 1,
     batch_per_chip: int | None = None,
     inference: bool = False,
     search: bool = False,
@@ -120,8 +131,9 @@ def analyze(
 
     Args:
       config: a whole config. No data set is opened.
-      topology: the slice, such as `v5e:4x4`.
+      topology: the shape of each slice, such as `v5e:4x4`.
       num_classes: number of classes of the data set.
+      slices: number of slices, which the network of the data center connects.
       batch_per_chip: images per chip; default: the batch size of the config. A search starts with it.
       inference: compile the evaluation step instead of the train step.
       search: search for the largest batch per chip that fits.
@@ -130,7 +142,7 @@ def analyze(
       UserError: the compiler is not installed, the slice does not exist, the config cannot run on it, or a search finds
         no batch that fits.
     """
-    devices = aot_compile.topology_devices(topology)
+    devices = aot_compile.topology_devices(topology, slices)
     usable = get_chip(topology).usable_bytes
 
     def compile_at(batch: int | None) -> CompiledProgram | TooLarge:
@@ -153,7 +165,8 @@ def analyze(
 
 
 def _rooflines(program: CompiledProgram) -> dict[str, Roofline]:
-    needs = {"flops": program.flops, "bytes_accessed": program.bytes_accessed, "sent_bytes": program.sent_bytes}
+    fields = ("flops", "bytes_accessed", "sent_bytes", "network_bytes")
+    needs = {field: getattr(program, field) for field in fields}
     return {name: roofline(chip, **needs) for name, chip in CHIPS.items()}
 
 

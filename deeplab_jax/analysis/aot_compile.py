@@ -60,6 +60,8 @@ class CompiledProgram:
       flops: floating-point operations.
       bytes_accessed: bytes that operations read and write, in memory and on the chip.
       collectives: by kind: `count`, `bytes` that a chip holds afterwards, and `sent_bytes`.
+      slices: number of slices.
+      between_slices: the same as `collectives` for what slices exchange over the network of the data center.
       compile_seconds: compile time on this machine.
     """
 
@@ -75,6 +77,8 @@ class CompiledProgram:
     bytes_accessed: float
     collectives: dict[str, dict[str, int]]
     compile_seconds: float
+    slices: int = 1
+    between_slices: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -83,8 +87,13 @@ class CompiledProgram:
 
     @property
     def sent_bytes(self) -> int:
-        """The number of bytes that each chip sends to others."""
+        """The number of bytes that each chip sends to others of its slice."""
         return sum(entry["sent_bytes"] for entry in self.collectives.values())
+
+    @property
+    def network_bytes(self) -> int:
+        """The number of bytes that each chip's host sends to other slices for it."""
+        return sum(entry["sent_bytes"] for entry in self.between_slices.values())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +118,12 @@ def get_chip(topology: str) -> Chip:
     return CHIPS[generation]
 
 
-def topology_devices(topology: str) -> list[jax.Device]:
-    """The devices of a slice, one per chip. Programs can be compiled for them, but not run.
+def topology_devices(topology: str, slices: int = 1) -> list[jax.Device]:
+    """The devices of TPU slices, one per chip. Programs can be compiled for them, but not run.
+
+    Args:
+      topology: the shape of each slice, such as `v5e:4x4`.
+      slices: number of slices, which the network of the data center connects.
 
     Raises:
       UserError: `libtpu` is not installed, or the slice does not exist.
@@ -121,7 +134,9 @@ def topology_devices(topology: str) -> list[jax.Device]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        described = topologies.get_topology_desc(topology, platform="tpu", **dict(chip.topology_options))
+        described = topologies.get_topology_desc(
+            topology, platform="tpu", num_slices=slices, **dict(chip.topology_options)
+        )
     except jax.errors.JaxRuntimeError as error:
         shapes = _SHAPES[topology.partition(":")[0]]
         message = " ".join(str(error).split())
@@ -161,6 +176,7 @@ def lower_step(
         processes=processes,
         input_sizes=protocol.input_sizes,
         can_split_rows=protocol.can_split_rows,
+        slices=mesh_lib.count_slices(devices),
     )
     mesh = mesh_lib.make_mesh(config.mesh, devices)
     step, arguments = (_eval_step if inference else _train_step)(config, num_classes, mesh)
@@ -204,6 +220,7 @@ def compile_program(
         return TooLarge(batch_size, batch_size // shards, needed)
     seconds = time.monotonic() - start
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    exchanges = find_collectives(compiled.as_text())
     return CompiledProgram(
         batch_size=batch_size,
         batch_per_chip=batch_size // shards,
@@ -215,8 +232,10 @@ def compile_program(
         generated_code=memory.generated_code_size_in_bytes,
         flops=cost["flops"],
         bytes_accessed=cost["bytes accessed"],
-        collectives=sum_by_kind(find_collectives(compiled.as_text())),
+        collectives=sum_by_kind([each for each in exchanges if not each.between_slices]),
         compile_seconds=seconds,
+        slices=mesh_lib.mesh_slices(config.mesh, len(devices), found=mesh_lib.count_slices(devices)),
+        between_slices=sum_by_kind([each for each in exchanges if each.between_slices]),
     )
 
 

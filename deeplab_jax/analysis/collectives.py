@@ -19,6 +19,11 @@ _PARTITIONS = re.compile(r"num_partitions=(?P<count>\d+)")
 _GROUPS_LISTED = re.compile(r"replica_groups=\{\{(?P<first>[\d,]+)\}")
 _GROUPS_IOTA = re.compile(r"replica_groups=\[(?P<groups>\d+),(?P<members>\d+)\]")
 _GROUPS_NAMED = re.compile(r"replica_groups=mesh\[(?P<mesh>[^\]]*)\] \{(?P<axes>[^}]*)\}")
+# A transfer to the host, which exchanges the array with hosts of other slices: the numbers of the slices ({1,2} or
+# {1:4}) and the operation.
+_BETWEEN_SLICES = re.compile(
+    r'_xla_megascale_target="\{(?P<slices>[^}]*)\}.*?_xla_megascale_transfer_type="(?P<kind>\w+)"'
+)
 # TPU compilers use this name for a fusion of an all-reduce with the slice that a device keeps.
 _FUSED_REDUCE_SCATTER = "all-reduce-scatter"
 
@@ -33,6 +38,8 @@ class Collective:
       op_name: the operation of the traced program that it implements; "" if unknown.
       devices: number of devices that take part.
       fused: a fused `reduce-scatter`, whose `arrays` are the reduced ones, of which a device keeps a slice.
+      between_slices: whether TPU slices exchange the arrays over the network of the data center; `devices` then is the
+        number of slices.
     """
 
     kind: str
@@ -40,6 +47,7 @@ class Collective:
     op_name: str
     devices: int = 1
     fused: bool = False
+    between_slices: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -67,7 +75,8 @@ def find_collectives(text: str) -> list[Collective]:
 
     An asynchronous collective counts where it starts. A collective in a fusion or an asynchronous wrapper counts in the
     computation that these call, which the text contains once. TPU compilers can split a collective into pieces that
-    they fuse with other computations; the pieces have the same channel and count once.
+    they fuse with other computations; the pieces have the same channel and count once. An exchange between slices
+    is a transfer to the host and back, and counts where the chip sends.
     """
     found, computation, channels = [], "", set()
     partitions = _PARTITIONS.search(text)
@@ -78,6 +87,8 @@ def find_collectives(text: str) -> list[Collective]:
         instruction = _INSTRUCTION.match(line)
         if instruction is None:
             continue
+        if instruction["opcode"] == "send" and (transfer := _BETWEEN_SLICES.search(line)):
+            found.append(_between_slices(instruction["type"], transfer, line))
         kind, starts, _ = instruction["opcode"].partition("-start")
         if kind not in KINDS:
             continue
@@ -90,12 +101,11 @@ def find_collectives(text: str) -> list[Collective]:
         if starts:
             arrays = _results_of_start(kind, arrays)
         fused = kind == "all-reduce" and computation.startswith(_FUSED_REDUCE_SCATTER)
-        name = _OP_NAME.search(line)
         found.append(
             Collective(
                 kind="reduce-scatter" if fused else kind,
                 arrays=arrays,
-                op_name=name["name"] if name else "",
+                op_name=_op_name(line),
                 devices=_group_size(line, partitions),
                 fused=fused,
             )
@@ -106,6 +116,21 @@ def find_collectives(text: str) -> list[Collective]:
 def count_collectives(text: str) -> dict[str, int]:
     """The number of collectives of each kind in the HLO text of a program, without kinds that do not occur."""
     return dict(Counter(collective.kind for collective in find_collectives(text)))
+
+
+def _between_slices(sent: str, transfer: re.Match, line: str) -> Collective:
+    """The collective of hosts that a chip sends an array to."""
+    slices = 0
+    for part in transfer["slices"].split(","):
+        first, _, last = part.partition(":")
+        slices += int(last) - int(first) + 1 if last else 1
+    kind = transfer["kind"].lower().replace("_", "-")
+    return Collective(kind, _arrays(sent)[:1], _op_name(line), devices=slices, between_slices=True)
+
+
+def _op_name(line: str) -> str:
+    name = _OP_NAME.search(line)
+    return name["name"] if name else ""
 
 
 def _group_size(line: str, partitions: int) -> int:

@@ -12,6 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--topology", required=True, metavar="CHIP:SHAPE", help="TPU slice to compile for, for example v5e:4x4"
     )
     parser.add_argument(
+        "--slices", type=arguments.count, default=1, metavar="N", help="number of such slices (default: 1)"
+    )
+    parser.add_argument(
         "--batch-per-chip",
         type=arguments.count,
         metavar="N",
@@ -44,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
         config,
         args.topology,
         num_classes=arguments.count_classes(args, config),
+        slices=args.slices,
         batch_per_chip=args.batch_per_chip,
         inference=args.inference,
         search=args.find_batch,
@@ -58,7 +62,7 @@ COMMAND = Command(
     run=run,
     when_out_of_memory="use a smaller --batch-per-chip or data.image_size",
     examples=(
-        "aot --config deeplabv3plus_resnet101_voc --topology v5e:4x4",
+        "aot --config deeplabv3plus_resnet101_voc --topology v5e:16x16 --slices 2 --batch-per-chip 4",
         "aot --config quickstart --topology v5e:2x2 --find-batch --json",
     ),
     takes_config=True,

@@ -257,6 +257,11 @@ _MESH = {
         range=ranges.DEVICES,
     ),
     "spatial": Field(1, "devices along the axis that splits the rows of images", range=ranges.DEVICES),
+    "slices": Field(
+        -1,
+        "TPU slices, or hosts with GPUs, that only the `data` axis connects; -1 detects them, 1 ignores them",
+        range=ranges.DEVICES,
+    ),
     "fsdp_min_size": Field(
         2**14,
         "arrays with fewer elements are replicated: gathering them takes longer than the memory is worth",

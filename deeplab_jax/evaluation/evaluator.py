@@ -337,6 +337,7 @@ def _prepare(
         processes=jax.process_count(),
         input_sizes=protocol.input_sizes,
         can_split_rows=protocol.can_split_rows,
+        slices=mesh_lib.count_slices(jax.devices()),
     )
     source = data.open_split(config, split or config.data.eval_split)
     if config.eval.ignored_pixels == "exclude":

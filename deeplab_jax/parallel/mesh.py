@@ -1,5 +1,6 @@
 """The device mesh: its axes, and the checks that a config fits it."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +19,8 @@ MESH_AXES = ("data", "fsdp", "spatial")
 def make_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Creates the mesh of `config.mesh`, over the first devices if it needs fewer than there are.
 
+    The devices of a slice stay together, and only the axis `data` connects slices.
+
     Args:
       mesh: the `mesh` group of a config.
       devices: devices to use; default: the devices of all processes.
@@ -27,16 +30,90 @@ def make_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) -> 
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(mesh, len(devices))
-    devices = devices[: math.prod(sizes.values())]
+    slices = mesh_slices(mesh, len(devices), found=count_slices(devices))
+    shape = (sizes["data"] // slices, sizes["fsdp"], sizes["spatial"])
+    parts = _split_slices(devices, slices, size=math.prod(shape))
+    array = np.concatenate([_arrange(part, shape) for part in parts])
     # Auto: XLA's partitioner propagates shardings. Explicit axes, the default of jax.make_mesh, reject contractions and
     # scatters over sharded axes, which the loss and the confusion matrix need.
-    types = (AxisType.Auto,) * len(MESH_AXES)
-    if sizes["spatial"] == 1:
-        return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
+    return Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def count_slices(devices: Sequence[jax.Device]) -> int:
+    """Returns the number of slices that devices belong to.
+
+    TPUs of a slice and, in JAX, the GPUs of a host are connected by fast links; slices are connected by the network of
+    the data center. Devices that do not know their slice, such as CPUs, count as one.
+    """
+    return len({_slice_of(device) for device in devices})
+
+
+def mesh_slices(mesh: ConfigDict, devices: int, *, found: int) -> int:
+    """Returns the number of slices that the axis `data` connects.
+
+    Args:
+      mesh: the `mesh` group of a config.
+      devices: number of devices.
+      found: number of slices that they belong to, see `count_slices`.
+
+    Raises:
+      UserError: `mesh.slices` does not fit the devices or `mesh.data`.
+    """
+    if mesh.slices < 1 and mesh.slices != -1:
+        raise UserError(f"mesh.slices={mesh.slices} must be at least 1, or -1 to detect the slices")
+    slices = found if mesh.slices == -1 else mesh.slices
+    if found > 1 and slices not in (1, found):
+        raise UserError(f"mesh.slices={slices}, but the devices belong to {found} slices; set it to {found} or to -1")
+    if devices % slices:
+        raise UserError(f"mesh.slices={slices} does not divide {devices} devices; use slices of the same size")
+    data = mesh_sizes(mesh, devices)["data"]
+    if data % slices:
+        raise UserError(
+            f"mesh.data={data} does not divide over {slices} slices; use a multiple of {slices}, or mesh.slices=1 to "
+            "ignore slices"
+        )
+    return slices
+
+
+def _slice_of(device: jax.Device) -> int:
+    return getattr(device, "slice_index", None) or 0
+
+
+def _order(device: jax.Device) -> tuple[int, int, int]:
+    return _slice_of(device), device.process_index, device.id
+
+
+def _split_slices(devices: Sequence[jax.Device], slices: int, *, size: int) -> list[list[jax.Device]]:
+    """Splits devices into slices, and returns the first `size` of each.
+
+    Raises:
+      UserError: a slice has fewer devices.
+    """
+    if slices == 1:
+        return [list(devices[:size])]
+    devices = sorted(devices, key=_order)
+    if count_slices(devices) == 1:  # they do not know their slices
+        parts = [
+            devices[start : start + len(devices) // slices] for start in range(0, len(devices), len(devices) // slices)
+        ]
+    else:
+        parts = [list(part) for _, part in itertools.groupby(devices, key=_slice_of)]
+    smallest = min(map(len, parts))
+    if smallest < size:
+        raise UserError(
+            f"the mesh needs {size} devices in each of {slices} slices, but one has {smallest}; use slices of the same "
+            "size, or set mesh.slices=1"
+        )
+    return [part[:size] for part in parts]
+
+
+def _arrange(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
+    """Arranges devices by their links where JAX knows them, or else by their order."""
     # Processes read whole images, so devices that share one must belong to one process. jax.make_mesh does not look at
-    # processes.
-    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
-    return Mesh(np.array(devices).reshape(*sizes.values()), MESH_AXES, axis_types=types)
+    # processes, and it rejects devices of several slices.
+    if shape[MESH_AXES.index("spatial")] == 1 and count_slices(devices) == 1:
+        return jax.make_mesh(shape, MESH_AXES, devices=devices).devices
+    return np.array(sorted(devices, key=_order)).reshape(shape)
 
 
 def data_mesh(devices: Sequence[jax.Device]) -> Mesh:
@@ -78,6 +155,7 @@ def validate_mesh(
     *,
     input_sizes: Mapping[str, Sequence[int] | None],
     can_split_rows: bool = True,
+    slices: int = 1,
 ) -> None:
     """Checks that batches and images divide over the mesh.
 
@@ -88,11 +166,13 @@ def validate_mesh(
       input_sizes: (height, width) of the network's inputs by the config field that sets them, see
         `deeplab_jax.data.EvalProtocol.input_sizes`.
       can_split_rows: whether the evaluation protocol allows `mesh.spatial`.
+      slices: number of slices that the devices belong to, see `count_slices`.
 
     Raises:
       UserError: naming the field and the fix.
     """
     sizes = mesh_sizes(config.mesh, devices)
+    mesh_slices(config.mesh, devices, found=slices)
     if processes > 1 and math.prod(sizes.values()) != devices:
         raise UserError(
             f"the mesh uses {math.prod(sizes.values())} of {devices} devices, but with several processes it must use "

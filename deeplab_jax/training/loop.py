@@ -314,6 +314,7 @@ def _validate(config: ConfigDict) -> None:
             processes=jax.process_count(),
             input_sizes=protocol.input_sizes,
             can_split_rows=protocol.can_split_rows,
+            slices=mesh_lib.count_slices(jax.devices()),
         )
 
 

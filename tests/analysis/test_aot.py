@@ -1,5 +1,6 @@
 """AOT analysis with CPU devices in place of a TPU slice; test_aot_tpu.py uses the TPU compiler."""
 
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -179,7 +180,7 @@ def test_a_batch_that_does_not_divide_is_rejected(tiny_config):
 @pytest.fixture
 def on_cpu_devices(monkeypatch):
     """Replaces the slice by the CPU devices, and restores the settings of JAX afterwards."""
-    monkeypatch.setattr(aot_compile, "topology_devices", lambda topology: jax.devices())
+    monkeypatch.setattr(aot_compile, "topology_devices", lambda topology, slices=1: jax.devices())
     monkeypatch.setattr(aot_compile, "libtpu_version", lambda: "none")
     before = jax.config.jax_enable_compilation_cache
     yield
@@ -206,6 +207,25 @@ def test_the_command_prints_what_it_writes(on_cpu_devices, tiny_arguments, tmp_p
     assert v5p["compute"] == values["flops"] / 459e12
     assert v5p["images_per_second"] == 16 / v5p["seconds"]
     assert f"{16 / v5p['seconds']:,.0f}" in printed.out
+
+
+def test_slices_have_rows_of_their_own(monkeypatch, on_cpu_devices, tiny_config):
+    between = {"all-reduce": {"count": 58, "bytes": 40 * 2**20, "sent_bytes": 40 * 2**20}}
+    two = dataclasses.replace(program(2, 3 * GIB), slices=2, between_slices=between)
+    monkeypatch.setattr(aot_compile, "compile_program", lambda *args, **options: two)
+    result = aot.analyze(tiny_config, "v5e:2x4", num_classes=CLASSES, slices=2)
+    values, out = result.to_json(), Console(record=True, width=140)
+    assert values["slices"] == 2
+    assert values["network_bytes"] == 40 * 2**20
+    assert values["roofline"]["v5e"]["network"] == 40 * 2**20 / 3.125e9  # 13.4 ms
+    assert values["roofline"]["v5e"]["bound"] == "network"
+    assert values["roofline"]["v4"]["network"] == 0  # Google does not publish it
+    for table in result.tables():
+        out.print(table)
+    text = out.export_text()
+    assert "2 slices of v5e:2x4" in text
+    assert "all-reduce between slices" in text
+    assert "13.42" in text
 
 
 def test_a_search_reports_the_largest_program(monkeypatch, on_cpu_devices, tiny_config, caplog):

@@ -123,6 +123,18 @@ def test_spatial_parallelism_exchanges_only_rows():
     assert shapes(exchanges, "all-reduce") <= gradients() | {(8, 192), (8, 1, 1, 64)}
 
 
+def test_slices_exchange_only_what_each_chip_has_reduced():
+    config = tiny_network_config({"data": 2, "fsdp": 4})
+    devices = aot_compile.topology_devices("v5e:2x2", slices=2)
+    assert len(devices) == 8
+    found = aot_compile.compile_program(config, devices, num_classes=CLASSES)
+    assert found.slices == 2
+    assert set(found.between_slices) == {"all-reduce"}
+    # Whole gradients would be the bfloat16 bytes of all kernels; each of four chips sends a quarter of most.
+    whole = sum(2 * np.prod(shape) for shape in kernels())
+    assert 0 < found.network_bytes < 0.75 * whole
+
+
 @pytest.mark.parametrize(("topology", "chips"), [("v4:2x2x1", 4), ("v5e:4x4", 16), ("v5p:2x2x1", 4), ("v6e:2x2", 4)])
 def test_a_chip_is_one_device_with_the_memory_of_the_table(topology, chips):
     devices = aot_compile.topology_devices(topology)

@@ -51,6 +51,41 @@ def test_fused_and_asynchronous_collectives_count_once():
     assert found[3].op_name == "jit(step)/conv"
 
 
+# libtpu 0.0.42 compiled this for two slices of v5e:2x2; shortened. {1:4} is made up.
+TWO_SLICES = """\
+HloModule jit_step, is_scheduled=true, num_partitions=8
+
+ENTRY %main.5_spmd (param.1: bf16[1024,128]) -> bf16[1024,128] {
+  %reduce-scatter.1 = bf16[256,128]{1,0} reduce-scatter(%x), channel_id=3, replica_groups={{0,1,2,3},{4,5,6,7}}, \
+use_global_device_ids=true, dimensions={0}, to_apply=%add
+  %recv = (bf16[256,128]{1,0}, u32[], token[]) recv(%after-all), channel_id=6, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_host_transfer_rendezvous="all-reduce.177_0",_xla_megascale_reduce_operation="SUM",\
+_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send = (bf16[256,128]{1,0:T(8,128)(2,1)}, u32[], token[]) send(%reduce-scatter.1, %after-all), channel_id=7, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_host_transfer_rendezvous="all-reduce.177_0",_xla_megascale_reduce_operation="SUM",\
+_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}, metadata={op_name="jit(step)/sum"}
+  %send-done = token[] send-done(%send), channel_id=7, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+  %recv-done = (bf16[256,128]{1,0}, token[]) recv-done(%recv), channel_id=6, is_host_transfer=true
+  %send.2 = (f32[8]{0}, u32[], token[]) send(%y, %after-all), channel_id=9, is_host_transfer=true, \
+frontend_attributes={_xla_megascale_target="{1:4}x{0:3}",_xla_megascale_transfer_type="ALL_GATHER"}
+  %send.3 = (f32[8]{0}, u32[], token[]) send(%y, %after-all), channel_id=10, is_host_transfer=true
+}
+"""
+
+
+def test_exchanges_between_slices_are_told_from_those_within():
+    within, *between = collectives.find_collectives(TWO_SLICES)
+    assert (within.kind, within.between_slices, within.devices) == ("reduce-scatter", False, 4)
+    assert [item.between_slices for item in between] == [True, True]
+    summed, gathered = between
+    assert (summed.kind, summed.devices, summed.op_name) == ("all-reduce", 2, "jit(step)/sum")
+    assert summed.num_bytes == summed.sent_bytes == 256 * 128 * 2  # 2 (n - 1) / n of the bytes is all of them
+    assert (gathered.kind, gathered.devices) == ("all-gather", 4)
+
+
 PIECES = """\
 HloModule jit_step, is_scheduled=true, num_partitions=8
 

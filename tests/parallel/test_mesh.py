@@ -1,16 +1,19 @@
-"""The mesh of a config: sizes of its axes, and the batches and images it must divide."""
+"""The mesh of a config: sizes of its axes, the order of devices, and the batches and images it must divide."""
 
+import jax
 import pytest
 
 from deeplab_jax.config import base_config, load_config
 from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.errors import UserError
-from deeplab_jax.parallel.mesh import mesh_sizes, validate_mesh
+from deeplab_jax.parallel import mesh as mesh_lib
+from deeplab_jax.parallel.mesh import count_slices, make_mesh, mesh_sizes, mesh_slices, validate_mesh
 
 
-def check(config, *, devices, processes=1):
+def check(config, *, devices, processes=1, slices=1):
     protocol = protocol_for(config)
-    validate_mesh(config, devices, processes, input_sizes=protocol.input_sizes, can_split_rows=protocol.can_split_rows)
+    sizes = {"input_sizes": protocol.input_sizes, "can_split_rows": protocol.can_split_rows}
+    validate_mesh(config, devices, processes, slices=slices, **sizes)
 
 
 @pytest.mark.parametrize(
@@ -123,3 +126,83 @@ def test_split_rows_need_divisible_heights(changes, message):
     else:
         with pytest.raises(UserError, match=message):
             check(config, devices=8)
+
+
+# ---- Slices ----
+
+
+@pytest.fixture
+def on_slices(monkeypatch):
+    """`on_slices(1, 0, ...)` makes the devices of this machine say that they belong to these slices."""
+
+    def place(*slices):
+        monkeypatch.setattr(mesh_lib, "_slice_of", lambda device: slices[device.id])
+        return jax.devices()
+
+    return place
+
+
+def arranged(devices, **sizes):
+    """The ids of the devices in the order of the axis `data`, fsdp and spatial below it."""
+    config = base_config().mesh
+    config.update(sizes)
+    mesh = make_mesh(config, devices)
+    return [[[device.id for device in row] for row in part] for part in mesh.devices]
+
+
+def test_only_the_data_axis_connects_slices(on_slices):
+    devices = on_slices(1, 0, 1, 0, 1, 0, 1, 0)  # JAX does not promise an order
+    assert count_slices(devices) == 2
+    assert arranged(devices, fsdp=2) == [[[1], [3]], [[5], [7]], [[0], [2]], [[4], [6]]]
+    assert arranged(devices, data=2, spatial=-1) == [[[1, 3, 5, 7]], [[0, 2, 4, 6]]]
+    # A mesh that needs fewer devices takes the first of each slice.
+    assert arranged(devices, data=2, fsdp=2) == [[[1], [3]], [[0], [2]]]
+
+
+def test_slices_can_be_ignored(on_slices):
+    devices = on_slices(1, 0, 1, 0, 1, 0, 1, 0)
+    assert arranged(devices, data=1, fsdp=-1, slices=1) == [[[1], [3], [5], [7], [0], [2], [4], [6]]]
+
+
+def test_devices_that_do_not_know_their_slices_are_split_in_order():
+    assert arranged(jax.devices(), data=2, fsdp=2, slices=2) == [[[0], [1]], [[4], [5]]]
+    assert arranged(jax.devices(), data=2, fsdp=2) == [[[0], [1]], [[2], [3]]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "slices", "message"),
+    [
+        (
+            {"data": 1, "fsdp": 8},
+            2,
+            "^mesh.data=1 does not divide over 2 slices; use a multiple of 2, or mesh.slices=1",
+        ),
+        ({"data": 3}, 2, "^mesh.data=3 does not divide over 2 slices"),
+        ({"slices": 4}, 2, "^mesh.slices=4, but the devices belong to 2 slices; set it to 2 or to -1"),
+        ({"slices": 3}, 1, "^mesh.slices=3 does not divide 8 devices"),
+        ({"slices": 0}, 1, "^mesh.slices=0 must be at least 1, or -1"),
+        ({"data": 1, "slices": 2}, 1, "^mesh.data=1 does not divide over 2 slices"),
+        ({"data": 1, "fsdp": 8, "slices": 1}, 2, None),
+        ({"data": 4, "fsdp": 2}, 2, None),
+    ],
+)
+def test_slices_that_do_not_fit_are_one_line(fields, slices, message):
+    config = load_config("quickstart", batch=24)
+    config.mesh.update(fields)
+    if message is None:
+        check(config, devices=8, slices=slices)
+        return
+    with pytest.raises(UserError, match=message) as caught:
+        check(config, devices=8, slices=slices)
+    assert "\n" not in str(caught.value)
+
+
+def test_slices_of_different_sizes_are_refused(on_slices):
+    devices = on_slices(0, 0, 0, 0, 0, 0, 1, 1)
+    with pytest.raises(UserError, match="^the mesh needs 4 devices in each of 2 slices, but one has 2"):
+        arranged(devices)
+
+
+def test_a_mesh_without_slices_has_one():
+    assert count_slices(jax.devices()) == 1
+    assert mesh_slices(base_config().mesh, 8, found=1) == 1
