@@ -17,7 +17,7 @@ from deeplab_jax.data.eval_pipeline import check_labels
 from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.evaluation.evaluator import Evaluator
 from deeplab_jax.evaluation.report import Result, save_gallery
-from deeplab_jax.files import local_path
+from deeplab_jax.files import open_path
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import processes, sharding
@@ -32,6 +32,7 @@ from deeplab_jax.training.profile import StepProfiler
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import TrainProgram, build_program
 from deeplab_jax.workdir import layout, metrics_log
+from deeplab_jax.workdir.bucket_checkpoints import BucketCheckpoints, open_checkpoints
 from deeplab_jax.workdir.checkpoint import Checkpoints
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def train(
       Preempted: a signal (SIGTERM, Ctrl-C, SIGHUP) stopped the run. The state is saved; call the function again to
         continue.
     """
-    workdir = local_path(workdir)
+    workdir = open_path(workdir)
     _validate(config)
     config, train_source, eval_source = _open_data(config)
     config = with_class_weights(config, train_source)
@@ -77,10 +78,12 @@ def train(
     program = build_program(config, label_set.num_classes, mesh, image_dtype=dtype, **steps)
     add_teacher = None if config.loss.teacher is None else Teacher(config, label_set, mesh)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(layout.lock(workdir))
+        check_lock = stack.enter_context(layout.lock(workdir))
         if preemption is None:
             preemption = stack.enter_context(Preemption())
-        checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
+        checkpoints = stack.enter_context(
+            open_checkpoints(workdir, keep=config.checkpoint.keep, check_lock=check_lock)
+        )
         fingerprints = {"train": data.fingerprint(train_source), "evaluate": data.fingerprint(eval_source)}
         layout.write_config(workdir, config, label_set, fingerprints, extend=extend)
         state, notes = _first_state(config, program, checkpoints, durations.total)
@@ -124,7 +127,7 @@ class _Run:
     add_teacher: Teacher | None
     mesh: jax.sharding.Mesh
     durations: plan.Durations
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | BucketCheckpoints
     writer: metrics_log.Writer
     metrics: MetricsWindow
     evaluator: Evaluator
@@ -292,7 +295,7 @@ def _validate(config: ConfigDict) -> None:
 
 
 def _first_state(
-    config: ConfigDict, program: TrainProgram, checkpoints: Checkpoints, total_steps: int
+    config: ConfigDict, program: TrainProgram, checkpoints: Checkpoints | BucketCheckpoints, total_steps: int
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to start from, and the notes of the checkpoint that a run continues from.
 

@@ -46,27 +46,41 @@ class Checkpoints:
       keep: number of newest checkpoints to keep, in addition to the best.
       read_only: change nothing, so that a training may continue in the workdir. For evaluation and prediction.
       step: read only the checkpoint of this step, as if it was the newest; None for the newest.
+      alone: only this process of the run reads and writes, so nothing is a collective operation, and arrays have to be
+        on this process.
+      after_save: called with the folder of each new checkpoint, in a thread, before older ones are deleted.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int = 1, read_only: bool = False, step: int | None = None):
-        self.workdir, self._only = workdir, step
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        keep: int = 1,
+        read_only: bool = False,
+        step: int | None = None,
+        alone: bool = False,
+        after_save: Callable[[pathlib.Path], None] | None = None,
+    ):
+        self.workdir, self._only, self._alone, self._after_save = workdir, step, alone, after_save
         self._folder = workdir.absolute() / CHECKPOINTS
         self._read_only = read_only
         self._keep = keep
         self._best, self._best_saved_step, self._intact_step = None, None, None
         self._reading = contextlib.ExitStack()  # the lock of the checkpoint that is read
         # Named here, so that a manager that has not read or written yet can inspect the items.
-        handlers = {item: ocp.StandardCheckpointHandler() for item in ("variables", "training")}
-        handlers["notes"] = ocp.JsonCheckpointHandler()
+        share = {"multiprocessing_options": _only_this_process() if alone else ocp.options.MultiprocessingOptions()}
+        handlers = {item: ocp.StandardCheckpointHandler(**share) for item in ("variables", "training")}
+        handlers["notes"] = ocp.JsonCheckpointHandler(**share)
         # Orbax itself keeps every checkpoint; `_delete_old` deletes them, since it knows about readers.
-        folder_type = type("Folder", (_DigestedFolder,), {"after_save": staticmethod(self._delete_old)})
+        folder_type = type("Folder", (_DigestedFolder,), {"after_save": staticmethod(self._finish_save)})
         if not read_only:
             _create_folder(self._folder)
         else:
             checkpoint_steps(workdir)  # fails if it is not a folder
         with _quiet_absl():
             options = ocp.CheckpointManagerOptions(
-                cleanup_tmp_directories=not read_only, read_only=read_only, temporary_path_class=folder_type
+                cleanup_tmp_directories=not read_only, read_only=read_only, temporary_path_class=folder_type,
+                create=False, **share
             )
             self._manager = _open_manager(self._folder, options, handlers)
 
@@ -98,8 +112,10 @@ class Checkpoints:
         """
         if self._intact_step is None and self.found_step() is not None:
             # Only one process reads, or processes might choose differently on a failing disk.
-            step = self._find_intact_step() if processes.is_leader() else 0
-            self._intact_step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+            step = self._find_intact_step() if self._alone or processes.is_leader() else 0
+            if not self._alone:
+                step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+            self._intact_step = step
             if not self._read_only:
                 self._manager.reload()  # some may have been renamed
             if self._intact_step == _VANISHED:
@@ -277,6 +293,11 @@ class Checkpoints:
             self._reading.enter_context(file)
         return file is not None
 
+    def _finish_save(self) -> None:
+        if self._after_save is not None:
+            self._after_save(self._folder / str(max(checkpoint_steps(self.workdir))))
+        self._delete_old()
+
     def _delete_old(self) -> None:
         """Deletes all checkpoints but the newest, the best, and those that another process reads.
 
@@ -305,6 +326,13 @@ class _DigestedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
         await asyncio.to_thread(files.write_digests, pathlib.Path(self.get()), exclude=("_CHECKPOINT_METADATA",))
         await super().finalize()
         await asyncio.to_thread(self.after_save)
+
+
+def _only_this_process() -> ocp.options.MultiprocessingOptions:
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
 
 
 def _rename(folder: pathlib.Path, suffix: str) -> pathlib.Path:

@@ -8,7 +8,7 @@ from typing import Any
 from deeplab_jax.config import from_saved
 from deeplab_jax.data import describe_protocol, protocol_for
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import read_json
+from deeplab_jax.files import DIGESTS_FILE, open_path, read_json
 from deeplab_jax.pretrained import bundle, presets
 from deeplab_jax.pretrained.network import PretrainedNetwork, first_line, read_feeding
 from deeplab_jax.pretrained.provenance import TRAINING_RUN, UNKNOWN, Provenance, Score
@@ -32,11 +32,11 @@ def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork
       UserError: the folder is not a workdir, or has no checkpoint yet, or not the chosen one.
     """
     # importing Orbax takes a third of a second, so only workdirs pay for it
-    from deeplab_jax.workdir.checkpoint import Checkpoints
+    from deeplab_jax.workdir.bucket_checkpoints import open_checkpoints
 
     config = layout.read_config(path)
     chosen = choose_step(path, checkpoint or config.checkpoint.use)
-    with Checkpoints(path, read_only=True, step=chosen) as checkpoints:
+    with open_checkpoints(path, read_only=True, step=chosen) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
             raise UserError(f"{path} has no checkpoint yet; wait until `deeplab-jax train` has written one")
@@ -44,7 +44,7 @@ def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork
     label_set, image_size = layout.read_labels(path), protocol_for(config).saved_size
     provenance = Provenance(
         data=(config.data.name,),
-        date=_date(path / layout.CHECKPOINTS / str(step)),
+        date=_date(path / layout.CHECKPOINTS / str(step) / DIGESTS_FILE),
         origin=TRAINING_RUN,
         scores=_scores(path / _METRICS_FILE, step),
         **_base(config.train.init_from),
@@ -60,16 +60,16 @@ def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork
     )
 
 
-def _date(checkpoint: pathlib.Path) -> str:
-    """Returns the day on which a checkpoint was written."""
-    return datetime.datetime.fromtimestamp(checkpoint.stat().st_mtime, datetime.UTC).date().isoformat()
+def _date(digests: pathlib.Path) -> str:
+    """Returns the day on which a checkpoint was written, by its last file."""
+    return datetime.datetime.fromtimestamp(digests.stat().st_mtime, datetime.UTC).date().isoformat()
 
 
 def _base(init_from: str | None) -> dict[str, str]:
     """Returns `base` and `base_license` of a training that started from `train.init_from`."""
     if init_from is None:
         return {}
-    folder = pathlib.Path(init_from)
+    folder = open_path(init_from)
     if bundle.is_bundle(folder):
         try:
             facts = Provenance.from_json(read_json(folder / bundle.CONFIG_FILE).get("provenance", {}))
