@@ -26,6 +26,7 @@ _T = TypeVar("_T")
 #: Seconds for which requests are repeated while the server cannot be reached, once it could be reached.
 PATIENCE = 300
 _LONGEST_PAUSE = 15
+_SILENCE = 60  # seconds after which a server that sends nothing counts as unreachable
 _PARALLEL = 8  # transfers at a time
 
 
@@ -236,8 +237,14 @@ def _open_gs() -> Any:
         from gcsfs.core import GCSFileSystem
     except ImportError:
         raise UserError(failures.missing_extra("gs")) from None
+    import aiohttp
+
     token = "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else None  # an emulator knows no credentials
-    return GCSFileSystem(token=token, use_listings_cache=False, skip_instance_cache=True)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of errors that it also raises
+    # By default gcsfs waits forever for a server that has stopped to answer; s3fs waits for a minute.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE, sock_read=_SILENCE)
+    options = {"use_listings_cache": False, "skip_instance_cache": True}
+    return GCSFileSystem(token=token, requests_timeout=timeout, **options)
 
 
 def _open_s3() -> Any:

