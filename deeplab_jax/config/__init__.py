@@ -15,6 +15,7 @@ from deeplab_jax.config.schema import (
     base_config,
     get_field,
     iterate_fields,
+    result_fields,
 )
 from deeplab_jax.config.serialization import differences, from_dict, from_saved, read_saved, to_dict, to_saved
 from deeplab_jax.config.suggestions import find_field, suggest_field
@@ -64,6 +65,7 @@ __all__ = [
     "parse_stage",
     "read_config_file",
     "read_saved",
+    "result_fields",
     "suggest_field",
     "to_dict",
     "to_saved",

@@ -271,6 +271,8 @@ _LOG = {
         10, "steps between log lines, each with the loss, scores and speed of these steps", range=ranges.COUNT
     ),
     "tensorboard": Field(True, "write TensorBoard events as well"),
+    "wandb": Field(None, "Weights & Biases project to send the run to, with the extra `wandb`", value_type=str),
+    "mlflow": Field(None, "MLflow experiment to send the run to, with the extra `mlflow`", value_type=str),
     "profile_steps": Field(
         0,
         "number of steps to trace into the workdir's `profile` for TensorBoard and Perfetto",
@@ -299,6 +301,9 @@ PROTOCOLS = tuple(_EVAL["protocol"].choices)
 #: be a percentage.
 DURATION_FIELDS = ("train.duration", "optimizer.warmup", "eval.every", "checkpoint.every")
 
+# Beginnings of the paths of fields that change neither the network that a run trains nor its scores.
+_INCIDENTAL = ("data.data_dir", "data.workers", "log.")
+
 
 def base_config() -> ConfigDict:
     """Creates a config with every field at its default.
@@ -316,6 +321,11 @@ def iterate_fields() -> list[tuple[str, Field]]:
 def get_field(config: ConfigDict, path: str) -> Any:
     """Returns the value of a whole config's field, such as `model.backbone`."""
     return functools.reduce(operator.getitem, path.split("."), config)
+
+
+def result_fields(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields of a whole config that change the trained network or its scores: values by path."""
+    return {path: get_field(config, path) for path, _ in iterate_fields() if not path.startswith(_INCIDENTAL)}
 
 
 def _with_defaults(fields: Mapping[str, Any]) -> ConfigDict:

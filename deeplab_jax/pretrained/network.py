@@ -36,6 +36,7 @@ class PretrainedNetwork:
       report: lines that say what was imported and what was skipped.
       provenance: author, training data, license, scores and so on, if they are known.
       feeding: values of `FEEDING_FIELDS` that are not the defaults, by path.
+      step: the training step of a workdir's checkpoint; None for other networks.
     """
 
     model: ConfigDict
@@ -46,6 +47,7 @@ class PretrainedNetwork:
     report: Sequence[str] = ()
     provenance: Provenance = UNKNOWN
     feeding: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    step: int | None = None
 
     def __repr__(self) -> str:
         classes = f"{self.label_set.num_classes} classes" if self.label_set else "backbone only"

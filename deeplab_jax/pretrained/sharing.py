@@ -2,21 +2,26 @@
 
 import contextlib
 import dataclasses
+import logging
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import local_path
+from deeplab_jax.files import read_json
 from deeplab_jax.models import SegmentationNetwork
 from deeplab_jax.pretrained import bundle, hub, model_card
-from deeplab_jax.pretrained.loading import load
+from deeplab_jax.pretrained.loading import load, split_checkpoint
 from deeplab_jax.pretrained.network import PretrainedNetwork
 from deeplab_jax.pretrained.provenance import TRAINING_RUN, Provenance, check_license, forbids_copies
 
 #: Folder of a workdir or a saved network with an evaluation report, which is uploaded along with it.
 REPORT_FOLDER = "report"
+#: File of a report with the scores and the step of the checkpoint.
+SCORES_FILE = "scores.json"
+
+logger = logging.getLogger(__name__)
 
 _MOST_REPORT_FILES, _MAX_REPORT_BYTES = 2000, 500 << 20
 
@@ -109,7 +114,7 @@ def prepare_upload(
         staging, folder = pathlib.Path(temporary) / "network", None
         if isinstance(source, str | pathlib.Path):
             if not hub.is_address(source):
-                folder = local_path(source)
+                folder, _ = split_checkpoint(source)
             network = load(source)
         elif isinstance(source, PretrainedNetwork):
             network = source
@@ -125,7 +130,7 @@ def prepare_upload(
         (staging / bundle.CARD_FILE).write_text(_card(network, named, folder, repo_id), encoding="utf-8")
         files = {path.name: path for path in sorted(staging.iterdir())}
         if folder is not None:
-            files |= _report_files(folder)
+            files |= _report_files(folder, network.step)
         yield Upload(repo_id, files, facts, tuple(_notes(facts)))
 
 
@@ -202,11 +207,21 @@ def _card(network: PretrainedNetwork, named: PretrainedNetwork, folder: pathlib.
         raise UserError(f"{path} is not a model card: {error}") from None
 
 
-def _report_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Returns the files of an evaluation report. Hidden files and links stay here."""
+def _report_files(folder: pathlib.Path, step: int | None) -> dict[str, pathlib.Path]:
+    """Returns the files of an evaluation report by their path in the repository. Hidden files and links stay here.
+
+    Args:
+      folder: a workdir, or a saved network, whose report is its own.
+      step: the step of a workdir's checkpoint. A report of another one stays here.
+    """
     report = folder / REPORT_FOLDER
+    if step is not None:
+        candidates = (folder / f"{REPORT_FOLDER}-checkpoint={step}", report)
+        report = next((candidate for candidate in candidates if _reported_step(candidate) == step), None)
+        if report is None:
+            return {}
     files = {
-        path.relative_to(folder).as_posix(): path
+        f"{REPORT_FOLDER}/{path.relative_to(report).as_posix()}": path
         for path in sorted(report.rglob("*"))
         if path.is_file() and not any(_is_private(part) for part in _chain(path, folder))
     }
@@ -217,6 +232,18 @@ def _report_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
             f"{_MAX_REPORT_BYTES >> 20} MiB are uploaded: remove what nobody needs"
         )
     return files
+
+
+def _reported_step(report: pathlib.Path) -> int | None:
+    """Returns the step of the checkpoint that a report is of; None if there is no report or it does not say so."""
+    path = report / SCORES_FILE
+    if not path.is_file():
+        return None
+    try:
+        return read_json(path).get("step")
+    except UserError as error:
+        logger.warning("the report in %s is not uploaded: %s", report, error)
+        return None
 
 
 def _chain(path: pathlib.Path, folder: pathlib.Path) -> list[pathlib.Path]:

@@ -31,7 +31,7 @@ from deeplab_jax.training.metrics_window import MetricsWindow
 from deeplab_jax.training.profile import StepProfiler
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import TrainProgram, build_program
-from deeplab_jax.workdir import layout, metrics_log
+from deeplab_jax.workdir import layout, metrics_log, writers
 from deeplab_jax.workdir.bucket_checkpoints import BucketCheckpoints, open_checkpoints
 from deeplab_jax.workdir.checkpoint import Checkpoints
 
@@ -284,6 +284,8 @@ def _validate(config: ConfigDict) -> None:
     config_lib.validate(config)
     if config.data.transform:
         data.find_transform(config.data.transform)
+    if processes.is_leader():
+        writers.check_installed(config)
     protocol = data.protocol_for(config)
     mesh_lib.validate_mesh(
         config,
@@ -346,7 +348,7 @@ def _writer(
         batch_size=config.data.batch_size,
         start_step=first_step,
         repeats_evaluation=repeats_evaluation,
-        tensorboard=config.log.tensorboard,
+        config=config,
         enabled=processes.is_leader(),
     )
 

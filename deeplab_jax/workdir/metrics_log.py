@@ -1,4 +1,4 @@
-"""The log of a training run: log lines or a progress bar, `metrics.jsonl`, and TensorBoard events."""
+"""The log of a training run: log lines or a progress bar, `metrics.jsonl`, and other writers."""
 
 import contextlib
 import datetime
@@ -10,14 +10,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from deeplab_jax import progress, visualization
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.files import write_atomically
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.workdir.tensorboard import Events
+from deeplab_jax.workdir.writers import MetricsWriter, Status, open_writers
 
 METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ class Writer:
     """Writes training metrics and evaluation scores. A context manager.
 
     `metrics.jsonl` gets one line of strict JSON per call (NaN and infinities become null) and has every step once: a
-    run that continues at `start_step` first drops later lines. TensorBoard events go to `tensorboard/`. Training
-    metrics are shown in a progress bar, or logged where no bar is shown; evaluations are always logged.
+    run that continues at `start_step` first drops later lines. The writers of `config.log` get the same values.
+    Training metrics are shown in a progress bar, or logged where no bar is shown; evaluations are always logged.
 
     Args:
       workdir: the workdir; it must exist when the context is entered.
@@ -35,7 +36,7 @@ class Writer:
       batch_size: global batch size, for the speed in images.
       start_step: step of the checkpoint that the run continues from; 0 starts from scratch.
       repeats_evaluation: the run evaluates the state of `start_step` again, as a finished run does.
-      tensorboard: write TensorBoard events.
+      config: config of the run, whose `log` names other writers; see `deeplab_jax.workdir.writers`. None has none.
       enabled: False writes nothing, for every process but one.
     """
 
@@ -47,7 +48,7 @@ class Writer:
         batch_size: int,
         start_step: int = 0,
         repeats_evaluation: bool = False,
-        tensorboard: bool = True,
+        config: ConfigDict | None = None,
         enabled: bool = True,
     ):
         self._workdir = workdir
@@ -55,9 +56,9 @@ class Writer:
         self._batch_size = batch_size
         self._start_step = start_step
         self._repeats_evaluation = repeats_evaluation or start_step == total_steps
-        self._use_tensorboard = tensorboard
+        self._config = config
         self._enabled = enabled
-        self._events = None
+        self._writers: list[MetricsWriter] = []
         self._clock = _StepClock()
         self._stack = contextlib.ExitStack()
 
@@ -70,9 +71,9 @@ class Writer:
             _drop_lines_after(path, self._start_step, repeats_evaluation=self._repeats_evaluation)
             with path.open("a"):  # fail now, not after the first hundred steps, if it is not writable
                 pass
-        if self._use_tensorboard:
-            purge_step = self._start_step + 1 if self._start_step else None
-            self._events = Events(self._workdir / TENSORBOARD_FOLDER, purge_step=purge_step)
+        if self._config is not None:
+            self._writers = open_writers(self._config, self._workdir, start_step=self._start_step)
+            self._replay()
         self._bar = self._stack.enter_context(progress.bar("train", self._total_steps, completed=self._start_step))
         if self._start_step < self._total_steps:
             self._bar.update(status="compiling")
@@ -80,10 +81,11 @@ class Writer:
             logger.info("step %d/%d  %s", self._start_step, self._total_steps, message, extra=self._bar.log_extra)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stack.close()
-        if self._events is not None:
-            self._events.close()
+        status: Status = "finished" if kind is None else "stopped" if issubclass(kind, Preempted) else "failed"
+        for writer in self._writers:
+            writer.close(status)
 
     def write_train(self, step: int, scalars: dict[str, Any]) -> None:
         """Writes training metrics at `step`.
@@ -107,7 +109,7 @@ class Writer:
             "steps_per_second": steps_per_second,
         }
         self._write_line({"step": step, **speeds, **scalars})
-        self._write_scalars("train", speeds | scalars, step)
+        self._send(self._writers, "train", speeds | scalars, step)
         status = _status(scalars, self._total_steps - step, **speeds)
         self._bar.update(completed=step, status=status)
         logger.info("step %d/%d  %s", step, self._total_steps, status, extra=self._bar.log_extra)
@@ -129,10 +131,11 @@ class Writer:
         with self._clock.pause():
             values = {name: value for name, value in scores.items() if name != "gallery"}
             self._write_line({"step": step, "eval": values})
-            self._write_scalars("eval", values, step)
-            if self._events is not None and scores.get("gallery"):
+            self._send(self._writers, "eval", values, step)
+            if self._writers and scores.get("gallery"):
                 strip = visualization.gallery_strip(*zip(*scores["gallery"], strict=True), label_set)
-                self._events.add_image("eval/gallery", strip, step)
+                for writer in self._writers:
+                    writer.add_image("eval/gallery", strip, step)
             shown = _summary(values, "mean_iou", "pixel_accuracy", "loss", "num_images")
             logger.info("step %d/%d  evaluation: %s", step, self._total_steps, shown)
 
@@ -148,13 +151,23 @@ class Writer:
         with _disk_errors(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(_finite(values), allow_nan=False) + "\n")
 
-    def _write_scalars(self, group: str, values: dict[str, Any], step: int) -> None:
-        if self._events is None:
-            return
+    def _replay(self) -> None:
+        """Sends the lines before `start_step` to the writers that may lack them."""
+        writers = [writer for writer in self._writers if writer.replays]
+        for line in read_metrics(self._workdir) if writers else ():
+            if "eval" in line:
+                self._send(writers, "eval", line["eval"], line["step"])
+            else:
+                self._send(writers, "train", {name: line[name] for name in line if name != "step"}, line["step"])
+
+    def _send(self, writers: list[MetricsWriter], group: str, values: dict[str, Any], step: int) -> None:
+        """Sends the numbers of a report, and the IoU of each class as a group of its own."""
         numbers = {name: value for name, value in values.items() if not isinstance(value, dict)}
         numbers |= {f"loss_{name}": value for name, value in values.get("loss_terms", {}).items()}
-        finite = {f"{group}/{name}": float(value) for name, value in numbers.items() if _finite(value) is not None}
-        self._events.add_scalars(finite, step)
+        for name, members in ((group, numbers), ("iou", values.get("per_class_iou", {}))):
+            finite = {key: float(value) for key, value in members.items() if _finite(value) is not None}
+            for writer in writers if finite else ():
+                writer.add_scalars(name, finite, step)
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -16,9 +16,6 @@ from deeplab_jax.workdir.metrics_log import read_evaluations, read_metrics
 
 logger = logging.getLogger(__name__)
 
-# Fields that change neither the network that a run trains nor its scores.
-_INCIDENTAL = ("data.data_dir", "data.workers", "log.every_steps", "log.tensorboard", "log.profile_steps")
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -62,8 +59,8 @@ def list_runs(folder: pathlib.Path) -> list[Run]:
 
 def differing_fields(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Returns the config fields that differ between runs, such as `optimizer.learning_rate`: the value of each run."""
-    paths = [path for path, _ in config_lib.iterate_fields() if path not in _INCIDENTAL]
-    columns = {path: [config_lib.get_field(run.config, path) for run in runs] for path in paths}
+    fields = [config_lib.result_fields(run.config) for run in runs]
+    columns = {path: [values[path] for values in fields] for path in fields[0]}
     return {path: values for path, values in columns.items() if any(value != values[0] for value in values)}
 
 

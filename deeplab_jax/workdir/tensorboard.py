@@ -1,60 +1,81 @@
 """TensorBoard events of a training run."""
 
 import errno
+import json
 import logging
 import os
 import pathlib
 import socket
 import struct
+import textwrap
 import time
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
+
+from deeplab_jax import config as config_lib
+from deeplab_jax.workdir import hparams
 
 logger = logging.getLogger(__name__)
 
 
 class Events:
-    """Writes TensorBoard events, each completely before a method returns.
+    """Writes TensorBoard events, each completely before a method returns; see `deeplab_jax.workdir.writers`.
 
     The writer of tensorboardX uses a thread. If that dies, on a full disk, the run waits for it forever. Here such an
     error is logged once, and the run continues without events.
 
     Args:
       folder: gets a file of events; it is created.
-      purge_step: TensorBoard hides the events of earlier files from this step on; None hides nothing.
+      purge_step: TensorBoard hides the events of earlier files from this step on; None removes the earlier files.
     """
+
+    replays = False
 
     def __init__(self, folder: pathlib.Path, *, purge_step: int | None = None):
         # They import protobuf, which prediction does not need.
         from tensorboardX import record_writer, summary
-        from tensorboardX.proto import event_pb2
+        from tensorboardX.proto import event_pb2, summary_pb2
 
-        self._proto, self._summary, self._checksum = event_pb2, summary, record_writer.masked_crc32c
-        self._folder, self._file = folder, None
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._proto, self._messages = event_pb2, summary_pb2
+        self._summary, self._checksum = summary, record_writer.masked_crc32c
+        self._folder, self._file, self._first_step = folder, None, purge_step or 0
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.glob("events.out.tfevents.*") if purge_step is None else ():
+                path.unlink()
             self._file = (folder / name).open("wb", buffering=0)
         except OSError as error:
             self._give_up(error)
         self._write(file_version="brain.Event:2")
-        if purge_step is not None:
-            status = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(step=purge_step, session_log=status)
+        # The first file starts a session, too: TensorBoard hides nothing at the first start that it sees.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(step=self._first_step, session_log=start)
 
-    def add_scalars(self, values: dict[str, float], step: int) -> None:
-        """Adds numbers by name."""
+    def add_config(self, config: ConfigDict) -> None:
+        """Shows the config as text, and its fields in the table of runs."""
+        text = json.dumps(config_lib.to_saved(config), indent=1)
+        self._write(step=self._first_step, summary=self._summary.text("config", textwrap.indent(text, "    ")))
+        self._write(step=self._first_step, summary=hparams.session_start(config_lib.result_fields(config)))
+
+    def add_scalars(self, group: str, values: dict[str, float], step: int) -> None:
+        """Adds the numbers of a group by name."""
         for name, value in values.items():
-            self._write(step=step, summary=self._summary.scalar(name, value))
+            # Not by `summary.scalar`, which replaces the spaces and accents of class names and then logs that.
+            scalar = self._messages.Summary.Value(tag=f"{group}/{name}", simple_value=value)
+            self._write(step=step, summary=self._messages.Summary(value=[scalar]))
 
     def add_image(self, name: str, image: np.ndarray, step: int) -> None:
         """Adds an image: uint8 (height, width, 3)."""
         if self._file is not None:  # encoding takes time
             self._write(step=step, summary=self._summary.image(name, image, dataformats="HWC"))
 
-    def close(self) -> None:
-        """Closes the file."""
+    def close(self, status: str = "stopped") -> None:
+        """Closes the file. A finished run says so."""
+        if status == "finished":
+            self._write(summary=hparams.session_end())
         if self._file is not None:
             self._file.close()
             self._file = None

@@ -1,11 +1,12 @@
 """`deeplab-jax push`, without a server: what it would upload and what it refuses."""
 
 import json
+import shutil
 
 import pytest
 
 from deeplab_jax.cli import main, parser
-from deeplab_jax.pretrained import bundle, load
+from deeplab_jax.pretrained import bundle, load, sharing
 
 
 def test_a_dry_run_lists_files_and_facts_and_uploads_nothing(run, trained, monkeypatch):
@@ -60,3 +61,39 @@ def test_convert_records_license_and_author(run, trained, tmp_path):
 def test_an_address_is_accepted_wherever_a_preset_is(arguments):
     _, args = parser.parse([*arguments, "--preset", "hf://ada/fields@v1"], main.COMMANDS)
     assert args.preset in ("hf://ada/fields@v1", ["hf://ada/fields@v1"])
+
+
+def test_a_checkpoint_that_is_named_brings_its_own_scores_and_report(run, workdir):
+    """Of two checkpoints, each with an evaluation during training; the newest one has a report."""
+    shutil.copytree(workdir / "checkpoints" / "2", workdir / "checkpoints" / "1")
+    lines = [{"step": 1, "eval": {"mean_iou": 0.75, "pixel_accuracy": 0.875, "num_images": 16}}]
+    lines.append({"step": 2, "eval": {"mean_iou": 0.5, "pixel_accuracy": 0.625, "num_images": 16}})
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    make_report(workdir / "report", 2)
+    code, _, err = run("push", f"{workdir}@best", "ada/shapes", "--dry-run")
+    assert code == 0
+    assert [line.rpartition(", ")[0][:23] for line in err if line.startswith("score: mean_iou")] == [
+        "score: mean_iou 0.7500,"
+    ]
+    assert not any(line.startswith("report/") for line in err)
+
+    values = json.loads((workdir / "metrics.json").read_text()) | {"mean_iou": 0.78125, "step": 1}
+    (workdir / "metrics-checkpoint=1.json").write_text(json.dumps(values))
+    make_report(workdir / "report-checkpoint=1", 1)
+    with sharing.prepare_upload(f"{workdir}@best", "ada/shapes") as upload:
+        assert upload.files["report/report.html"].read_text() == "step 1"
+        assert "| mean IoU | 0.7812 |" in upload.files["README.md"].read_text()
+    with sharing.prepare_upload(workdir, "ada/shapes") as upload:
+        assert upload.files["report/report.html"].read_text() == "step 2"
+        assert {score.value for score in upload.provenance.scores} == {
+            json.loads((workdir / "metrics.json").read_text())[metric] for metric in ("mean_iou", "pixel_accuracy")
+        }
+    make_report(workdir / "report", 1)
+    with sharing.prepare_upload(workdir, "ada/shapes") as upload:
+        assert not any(name.startswith("report/") for name in upload.files)
+
+
+def make_report(folder, step):
+    folder.mkdir(exist_ok=True)
+    (folder / "report.html").write_text(f"step {step}")
+    (folder / "scores.json").write_text(json.dumps({"step": step}))

@@ -16,6 +16,7 @@ from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from deeplab_jax import progress, visualization
+from deeplab_jax.config import base_config
 from deeplab_jax.errors import UserError
 from deeplab_jax.labels import VOC
 from deeplab_jax.workdir import metrics_log
@@ -61,8 +62,9 @@ def clock(monkeypatch):
     return clock
 
 
-def quiet(workdir, **options) -> Writer:
-    return Writer(workdir, **{"total_steps": 40, "batch_size": 4, "tensorboard": False} | options)
+def quiet(workdir, *, tensorboard: bool = False, **options) -> Writer:
+    config = base_config() if tensorboard else None
+    return Writer(workdir, **{"total_steps": 40, "batch_size": 4, "config": config} | options)
 
 
 def test_training_goes_to_jsonl_and_tensorboard(tmp_path, clock):
@@ -102,7 +104,7 @@ def test_evaluation_goes_to_jsonl_and_tensorboard_with_its_gallery(tmp_path):
     with quiet(tmp_path, tensorboard=True) as writer:
         writer.write_evaluation(30, values | {"gallery": gallery}, VOC)
     assert lines(tmp_path) == [{"step": 30, "eval": values}]
-    assert scalars(tmp_path) == {(30, "eval/mean_iou"): 0.5, (30, "eval/num_images"): 2}
+    assert scalars(tmp_path) == {(30, "eval/mean_iou"): 0.5, (30, "eval/num_images"): 2, (30, "iou/cat"): 0.5}
     (image,) = [value for event in events(tmp_path) for value in event.summary.value if value.HasField("image")]
     assert image.tag == "eval/gallery"
     shown = np.asarray(Image.open(io.BytesIO(image.image.encoded_image_string)))
@@ -242,8 +244,9 @@ def test_a_run_that_repeats_an_evaluation_has_it_once(tmp_path):
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_run_goes_on_without_events_if_their_disk_is_full(tmp_path, caplog):
     with quiet(tmp_path, tensorboard=True) as writer, pathlib.Path("/dev/full").open("wb", buffering=0) as full:
-        writer._events.close()
-        writer._events._file = full
+        (guarded,) = writer._writers
+        guarded._writer.close()
+        guarded._writer._file = full
         for step in range(1, 40):  # more than any queue holds
             writer.write_train(step, {"loss": 1.0})
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 40))
@@ -258,10 +261,10 @@ def test_a_record_that_fits_only_in_part_ends_the_events(tmp_path, caplog):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 5, before[1]))
     try:
-        events.add_scalars({"loss": 2.5}, 10)
+        events.add_scalars("train", {"loss": 2.5}, 10)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    events.add_scalars({"loss": 1.5}, 20)
+    events.add_scalars("train", {"loss": 1.5}, 20)
     assert caplog.messages == [
         f"cannot write TensorBoard events to {tmp_path}: No space left on device; continuing without them"
     ]

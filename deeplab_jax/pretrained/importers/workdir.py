@@ -5,7 +5,9 @@ import logging
 import pathlib
 from typing import Any
 
-from deeplab_jax.config import from_saved
+from ml_collections import ConfigDict
+
+from deeplab_jax.config import from_saved, to_dict
 from deeplab_jax.data import describe_protocol, protocol_for
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import DIGESTS_FILE, open_path, read_json
@@ -14,10 +16,11 @@ from deeplab_jax.pretrained.network import PretrainedNetwork, first_line, read_f
 from deeplab_jax.pretrained.provenance import TRAINING_RUN, UNKNOWN, Provenance, Score
 from deeplab_jax.workdir import layout
 from deeplab_jax.workdir.choice import choose_step
+from deeplab_jax.workdir.metrics_log import METRICS_FILE, read_evaluations
 
 logger = logging.getLogger(__name__)
 
-_METRICS_FILE = "metrics.json"
+_SCORES_FILE = "metrics.json"
 _METRICS = ("mean_iou", "pixel_accuracy")
 
 
@@ -46,7 +49,7 @@ def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork
         data=(config.data.name,),
         date=_date(path / layout.CHECKPOINTS / str(step) / DIGESTS_FILE),
         origin=TRAINING_RUN,
-        scores=_scores(path / _METRICS_FILE, step),
+        scores=_scores(path, step, config),
         **_base(config.train.init_from),
     )
     return PretrainedNetwork(
@@ -57,6 +60,7 @@ def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork
         image_size,
         provenance=provenance,
         feeding=read_feeding(config),
+        step=step,
     )
 
 
@@ -83,14 +87,31 @@ def _base(init_from: str | None) -> dict[str, str]:
     return {"base": name} | ({"base_license": license_name} if license_name else {})
 
 
-def _scores(path: pathlib.Path, step: int) -> tuple[Score, ...]:
-    """Returns the scores that an evaluation of this step has written; none if it was of another step."""
-    if not path.is_file():
-        return ()
+def _scores(workdir: pathlib.Path, step: int, config: ConfigDict) -> tuple[Score, ...]:
+    """Returns the scores of a step: of an evaluation of its own, or else of the evaluation during training."""
+    for name in (_SCORES_FILE, f"metrics-checkpoint={step}.json"):
+        path = workdir / name
+        if path.is_file() and (scores := _saved_scores(path, step)):
+            return scores
+    for values in read_evaluations(workdir):
+        if values["step"] == step:
+            return _stated_scores(values | {"config": to_dict(config)}, workdir / METRICS_FILE)
+    return ()
+
+
+def _saved_scores(path: pathlib.Path, step: int) -> tuple[Score, ...]:
+    """Returns the scores in a JSON file of an evaluation; none if it was of another step."""
     try:
         values = read_json(path)
-        if values.get("step") != step:
-            return ()
+    except UserError as error:
+        logger.warning("the scores in %s are left out, since the file is damaged: %s", path, first_line(error))
+        return ()
+    return _stated_scores(values, path) if values.get("step") == step else ()
+
+
+def _stated_scores(values: dict[str, Any], path: pathlib.Path) -> tuple[Score, ...]:
+    """Returns the scores of an evaluation with its config, which are in a file."""
+    try:
         config = values["config"]
         facts = {
             "data": str(config["data"]["name"]),
