@@ -60,7 +60,11 @@ def write(fs: Any, key: str, content: bytes, version: str | None) -> str:
         except OSError as error:
             response = getattr(error.__cause__, "response", {})
             # 409: another conditional write of the object is in progress. 404: the object to replace is gone.
-            if response.get("Error", {}).get("Code") in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey"):
+            if response.get("Error", {}).get("Code") in (
+                "PreconditionFailed",
+                "ConditionalRequestConflict",
+                "NoSuchKey",
+            ):
                 raise Conflict from None
             raise
     parts = (

@@ -81,9 +81,7 @@ def train(
         check_lock = stack.enter_context(layout.lock(workdir))
         if preemption is None:
             preemption = stack.enter_context(Preemption())
-        checkpoints = stack.enter_context(
-            open_checkpoints(workdir, keep=config.checkpoint.keep, check_lock=check_lock)
-        )
+        checkpoints = stack.enter_context(open_checkpoints(workdir, keep=config.checkpoint.keep, check_lock=check_lock))
         fingerprints = {"train": data.fingerprint(train_source), "evaluate": data.fingerprint(eval_source)}
         layout.write_config(workdir, config, label_set, fingerprints, extend=extend)
         state, notes = _first_state(config, program, checkpoints, durations.total)

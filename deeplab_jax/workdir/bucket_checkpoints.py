@@ -118,9 +118,7 @@ class BucketCheckpoints:
             self._check_lock()
             self._writer.wait()
             self._best_saved_step = None if self._best is None else self._best["step"]
-            self._writer.save(
-                step, variables=variables, training=training, notes={**(notes or {}), "best": self._best}
-            )
+            self._writer.save(step, variables=variables, training=training, notes={**(notes or {}), "best": self._best})
         self._intact_step = step
 
     def wait(self) -> None:

@@ -1,6 +1,5 @@
 """Checkpoints of a training run, written by Orbax and restored on any devices."""
 
-import asyncio
 import contextlib
 import errno
 import logging
@@ -24,12 +23,12 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.parallel import processes
 from deeplab_jax.workdir.checkpoint_lock import lock_for_reading, try_lock_for_deletion
 from deeplab_jax.workdir.layout import CHECKPOINTS, checkpoint_steps
+from deeplab_jax.workdir.orbax_manager import VANISHING_PAUSE, VANISHING_SECONDS, open_manager, quiet_absl
 
 logger = logging.getLogger(__name__)
 
 _NO_STEP, _VANISHED = -1, -2
 _DAMAGED, _DELETED = "damaged", "deleted"  # suffixes of folders that are set aside
-_VANISHING_SECONDS, _VANISHING_PAUSE = 30, 0.02  # how long a reader looks for a checkpoint that is not deleted
 _DISK_IS_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
@@ -67,22 +66,11 @@ class Checkpoints:
         self._keep = keep
         self._best, self._best_saved_step, self._intact_step = None, None, None
         self._reading = contextlib.ExitStack()  # the lock of the checkpoint that is read
-        # Named here, so that a manager that has not read or written yet can inspect the items.
-        share = {"multiprocessing_options": _only_this_process() if alone else ocp.options.MultiprocessingOptions()}
-        handlers = {item: ocp.StandardCheckpointHandler(**share) for item in ("variables", "training")}
-        handlers["notes"] = ocp.JsonCheckpointHandler(**share)
-        # Orbax itself keeps every checkpoint; `_delete_old` deletes them, since it knows about readers.
-        folder_type = type("Folder", (_DigestedFolder,), {"after_save": staticmethod(self._finish_save)})
         if not read_only:
             _create_folder(self._folder)
         else:
             checkpoint_steps(workdir)  # fails if it is not a folder
-        with _quiet_absl():
-            options = ocp.CheckpointManagerOptions(
-                cleanup_tmp_directories=not read_only, read_only=read_only, temporary_path_class=folder_type,
-                create=False, **share
-            )
-            self._manager = _open_manager(self._folder, options, handlers)
+        self._manager = open_manager(self._folder, read_only=read_only, alone=alone, after_save=self._finish_save)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -165,8 +153,8 @@ class Checkpoints:
                 f"no room for a checkpoint in {self._folder}: it needs {needed / 1e6:.0f} MB, but {free / 1e6:.0f} MB "
                 "are free; free some space and run the same command again to continue"
             )
+        self.wait()
         with _disk_errors(self._folder):
-            self._manager.wait_until_finished()
             self._best_saved_step = None if self._best is None else self._best["step"]
             self._manager.save(
                 step,
@@ -185,7 +173,7 @@ class Checkpoints:
         Raises:
           UserError: the disk is full.
         """
-        with _disk_errors(self._folder):
+        with _disk_errors(self._folder), quiet_absl():
             self._manager.wait_until_finished()
 
     def restore(self, *, variables: PyTree, training: PyTree) -> tuple[PyTree, PyTree, dict[str, Any]]:
@@ -261,7 +249,7 @@ class Checkpoints:
         While a reader looks, a training may delete each of them. Then there is a newer one.
         """
         damaged: list[pathlib.Path] = []
-        deadline = time.monotonic() + _VANISHING_SECONDS
+        deadline = time.monotonic() + VANISHING_SECONDS
         while True:
             steps = self._steps()
             has_vanished = not steps
@@ -280,7 +268,7 @@ class Checkpoints:
                 return _NO_STEP  # nothing is renamed, or the next start would find none and train from scratch
             if time.monotonic() > deadline:
                 return _VANISHED
-            time.sleep(_VANISHING_PAUSE)
+            time.sleep(VANISHING_PAUSE)
 
     def _hold(self, folder: pathlib.Path) -> bool:
         """Keeps a training from deleting a checkpoint while this object is open; False if it does so already."""
@@ -315,26 +303,6 @@ class Checkpoints:
                         shutil.rmtree(_rename(folder, _DELETED))
 
 
-class _DigestedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """The folder of a checkpoint that is being written. Digests are its last file before it gets its final name."""
-
-    async def finalize(self) -> None:
-        if not self.get_final().name.isdigit():  # one of its items
-            await super().finalize()
-            return
-        # Orbax writes the commit time after this; restoring does not need it.
-        await asyncio.to_thread(files.write_digests, pathlib.Path(self.get()), exclude=("_CHECKPOINT_METADATA",))
-        await super().finalize()
-        await asyncio.to_thread(self.after_save)
-
-
-def _only_this_process() -> ocp.options.MultiprocessingOptions:
-    index = jax.process_index()
-    return ocp.options.MultiprocessingOptions(
-        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
-    )
-
-
 def _rename(folder: pathlib.Path, suffix: str) -> pathlib.Path:
     """Sets a checkpoint aside, so that its folder is not one of a step anymore; returns the new folder."""
     target = folder.with_name(f"{folder.name}.{suffix}")
@@ -355,34 +323,8 @@ def _create_folder(folder: pathlib.Path) -> None:
         ) from None
 
 
-def _open_manager(
-    folder: pathlib.Path, options: ocp.CheckpointManagerOptions, handlers: dict[str, Any]
-) -> ocp.CheckpointManager:
-    """Opens Orbax's manager. It lists the checkpoints, one of which a training may just delete."""
-    deadline = time.monotonic() + _VANISHING_SECONDS
-    while True:
-        try:
-            return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
-        except FileNotFoundError:
-            if not options.read_only or time.monotonic() > deadline:
-                raise
-        time.sleep(_VANISHING_PAUSE)
-
-
 def _abstract(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
-
-
-@contextlib.contextmanager
-def _quiet_absl() -> Iterator[None]:
-    """Silences Orbax, which warns through absl about every option that `read_only` implies."""
-    absl_logger = logging.getLogger("absl")
-    level = absl_logger.level
-    absl_logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        absl_logger.setLevel(level)
 
 
 @contextlib.contextmanager

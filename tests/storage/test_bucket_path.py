@@ -27,7 +27,9 @@ def test_pure_operations_keep_the_address(address):
     assert path.absolute() is path.resolve() is path
 
 
-@pytest.mark.parametrize(("text", "expected"), [("gs://b/a", True), ("S3://b", True), ("runs/gs", False), ("hf://a", False)])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("gs://b/a", True), ("S3://b", True), ("runs/gs", False), ("hf://a", False)]
+)
 def test_addresses_of_buckets(text, expected):
     assert is_bucket_address(text) == expected
 
@@ -117,8 +119,6 @@ def test_a_missing_bucket_is_one_line(bucket):
     for action in (path.exists, lambda: path.write_bytes(b"1"), lambda: list(path.iterdir()), path.mkdir):
         with pytest.raises(UserError, match=r"^the bucket (gs|s3)://no-such-bucket does not exist; create it, or"):
             action()
-
-
 
 
 def test_a_version_is_replaced_once(bucket):
