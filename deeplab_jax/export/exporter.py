@@ -10,6 +10,7 @@ from deeplab_jax.errors import UserError, from_os_error, suggest
 from deeplab_jax.export import onnx, savedmodel, stablehlo, tflite
 from deeplab_jax.export.program import ExportOptions, make_program, metadata, to_json
 from deeplab_jax.files import create_folder, write_atomically
+from deeplab_jax.storage.local_copies import local_output
 from deeplab_jax.pretrained import PretrainedNetwork
 
 #: Names of the formats.
@@ -58,7 +59,8 @@ def export_network(
     values = metadata(network, program, file_format)
     create_folder(output.parent, "the folder of --output")
     if file_format == "savedmodel":
-        _write_folder(output, lambda folder: savedmodel.save(program, folder), to_json(values))
+        with local_output(output) as folder:
+            _write_folder(folder, lambda part: savedmodel.save(program, part), to_json(values))
         return values
     serialize = {
         "stablehlo": stablehlo.serialize,

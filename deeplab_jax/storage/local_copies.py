@@ -60,6 +60,47 @@ def scratch_folder() -> Iterator[pathlib.Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def local_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path for a library that writes to the local disk: `path` itself, or a stand-in if it is in a bucket.
+
+    What is written there, a file or a folder, is uploaded at the end of the block, but not if the block fails.
+    """
+    if not isinstance(path, BucketPath):
+        yield path
+        return
+    with scratch_folder() as folder:
+        written = folder / path.name
+        yield written
+        if written.is_file():
+            client.upload([(written, path)])
+        else:
+            files = [file.relative_to(written) for file in written.rglob("*") if file.is_file()]
+            client.upload([(written / file, path / file) for file in files])
+
+
+@contextlib.contextmanager
+def local_input(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a path for a library that reads from the local disk: `path` itself, or a copy if it is in a bucket.
+
+    Raises:
+      UserError: there is no such file or folder.
+    """
+    if not isinstance(path, BucketPath):
+        yield path
+        return
+    names = [entry.name for entry in client.list_files(path)]
+    with scratch_folder() as folder:
+        copy = folder / path.name
+        if names:
+            client.download([(path / name, copy / name) for name in names])
+        elif path.is_file():
+            client.download([(path, copy)])
+        else:
+            raise UserError(f"{path} does not exist")
+        yield copy
+
+
 def cached_files(folder: BucketPath, names: list[str]) -> pathlib.Path:
     """Downloads files of a folder, unless the cache has them. They stay in the cache while this process runs.
 
