@@ -82,7 +82,7 @@ def check_kills(wanted, a_run, bucket, straight, tmp_path, seed):
         kills += kill_and_finish(bucket / str(rounds), min(a_run, wanted - kills), rng)
         check_same(bucket / str(rounds), straight, tmp_path / str(rounds))
         rounds += 1
-    print(f"{kills} kills in {rounds} runs in {bucket}, 0 differences")
+        print(f"{kills} kills in {rounds} runs in {bucket}, 0 differences", flush=True)
 
 
 @pytest.mark.slow
