@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from deeplab_jax import budget
 from deeplab_jax.errors import UserError, from_os_error
 from deeplab_jax.storage import BucketPath, is_bucket_address
+from deeplab_jax.storage.failures import check_installed
 
 #: File of a folder with the digests of its other files, see `write_digests`.
 DIGESTS_FILE = "digests.json"
@@ -31,6 +32,7 @@ def open_path(path: str | os.PathLike[str]) -> pathlib.Path:
     text = os.fspath(path)
     if is_bucket_address(text):
         scheme, _, rest = text.partition(":")
+        check_installed(f"{scheme.lower()}://{rest.lstrip('/')}")
         return BucketPath(f"{scheme.lower()}:{rest}")
     return local_path(path)
 

@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import pathlib
+from collections.abc import Callable
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import local_path, open_path
@@ -101,18 +102,19 @@ def path(text: str) -> pathlib.Path:
 
 def disk_path(text: str) -> pathlib.Path:
     """Parses the path of a local file or folder."""
-    try:
-        return local_path(name_or_path(text))
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return local_path(_parse(text, local_path))
 
 
 def name_or_path(text: str) -> str:
     """Parses a name, or the path of a file or folder, local or in a bucket."""
+    return _parse(text, open_path)
+
+
+def _parse(text: str, parse: Callable[[str], pathlib.Path]) -> str:
     if not text:
         raise argparse.ArgumentTypeError("it is empty; give a name, a file or a folder")
     try:
-        open_path(text)
+        parse(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text

@@ -21,7 +21,9 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `data prepare`."""
     parser.add_argument("name", metavar="NAME", help="data set, see below; `folder` is for your own images and masks")
     parser.add_argument(
-        "--source", type=arguments.disk_path, help="folder or archive with the raw data (default: download, if it is public)"
+        "--source",
+        type=arguments.disk_path,
+        help="folder or archive with the raw data (default: download, if it is public)",
     )
     parser.add_argument(
         "--sbd-source",
@@ -186,7 +188,9 @@ def show(args: argparse.Namespace) -> None:
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `data import`."""
-    parser.add_argument("source", type=arguments.disk_path, metavar="SOURCE", help="annotation file, folder or zip archive")
+    parser.add_argument(
+        "source", type=arguments.disk_path, metavar="SOURCE", help="annotation file, folder or zip archive"
+    )
     parser.add_argument(
         "--from", dest="format", choices=names.ANNOTATION_FORMATS, required=True, help="format of the annotations"
     )
@@ -231,7 +235,10 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `data export`."""
     parser.add_argument("images", type=arguments.disk_path, metavar="IMAGES", help="folder of images")
     parser.add_argument(
-        "masks", type=arguments.disk_path, metavar="MASKS", help="folder of their masks, such as the output of `predict`"
+        "masks",
+        type=arguments.disk_path,
+        metavar="MASKS",
+        help="folder of their masks, such as the output of `predict`",
     )
     parser.add_argument(
         "--to", dest="format", choices=names.ANNOTATION_EXPORT_FORMATS, required=True, help="format to write"

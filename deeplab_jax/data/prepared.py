@@ -94,7 +94,7 @@ class PreparedSource:
           split: the split's name, or several joined by "+".
 
         Raises:
-          UserError: the folder's description is missing or damaged, or there is no room for copies of files in a bucket.
+          UserError: the folder's description is missing or damaged, or there is no room for copies of its files.
         """
         # Takes a quarter of a second to import.
         from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -301,7 +301,7 @@ def _check_labels(name: str, label_set: LabelSet, summaries: dict[str, SplitSumm
 
 
 class _Shard(NamedTuple):
-    """A file of records, as `ArrayRecordDataSource` accepts it (its protocol `FileInstruction`) once it has its path."""
+    """A file of records, as `ArrayRecordDataSource` accepts it (`FileInstruction`), in the folder."""
 
     filename: str
     skip: int
@@ -320,9 +320,7 @@ def _shards(folder: pathlib.Path) -> dict[str, list[_Shard]]:
     for split in info["splits"]:
         lengths = [int(length) for length in split["shardLengths"]]
         names = [_shard_name(info["name"], split["name"], i, len(lengths)) for i in range(len(lengths))]
-        shards[split["name"]] = [
-            _Shard(name, 0, length, length) for name, length in zip(names, lengths, strict=True)
-        ]
+        shards[split["name"]] = [_Shard(name, 0, length, length) for name, length in zip(names, lengths, strict=True)]
     return shards
 
 

@@ -10,8 +10,8 @@ from deeplab_jax.errors import UserError, from_os_error, suggest
 from deeplab_jax.export import onnx, savedmodel, stablehlo, tflite
 from deeplab_jax.export.program import ExportOptions, make_program, metadata, to_json
 from deeplab_jax.files import create_folder, write_atomically
-from deeplab_jax.storage.local_copies import local_output
 from deeplab_jax.pretrained import PretrainedNetwork
+from deeplab_jax.storage.local_copies import local_output
 
 #: Names of the formats.
 FORMATS = ("stablehlo", "savedmodel", "tflite", "onnx")

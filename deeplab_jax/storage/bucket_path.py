@@ -5,6 +5,7 @@ an empty folder does not exist. A file appears when it is closed, whole or not a
 Nothing is renamed, and appending rewrites the object.
 """
 
+import contextlib
 import fnmatch
 import io
 import os
@@ -107,8 +108,9 @@ class BucketPath(_LOCAL):
             file = io.BytesIO(client.read(self))
         else:
             file = _Upload(self)
-            if kind == "a" and self.is_file():
-                file.write(client.read(self))
+            if kind == "a":
+                with contextlib.suppress(FileNotFoundError):
+                    file.write(client.read(self))
         return file if "b" in mode else _Text(file, encoding or "utf-8", errors, newline)
 
     # ---- Writing ----

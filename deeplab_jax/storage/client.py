@@ -218,8 +218,9 @@ def _bucket(scheme: str, bucket: str, process: int) -> Any:
     Raises:
       UserError: the bucket does not exist, cannot be reached, or may not be read.
     """
-    fs = _open_gs() if scheme == "gs:" else _open_s3()
     address = f"{scheme}//{bucket}"
+    failures.check_installed(address)
+    fs = _open_gs() if scheme == "gs:" else _open_s3()
     try:
         versions.list_one(fs, bucket)  # the permission to list is needed anyway, others are not
     except FileNotFoundError:
@@ -233,11 +234,8 @@ def _bucket(scheme: str, bucket: str, process: int) -> Any:
 
 
 def _open_gs() -> Any:
-    try:
-        from gcsfs.core import GCSFileSystem
-    except ImportError:
-        raise UserError(failures.missing_extra("gs")) from None
     import aiohttp
+    from gcsfs.core import GCSFileSystem
 
     token = "anon" if os.environ.get("STORAGE_EMULATOR_HOST") else None  # an emulator knows no credentials
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs tracebacks of errors that it also raises
@@ -248,8 +246,6 @@ def _open_gs() -> Any:
 
 
 def _open_s3() -> Any:
-    try:
-        from s3fs import S3FileSystem
-    except ImportError:
-        raise UserError(failures.missing_extra("s3")) from None
+    from s3fs import S3FileSystem
+
     return S3FileSystem(use_listings_cache=False, skip_instance_cache=True)

@@ -1,7 +1,10 @@
 """The errors of the storage libraries as one line each."""
 
 import errno
+import importlib.util
 from typing import NamedTuple
+
+from deeplab_jax.errors import UserError
 
 _CREDENTIALS = {
     "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
@@ -9,6 +12,7 @@ _CREDENTIALS = {
 }
 _VARIABLES = {"gs": "STORAGE_EMULATOR_HOST", "s3": "AWS_ENDPOINT_URL"}
 _SERVICES = {"gs": "Google Cloud Storage", "s3": "S3"}
+_LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}
 _EXTRAS = {"gs": "gcs", "s3": "s3"}
 _LONGEST = 200  # characters of a server's message
 
@@ -36,9 +40,18 @@ class Failure(NamedTuple):
     is_temporary: bool
 
 
-def missing_extra(scheme: str) -> str:
-    """The message if the library for a kind of storage is not installed."""
-    return f"{scheme}:// addresses need another package; run `pip install 'deeplab_jax[{_EXTRAS[scheme]}]'`"
+def check_installed(address: str) -> None:
+    """Checks that the library for a kind of storage is installed, without importing it.
+
+    Raises:
+      UserError: it is not. The message names the extra to install.
+    """
+    scheme = address.partition(":")[0]
+    if importlib.util.find_spec(_LIBRARIES[scheme]) is None:
+        raise UserError(
+            f"{address} needs the package {_LIBRARIES[scheme]}; install the extra: pip install "
+            f"'deeplab_jax[{_EXTRAS[scheme]}]'"
+        )
 
 
 def describe(error: Exception, address: str) -> Failure | None:
