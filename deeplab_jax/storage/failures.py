@@ -23,8 +23,10 @@ _UNREACHABLE = {
     "ClientConnectorError", "ClientError", "ServerDisconnectedError", "TimeoutError", "FSTimeoutError", "ProxyError",
     "ClientPayloadError", "ResponseParserError", "IncompleteRead", "TransportError",
 }  # fmt: skip
-_NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError",
-                   "ProfileNotFound", "TokenRetrievalError", "SSOTokenLoadError", "UnauthorizedSSOTokenError"}  # fmt: skip
+_NO_CREDENTIALS = {
+    "NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "RefreshError", "ProfileNotFound",
+    "TokenRetrievalError", "SSOTokenLoadError", "UnauthorizedSSOTokenError",
+}  # fmt: skip
 _BUSY = (errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO))  # s3fs: the server is overloaded or has failed
 
 

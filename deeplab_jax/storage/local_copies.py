@@ -155,11 +155,6 @@ def _download_missing(folder: BucketPath, sizes: dict[str, int], target: pathlib
 def _make_room(target: pathlib.Path, size: int, name: str) -> None:
     """Deletes what was not used for the longest time until files of `size` bytes fit."""
     budget = _budget()
-    if size > budget:
-        raise UserError(
-            f"{name} needs {size / 1e9:.3g} GB of local disk, but the cache may have {budget / 1e9:.3g} GB; set "
-            "DEEPLAB_JAX_CACHE_GB to more, or mount the bucket as a folder and name that"
-        )
     others = [folder for folder in target.parent.iterdir() if folder.is_dir() and folder != target]
     sizes = {folder: _size(folder) for folder in others}
     for folder in sorted(others, key=_last_use):
@@ -169,6 +164,12 @@ def _make_room(target: pathlib.Path, size: int, name: str) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while a process reads the files
             shutil.rmtree(folder)
             del sizes[folder]
+    used = sum(sizes.values())
+    if used + size > budget:
+        raise UserError(
+            f"{name} needs {size / 1e9:.3g} GB of local disk, but of the {budget / 1e9:.3g} GB that the cache may have, "
+            f"{used / 1e9:.3g} are in use; set DEEPLAB_JAX_CACHE_GB to more, or mount the bucket as a folder and name that"
+        )
     free = shutil.disk_usage(target).free
     if free < size:
         raise UserError(

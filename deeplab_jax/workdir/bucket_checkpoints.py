@@ -1,9 +1,9 @@
 """Checkpoints of a training run in a bucket.
 
 Orbax writes a checkpoint to the local disk, exactly as in a local workdir, and then its files are uploaded. Nothing is
-renamed in a bucket, so `digests.json` is the last object: a checkpoint without it does not exist. To read one, its files
-are downloaded and compared with the digests. A download that fails because a training deletes the checkpoint is not an
-error, since then there is a newer one, so readers need no locks.
+renamed in a bucket, so `digests.json` is the last object: a checkpoint without it does not exist. To read one, its
+files are downloaded and compared with the digests. A download that fails because a training deletes the checkpoint is
+not an error, since then there is a newer one, so readers need no locks.
 
 In a run of several processes, the first one writes everything: it gets the shards of the others over the network.
 """
