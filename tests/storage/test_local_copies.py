@@ -56,9 +56,7 @@ def test_copies_that_were_not_used_for_the_longest_time_make_room(bucket, cache,
     for time, name in enumerate("ab"):
         folders[name] = local_copies.cached_files(bucket / name, ["file"])
         os.utime(folders[name].with_suffix(".lock"), (time, time))
-    in_use = (
-        r"needs 1e-05 GB of local disk, but of the 2.5e-05 GB that the cache may have, 2e-05 are in use; set DEEPLAB"
-    )
+    in_use = r"needs 1e-05 GB locally, but of the 2.5e-05 GB that the cache may have, 2e-05 are in use; set DEEPLAB"
     with pytest.raises(UserError, match=in_use):
         local_copies.cached_files(bucket / "c", ["file"])
     assert all((folder / "file").exists() for folder in folders.values())
@@ -68,7 +66,7 @@ def test_copies_that_were_not_used_for_the_longest_time_make_room(bucket, cache,
     assert not (folders["a"] / "file").exists()
     assert (local_copies.cached_files(bucket / "d", ["file"]) / "file").read_bytes() == b"d" * 10_000
     monkeypatch.setenv("DEEPLAB_JAX_CACHE_GB", "0.000001")
-    with pytest.raises(UserError, match=r"needs 1e-05 GB of local disk, but of the 1e-06 GB that the cache may have"):
+    with pytest.raises(UserError, match=r"needs 1e-05 GB locally, but of the 1e-06 GB that the cache may have"):
         local_copies.cached_files(bucket / "a", ["file"])
     with pytest.raises(UserError, match="missing; prepare the data set again"):
         local_copies.cached_files(bucket / "a", ["another"])
