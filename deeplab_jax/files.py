@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from deeplab_jax import budget
 from deeplab_jax.errors import UserError, from_os_error
+from deeplab_jax.storage import BucketPath, is_bucket_address
+from deeplab_jax.storage.failures import check_installed
 
 #: File of a folder with the digests of its other files, see `write_digests`.
 DIGESTS_FILE = "digests.json"
@@ -22,6 +24,22 @@ LONGEST_NAME = 100
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
+def open_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns a path of this machine's file system, or of a bucket (`gs://bucket/folder`, `s3://bucket/folder`).
+
+    Raises:
+      UserError: it is another address, or the package for buckets is not installed.
+    """
+    if isinstance(path, BucketPath):
+        return path
+    text = os.fspath(path)
+    if is_bucket_address(text):
+        scheme, _, rest = text.partition(":")
+        check_installed(f"{scheme.lower()}://{rest.lstrip('/')}")
+        return BucketPath(f"{scheme.lower()}:{rest}")
+    return local_path(path)
+
+
 def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
     """Returns a path of this machine's file system.
 
@@ -29,10 +47,12 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
       UserError: it is an address, such as `gs://bucket/folder`, which would name a local folder `gs:`.
     """
     text = os.fspath(path)
+    if is_bucket_address(text):
+        raise UserError(f"{text} is in a bucket, but this has to be a local file or folder; copy it to this machine")
     if _ADDRESS.match(text):
         raise UserError(
-            f"{text} is an address, but only local files and folders are supported; copy the files to this machine, or "
-            "mount the storage as a folder"
+            f"{text} is an address, but only files, folders and buckets (gs://, s3://) are supported; copy the files "
+            "to this machine, or mount the storage as a folder"
         )
     return pathlib.Path(path)
 
@@ -48,7 +68,7 @@ def create_folder(folder: pathlib.Path, name: str) -> None:
       UserError: the folder cannot be created.
     """
     try:
-        local_path(folder).mkdir(parents=True, exist_ok=True)
+        open_path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise from_os_error(error, f"cannot create {name} {folder}") from None
 
@@ -67,11 +87,15 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """Writes a file, or replaces its content. Readers see the old content or the new one, never a part of it.
 
     A link stays, and the file that it points at is replaced. A device or a pipe, such as `/dev/stdout`, is written to.
+    In a bucket, this is one upload.
 
     Raises:
       UserError: the file cannot be written; an existing one is unchanged.
     """
-    path = local_path(path)
+    path = open_path(path)
+    if isinstance(path, BucketPath):
+        path.write_bytes(content)
+        return
     target = pathlib.Path(os.path.realpath(path))
     temporary = target.with_name(target.name + ".part")
     try:
@@ -117,7 +141,7 @@ def read_json(path: pathlib.Path, *, max_bytes: int = budget.JSON_BYTES, kind: t
     Raises:
       UserError: the file is missing or unreadable, or `parse_json` rejects it.
     """
-    path = local_path(path)
+    path = open_path(path)
     if not path.is_file():
         raise UserError(f"{path} {'is not a file' if path.exists() else 'is missing'}")
     try:

@@ -5,11 +5,12 @@ import json
 import os
 import pathlib
 import re
+import sys
 
 import pytest
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import create_folder, find_damage, local_path, read_json, write_json
+from deeplab_jax.files import create_folder, find_damage, local_path, open_path, read_json, write_json
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):
@@ -118,18 +119,33 @@ def test_digests_name_only_files_of_their_folder(tmp_path, name):
 # ---- Paths ----
 
 
-@pytest.mark.parametrize(
-    "address", ["gs://bucket/runs", "s3://bucket/a", "hf://owner/name", "https://host/a.png", "file:///a", "GS://b/c"]
-)
+@pytest.mark.parametrize("address", ["hf://owner/name", "https://host/a.png", "file:///a", "ftp://b/c"])
 def test_an_address_is_not_a_path(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in (address, pathlib.Path(address)):
-        with pytest.raises(UserError, match="is an address, but only local files and folders are supported"):
+        with pytest.raises(
+            UserError, match="is an address, but only files, folders and buckets .gs://, s3://. are supported"
+        ):
             local_path(path)
         with pytest.raises(UserError, match="is an address"):
             create_folder(pathlib.Path(path), "--output")
         with pytest.raises(UserError, match="is an address"):
             write_json(pathlib.Path(path), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("address", "extra"), [("gs://bucket/a", "gcs"), ("s3://bucket/a", "s3"), ("GS://b/c", "gcs")])
+def test_an_address_of_a_bucket_needs_an_extra(address, extra, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for package in ("gcsfs", "s3fs"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it was not installed
+    message = rf"^(gs|s3)://.* needs the package (gcsfs|s3fs); install the extra: pip install 'deeplab_jax\[{extra}\]'$"
+    for path in (address, pathlib.Path(address)):
+        for action in (open_path, lambda path: create_folder(pathlib.Path(path), "--output"), read_json):
+            with pytest.raises(UserError, match=message):
+                action(pathlib.Path(path))
+        with pytest.raises(UserError, match="is in a bucket, but this has to be a local file or folder"):
+            local_path(path)
     assert list(tmp_path.iterdir()) == []
 
 

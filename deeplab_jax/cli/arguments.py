@@ -5,10 +5,11 @@ import logging
 import math
 import os
 import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import local_path
+from deeplab_jax.files import local_path, open_path
 
 if TYPE_CHECKING:  # commands import little before they know their arguments
     from ml_collections import ConfigDict
@@ -36,7 +37,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of every command."""
     parser.add_argument("--quiet", action="store_true", help="print errors only: no messages, no progress bars")
     parser.add_argument(
-        "--log-file", type=path, metavar="FILE", help="also append all messages to FILE, with their time"
+        "--log-file", type=disk_path, metavar="FILE", help="also append all messages to FILE, with their time"
     )
     parser.add_argument(DEBUG, action="store_true", help="print the traceback of an error")
 
@@ -121,29 +122,38 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def path(text: str) -> pathlib.Path:
+    """Parses the path of a file or folder, local or in a bucket."""
+    return open_path(name_or_path(text))
+
+
+def disk_path(text: str) -> pathlib.Path:
     """Parses the path of a local file or folder."""
-    return pathlib.Path(name_or_path(text))
+    return local_path(_parse(text, local_path))
 
 
 def name_or_path(text: str) -> str:
-    """Parses a name, or the path of a local file or folder."""
+    """Parses a name, or the path of a file or folder, local or in a bucket."""
+    return _parse(text, open_path)
+
+
+def _parse(text: str, parse: Callable[[str], pathlib.Path]) -> str:
     if not text:
         raise argparse.ArgumentTypeError("it is empty; give a name, a file or a folder")
     try:
-        local_path(text)
+        parse(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 
 def network(text: str) -> str:
-    """Parses a name, the path of a local file or folder, or an address on the Hugging Face Hub."""
+    """Parses a name, the path of a file or folder, or an address on the Hugging Face Hub."""
     return text if text.startswith(HUB) else name_or_path(text)
 
 
 def writable_file(text: str) -> pathlib.Path:
     """Parses the path of a file to write, and checks that this is possible before any work starts."""
-    file = path(text)
+    file = disk_path(text)
     if not file.parent.is_dir():
         raise argparse.ArgumentTypeError(f"cannot write {text}: there is no folder {file.parent}")
     if file.is_dir() or not os.access(file if file.exists() else file.parent, os.W_OK):

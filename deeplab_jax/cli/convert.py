@@ -1,6 +1,7 @@
 """`deeplab-jax convert`."""
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 from typing import TYPE_CHECKING
@@ -59,10 +60,13 @@ def run(args: argparse.Namespace) -> None:
 
 def _import(name: str, file_format: str, checkpoint: str | None) -> "PretrainedNetwork":
     from deeplab_jax.pretrained import hub, import_file, split_checkpoint
+    from deeplab_jax.storage.local_copies import local_input
 
     if not hub.is_address(name):
         path, named = split_checkpoint(name)
-        return import_file(path, file_format, checkpoint=checkpoint or named)
+        own = file_format in ("workdir", "deeplab_jax")  # other readers need a local file
+        with contextlib.nullcontext(path) if own else local_input(path) as file:
+            return import_file(file, file_format, checkpoint=checkpoint or named)
     if checkpoint is not None:
         raise UsageError("--checkpoint chooses a checkpoint of a training run, not of a network on the Hub")
     if hub.parse(name).file is None:

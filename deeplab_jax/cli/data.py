@@ -21,11 +21,13 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `data prepare`."""
     parser.add_argument("name", metavar="NAME", help="data set, see below; `folder` is for your own images and masks")
     parser.add_argument(
-        "--source", type=arguments.path, help="folder or archive with the raw data (default: download, if it is public)"
+        "--source",
+        type=arguments.disk_path,
+        help="folder or archive with the raw data (default: download, if it is public)",
     )
     parser.add_argument(
         "--sbd-source",
-        type=arguments.path,
+        type=arguments.disk_path,
         help="SBD folder or archive; adds the split trainaug to voc2012_segmentation",
     )
     parser.add_argument(
@@ -100,7 +102,7 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="data set, see below")
     parser.add_argument(
         "--source",
-        type=arguments.path,
+        type=arguments.disk_path,
         help="folder or archive with raw data to check instead of the prepared data set",
     )
     _add_raw(parser)
@@ -157,7 +159,7 @@ def add_show_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of images, spread over the split (default: %(default)s)",
     )
-    parser.add_argument("--output", type=arguments.path, required=True, metavar="FILE.png", help="image to write")
+    parser.add_argument("--output", type=arguments.disk_path, required=True, metavar="FILE.png", help="image to write")
     parser.add_argument(
         "--display-channels",
         type=arguments.channel_ids,
@@ -186,16 +188,18 @@ def show(args: argparse.Namespace) -> None:
 
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `data import`."""
-    parser.add_argument("source", type=arguments.path, metavar="SOURCE", help="annotation file, folder or zip archive")
+    parser.add_argument(
+        "source", type=arguments.disk_path, metavar="SOURCE", help="annotation file, folder or zip archive"
+    )
     parser.add_argument(
         "--from", dest="format", choices=names.ANNOTATION_FORMATS, required=True, help="format of the annotations"
     )
     parser.add_argument(
-        "--images", type=arguments.path, metavar="FOLDER", help="folder of the images, if they are not in SOURCE"
+        "--images", type=arguments.disk_path, metavar="FOLDER", help="folder of the images, if they are not in SOURCE"
     )
     parser.add_argument(
         "--classes",
-        type=arguments.path,
+        type=arguments.disk_path,
         metavar="FILE",
         help="class list that sets names and ids (default: the order in SOURCE, after background)",
     )
@@ -204,7 +208,7 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="import images without annotations as background (default: leave them out)",
     )
-    parser.add_argument("--output", type=arguments.path, required=True, metavar="FOLDER", help="folder to create")
+    parser.add_argument("--output", type=arguments.disk_path, required=True, metavar="FOLDER", help="folder to create")
 
 
 def import_annotations(args: argparse.Namespace) -> None:
@@ -229,15 +233,18 @@ def import_annotations(args: argparse.Namespace) -> None:
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `data export`."""
-    parser.add_argument("images", type=arguments.path, metavar="IMAGES", help="folder of images")
+    parser.add_argument("images", type=arguments.disk_path, metavar="IMAGES", help="folder of images")
     parser.add_argument(
-        "masks", type=arguments.path, metavar="MASKS", help="folder of their masks, such as the output of `predict`"
+        "masks",
+        type=arguments.disk_path,
+        metavar="MASKS",
+        help="folder of their masks, such as the output of `predict`",
     )
     parser.add_argument(
         "--to", dest="format", choices=names.ANNOTATION_EXPORT_FORMATS, required=True, help="format to write"
     )
     parser.add_argument(
-        "--classes", type=arguments.path, required=True, metavar="FILE", help="classes.txt of the masks"
+        "--classes", type=arguments.disk_path, required=True, metavar="FILE", help="classes.txt of the masks"
     )
     parser.add_argument(
         "--tolerance",
@@ -246,7 +253,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="largest distance between a region and its polygon; 0 keeps every corner (default: %(default)s)",
     )
-    parser.add_argument("--output", type=arguments.path, required=True, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--output", type=arguments.disk_path, required=True, metavar="FOLDER", help="folder to write")
 
 
 def export_annotations(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import logging
 import pathlib
 from typing import TYPE_CHECKING
@@ -237,16 +238,20 @@ def _predict_video(
     predictor: "Predictor", source: pathlib.Path | int, target: pathlib.Path, args: argparse.Namespace
 ) -> None:
     from deeplab_jax.inference import video
+    from deeplab_jax.storage.local_copies import local_input, local_output
 
     label = predictor.start_video(smoothing=1.0 if args.smooth is None else args.smooth)
-    report = video.label_video(label, source, target, predictor.label_set, codec=args.codec)
+    with contextlib.ExitStack() as stack:  # of copies, where a file is in a bucket
+        frames = source if isinstance(source, int) else stack.enter_context(local_input(source))
+        file = stack.enter_context(local_output(target))
+        report = video.label_video(label, frames, file, predictor.label_set, codec=args.codec)
     stages = ", ".join(f"{stage} {value:.1f} ms" for stage, value in report.milliseconds.items())
     logger.info(
         "Wrote %d frames to %s at %.1f frames per second (%s)",
-        report.frames, report.path, report.frames_per_second, stages,
+        report.frames, target, report.frames_per_second, stages,
     )  # fmt: skip
     if report.interrupted and source != args.camera:
-        exits.fail(f"interrupted; {report.path} ends there", 130)
+        exits.fail(f"interrupted; {target} ends there", 130)
 
 
 COMMAND = Command(

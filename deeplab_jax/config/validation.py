@@ -12,7 +12,7 @@ from deeplab_jax.config.loss_terms import parse_loss_terms
 from deeplab_jax.config.schema import DURATION_FIELDS, FIELDS, Field, get_field
 from deeplab_jax.config.stages import stage_configs
 from deeplab_jax.errors import UserError, suggest
-from deeplab_jax.files import local_path
+from deeplab_jax.files import open_path
 
 _REQUIRED = ("model.backbone", "data.name", "data.batch_size", "data.image_size")
 _ONLY_FOR_TRAINING = ("unlabeled", "optimizer", "checkpoint", "log", "train.seed")  # groups and fields
@@ -51,7 +51,7 @@ def validate(config: ConfigDict, *, training: bool = True) -> None:
         if training and (text := get_field(config, field)) is not None:
             parse_duration(text, field=field, allow_percent=field != "train.duration")
     if config.data.data_dir is not None:
-        local_path(config.data.data_dir)
+        open_path(config.data.data_dir)
     check_sizes(config)
     check_value_range(config.model.value_range)
     _validate_scaling(config.data)

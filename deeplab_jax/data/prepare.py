@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from deeplab_jax.data import archives, process_pool
+from deeplab_jax.data import archives, bucket_copies, process_pool
 from deeplab_jax.data.dataset import Dataset, Download, RawDataset
 from deeplab_jax.data.download import download
 from deeplab_jax.data.image_files import is_clutter
@@ -19,6 +19,7 @@ from deeplab_jax.data.prepared import is_complete, prepared_folder, write_datase
 from deeplab_jax.data.registry import dataset_names, default_data_dir, get_dataset
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import create_folder
+from deeplab_jax.storage import BucketPath
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ def prepare(
     """Prepares a data set. If it is prepared already, it is left unchanged.
 
     If anything goes wrong, nothing of it remains in `data_dir`, except files of a large data set that are complete.
-    Then the same call continues after them.
+    Then the same call continues after them. If `data_dir` is in a bucket, the data set is prepared in the cache folder
+    and then uploaded.
 
     Args:
       name: a data set of `preparable_names`.
@@ -78,20 +80,24 @@ def prepare(
     options = _check_options(dataset, given | {"sbd_source": sbd_source, "val_fraction": val_fraction})
     data_dir = default_data_dir() if data_dir is None else data_dir
     target = prepared_folder(name, data_dir)
-    if target.is_dir() and not is_complete(target):
+    is_in_bucket = isinstance(target, BucketPath)
+    if target.is_dir() and not is_complete(target) and not is_in_bucket:  # there, an interrupted upload is repeated
         raise UserError(
             f"{target} is incomplete, perhaps a copy that was interrupted; remove it and prepare {name} again"
         )
-    if target.is_dir():
+    if target.is_dir() and is_complete(target):
         logger.info("%s is already prepared in %s; remove this folder to prepare it again", name, target)
         return target
-    for unpacked in data_dir.glob("unpacked.*"):  # left by a preparation that was killed
+    if is_in_bucket:
+        data_dir.mkdir(parents=True, exist_ok=True)  # its errors come first
+    disk = bucket_copies.prepare_folder(name, data_dir)
+    for unpacked in disk.glob("unpacked.*"):  # left by a preparation that was killed
         shutil.rmtree(unpacked)
-    create_folder(data_dir, "data folder")
-    with tempfile.TemporaryDirectory(dir=data_dir, prefix="unpacked.") as scratch:
-        roots = [_find_root(dataset, source, data_dir, pathlib.Path(scratch) / name)]
+    create_folder(disk, "data folder")
+    with tempfile.TemporaryDirectory(dir=disk, prefix="unpacked.") as scratch:
+        roots = [_find_root(dataset, source, disk, pathlib.Path(scratch) / name)]
         if "sbd_root" in options:
-            roots.append(_find_root(get_dataset("sbd"), sbd_source, data_dir, pathlib.Path(scratch) / "sbd"))
+            roots.append(_find_root(get_dataset("sbd"), sbd_source, disk, pathlib.Path(scratch) / "sbd"))
             options["sbd_root"] = roots[1].folder
         with _errors_name_archives(roots), process_pool.use(workers):
             raw = _read_raw(dataset, roots[0], options)
@@ -100,7 +106,8 @@ def prepare(
             raw = raw.with_images(
                 value_range=value_range, channels=channels, max_pixels=max_pixels, tile_size=tile_size
             )
-            write_dataset(name, raw, data_dir)
+            write_dataset(name, raw, disk)
+    bucket_copies.publish(name, disk, data_dir)
     counts = ", ".join(f"{split} {len(examples)}" for split, examples in raw.splits.items())
     logger.info("Prepared %s in %s: %s", name, target, counts)
     return target

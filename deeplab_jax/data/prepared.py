@@ -25,15 +25,19 @@ from deeplab_jax.data.pixel_format import RGB, PixelFormat
 from deeplab_jax.data.pixel_range import complete
 from deeplab_jax.data.split_summary import SplitSummary
 from deeplab_jax.errors import UserError, from_os_error
-from deeplab_jax.files import local_path, read_json, write_json
+from deeplab_jax.files import open_path, read_json, write_json
 from deeplab_jax.labels import IGNORE_LABEL, LabelSet
+from deeplab_jax.storage import BucketPath
+from deeplab_jax.storage.local_copies import cached_files
 
 logger = logging.getLogger(__name__)
 
 _VERSION = "1.0.0"  # format version; TFDS expects it as the name of the folder
 
 _NAMED = 20  # classes that a warning names
-_DESCRIPTIONS = ("dataset_info", "features", "metadata")  # JSON files
+
+#: Names of the JSON files that describe a data set.
+DESCRIPTIONS = ("dataset_info", "features", "metadata")
 
 _FEATURE = "tensorflow_datasets.core.features"
 _RGB_IMAGE = {
@@ -65,7 +69,7 @@ def _features(pixels: PixelFormat | None) -> dict[str, Any]:
 
 def prepared_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
     """The folder of a prepared data set."""
-    return local_path(data_dir) / name / _VERSION
+    return open_path(data_dir) / name / _VERSION
 
 
 def is_complete(folder: pathlib.Path) -> bool:
@@ -74,9 +78,9 @@ def is_complete(folder: pathlib.Path) -> bool:
     Raises:
       UserError: its description is damaged.
     """
-    if not all((folder / f"{file}.json").is_file() for file in _DESCRIPTIONS):
+    if not all((folder / f"{file}.json").is_file() for file in DESCRIPTIONS):
         return False
-    return all(pathlib.Path(shard.filename).is_file() for shards in _shards(folder).values() for shard in shards)
+    return all((folder / shard.filename).is_file() for shards in _shards(folder).values() for shard in shards)
 
 
 class PreparedSource:
@@ -90,7 +94,7 @@ class PreparedSource:
           split: the split's name, or several joined by "+".
 
         Raises:
-          UserError: the folder's description is missing or damaged.
+          UserError: the folder's description is missing or damaged, or there is no room for copies of its files.
         """
         # Takes a quarter of a second to import.
         from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -109,7 +113,11 @@ class PreparedSource:
             raise UserError(
                 f"{folder / 'metadata.json'} is damaged: {error}; remove {folder} and prepare the data set again"
             ) from None
-        self._records = ArrayRecordDataSource([shard for part in split.split("+") for shard in shards[part]])
+        files = [shard for part in split.split("+") for shard in shards[part]]
+        local = folder
+        if isinstance(folder, BucketPath):  # its records are read from copies on the local disk
+            local = cached_files(folder, [file.filename for file in files])
+        self._records = ArrayRecordDataSource([file._replace(filename=str(local / file.filename)) for file in files])
         self._largest_size = None
         stored = metadata.get("splits", {})
         #: The values of `SplitSummary` of each split; None in data sets of older versions.
@@ -293,7 +301,7 @@ def _check_labels(name: str, label_set: LabelSet, summaries: dict[str, SplitSumm
 
 
 class _Shard(NamedTuple):
-    """A file of records, as `ArrayRecordDataSource` accepts it (its protocol `FileInstruction`)."""
+    """A file of records, as `ArrayRecordDataSource` accepts it (`FileInstruction`), in the folder."""
 
     filename: str
     skip: int
@@ -312,9 +320,7 @@ def _shards(folder: pathlib.Path) -> dict[str, list[_Shard]]:
     for split in info["splits"]:
         lengths = [int(length) for length in split["shardLengths"]]
         names = [_shard_name(info["name"], split["name"], i, len(lengths)) for i in range(len(lengths))]
-        shards[split["name"]] = [
-            _Shard(str(folder / name), 0, length, length) for name, length in zip(names, lengths, strict=True)
-        ]
+        shards[split["name"]] = [_Shard(name, 0, length, length) for name, length in zip(names, lengths, strict=True)]
     return shards
 
 
@@ -350,7 +356,7 @@ def _write_descriptions(
         metadata["pixels"] = pixels.to_json()
     if raw.label_map is not None:
         metadata["label_map"] = raw.label_map.to_json()
-    for file, values in zip(_DESCRIPTIONS, (info, _features(pixels), metadata), strict=True):
+    for file, values in zip(DESCRIPTIONS, (info, _features(pixels), metadata), strict=True):
         (folder / f"{file}.json").write_text(json.dumps(values, indent=2))
 
 

@@ -22,6 +22,7 @@ from deeplab_jax.data.sources import (
     voc2012_segmentation,
 )
 from deeplab_jax.errors import UserError, suggest
+from deeplab_jax.files import open_path
 from deeplab_jax.labels import IGNORE_LABEL
 
 _BUILT_IN = {
@@ -88,7 +89,7 @@ def dataset_names() -> list[str]:
 
 def default_data_dir() -> pathlib.Path:
     """The default folder of prepared data sets: $DEEPLAB_JAX_DATA, or `deeplab_jax_data` in the home folder."""
-    return pathlib.Path(os.environ.get("DEEPLAB_JAX_DATA") or pathlib.Path.home() / "deeplab_jax_data")
+    return open_path(os.environ.get("DEEPLAB_JAX_DATA") or pathlib.Path.home() / "deeplab_jax_data")
 
 
 def open_source(
@@ -112,7 +113,7 @@ def open_source(
       UserError: the data set or the split does not exist or is empty, or the data set is not prepared.
     """
     dataset = get_dataset(name)
-    data_dir = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
+    data_dir = default_data_dir() if data_dir is None else open_path(data_dir)
     known = split_names(name, data_dir=data_dir)
     parts = split.split("+") if dataset.open_split is None else [split]
     for part in parts:
@@ -144,7 +145,7 @@ def split_names(name: str, *, data_dir: str | os.PathLike | None = None) -> list
     dataset = get_dataset(name)
     if dataset.open_split is not None:
         return list(dataset.splits)
-    data_dir = default_data_dir() if data_dir is None else pathlib.Path(data_dir)
+    data_dir = default_data_dir() if data_dir is None else open_path(data_dir)
     prepared = prepared_folder(name, data_dir)
     if not prepared.is_dir():
         raise UserError(

@@ -22,7 +22,7 @@ from deeplab_jax.evaluation.blended_step import make_blended_step
 from deeplab_jax.evaluation.details import NUM_WORST, Details
 from deeplab_jax.evaluation.partial import EvaluationState, PartialResult, describe_evaluation
 from deeplab_jax.evaluation.step import jit_eval_step
-from deeplab_jax.files import check_new_folder, local_path
+from deeplab_jax.files import check_new_folder, open_path
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import abstract_variables, build_for_mesh
 from deeplab_jax.parallel import mesh as mesh_lib
@@ -244,11 +244,11 @@ def evaluate(
     checkpoint = checkpoint or named
     options = {"config": config, "split": split}
     if report_folder is not None:
-        report_folder = local_path(report_folder)
+        report_folder = open_path(report_folder)
         check_new_folder(report_folder)
         options["num_worst"] = NUM_WORST
     if pretrained.is_workdir(path):
-        result = evaluate_workdir(pathlib.Path(path), checkpoint=checkpoint, **options)
+        result = evaluate_workdir(open_path(path), checkpoint=checkpoint, **options)
     else:
         result = evaluate_network(pretrained.load(name_or_path, checkpoint=checkpoint), name_or_path, **options)
     try:
@@ -272,7 +272,7 @@ def evaluate_workdir(
     An evaluation that a signal stops leaves its counts in the workdir, and the next one continues there.
     """
     # Orbax takes a third of a second to import, which other networks do not need.
-    from deeplab_jax.workdir.checkpoint import Checkpoints
+    from deeplab_jax.workdir.bucket_checkpoints import open_checkpoints
 
     workdir = layout.last_stage(workdir)
     own_config = layout.read_config(workdir)
@@ -280,7 +280,7 @@ def evaluate_workdir(
     label_set = layout.read_labels(workdir)
     source, model, mesh = _prepare(config, label_set, split, whose=f"the network in {workdir}")
     chosen = choose_step(workdir, checkpoint or config.checkpoint.use)
-    with Checkpoints(workdir, read_only=True, step=chosen) as checkpoints:
+    with open_checkpoints(workdir, read_only=True, step=chosen) as checkpoints:
         if checkpoints.latest_step() is None:
             raise UserError(f"{workdir} has no checkpoint yet; let `deeplab-jax train` write one")
         variables = checkpoints.restore_variables(_abstract_on(mesh, model, config))

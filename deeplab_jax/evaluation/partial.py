@@ -3,10 +3,10 @@
 All counts are sums over batches in order, so a continued evaluation equals an uninterrupted one bit for bit.
 """
 
+import contextlib
 import json
 import logging
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -109,7 +109,10 @@ class PartialResult:
     def remove(self) -> None:
         """Removes the files, also those of other numbers of processes, when the evaluation is complete."""
         if processes.is_leader():
-            shutil.rmtree(self.folder, ignore_errors=True)
+            for path in self.folder.glob("process_*"):
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a bucket has no empty folders
+                self.folder.rmdir()
 
     def _read(self) -> dict[str, Any] | None:
         if not self._path.exists():

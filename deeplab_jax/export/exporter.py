@@ -11,6 +11,7 @@ from deeplab_jax.export import onnx, savedmodel, stablehlo, tflite
 from deeplab_jax.export.program import ExportOptions, make_program, metadata, to_json
 from deeplab_jax.files import create_folder, write_atomically
 from deeplab_jax.pretrained import PretrainedNetwork
+from deeplab_jax.storage.local_copies import local_output
 
 #: Names of the formats.
 FORMATS = ("stablehlo", "savedmodel", "tflite", "onnx")
@@ -58,7 +59,8 @@ def export_network(
     values = metadata(network, program, file_format)
     create_folder(output.parent, "the folder of --output")
     if file_format == "savedmodel":
-        _write_folder(output, lambda folder: savedmodel.save(program, folder), to_json(values))
+        with local_output(output) as folder:
+            _write_folder(folder, lambda part: savedmodel.save(program, part), to_json(values))
         return values
     serialize = {
         "stablehlo": stablehlo.serialize,

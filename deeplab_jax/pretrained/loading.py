@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import config as config_lib
 from deeplab_jax.data import set_input_size
 from deeplab_jax.errors import UserError, suggest
-from deeplab_jax.files import local_path
+from deeplab_jax.files import open_path
 from deeplab_jax.models import PARTS, SegmentationNetwork, abstract_variables, build_model, random_variables
 from deeplab_jax.pretrained import bundle, hub, presets
 from deeplab_jax.pretrained.formats import import_file
@@ -73,16 +73,16 @@ def split_checkpoint(name_or_path: str | pathlib.Path) -> tuple[str | pathlib.Pa
     """
     if hub.is_address(name_or_path):
         return name_or_path, None
-    path = local_path(name_or_path)
+    path = open_path(name_or_path)
     folder, at, checkpoint = str(name_or_path).rpartition("@")
-    if path.exists() or not at or not pathlib.Path(folder).is_dir():
+    if path.exists() or not at or not open_path(folder).is_dir():
         return layout.last_stage(path), None
-    return layout.last_stage(local_path(folder)), checkpoint
+    return layout.last_stage(open_path(folder)), checkpoint
 
 
 def is_workdir(path: str | pathlib.Path) -> bool:
     """Returns True for a folder that is not a saved network, so only a training run can have written it."""
-    path = pathlib.Path(path)
+    path = open_path(path)
     return path.is_dir() and not bundle.is_bundle(path)
 
 

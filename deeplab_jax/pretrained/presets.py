@@ -18,6 +18,7 @@ from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.files import create_folder, file_digest, write_atomically
 from deeplab_jax.pretrained import bundle
 from deeplab_jax.pretrained.provenance import Provenance, Score
+from deeplab_jax.storage.local_copies import cache_folder
 
 if TYPE_CHECKING:  # only `presets_table` needs it
     from rich.table import Table
@@ -141,13 +142,6 @@ def find_preset(name: str) -> Preset:
     if name not in table:
         raise UserError(f"preset {name!r} does not exist{suggest(name, table)}")
     return table[name]
-
-
-def cache_folder() -> pathlib.Path:
-    """Returns the folder for downloads: $DEEPLAB_JAX_CACHE, or `deeplab_jax` in $XDG_CACHE_HOME or ~/.cache."""
-    if chosen := os.environ.get("DEEPLAB_JAX_CACHE"):
-        return pathlib.Path(chosen).expanduser()
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "deeplab_jax"
 
 
 def fetch_preset(preset: Preset) -> pathlib.Path:

@@ -16,7 +16,7 @@ from deeplab_jax import data, visualization
 from deeplab_jax.errors import Preempted, UserError
 from deeplab_jax.evaluation.evaluator import Evaluator
 from deeplab_jax.evaluation.report import Result, save_gallery
-from deeplab_jax.files import local_path
+from deeplab_jax.files import open_path
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import processes, sharding
@@ -34,6 +34,7 @@ from deeplab_jax.training.stages import train_stages
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import TrainProgram, build_program
 from deeplab_jax.workdir import layout, metrics_log, writers
+from deeplab_jax.workdir.bucket_checkpoints import BucketCheckpoints, open_checkpoints
 from deeplab_jax.workdir.checkpoint import Checkpoints
 from deeplab_jax.workdir.runs import finished_scores
 
@@ -77,7 +78,7 @@ def train(
       Preempted: a signal (SIGTERM, Ctrl-C, SIGHUP) stopped the run. The state is saved; call the function again to
         continue.
     """
-    workdir = local_path(workdir)
+    workdir = open_path(workdir)
     _validate(config)
     options = {"preemption": preemption, "programs": programs}
     if not config.stages:
@@ -119,10 +120,10 @@ def _train(
     eval_step = None if programs is None else programs.eval_step(config, program.model, mesh, label_set)
     add_teacher = None if config.loss.teacher is None else Teacher(config, label_set, mesh)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(layout.lock(workdir))
+        check_lock = stack.enter_context(layout.lock(workdir))
         if preemption is None:
             preemption = stack.enter_context(Preemption())
-        checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.checkpoint.keep))
+        checkpoints = stack.enter_context(open_checkpoints(workdir, keep=config.checkpoint.keep, check_lock=check_lock))
         layout.write_config(workdir, config, label_set, fingerprints, extend=extend)
         state, notes = first_state(config, program, checkpoints, durations.total)
         first_step = int(state.step)
@@ -165,7 +166,7 @@ class _Run:
     add_teacher: Teacher | None
     mesh: jax.sharding.Mesh
     durations: plan.Durations
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | BucketCheckpoints
     writer: metrics_log.Writer
     metrics: MetricsWindow
     evaluator: Evaluator

@@ -1,9 +1,12 @@
 """Traces a few training steps with JAX's profiler."""
 
+import contextlib
 import pathlib
 from typing import Any
 
 import jax
+
+from deeplab_jax.storage.local_copies import local_output
 
 _WARMUP_STEPS = 2  # they compile and fill the input pipeline
 
@@ -19,7 +22,7 @@ class StepProfiler:
     """
 
     def __init__(self, folder: pathlib.Path, num_steps: int, *, first_step: int, total_steps: int):
-        self._folder, self._is_running = folder, False
+        self._folder, self._trace = folder, contextlib.ExitStack()
         self._begin = first_step + _WARMUP_STEPS + 1
         self._end = min(self._begin + num_steps, total_steps + 1)
 
@@ -27,9 +30,7 @@ class StepProfiler:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._is_running:
-            jax.profiler.stop_trace()
-            self._is_running = False
+        self._trace.close()
 
     def before_step(self, step: int, state: Any) -> None:
         """Starts or stops the trace if due before `step`, which is counted from 1.
@@ -42,10 +43,10 @@ class StepProfiler:
             return
         jax.block_until_ready(state)
         if step == self._end:
-            jax.profiler.stop_trace()
-            self._is_running = False
+            self._trace.close()
         else:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # calls of the interpreter would be most of the trace
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True, profiler_options=options)
-            self._is_running = True
+            folder = self._trace.enter_context(local_output(self._folder))
+            jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
+            self._trace.callback(jax.profiler.stop_trace)

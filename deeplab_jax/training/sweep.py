@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import local_path, readable_name
+from deeplab_jax.files import open_path, readable_name
 from deeplab_jax.parallel.preemption import Preemption
 from deeplab_jax.training import loop
 from deeplab_jax.training.programs import Programs
@@ -96,7 +96,7 @@ def sweep(
       UserError: see `plan_runs`; or `workdir` is itself the workdir of a run.
       Preempted: a signal stopped the sweep. The state of its run is saved; call the function again to continue.
     """
-    workdir, runs = local_path(workdir), plan_runs(config, grid)
+    workdir, runs = open_path(workdir), plan_runs(config, grid)
     if layout.is_workdir(workdir):
         raise UserError(f"{workdir} is the workdir of a run, not of a sweep; choose another --workdir")
     programs, outcomes = Programs(), []

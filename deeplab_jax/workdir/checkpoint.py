@@ -1,6 +1,5 @@
 """Checkpoints of a training run, written by Orbax and restored on any devices."""
 
-import asyncio
 import contextlib
 import errno
 import logging
@@ -24,12 +23,12 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.parallel import processes
 from deeplab_jax.workdir.checkpoint_lock import lock_for_reading, try_lock_for_deletion
 from deeplab_jax.workdir.layout import CHECKPOINTS, checkpoint_steps
+from deeplab_jax.workdir.orbax_manager import VANISHING_PAUSE, VANISHING_SECONDS, open_manager, quiet_absl
 
 logger = logging.getLogger(__name__)
 
 _NO_STEP, _VANISHED = -1, -2
 _DAMAGED, _DELETED = "damaged", "deleted"  # suffixes of folders that are set aside
-_VANISHING_SECONDS, _VANISHING_PAUSE = 30, 0.02  # how long a reader looks for a checkpoint that is not deleted
 _DISK_IS_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
@@ -46,29 +45,32 @@ class Checkpoints:
       keep: number of newest checkpoints to keep, in addition to the best.
       read_only: change nothing, so that a training may continue in the workdir. For evaluation and prediction.
       step: read only the checkpoint of this step, as if it was the newest; None for the newest.
+      alone: only this process of the run reads and writes, so nothing is a collective operation, and arrays have to be
+        on this process.
+      after_save: called with the folder of each new checkpoint, in a thread, before older ones are deleted.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, keep: int = 1, read_only: bool = False, step: int | None = None):
-        self.workdir, self._only = workdir, step
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        keep: int = 1,
+        read_only: bool = False,
+        step: int | None = None,
+        alone: bool = False,
+        after_save: Callable[[pathlib.Path], None] | None = None,
+    ):
+        self.workdir, self._only, self._alone, self._after_save = workdir, step, alone, after_save
         self._folder = workdir.absolute() / CHECKPOINTS
         self._read_only = read_only
         self._keep = keep
         self._best, self._best_saved_step, self._intact_step = None, None, None
         self._reading = contextlib.ExitStack()  # the lock of the checkpoint that is read
-        # Named here, so that a manager that has not read or written yet can inspect the items.
-        handlers = {item: ocp.StandardCheckpointHandler() for item in ("variables", "training")}
-        handlers["notes"] = ocp.JsonCheckpointHandler()
-        # Orbax itself keeps every checkpoint; `_delete_old` deletes them, since it knows about readers.
-        folder_type = type("Folder", (_DigestedFolder,), {"after_save": staticmethod(self._delete_old)})
         if not read_only:
             _create_folder(self._folder)
         else:
             checkpoint_steps(workdir)  # fails if it is not a folder
-        with _quiet_absl():
-            options = ocp.CheckpointManagerOptions(
-                cleanup_tmp_directories=not read_only, read_only=read_only, temporary_path_class=folder_type
-            )
-            self._manager = _open_manager(self._folder, options, handlers)
+        self._manager = open_manager(self._folder, read_only=read_only, alone=alone, after_save=self._finish_save)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -98,8 +100,10 @@ class Checkpoints:
         """
         if self._intact_step is None and self.found_step() is not None:
             # Only one process reads, or processes might choose differently on a failing disk.
-            step = self._find_intact_step() if processes.is_leader() else 0
-            self._intact_step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+            step = self._find_intact_step() if self._alone or processes.is_leader() else 0
+            if not self._alone:
+                step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+            self._intact_step = step
             if not self._read_only:
                 self._manager.reload()  # some may have been renamed
             if self._intact_step == _VANISHED:
@@ -149,8 +153,8 @@ class Checkpoints:
                 f"no room for a checkpoint in {self._folder}: it needs {needed / 1e6:.0f} MB, but {free / 1e6:.0f} MB "
                 "are free; free some space and run the same command again to continue"
             )
+        self.wait()
         with _disk_errors(self._folder):
-            self._manager.wait_until_finished()
             self._best_saved_step = None if self._best is None else self._best["step"]
             self._manager.save(
                 step,
@@ -169,7 +173,7 @@ class Checkpoints:
         Raises:
           UserError: the disk is full.
         """
-        with _disk_errors(self._folder):
+        with _disk_errors(self._folder), quiet_absl():
             self._manager.wait_until_finished()
 
     def restore(self, *, variables: PyTree, training: PyTree) -> tuple[PyTree, PyTree, dict[str, Any]]:
@@ -245,7 +249,7 @@ class Checkpoints:
         While a reader looks, a training may delete each of them. Then there is a newer one.
         """
         damaged: list[pathlib.Path] = []
-        deadline = time.monotonic() + _VANISHING_SECONDS
+        deadline = time.monotonic() + VANISHING_SECONDS
         while True:
             steps = self._steps()
             has_vanished = not steps
@@ -264,7 +268,7 @@ class Checkpoints:
                 return _NO_STEP  # nothing is renamed, or the next start would find none and train from scratch
             if time.monotonic() > deadline:
                 return _VANISHED
-            time.sleep(_VANISHING_PAUSE)
+            time.sleep(VANISHING_PAUSE)
 
     def _hold(self, folder: pathlib.Path) -> bool:
         """Keeps a training from deleting a checkpoint while this object is open; False if it does so already."""
@@ -276,6 +280,11 @@ class Checkpoints:
         if file is not None:
             self._reading.enter_context(file)
         return file is not None
+
+    def _finish_save(self) -> None:
+        if self._after_save is not None:
+            self._after_save(self._folder / str(max(checkpoint_steps(self.workdir))))
+        self._delete_old()
 
     def _delete_old(self) -> None:
         """Deletes all checkpoints but the newest, the best, and those that another process reads.
@@ -292,19 +301,6 @@ class Checkpoints:
                 if is_locked:
                     with contextlib.suppress(OSError):  # it goes after the next save
                         shutil.rmtree(_rename(folder, _DELETED))
-
-
-class _DigestedFolder(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """The folder of a checkpoint that is being written. Digests are its last file before it gets its final name."""
-
-    async def finalize(self) -> None:
-        if not self.get_final().name.isdigit():  # one of its items
-            await super().finalize()
-            return
-        # Orbax writes the commit time after this; restoring does not need it.
-        await asyncio.to_thread(files.write_digests, pathlib.Path(self.get()), exclude=("_CHECKPOINT_METADATA",))
-        await super().finalize()
-        await asyncio.to_thread(self.after_save)
 
 
 def _rename(folder: pathlib.Path, suffix: str) -> pathlib.Path:
@@ -327,34 +323,8 @@ def _create_folder(folder: pathlib.Path) -> None:
         ) from None
 
 
-def _open_manager(
-    folder: pathlib.Path, options: ocp.CheckpointManagerOptions, handlers: dict[str, Any]
-) -> ocp.CheckpointManager:
-    """Opens Orbax's manager. It lists the checkpoints, one of which a training may just delete."""
-    deadline = time.monotonic() + _VANISHING_SECONDS
-    while True:
-        try:
-            return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
-        except FileNotFoundError:
-            if not options.read_only or time.monotonic() > deadline:
-                raise
-        time.sleep(_VANISHING_PAUSE)
-
-
 def _abstract(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
-
-
-@contextlib.contextmanager
-def _quiet_absl() -> Iterator[None]:
-    """Silences Orbax, which warns through absl about every option that `read_only` implies."""
-    absl_logger = logging.getLogger("absl")
-    level = absl_logger.level
-    absl_logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        absl_logger.setLevel(level)
 
 
 @contextlib.contextmanager

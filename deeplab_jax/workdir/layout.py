@@ -5,7 +5,7 @@ import errno
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,6 +16,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import DIGESTS_FILE, file_digest, read_json, write_json
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import processes
+from deeplab_jax.storage import BucketPath, client, lease
 
 logger = logging.getLogger(__name__)
 
@@ -117,12 +118,15 @@ def checkpoint_digest(workdir: pathlib.Path, step: int) -> str | None:
 def checkpoint_steps(workdir: pathlib.Path) -> list[int]:
     """Returns the steps of the checkpoints in a workdir, intact or damaged, newest first.
 
-    Folders with other names are incomplete or set aside.
+    Folders with other names are incomplete or set aside, and so are folders in a bucket that have no digests yet.
 
     Raises:
       UserError: the folder cannot be read.
     """
     folder = workdir / CHECKPOINTS
+    if isinstance(folder, BucketPath):
+        files = (entry.name.split("/") for entry in client.list_files(folder))
+        return sorted((int(step) for step, *file in files if step.isdigit() and file == [DIGESTS_FILE]), reverse=True)
     try:
         return sorted((int(name) for name in os.listdir(folder) if name.isdigit()), reverse=True)
     except FileNotFoundError:
@@ -180,17 +184,39 @@ def _check_data(workdir: pathlib.Path, fingerprints: dict[str, dict[str, Any]]) 
 
 
 @contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[None]:
+def lock(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
     """Creates the workdir if needed and keeps other trainings out of it.
 
-    The operating system releases the lock when this process exits, for whatever reason.
+    The operating system releases the lock when this process exits, for whatever reason. In a bucket, the lock is a
+    lease, which this process can lose.
+
+    Yields:
+      A function that checks that the lock is still held, and raises `UserError` if not.
 
     Raises:
       UserError: the folder cannot be created, or another training is running in it.
     """
     if not processes.is_leader():
-        yield
-        return
+        yield _still_held
+    elif isinstance(workdir, BucketPath):
+        workdir.mkdir(parents=True, exist_ok=True)
+        held = lease.Lease(workdir / _LOCK_FILE)
+        held.acquire()
+        try:
+            yield held.check
+        finally:
+            held.release()
+    else:
+        with _lock_folder(workdir):
+            yield _still_held
+
+
+def _still_held() -> None:
+    """A lock of the operating system is held until the process ends."""
+
+
+@contextlib.contextmanager
+def _lock_folder(workdir: pathlib.Path) -> Iterator[None]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -219,6 +245,8 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
 
 def is_locked(workdir: pathlib.Path) -> bool:
     """True if a training is running in a workdir. False where the system has no locks."""
+    if isinstance(workdir, BucketPath):
+        return lease.is_held(workdir / _LOCK_FILE)
     if os.name != "posix" or not (workdir / _LOCK_FILE).exists():
         return False
     import fcntl

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
+from deeplab_jax.storage.segments import open_log
 from deeplab_jax.workdir import hparams
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Events:
             folder.mkdir(parents=True, exist_ok=True)
             for path in folder.glob("events.out.tfevents.*") if purge_step is None else ():
                 path.unlink()
-            self._file = (folder / name).open("wb", buffering=0)
+            self._file = open_log(folder / name)
         except OSError as error:
             self._give_up(error)
         self._write(file_version="brain.Event:2")
@@ -66,11 +67,13 @@ class Events:
             # Not by `summary.scalar`, which replaces the spaces and accents of class names and then logs that.
             scalar = self._messages.Summary.Value(tag=f"{group}/{name}", simple_value=value)
             self._write(step=step, summary=self._messages.Summary(value=[scalar]))
+        self._flush()
 
     def add_image(self, name: str, image: np.ndarray, step: int) -> None:
         """Adds an image: uint8 (height, width, 3)."""
         if self._file is not None:  # encoding takes time
             self._write(step=step, summary=self._summary.image(name, image, dataformats="HWC"))
+            self._flush()
 
     def close(self, status: str = "stopped") -> None:
         """Closes the file. A finished run says so."""
@@ -93,6 +96,11 @@ class Events:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             self._give_up(error)
+
+    def _flush(self) -> None:
+        """Uploads the records if the workdir is in a bucket. On a disk, each is written at once."""
+        if self._file is not None:
+            self._file.flush()
 
     def _give_up(self, error: OSError) -> None:
         self.close()

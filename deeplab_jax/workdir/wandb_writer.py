@@ -9,6 +9,8 @@ import wandb
 from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
+from deeplab_jax.storage import BucketPath
+from deeplab_jax.storage.local_copies import cache_folder
 from deeplab_jax.workdir.tracker import Journal
 
 logger = logging.getLogger(__name__)
@@ -22,7 +24,8 @@ class WandbWriter:
 
     Args:
       project: name of the project. WANDB_ENTITY, WANDB_MODE and other variables of the package hold.
-      workdir: gets the folder `wandb`. Its name is that of the run.
+      workdir: gets the folder `wandb`, which is in the cache folder if the workdir is in a bucket. Its name is that of
+        the run.
       journal: what the run has sent.
     """
 
@@ -31,18 +34,20 @@ class WandbWriter:
     def __init__(self, project: str, workdir: pathlib.Path, journal: Journal):
         self._journal = journal
         run_id = journal.run_id or uuid.uuid4().hex[:12]
+        folder = cache_folder() if isinstance(workdir, BucketPath) else workdir
+        folder.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
             project=project,
             id=run_id,
             resume="allow",
             name=workdir.resolve().name,
-            dir=workdir,
+            dir=folder,
             settings=wandb.Settings(silent=True, console="off", disable_git=True),
         )
         self._run.define_metric("*", step_metric="step")
         if journal.run_id is None:
             journal.start(run_id)
-        where = f"kept in {workdir / 'wandb'}" if self._run.offline else f"at {self._run.url}"
+        where = f"kept in {folder / 'wandb'}" if self._run.offline else f"at {self._run.url}"
         logger.info("Weights & Biases: run %s, %s", run_id, where)
 
     def add_config(self, config: ConfigDict) -> None:

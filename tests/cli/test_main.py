@@ -201,24 +201,24 @@ def test_a_mistake_with_a_pretrained_network_is_reported_in_one_line(fails, argu
 ADDRESS = "gs://bucket/folder"
 
 
+@pytest.fixture
+def without_storage(monkeypatch):
+    for package in ("gcsfs", "s3fs"):
+        monkeypatch.setitem(sys.modules, package, None)  # as if it was not installed
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ("train", "--config", "quickstart", "--workdir", ADDRESS),
-        ("train", "--config", f"{ADDRESS}/config.py", "--workdir", "w"),
         ("train", "--config", "quickstart", "--config.data.data_dir=gs://bucket", "--workdir", "w"),
         ("train", "--config", "quickstart", "--config.train.init_from=gs://bucket/run", "--workdir", "w"),
-        ("train", "--config", "quickstart", "--workdir", "w", "--log-file", ADDRESS),
         ("evaluate", "--workdir", ADDRESS),
         ("evaluate", "--preset", ADDRESS),
-        ("evaluate", "--preset", "x", "--json", ADDRESS),
-        ("predict", "https://host/image.jpg", "--output", "masks"),
         ("predict", "image.jpg", "--output", ADDRESS),
-        ("data", "prepare", "folder", "--source", ADDRESS),
+        ("predict", ADDRESS, "--output", "masks"),
         ("data", "prepare", "folder", "--source", ".", "--data-dir", ADDRESS),
         ("data", "check", "folder", "--data-dir", ADDRESS),
-        ("data", "show", "folder", "--output", ADDRESS),
-        ("convert", "--from", "tflite", ADDRESS, "--output", "o"),
         ("convert", "--from", "tflite", "x", "--output", ADDRESS),
         ("export", "--to", "onnx", "--output", ADDRESS),
         ("demo", "--preset", ADDRESS),
@@ -226,18 +226,43 @@ ADDRESS = "gs://bucket/folder"
     ],
     ids=lambda arguments: " ".join(arguments[:1] + arguments[-2:]),
 )
-def test_addresses_are_refused_and_fill_no_local_folder(run, arguments, tmp_path, monkeypatch):
+def test_addresses_of_buckets_name_the_extra_and_fill_no_local_folder(
+    run, arguments, tmp_path, monkeypatch, without_storage
+):
     monkeypatch.chdir(tmp_path)
     code, out, err = run(*arguments)
     assert (code in (1, 2), out, len(err)) == (True, "", 1), err
-    assert "is an address, but only local files and folders are supported" in err[0]
+    assert "needs the package gcsfs; install the extra: pip install 'deeplab_jax[gcs]'" in err[0]
+    assert [path for path in tmp_path.rglob("*") if path.name.startswith(("gs", "bucket"))] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "--config", f"{ADDRESS}/config.py", "--workdir", "w"), "is in a bucket, but this has to be"),
+        (
+            ("train", "--config", "quickstart", "--workdir", "w", "--log-file", ADDRESS),
+            "is in a bucket, but this has to be",
+        ),
+        (("evaluate", "--preset", "x", "--json", ADDRESS), "is in a bucket, but this has to be"),
+        (("predict", "https://host/image.jpg", "--output", "masks"), "is an address, but only files, folders and"),
+        (("data", "prepare", "folder", "--source", ADDRESS), "is in a bucket, but this has to be"),
+        (("data", "show", "folder", "--output", ADDRESS), "is in a bucket, but this has to be"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:1] + arguments[-2:]) if isinstance(arguments, tuple) else "",
+)
+def test_other_addresses_are_refused(run, arguments, message, tmp_path, monkeypatch, without_storage):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert (code in (1, 2), out, len(err)) == (True, "", 1), err
+    assert message in err[0]
     assert [path for path in tmp_path.rglob("*") if path.name.startswith(("gs", "http", "bucket"))] == []
 
 
-def test_the_data_folder_of_the_environment_cannot_be_an_address(fails, tmp_path, monkeypatch):
+def test_the_data_folder_of_the_environment_can_be_an_address(fails, tmp_path, monkeypatch, without_storage):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DEEPLAB_JAX_DATA", ADDRESS)
-    fails("data", "prepare", "folder", "--source", ".", message="is an address")
+    fails("data", "prepare", "folder", "--source", ".", message="needs the package gcsfs")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -29,7 +29,7 @@ from deeplab_jax.errors import UserError
         ("optimizer.weight_decay", -1e-4, "^optimizer.weight_decay=-0.0001 must be a number of at least 0"),
         ("optimizer.momentum", 1.0, "^optimizer.momentum=1.0 must be a number of at least 0 and below 1"),
         ("model.atrous_rates", (6, 0), "^model.atrous_rates=.6, 0.: each value must be an integer between 1 and 4096"),
-        ("data.data_dir", "gs://bucket/data", "^gs://bucket/data is an address"),
+        ("data.data_dir", "hf://bucket/data", "^hf://bucket/data is an address"),
         ("data.image_size", (96,), "^data.image_size=.* must be .height, width."),
         ("data.image_size", (96, 7), "^data.image_size=.* at least the output stride 8"),
         ("eval.image_size", (4, 96), "^eval.image_size=.* at least the output stride 8"),

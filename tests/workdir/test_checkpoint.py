@@ -298,7 +298,7 @@ def test_an_empty_checkpoint_is_damaged(tmp_path):
 
 def test_checkpoints_that_are_replaced_all_the_time_are_not_called_damaged(two_saved, tmp_path, monkeypatch, caplog):
     workdir = shutil.copytree(two_saved, tmp_path / "run")
-    monkeypatch.setattr(checkpoint, "_VANISHING_SECONDS", 0.1)
+    monkeypatch.setattr(checkpoint, "VANISHING_SECONDS", 0.1)
     monkeypatch.setattr(checkpoint, "lock_for_reading", lambda folder: None)
     refused = pytest.raises(UserError, match="are replaced faster than they can be read")
     with checkpoint.Checkpoints(workdir, read_only=True) as reader, refused:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from deeplab_jax.config import from_saved, to_dict
 from deeplab_jax.data import describe_protocol, protocol_for
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import read_json
+from deeplab_jax.files import DIGESTS_FILE, open_path, read_json
 from deeplab_jax.pretrained import bundle, presets
 from deeplab_jax.pretrained.network import PretrainedNetwork, first_line, read_feeding
 from deeplab_jax.pretrained.provenance import TRAINING_RUN, UNKNOWN, Provenance, Score
@@ -35,12 +35,12 @@ def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork
       UserError: the folder is not a workdir, or has no checkpoint yet, or not the chosen one.
     """
     # importing Orbax takes a third of a second, so only workdirs pay for it
-    from deeplab_jax.workdir.checkpoint import Checkpoints
+    from deeplab_jax.workdir.bucket_checkpoints import open_checkpoints
 
     path = layout.last_stage(path)
     config = layout.read_config(path)
     chosen = choose_step(path, checkpoint or config.checkpoint.use)
-    with Checkpoints(path, read_only=True, step=chosen) as checkpoints:
+    with open_checkpoints(path, read_only=True, step=chosen) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
             raise UserError(f"{path} has no checkpoint yet; wait until `deeplab-jax train` has written one")
@@ -48,7 +48,7 @@ def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork
     label_set, image_size = layout.read_labels(path), protocol_for(config).saved_size
     provenance = Provenance(
         data=(config.data.name,),
-        date=_date(path / layout.CHECKPOINTS / str(step)),
+        date=_date(path / layout.CHECKPOINTS / str(step) / DIGESTS_FILE),
         origin=TRAINING_RUN,
         scores=_scores(path, step, config),
         **_base(config.train.init_from),
@@ -65,16 +65,18 @@ def load(path: pathlib.Path, checkpoint: str | None = None) -> PretrainedNetwork
     )
 
 
-def _date(checkpoint: pathlib.Path) -> str:
-    """Returns the day on which a checkpoint was written."""
-    return datetime.datetime.fromtimestamp(checkpoint.stat().st_mtime, datetime.UTC).date().isoformat()
+def _date(digests: pathlib.Path) -> str:
+    """Returns the day on which a checkpoint was written, by its last file."""
+    return datetime.datetime.fromtimestamp(digests.stat().st_mtime, datetime.UTC).date().isoformat()
 
 
 def _base(init_from: str | None) -> dict[str, str]:
     """Returns `base` and `base_license` of a training that started from `train.init_from`."""
     if init_from is None:
         return {}
-    folder = pathlib.Path(init_from)
+    if init_from.startswith("hf://"):
+        return {"base": init_from}
+    folder = open_path(init_from)
     if layout.last_stage(folder.parent) != folder.parent and layout.is_workdir(folder):  # an earlier stage of the run
         return _base(layout.read_config(folder).train.init_from)
     if bundle.is_bundle(folder):
@@ -86,7 +88,7 @@ def _base(init_from: str | None) -> dict[str, str]:
     elif init_from in presets.load_table():
         name, license_name = init_from, presets.find_preset(init_from).provenance.license
     else:
-        name, license_name = init_from if init_from.startswith("hf://") else folder.name, None
+        name, license_name = folder.name, None
     return {"base": name} | ({"base_license": license_name} if license_name else {})
 
 
