@@ -8,7 +8,9 @@
 docs/experiments/semi_supervised.md has the rule that chooses the 50 images, and the comparison.
 
 Data: 50 and 1,414 images of VOC (long side at most 352 pixels); 449 of VOC val at their own size
-Score: not run
+Score: mean IoU .1647, pixel accuracy .7668 with unlabeled images, .1316 and .7463 without, after 500 + 400 steps
+Hardware: two shared cores of an Intel Xeon, 25 minutes without and 37 minutes with unlabeled images, after 15
+Commit: 2532abd
 """
 
 from deeplab_jax.config import load_config, parse_arg
