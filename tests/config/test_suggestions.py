@@ -41,7 +41,10 @@ def test_the_field_that_is_meant_is_suggested(path, field):
         ("optimizer.warmup_steps", "; write optimizer.warmup='N steps'"),
         ("eval.void", "; write eval.ignored_pixels"),
         ("model.num_classes", "; the classes are those of the data set"),
-        ("nothing", "; choose from model, data, train, optimizer, loss, eval, checkpoint, distributed, mesh, log"),
+        (
+            "nothing",
+            "; choose from model, data, unlabeled, train, optimizer, loss, eval, checkpoint, distributed, mesh, log",
+        ),
     ],
 )
 def test_fields_of_earlier_versions_and_unknown_groups_are_explained(path, hint):
