@@ -168,7 +168,7 @@ def _make_room(target: pathlib.Path, size: int, name: str) -> None:
     if used + size > budget:
         raise UserError(
             f"{name} needs {size / 1e9:.3g} GB locally, but of the {budget / 1e9:.3g} GB that the cache may have, "
-            f"{used / 1e9:.3g} are in use; set DEEPLAB_JAX_CACHE_GB to more, or mount the bucket as a folder and name it"
+            f"{used / 1e9:.3g} are in use; set DEEPLAB_JAX_CACHE_GB to more, or mount the bucket as a folder"
         )
     free = shutil.disk_usage(target).free
     if free < size:
