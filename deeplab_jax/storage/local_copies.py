@@ -125,14 +125,16 @@ def cached_files(folder: BucketPath, names: list[str]) -> pathlib.Path:
         return target
     try:
         target.mkdir(parents=True, exist_ok=True)
-        lock = _lock_file(target).open("ab")
-        while True:
-            fcntl.flock(lock, fcntl.LOCK_SH)  # nobody deletes them
-            if all((target / name).exists() for name in names):
-                break
-            fcntl.flock(lock, fcntl.LOCK_EX)  # waits while another process downloads them
-            _download_missing(folder, {name: entries[name].size for name in names}, target)
-        os.utime(_lock_file(target))
+        with contextlib.ExitStack() as stack:
+            lock = stack.enter_context(_lock_file(target).open("ab"))
+            while True:
+                fcntl.flock(lock, fcntl.LOCK_SH)  # nobody deletes them
+                if all((target / name).exists() for name in names):
+                    break
+                fcntl.flock(lock, fcntl.LOCK_EX)  # waits while another process downloads them
+                _download_missing(folder, {name: entries[name].size for name in names}, target)
+            os.utime(_lock_file(target))
+            stack.pop_all()  # the lock is held until this process ends
     except OSError as error:
         raise from_os_error(error, f"cannot copy {folder} to {target}") from None
     _in_use[target] = lock

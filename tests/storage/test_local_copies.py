@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from deeplab_jax import data
+from deeplab_jax.data.prepare import prepare
 from deeplab_jax.errors import UserError
 from deeplab_jax.storage import client, local_copies
 from tests.conftest import make_folder
@@ -28,10 +29,10 @@ def forget():
 
 def test_prepared_data_in_a_bucket_equal_those_on_a_disk(bucket, tmp_path, monkeypatch):
     source = make_folder(tmp_path / "own")
-    local = data.prepare("folder", source=source, data_dir=tmp_path / "data")
-    folder = data.prepare("folder", source=source, data_dir=bucket / "data")
+    local = prepare("folder", source=source, data_dir=tmp_path / "data")
+    folder = prepare("folder", source=source, data_dir=bucket / "data")
     assert {path.name for path in folder.iterdir()} == {path.name for path in local.iterdir()}
-    assert data.prepare("folder", source=source, data_dir=bucket / "data") == folder
+    assert prepare("folder", source=source, data_dir=bucket / "data") == folder
     downloads, download = [], client.download
     monkeypatch.setattr(client, "download", lambda pairs: downloads.append(pairs) or download(pairs))
     for _ in range(2):
@@ -43,7 +44,7 @@ def test_prepared_data_in_a_bucket_equal_those_on_a_disk(bucket, tmp_path, monke
         forget()
     assert len(downloads) == 1  # the second opening finds the copies
     (folder / "dataset_info.json").unlink()  # an upload that was interrupted is repeated
-    data.prepare("folder", source=source, data_dir=bucket / "data")
+    prepare("folder", source=source, data_dir=bucket / "data")
     assert len(data.open_source("folder", "val", data_dir=bucket / "data")) > 0
     forget()
 
