@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 def prepare_folder(name: str, data_dir: pathlib.Path) -> pathlib.Path:
     """Returns the folder on the local disk to prepare a data set of `data_dir` in: itself, unless it is in a bucket.
 
-    It is the same for each call, so that an interrupted preparation continues. What was prepared, but not uploaded, is
-    removed.
+    It is the same for each call, so that an interrupted preparation continues. A data set whose upload was interrupted
+    is removed.
     """
     if not isinstance(data_dir, BucketPath):
         return data_dir

@@ -1,6 +1,6 @@
 """Copies of objects on the local disk: scratch folders of a process, and a cache that stays.
 
-Both are in the cache folder. What processes leave behind that were killed is removed by the next one.
+Both are in the cache folder. The next process removes the scratch folders of processes that were killed.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ def scratch_folder() -> Iterator[pathlib.Path]:
 def local_output(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a path for a library that writes to the local disk: `path` itself, or a stand-in if it is in a bucket.
 
-    What is written there, a file or a folder, is uploaded at the end of the block, but not if the block fails.
+    The file or folder that is written there is uploaded at the end of the block, but not if the block fails.
     """
     if not isinstance(path, BucketPath):
         yield path
@@ -118,21 +118,23 @@ def cached_files(folder: BucketPath, names: list[str]) -> pathlib.Path:
     for name in names:
         if name not in entries:
             raise UserError(f"{folder / name} is missing; prepare the data set again, or restore the file from a copy")
-    # What is written again under the same name is another file.
+    # A file that is written again under the same name is another version.
     version = json.dumps([str(folder), [(name, entries[name].size, entries[name].modified) for name in names]])
     target = cache_folder() / "buckets" / hashlib.sha256(version.encode()).hexdigest()[:24]
     if target in _in_use:
         return target
     try:
         target.mkdir(parents=True, exist_ok=True)
-        lock = _lock_file(target).open("ab")
-        while True:
-            fcntl.flock(lock, fcntl.LOCK_SH)  # nobody deletes them
-            if all((target / name).exists() for name in names):
-                break
-            fcntl.flock(lock, fcntl.LOCK_EX)  # waits while another process downloads them
-            _download_missing(folder, {name: entries[name].size for name in names}, target)
-        os.utime(_lock_file(target))
+        with contextlib.ExitStack() as stack:
+            lock = stack.enter_context(_lock_file(target).open("ab"))
+            while True:
+                fcntl.flock(lock, fcntl.LOCK_SH)  # nobody deletes them
+                if all((target / name).exists() for name in names):
+                    break
+                fcntl.flock(lock, fcntl.LOCK_EX)  # waits while another process downloads them
+                _download_missing(folder, {name: entries[name].size for name in names}, target)
+            os.utime(_lock_file(target))
+            stack.pop_all()  # the lock is held until this process ends
     except OSError as error:
         raise from_os_error(error, f"cannot copy {folder} to {target}") from None
     _in_use[target] = lock

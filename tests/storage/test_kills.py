@@ -3,12 +3,14 @@
 import json
 import os
 import random
+import subprocess
+import sys
 import time
 
 import pytest
 
 from deeplab_jax.storage import client
-from tests.support import runs
+from tests.support import bucket_kills, runs
 
 KILLS = int(os.environ.get("DEEPLAB_JAX_TEST_KILLS", "20"))
 
@@ -83,6 +85,24 @@ def check_kills(wanted, a_run, bucket, straight, tmp_path, seed):
         check_same(bucket / str(rounds), straight, tmp_path / str(rounds))
         rounds += 1
         print(f"{kills} kills in {rounds} runs in {bucket}, 0 differences", flush=True)
+
+
+def kill_writers(bucket, kills):
+    words = [sys.executable, bucket_kills.__file__, str(bucket), str(kills), "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1].endswith("0 differences")
+    print(done.stdout)
+
+
+def test_the_writers_of_a_run_that_is_killed_lose_and_repeat_nothing(bucket):
+    kill_writers(bucket, 2)
+
+
+@pytest.mark.slow
+def test_many_kills_of_the_writers(bucket):
+    """DEEPLAB_JAX_TEST_KILLS sets their number."""
+    kill_writers(bucket, KILLS)
 
 
 @pytest.mark.slow
