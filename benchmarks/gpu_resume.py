@@ -51,9 +51,13 @@ def main() -> None:
     worker.report({name: [value] for name, value in seconds.items()}, packages=PACKAGES, memory=0, facts=facts)
 
 
+def _steps_between_checkpoints(task: dict) -> int:
+    return max(1, task["steps"] // 5)
+
+
 def _start(workdir: pathlib.Path, task: dict) -> subprocess.Popen:
     """Starts `deeplab-jax train` on generated scenes, with a checkpoint every fifth of the training."""
-    every = max(1, task["steps"] // 5)
+    every = _steps_between_checkpoints(task)
     command = [sys.executable, "-m", "deeplab_jax", "train", "--workdir", str(workdir)]
     command += ["--config", f"quickstart:steps={task['steps']},size={task['size']}"]
     command += [f"--config.checkpoint.every={every}steps", f"--config.log.every_steps={every}"]
@@ -84,7 +88,8 @@ def _end(process: subprocess.Popen) -> None:
 def _kill_after_checkpoint(workdir: pathlib.Path, task: dict, deadline: float) -> int:
     """Starts a training, kills it after its second checkpoint, and returns the step of its newest checkpoint."""
     process = _start(workdir, task)
-    while process.poll() is None and len(_saved_steps(workdir)) < 2:
+    second = 2 * _steps_between_checkpoints(task)
+    while process.poll() is None and max(_saved_steps(workdir), default=0) < second:
         if time.monotonic() > deadline:
             break
         time.sleep(_POLL_SECONDS)

@@ -5,7 +5,7 @@ import logging
 import pathlib
 import shutil
 
-from deeplab_jax.data.prepared import DESCRIPTIONS, prepared_folder
+from deeplab_jax.data.prepared import prepared_folder
 from deeplab_jax.storage import BucketPath, client
 from deeplab_jax.storage.local_copies import cache_folder
 
@@ -35,7 +35,6 @@ def publish(name: str, folder: pathlib.Path, data_dir: pathlib.Path) -> None:
     source, target = prepared_folder(name, folder), prepared_folder(name, data_dir)
     files = sorted(path.name for path in source.iterdir())
     logger.info("uploading %s to %s", name, target)
-    descriptions = [f"{description}.json" for description in DESCRIPTIONS]
-    client.upload([(source / file, target / file) for file in files if file not in descriptions])
-    client.upload([(source / file, target / file) for file in descriptions])
+    for is_description in (False, True):
+        client.upload([(source / file, target / file) for file in files if file.endswith(".json") == is_description])
     shutil.rmtree(folder)

@@ -36,8 +36,7 @@ _VERSION = "1.0.0"  # format version; TFDS expects it as the name of the folder
 
 _NAMED = 20  # classes that a warning names
 
-#: Names of the JSON files that describe a data set.
-DESCRIPTIONS = ("dataset_info", "features", "metadata")
+_DESCRIPTIONS = ("dataset_info", "features", "metadata")
 
 _FEATURE = "tensorflow_datasets.core.features"
 _RGB_IMAGE = {
@@ -78,7 +77,7 @@ def is_complete(folder: pathlib.Path) -> bool:
     Raises:
       UserError: its description is damaged.
     """
-    if not all((folder / f"{file}.json").is_file() for file in DESCRIPTIONS):
+    if not all((folder / f"{file}.json").is_file() for file in _DESCRIPTIONS):
         return False
     return all((folder / shard.filename).is_file() for shards in _shards(folder).values() for shard in shards)
 
@@ -356,7 +355,7 @@ def _write_descriptions(
         metadata["pixels"] = pixels.to_json()
     if raw.label_map is not None:
         metadata["label_map"] = raw.label_map.to_json()
-    for file, values in zip(DESCRIPTIONS, (info, _features(pixels), metadata), strict=True):
+    for file, values in zip(_DESCRIPTIONS, (info, _features(pixels), metadata), strict=True):
         (folder / f"{file}.json").write_text(json.dumps(values, indent=2))
 
 

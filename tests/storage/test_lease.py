@@ -68,9 +68,11 @@ print("acquired", flush=True)
 import time; time.sleep(1000)
 """
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "acquired\n"
-        assert is_held(path)
-        process.kill()
+        try:
+            assert process.stdout.readline() == "acquired\n"
+            assert is_held(path)
+        finally:
+            process.kill()
     assert not is_held(path)
     begin = time.monotonic()
     lease = Lease(path)
