@@ -136,8 +136,8 @@ def _validate_unlabeled(config: ConfigDict) -> None:
     shared = sorted(set(unlabeled.split.split("+")) & set(config.data.eval_split.split("+")))
     if shared:
         raise UserError(
-            f"unlabeled.split and data.eval_split share the split {', '.join(shared)}; a score on images of the "
-            "training means little"
+            f"unlabeled.split and data.eval_split share the split {', '.join(shared)}; a score on "
+            "training images means little"
         )
     if unlabeled.teacher == "average" and config.train.ema_decay is None:
         raise UserError(

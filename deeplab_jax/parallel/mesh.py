@@ -211,8 +211,8 @@ def _validate_batches(config: ConfigDict, shards: int) -> None:
     # The two images of a pair are on one device, and come from one process.
     if config.unlabeled.split is not None and config.unlabeled.cut_mix and unlabeled_batch_size(config) % (2 * shards):
         raise UserError(
-            f"unlabeled.batch_size={unlabeled_batch_size(config)} does not divide into pairs for CutMix over {shards} "
-            f"devices; use a multiple of {2 * shards}, or set unlabeled.cut_mix=0"
+            f"unlabeled.batch_size={unlabeled_batch_size(config)} must be a multiple of {2 * shards}, because CutMix "
+            "mixes pairs of images on each device; change it, or set unlabeled.cut_mix=0"
         )
 
 

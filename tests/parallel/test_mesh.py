@@ -43,8 +43,8 @@ def test_an_invalid_mesh_or_batch_is_named(field, value, message):
         ({"batch_size": 6}, "^unlabeled.batch_size=6 does not divide into .* over 4 devices; use a multiple of 4$"),
         (
             {"batch_size": 4},
-            "^unlabeled.batch_size=4 does not divide into pairs for CutMix over 4 devices; use a multiple of 8, or set "
-            "unlabeled.cut_mix=0$",
+            "^unlabeled.batch_size=4 must be a multiple of 8, because CutMix mixes pairs of images on each device; "
+            "change it, or set unlabeled.cut_mix=0$",
         ),
         ({"batch_size": 4, "cut_mix": 0.0}, None),
         ({"batch_size": 8}, None),
