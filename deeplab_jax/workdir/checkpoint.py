@@ -27,7 +27,9 @@ from deeplab_jax.workdir.orbax_manager import VANISHING_PAUSE, VANISHING_SECONDS
 
 logger = logging.getLogger(__name__)
 
-_NO_STEP, _VANISHED = -1, -2
+#: In place of a step: every checkpoint is damaged.
+NO_STEP = -1
+_VANISHED = -2
 _DAMAGED, _DELETED = "damaged", "deleted"  # suffixes of folders that are set aside
 _DISK_IS_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
@@ -107,15 +109,9 @@ class Checkpoints:
             if not self._read_only:
                 self._manager.reload()  # some may have been renamed
             if self._intact_step == _VANISHED:
-                raise UserError(
-                    f"the checkpoints in {self._folder} are replaced faster than they can be read; try again, or let "
-                    "the training save less often (checkpoint.every)"
-                )
-            if self._intact_step == _NO_STEP:
-                which = "every checkpoint" if self._only is None else f"checkpoint {self._only}"
-                raise UserError(
-                    f"{which} in {self._folder} is damaged; restore the folder from a copy, or choose another --workdir"
-                )
+                raise vanishing_error(self._folder)
+            if self._intact_step == NO_STEP:
+                raise damaged_error(self._folder, self._only)
         return self._intact_step
 
     @property
@@ -125,7 +121,7 @@ class Checkpoints:
 
     def record_score(self, step: int, mean_iou: float | None) -> bool:
         """Records the score at `step`. Returns True if it is the best so far; the best checkpoint is kept."""
-        if mean_iou is None or (self._best is not None and mean_iou <= self._best["mean_iou"]):
+        if not is_better(mean_iou, self._best):
             return False
         self._best = {"step": step, "mean_iou": mean_iou}
         return True
@@ -244,7 +240,7 @@ class Checkpoints:
             left.spend(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize)
 
     def _find_intact_step(self) -> int:
-        """Returns the step of the newest intact checkpoint; `_NO_STEP` if all are damaged.
+        """Returns the step of the newest intact checkpoint; `NO_STEP` if all are damaged.
 
         While a reader looks, a training may delete each of them. Then there is a newer one.
         """
@@ -265,7 +261,7 @@ class Checkpoints:
                     damaged.append(folder)
                     logger.warning("checkpoint %s is damaged (%s); using the previous one", folder, damage)
             if not has_vanished:
-                return _NO_STEP  # nothing is renamed, or the next start would find none and train from scratch
+                return NO_STEP  # nothing is renamed, or the next start would find none and train from scratch
             if time.monotonic() > deadline:
                 return _VANISHED
             time.sleep(VANISHING_PAUSE)
@@ -301,6 +297,25 @@ class Checkpoints:
                 if is_locked:
                     with contextlib.suppress(OSError):  # it goes after the next save
                         shutil.rmtree(_rename(folder, _DELETED))
+
+
+def is_better(mean_iou: float | None, best: dict[str, Any] | None) -> bool:
+    """Returns True if a score is higher than the best one so far, see `Checkpoints.best`."""
+    return mean_iou is not None and (best is None or mean_iou > best["mean_iou"])
+
+
+def damaged_error(folder: pathlib.Path, step: int | None) -> UserError:
+    """Returns the error for damaged checkpoints: that of a step, or all."""
+    which = "every checkpoint" if step is None else f"checkpoint {step}"
+    return UserError(f"{which} in {folder} is damaged; restore the folder from a copy, or choose another --workdir")
+
+
+def vanishing_error(folder: pathlib.Path) -> UserError:
+    """Returns the error of a reader that never finds a checkpoint that a training does not delete."""
+    return UserError(
+        f"the checkpoints in {folder} are replaced faster than they can be read; try again, or let the training save "
+        "less often (checkpoint.every)"
+    )
 
 
 def _rename(folder: pathlib.Path, suffix: str) -> pathlib.Path:
