@@ -25,7 +25,8 @@ from deeplab_jax import files
 from deeplab_jax.parallel import processes
 from deeplab_jax.storage import BucketPath, client
 from deeplab_jax.storage.local_copies import scratch_folder
-from deeplab_jax.workdir.checkpoint import NO_STEP, Checkpoints, damaged_error, is_better, vanishing_error
+from deeplab_jax.workdir.checkpoint import Checkpoints
+from deeplab_jax.workdir.checkpoint_rules import NO_STEP, damaged_error, is_better, vanishing_error
 from deeplab_jax.workdir.layout import CHECKPOINTS, checkpoint_steps
 
 logger = logging.getLogger(__name__)

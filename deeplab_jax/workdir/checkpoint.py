@@ -22,14 +22,13 @@ from deeplab_jax import budget, files
 from deeplab_jax.errors import UserError
 from deeplab_jax.parallel import processes
 from deeplab_jax.workdir.checkpoint_lock import lock_for_reading, try_lock_for_deletion
+from deeplab_jax.workdir.checkpoint_rules import NO_STEP, damaged_error, is_better, vanishing_error
 from deeplab_jax.workdir.layout import CHECKPOINTS, checkpoint_steps
 from deeplab_jax.workdir.orbax_manager import VANISHING_PAUSE, VANISHING_SECONDS, open_manager, quiet_absl
 
 logger = logging.getLogger(__name__)
 
-#: In place of a step: every checkpoint is damaged.
-NO_STEP = -1
-_VANISHED = -2
+_VANISHED = -2  # in place of a step, like `NO_STEP`
 _DAMAGED, _DELETED = "damaged", "deleted"  # suffixes of folders that are set aside
 _DISK_IS_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
@@ -297,25 +296,6 @@ class Checkpoints:
                 if is_locked:
                     with contextlib.suppress(OSError):  # it goes after the next save
                         shutil.rmtree(_rename(folder, _DELETED))
-
-
-def is_better(mean_iou: float | None, best: dict[str, Any] | None) -> bool:
-    """Returns True if a score is higher than the best one so far, see `Checkpoints.best`."""
-    return mean_iou is not None and (best is None or mean_iou > best["mean_iou"])
-
-
-def damaged_error(folder: pathlib.Path, step: int | None) -> UserError:
-    """Returns the error for damaged checkpoints: that of a step, or all."""
-    which = "every checkpoint" if step is None else f"checkpoint {step}"
-    return UserError(f"{which} in {folder} is damaged; restore the folder from a copy, or choose another --workdir")
-
-
-def vanishing_error(folder: pathlib.Path) -> UserError:
-    """Returns the error of a reader that never finds a checkpoint that a training does not delete."""
-    return UserError(
-        f"the checkpoints in {folder} are replaced faster than they can be read; try again, or let the training save "
-        "less often (checkpoint.every)"
-    )
 
 
 def _rename(folder: pathlib.Path, suffix: str) -> pathlib.Path:
