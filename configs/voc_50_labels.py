@@ -28,8 +28,8 @@ def get_config(arg=None):
     config.data.scale_range = (0.5, 1.5)
     config.data.scale_step = 0.0
     config.data.color_jitter = 0.3
-    config.unlabeled.split = arg.unlabeled or None
-    config.unlabeled.teacher = "average"
+    if arg.unlabeled:
+        config.unlabeled.update(split=arg.unlabeled, teacher="average")
     config.train.ema_decay = 0.99
     config.eval.protocol = "whole"
     config.checkpoint.every = "20%"

@@ -27,6 +27,12 @@ _RGB_RANGE = (0, 255)
 _FOREIGN = 4  # values that exceed a range, or cannot fill it, by this factor are of another unit
 _MOST_CHOSEN = 100  # nobody chooses a range that is wider by this factor than the values
 
+# Config fields of transforms that take 8-bit RGB, by group, with the value that turns each off.
+_COLOR_TRANSFORMS = {
+    "data": {"color_jitter": 0.0, "photometric_distortion": False},
+    "unlabeled": {"photometric_distortion": False, "grayscale": 0.0},
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class PixelFormat:
@@ -166,11 +172,11 @@ def check_model(model: Any, pixels: PixelFormat, name: str) -> None:
         )
 
 
-def check_augmentation(data: ConfigDict, pixels: PixelFormat, name: str) -> None:
-    """Checks that the training transforms of `config.data` work on the images of a data set.
+def check_augmentation(config: ConfigDict, pixels: PixelFormat, name: str) -> None:
+    """Checks that the training transforms of a config work on the images of a data set.
 
     Args:
-      data: the `data` group of a config.
+      config: a whole config. Its group `unlabeled` counts if it names a split.
       pixels: the format of the data set.
       name: name of the data set, for messages.
 
@@ -179,12 +185,13 @@ def check_augmentation(data: ConfigDict, pixels: PixelFormat, name: str) -> None
     """
     if pixels.is_rgb:
         return
-    for field, off in (("color_jitter", 0.0), ("photometric_distortion", False)):
-        if data[field]:
-            raise UserError(
-                f"data.{field}={data[field]} changes the colors of 8-bit RGB, but {name} has {pixels}; set "
-                f"--config.data.{field}={off}"
-            )
+    for group, fields in _COLOR_TRANSFORMS.items():
+        for field, off in fields.items():
+            if config[group][field] and (group == "data" or config.unlabeled.split is not None):
+                raise UserError(
+                    f"{group}.{field}={config[group][field]} changes the colors of 8-bit RGB, but {name} has {pixels}; "
+                    f"set --config.{group}.{field}={off}"
+                )
 
 
 def check_display(data: ConfigDict, pixels: PixelFormat) -> None:

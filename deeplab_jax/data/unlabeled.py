@@ -17,8 +17,6 @@ from ml_collections import ConfigDict
 from deeplab_jax.config import unlabeled_batch_size
 from deeplab_jax.data import transforms
 from deeplab_jax.data.pipeline import TrainExample, positions, stream, stream_seed
-from deeplab_jax.data.pixel_format import PixelFormat
-from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL
 
 # Stands for a missing label until padding, which gets the ignore label, is told apart from it. Of 255 classes, the
@@ -80,27 +78,6 @@ def add_unlabeled(
         for batch, more in zip(batches, unlabeled, strict=True):
             errors = np.concatenate([batch["unreadable"], more.pop("unlabeled_unreadable")])
             yield batch | more | {"unreadable": errors}
-
-
-def check_unlabeled(unlabeled: ConfigDict, pixels: PixelFormat, name: str) -> None:
-    """Checks that the transforms of `config.unlabeled` work on the images of a data set.
-
-    Args:
-      unlabeled: the `unlabeled` group of a config.
-      pixels: the format of the data set.
-      name: name of the data set, for messages.
-
-    Raises:
-      UserError: colors are to be changed in images that are not 8-bit RGB.
-    """
-    if pixels.is_rgb:
-        return
-    for field, off in (("photometric_distortion", False), ("grayscale", 0.0)):
-        if unlabeled[field]:
-            raise UserError(
-                f"unlabeled.{field}={unlabeled[field]} changes the colors of 8-bit RGB, but {name} has {pixels}; set "
-                f"--config.unlabeled.{field}={off}"
-            )
 
 
 def _weak_fields(data: ConfigDict) -> ConfigDict:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from deeplab_jax import visualization
 from deeplab_jax.evaluation import report_page
 from deeplab_jax.files import create_folder, write_atomically, write_json
-from deeplab_jax.pretrained.sharing import SCORES_FILE
+from deeplab_jax.pretrained.sharing import REPORT_SCORES_FILE
 from deeplab_jax.text import printable
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def write_report(folder: pathlib.Path, result: "Result") -> None:
     """
     scores, label_set = result.scores, result.label_set
     create_folder(folder, "the folder of the report")
-    write_json(folder / SCORES_FILE, result.values)
+    write_json(folder / REPORT_SCORES_FILE, result.values)
     names = [printable(name) for name in label_set.class_names]
     write_csv(
         folder / "confusion.csv",

@@ -174,11 +174,11 @@ class Predictor:
             platform=device.platform,
             compute_dtype=config.train.compute_dtype,
         )
-        sharding = jax.sharding.SingleDeviceSharding(device)
+        on_device = jax.sharding.SingleDeviceSharding(device)
         if config.model.to_dict() == network.model.to_dict():
-            variables = jax.device_put(network.variables, sharding)  # no need to trace the model for a comparison
+            variables = jax.device_put(network.variables, on_device)  # no need to trace the model for a comparison
         else:
-            variables, _ = pretrained.merge(abstract_variables(model, sharding), network.variables)
+            variables, _ = pretrained.merge(abstract_variables(model, on_device), network.variables)
         return cls(model, variables, config, network.label_set, **options)
 
     def __call__(
@@ -212,7 +212,7 @@ class Predictor:
         else:
             (arrays,) = self._computation.start([self._computation.fit(image)], _kind(confidence, probabilities))()
             prediction = self._prediction(*arrays)
-        return _without_confidence(prediction) if probabilities and not confidence else prediction
+        return _requested(prediction, confidence, probabilities)
 
     def map(
         self,
@@ -243,7 +243,7 @@ class Predictor:
         for each in labeled:
             if each.error is not None:
                 raise each.error
-            yield _without_confidence(each.prediction) if probabilities and not confidence else each.prediction
+            yield _requested(each.prediction, confidence, probabilities)
 
     def label_items(
         self,
@@ -368,17 +368,10 @@ class Predictor:
             return self._computation.window_probabilities(pixels)
 
         parts = []
-        for strip in sliding_window.blended_strips(
-            image,
-            self._window,
-            predict_window,
-            output_stride=self._output_stride,
-            pad_color=self._protocol.pad_color,
-        ):
-            labels, confidence = strip.argmax(axis=1), None
-            if kind != "labels":
-                confidence = np.take_along_axis(strip, labels[:, None], axis=1)[:, 0]
-            parts.append(self._prediction(labels, confidence, strip if kind == "probabilities" else None))
+        options = {"output_stride": self._output_stride, "pad_color": self._protocol.pad_color}
+        for strip in sliding_window.blended_strips(image, self._window, predict_window, **options):
+            confidence = None if kind == "labels" else strip.max(axis=1)
+            parts.append(self._prediction(strip.argmax(axis=1), confidence, strip if kind == "probabilities" else None))
         return Prediction(
             np.concatenate([part.label_map for part in parts]),
             self.label_set,
@@ -387,7 +380,7 @@ class Predictor:
         )
 
     def _prediction(self, labels, confidence, probabilities) -> Prediction:
-        """Copies the arrays of `_reduce_strips`, with class ids for positions among the chosen classes."""
+        """Copies the arrays of `Computation`, with class ids for positions among the chosen classes."""
         if probabilities is not None:
             of_chosen = probabilities.swapaxes(1, 2)
             probabilities = np.zeros((*labels.shape, self.label_set.num_classes), of_chosen.dtype)
@@ -400,5 +393,6 @@ def _kind(confidence: bool, probabilities: bool) -> Kind:
     return "probabilities" if probabilities else "confidence" if confidence else "labels"
 
 
-def _without_confidence(prediction: Prediction) -> Prediction:
-    return dataclasses.replace(prediction, confidence=None)
+def _requested(prediction: Prediction, confidence: bool, probabilities: bool) -> Prediction:
+    """Drops the confidence, which comes along with the probabilities, unless it was requested."""
+    return dataclasses.replace(prediction, confidence=None) if probabilities and not confidence else prediction

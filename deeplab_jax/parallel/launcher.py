@@ -101,7 +101,7 @@ def run(
             return code, f"process {failed} of {len(processes)} failed with exit code {code}{ended}"
         name = signal.Signals(-code).name
         lost = " after it lost another process of the run" if name == "SIGABRT" else ""
-        return 1, (f"process {failed} of {len(processes)} was killed by {name}{lost}{ended}; {resume}")
+        return 1, f"process {failed} of {len(processes)} was killed by {name}{lost}{ended}; {resume}"
 
 
 def _is_impatient(received: Sequence[str]) -> bool:

@@ -17,7 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 class Preemption:
-    """Notices signals that ask a training run to stop, so that it saves first. A context manager for the main thread.
+    """Notices signals that ask a run to stop, so that it saves first. A context manager for the main thread.
+
+    A run is a training, an evaluation or a prediction.
 
     After SIGTERM, Ctrl-C or SIGHUP, `reached` is True and the run saves. A second Ctrl-C ends the run at once, and so
     does any of the signals while `is_saved`. Signals that were ignored when the process started stay ignored (`nohup`).
@@ -33,7 +35,7 @@ class Preemption:
       agrees: whether several processes agree on a step. If they work independently, each stops on its own.
 
     Attributes:
-      is_saved: True if stopping now loses nothing. The training loop sets it.
+      is_saved: True if stopping now loses nothing. The run sets it.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from deeplab_jax.pretrained.provenance import TRAINING_RUN, Provenance, check_li
 #: Folder of a workdir or a saved network with an evaluation report, which is uploaded along with it.
 REPORT_FOLDER = "report"
 #: File of a report with the scores and the step of the checkpoint.
-SCORES_FILE = "scores.json"
+REPORT_SCORES_FILE = "scores.json"
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +236,7 @@ def _report_files(folder: pathlib.Path, step: int | None) -> dict[str, pathlib.P
 
 def _reported_step(report: pathlib.Path) -> int | None:
     """Returns the step of the checkpoint that a report is of; None if there is no report or it does not say so."""
-    path = report / SCORES_FILE
+    path = report / REPORT_SCORES_FILE
     if not path.is_file():
         return None
     try:

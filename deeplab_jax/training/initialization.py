@@ -15,13 +15,14 @@ from deeplab_jax.pretrained.merge import check_fit, merge
 from deeplab_jax.pretrained.stem import changes_of, with_channels
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import TrainProgram
+from deeplab_jax.workdir.bucket_checkpoints import BucketCheckpoints
 from deeplab_jax.workdir.checkpoint import Checkpoints
 
 logger = logging.getLogger(__name__)
 
 
 def first_state(
-    config: ConfigDict, program: TrainProgram, checkpoints: Checkpoints, total_steps: int
+    config: ConfigDict, program: TrainProgram, checkpoints: Checkpoints | BucketCheckpoints, total_steps: int
 ) -> tuple[TrainState, dict[str, Any]]:
     """Returns the state to start from, and the notes of the checkpoint that a run continues from.
 

@@ -258,7 +258,7 @@ class _Run:
         """Draws the curves and the gallery of an evaluation, which the next one replaces."""
         if processes.is_leader():
             with self.writer.pause():
-                visualization.plot_curves(self.workdir / "metrics.jsonl", path=self.workdir / "curves.png")
+                visualization.plot_curves(self.workdir / metrics_log.METRICS_FILE, path=self.workdir / "curves.png")
                 save_gallery(scores["gallery"], self.label_set, self.workdir / "gallery.png")
 
     def with_precise_statistics(self, state: TrainState) -> TrainState:
@@ -300,9 +300,9 @@ def _validate(config: ConfigDict) -> None:
     """Checks the config before any work starts."""
     processes.check_same_config(config)
     config_lib.validate(config)
-    if processes.is_leader():
-        writers.check_installed(config)
     for name, each in (config_lib.stage_configs(config) or {"": config}).items():
+        if processes.is_leader():
+            writers.check_installed(each)
         if unused := config_lib.unused_fields(each):
             stage = f"stage {name} of " if name else ""
             logger.warning("%sthe config sets fields that have no effect: %s", stage, ", ".join(unused))
@@ -370,5 +370,5 @@ def _write_results(
     result.save()
     if processes.is_leader():
         visualization.plot_learning_rate(program.learning_rate, total_steps, path=workdir / "learning_rate.png")
-        visualization.plot_curves(workdir / "metrics.jsonl", path=workdir / "curves.png")
+        visualization.plot_curves(workdir / metrics_log.METRICS_FILE, path=workdir / "curves.png")
     return result.values

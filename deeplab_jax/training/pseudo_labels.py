@@ -14,15 +14,19 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, Shaped, UInt8
 from ml_collections import ConfigDict
 
 from deeplab_jax.config import unlabeled_batch_size
 from deeplab_jax.labels import IGNORE_LABEL
 from deeplab_jax.losses import softmax_cross_entropy
+from deeplab_jax.parallel import sharding
+from deeplab_jax.training.state import TrainState
 
 #: Arrays of a batch that the pseudo labels are made of, see `deeplab_jax.data.unlabeled.unlabeled_batches`.
 BATCH_NAMES = ("unlabeled_weak", "unlabeled_strong", "unlabeled_exists", "unlabeled_label", "unlabeled_box")
@@ -71,6 +75,35 @@ def batch_shapes(config: ConfigDict, dtype: np.dtype) -> dict[str, tuple[tuple[i
     views = ((*size, config.model.in_channels), dtype)
     shapes = (views, views, (size, np.bool_), (size, np.uint8), ((size[0], 4), np.int32))
     return dict(zip(BATCH_NAMES, shapes, strict=True))
+
+
+def teach(
+    model: nn.Module,
+    state: TrainState,
+    batch: Mapping[str, Array],
+    options: PseudoLabels,
+    *,
+    num_parts: int = 1,
+    mesh: Mesh | None = None,
+) -> dict[str, Array]:
+    """Does what `add_pseudo_labels` does, with the teacher that the options name.
+
+    Args:
+      model: the network.
+      state: the state before the step.
+      batch: see `add_pseudo_labels`.
+      options: see `add_pseudo_labels`.
+      num_parts: see `add_pseudo_labels`.
+      mesh: the mesh that the state is split over; None if it is not split.
+    """
+    variables = state.variables if options.teacher == "student" else state.ema_variables
+    if mesh is not None:
+        variables = sharding.gather(variables, mesh)
+
+    def predict(images: Array) -> Array:
+        return model.apply(variables, images, train=False)[0]
+
+    return add_pseudo_labels(batch, predict, options, num_parts=num_parts)
 
 
 def add_pseudo_labels(

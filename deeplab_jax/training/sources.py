@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from deeplab_jax import data
 from deeplab_jax.data.eval_pipeline import check_labels
-from deeplab_jax.data.unlabeled import add_unlabeled, check_unlabeled, unlabeled_batches
+from deeplab_jax.data.unlabeled import add_unlabeled, unlabeled_batches
 from deeplab_jax.training.state import TrainState
 
 
@@ -64,10 +64,8 @@ def open_sources(config: ConfigDict) -> tuple[ConfigDict, Sources]:
     if config.eval.ignored_pixels == "exclude":
         check_labels(evaluate)
     pixels = data.pixels_of(train)
-    data.check_augmentation(config.data, pixels, train.name)
+    data.check_augmentation(config, pixels, train.name)
     data.check_display(config.data, pixels)
-    if unlabeled is not None:
-        check_unlabeled(config.unlabeled, pixels, train.name)
     if not pixels.is_rgb:
         config = config.copy_and_resolve_references()
         data.fit_model(config.model, pixels, train.name)

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
-from deeplab_jax.errors import UserError
+from deeplab_jax.files import create_folder
 from deeplab_jax.workdir import layout
 
 logger = logging.getLogger(__name__)
@@ -33,10 +33,7 @@ def train_stages(
     Raises:
       UserError: the workdir holds a run without stages or with others.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create workdir {workdir}: {error.strerror}") from None
+    create_folder(workdir, "workdir")
     layout.write_stages(workdir, config)
     stages, result, previous = config_lib.stage_configs(config), {}, None
     for number, (name, stage) in enumerate(stages.items(), start=1):

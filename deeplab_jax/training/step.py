@@ -80,39 +80,20 @@ def make_train_step(
         shardings=shardings,
     )
 
-    def teach(state: TrainState, batch: Batch) -> Batch:
-        variables = state.variables if unlabeled.teacher == "student" else state.ema_variables
-        if shardings is not None:
-            variables = sharding.gather(variables, shardings.step.mesh)
-
-        def predict(images):
-            return model.apply(variables, images, train=False)[0]
-
-        return pseudo_labels.add_pseudo_labels(batch, predict, unlabeled, num_parts=accumulate_steps)
-
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         # Gradient of the mean loss over the whole batch.
         rng = jax.random.fold_in(state.rng, state.step)
-        whole = _Whole(loss_fn.counts(batch["label"], step=state.step))
         if unlabeled is not None:
-            batch = teach(state, batch)
-            # Gradients are divided by the count of the labeled images below.
-            labeled = jnp.maximum(loss_fn.count(batch["label"], step=state.step), 1)
-            pixels = jnp.maximum(pseudo_labels.count_pixels(batch), 1)
-            whole = whole._replace(unlabeled_factor=unlabeled.weight * labeled / pixels)
-        if accumulate_steps == 1:
-            batch_stats, (gradients, counts) = sum_gradients(state, state.batch_stats, batch, rng, whole)
-        else:
-            batch_stats, (gradients, counts) = _accumulate(sum_gradients, state, batch, rng, whole, accumulate_steps)
+            mesh = None if shardings is None else shardings.step.mesh
+            batch = pseudo_labels.teach(model, state, batch, unlabeled, num_parts=accumulate_steps, mesh=mesh)
+        whole = _count_whole(loss_fn, batch, state.step, unlabeled)
+        batch_stats, (gradients, counts) = _accumulate(sum_gradients, state, batch, rng, whole, accumulate_steps)
         count = jnp.maximum(counts["loss_count"], 1).astype(counts["loss_sum"].dtype)
         gradients = jax.tree.map(lambda gradient: gradient / count.astype(gradient.dtype), gradients)
 
         # Update.
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        report = counts | {
-            "gradient_norm": optax.tree.norm(gradients),
-            "learning_rate": learning_rate(state.step),
-        }
+        report = counts | {"gradient_norm": optax.tree.norm(gradients), "learning_rate": learning_rate(state.step)}
         new = state.replace(
             step=state.step + 1,
             examples_seen=state.examples_seen + jnp.uint32(len(batch["label"])),
@@ -121,10 +102,7 @@ def make_train_step(
             opt_state=opt_state,
         )
         if ema_rate is not None:
-            # Batch statistics are averaged too: averaged parameters lag behind, and with the newest statistics a
-            # network whose learning rate is still high predicts almost nothing.
-            averages = optax.incremental_update(new.variables, state.ema_variables, ema_rate)
-            new = new.replace(ema_variables=averages)
+            new = _update_averages(new, state, ema_rate)
         if skip_nonfinite:
             new = _keep_if_nonfinite(new, state, report)
         return new, report
@@ -142,6 +120,16 @@ class _Whole(NamedTuple):
 
     counts: losses.Counts | None
     unlabeled_factor: Array | None = None
+
+
+def _count_whole(loss_fn: losses.Loss, batch: Batch, step: Array, unlabeled: PseudoLabels | None) -> _Whole:
+    counts = loss_fn.counts(batch["label"], step=step)
+    if unlabeled is None:
+        return _Whole(counts)
+    # All gradients are divided by the count of the labeled images at the end.
+    labeled = jnp.maximum(loss_fn.count(batch["label"], step=step), 1)
+    pixels = jnp.maximum(pseudo_labels.count_pixels(batch), 1)
+    return _Whole(counts, unlabeled.weight * labeled / pixels)
 
 
 def _make_gradient_function(
@@ -222,6 +210,8 @@ def _accumulate(
     statistics move once per part; with `model.freeze_norm_statistics` it does neither, and the step equals the
     unsplit one.
     """
+    if num_parts == 1:
+        return sum_gradients(state, state.batch_stats, batch, rng, whole)
     parts = jax.tree.map(lambda array: pseudo_labels.split_parts(array, num_parts), batch)
 
     def compute(batch_stats, part: Batch, k):
@@ -237,6 +227,15 @@ def _accumulate(
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     (batch_stats, sums), _ = jax.lax.scan(add, (state.batch_stats, zeros), (parts, jnp.arange(num_parts)))
     return batch_stats, sums
+
+
+def _update_averages(new: TrainState, old: TrainState, rate: Number) -> TrainState:
+    """Returns the new state with the averages that include its variables.
+
+    Batch statistics are averaged too: averaged parameters lag behind, and with the newest statistics a network whose
+    learning rate is still high predicts almost nothing.
+    """
+    return new.replace(ema_variables=optax.incremental_update(new.variables, old.ema_variables, rate))
 
 
 def _keep_if_nonfinite(new: TrainState, old: TrainState, report: dict[str, Array]) -> TrainState:

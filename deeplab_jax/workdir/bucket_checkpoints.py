@@ -22,16 +22,15 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from deeplab_jax import files
-from deeplab_jax.errors import UserError
 from deeplab_jax.parallel import processes
 from deeplab_jax.storage import BucketPath, client
 from deeplab_jax.storage.local_copies import scratch_folder
 from deeplab_jax.workdir.checkpoint import Checkpoints
+from deeplab_jax.workdir.checkpoint_rules import NO_STEP, damaged_error, is_better, vanishing_error
 from deeplab_jax.workdir.layout import CHECKPOINTS, checkpoint_steps
 
 logger = logging.getLogger(__name__)
 
-_NO_STEP = -1
 _DAMAGED = f"{files.DIGESTS_FILE}.damaged"  # in place of the digests of a checkpoint that is set aside
 _VANISHING_SECONDS = 300  # how long a reader looks for a checkpoint that is not deleted while it downloads
 
@@ -87,11 +86,8 @@ class BucketCheckpoints:
         if self._intact_step is None and self.found_step() is not None:
             step = self._download_intact() if processes.is_leader() else 0
             self._intact_step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-            if self._intact_step == _NO_STEP:
-                which = "every checkpoint" if self._only is None else f"checkpoint {self._only}"
-                raise UserError(
-                    f"{which} in {self._folder} is damaged; restore the folder from a copy, or choose another --workdir"
-                )
+            if self._intact_step == NO_STEP:
+                raise damaged_error(self._folder, self._only)
             if not processes.is_leader():
                 self._download(self._intact_step)
         return self._intact_step
@@ -103,7 +99,7 @@ class BucketCheckpoints:
 
     def record_score(self, step: int, mean_iou: float | None) -> bool:
         """See `Checkpoints.record_score`."""
-        if mean_iou is None or (self._best is not None and mean_iou <= self._best["mean_iou"]):
+        if not is_better(mean_iou, self._best):
             return False
         self._best = {"step": step, "mean_iou": mean_iou}
         return True
@@ -155,7 +151,7 @@ class BucketCheckpoints:
             self._reader = None
 
     def _download_intact(self) -> int:
-        """Downloads the newest intact checkpoint and returns its step; `_NO_STEP` if all are damaged."""
+        """Downloads the newest intact checkpoint and returns its step; `NO_STEP` if all are damaged."""
         damaged: dict[int, None] = {}
         deadline = time.monotonic() + _VANISHING_SECONDS
         while True:
@@ -180,12 +176,9 @@ class BucketCheckpoints:
                     logger.warning("checkpoint %s is damaged (%s); using the previous one", folder, damage)
                 shutil.rmtree(self._downloads / CHECKPOINTS / str(step), ignore_errors=True)
             if steps and not has_vanished:
-                return _NO_STEP
+                return NO_STEP
             if time.monotonic() > deadline:
-                raise UserError(
-                    f"the checkpoints in {self._folder} are replaced faster than they can be read; try again, or let "
-                    "the training save less often (checkpoint.every)"
-                )
+                raise vanishing_error(self._folder)
 
     def _download(self, step: int) -> pathlib.Path:
         """Downloads a checkpoint unless it is here; returns its local folder.

@@ -22,12 +22,13 @@ from deeplab_jax import budget, files
 from deeplab_jax.errors import UserError
 from deeplab_jax.parallel import processes
 from deeplab_jax.workdir.checkpoint_lock import lock_for_reading, try_lock_for_deletion
+from deeplab_jax.workdir.checkpoint_rules import NO_STEP, damaged_error, is_better, vanishing_error
 from deeplab_jax.workdir.layout import CHECKPOINTS, checkpoint_steps
 from deeplab_jax.workdir.orbax_manager import VANISHING_PAUSE, VANISHING_SECONDS, open_manager, quiet_absl
 
 logger = logging.getLogger(__name__)
 
-_NO_STEP, _VANISHED = -1, -2
+_VANISHED = -2  # in place of a step, like `NO_STEP`
 _DAMAGED, _DELETED = "damaged", "deleted"  # suffixes of folders that are set aside
 _DISK_IS_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
@@ -107,15 +108,9 @@ class Checkpoints:
             if not self._read_only:
                 self._manager.reload()  # some may have been renamed
             if self._intact_step == _VANISHED:
-                raise UserError(
-                    f"the checkpoints in {self._folder} are replaced faster than they can be read; try again, or let "
-                    "the training save less often (checkpoint.every)"
-                )
-            if self._intact_step == _NO_STEP:
-                which = "every checkpoint" if self._only is None else f"checkpoint {self._only}"
-                raise UserError(
-                    f"{which} in {self._folder} is damaged; restore the folder from a copy, or choose another --workdir"
-                )
+                raise vanishing_error(self._folder)
+            if self._intact_step == NO_STEP:
+                raise damaged_error(self._folder, self._only)
         return self._intact_step
 
     @property
@@ -125,7 +120,7 @@ class Checkpoints:
 
     def record_score(self, step: int, mean_iou: float | None) -> bool:
         """Records the score at `step`. Returns True if it is the best so far; the best checkpoint is kept."""
-        if mean_iou is None or (self._best is not None and mean_iou <= self._best["mean_iou"]):
+        if not is_better(mean_iou, self._best):
             return False
         self._best = {"step": step, "mean_iou": mean_iou}
         return True
@@ -244,7 +239,7 @@ class Checkpoints:
             left.spend(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize)
 
     def _find_intact_step(self) -> int:
-        """Returns the step of the newest intact checkpoint; `_NO_STEP` if all are damaged.
+        """Returns the step of the newest intact checkpoint; `NO_STEP` if all are damaged.
 
         While a reader looks, a training may delete each of them. Then there is a newer one.
         """
@@ -265,7 +260,7 @@ class Checkpoints:
                     damaged.append(folder)
                     logger.warning("checkpoint %s is damaged (%s); using the previous one", folder, damage)
             if not has_vanished:
-                return _NO_STEP  # nothing is renamed, or the next start would find none and train from scratch
+                return NO_STEP  # nothing is renamed, or the next start would find none and train from scratch
             if time.monotonic() > deadline:
                 return _VANISHED
             time.sleep(VANISHING_PAUSE)

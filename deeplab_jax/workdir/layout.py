@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from deeplab_jax import config as config_lib
 from deeplab_jax import data
 from deeplab_jax.errors import UserError
-from deeplab_jax.files import DIGESTS_FILE, file_digest, read_json, write_json
+from deeplab_jax.files import DIGESTS_FILE, create_folder, file_digest, read_json, write_json
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.parallel import processes
 from deeplab_jax.storage import BucketPath, client, lease
@@ -198,8 +198,9 @@ def lock(workdir: pathlib.Path) -> Iterator[Callable[[], None]]:
     """
     if not processes.is_leader():
         yield _still_held
-    elif isinstance(workdir, BucketPath):
-        workdir.mkdir(parents=True, exist_ok=True)
+        return
+    create_folder(workdir, "workdir")
+    if isinstance(workdir, BucketPath):
         held = lease.Lease(workdir / _LOCK_FILE)
         held.acquire()
         try:
@@ -217,10 +218,6 @@ def _still_held() -> None:
 
 @contextlib.contextmanager
 def _lock_folder(workdir: pathlib.Path) -> Iterator[None]:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create workdir {workdir}: {error.strerror}") from None
     if os.name != "posix":
         yield
         return
@@ -262,7 +259,7 @@ def is_locked(workdir: pathlib.Path) -> bool:
 
 
 def is_workdir(folder: pathlib.Path) -> bool:
-    """True if a run has started in a folder. The folder of a training in stages is none; its stages are."""
+    """True if a run has started in a folder. The folder of a training in stages is not one; those of its stages are."""
     return all((folder / name).is_file() for name in (_CONFIG_FILE, _LABELS_FILE, DATA_FILE))
 
 

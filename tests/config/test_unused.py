@@ -23,6 +23,8 @@ def test_defaults_are_never_unused():
         ({"eval.window": (65, 65)}, "eval.window (needs eval.protocol=windows)"),
         ({"eval.window": (65, 65), "eval.protocol": "windows"}, None),
         ({"loss.teacher_flip": True}, "loss.teacher_flip (needs loss.teacher)"),
+        ({"unlabeled.threshold": 0.9}, "unlabeled.threshold (needs unlabeled.split)"),
+        ({"unlabeled.threshold": 0.9, "unlabeled.split": "unlabeled"}, None),
         ({"data.copy_paste_share": 0.25}, "data.copy_paste_share (needs data.copy_paste_classes)"),
         ({"data.copy_paste_share": 0.25, "data.copy_paste_classes": (1,)}, None),
     ],

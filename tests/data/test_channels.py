@@ -305,12 +305,12 @@ def test_channels_to_draw_are_checked_before_any_image_is_drawn():
     ("field", "value", "off"), [("color_jitter", 0.2, "0.0"), ("photometric_distortion", True, "False")]
 )
 def test_transforms_of_colors_need_8_bit_rgb(field, value, off):
-    config = base_config().data
-    config[field] = value
+    config = base_config()
+    config.data[field] = value
     data.check_augmentation(config, PixelFormat(), "folder")
     for pixels in (PixelFormat(channels=4), PixelFormat(dtype="uint16", value_range=(0, 65535))):
         with pytest.raises(UserError) as caught:
             data.check_augmentation(config, pixels, "folder")
         assert str(caught.value).startswith(f"data.{field}={value} changes the colors of 8-bit RGB, but folder has")
         assert str(caught.value).endswith(f"set --config.data.{field}={off}")
-        data.check_augmentation(base_config().data, pixels, "folder")
+        data.check_augmentation(base_config(), pixels, "folder")

@@ -12,7 +12,7 @@ from deeplab_jax.data.check import check
 from deeplab_jax.data.pixel_format import PixelFormat
 from deeplab_jax.data.prepare import prepare
 from deeplab_jax.data.transforms import random_cut_box, random_grayscale
-from deeplab_jax.data.unlabeled import add_unlabeled, check_unlabeled, unlabeled_batches
+from deeplab_jax.data.unlabeled import add_unlabeled, unlabeled_batches
 from deeplab_jax.errors import UserError
 from tests.conftest import make_folder, scene, write_jpeg
 from tests.data.test_pipeline import NumberedSource, assert_equal
@@ -169,14 +169,16 @@ def test_gray_images_have_equal_channels():
 
 def test_colors_of_other_images_are_not_distorted():
     made = config()
-    check_unlabeled(made.unlabeled, PixelFormat(3), "photos")
+    data.check_augmentation(made, PixelFormat(3), "photos")
     with pytest.raises(
         UserError, match=r"^unlabeled.photometric_distortion=True changes .* fields has .*distortion=False"
     ):
-        check_unlabeled(made.unlabeled, PixelFormat(5, "uint16"), "fields")
+        data.check_augmentation(made, PixelFormat(5, "uint16"), "fields")
     made.unlabeled.photometric_distortion = False
     with pytest.raises(UserError, match=r"^unlabeled.grayscale=0.2 changes"):
-        check_unlabeled(made.unlabeled, PixelFormat(5, "uint16"), "fields")
+        data.check_augmentation(made, PixelFormat(5, "uint16"), "fields")
+    made.unlabeled.split = None
+    data.check_augmentation(made, PixelFormat(5, "uint16"), "fields")
 
 
 # Folders

@@ -178,3 +178,18 @@ def test_runs_share_a_program_only_if_it_is_the_same(caplog):
     assert not is_shared(smaller)
     messages = [record.message for record in caplog.records]
     assert messages.count("This run reuses the train step that an earlier run has compiled") == 2
+
+
+def test_runs_with_other_pseudo_labels_share_a_program():
+    """The threshold, the weight and the name of the split are not part of the step; the teacher is."""
+    programs, mesh = Programs(), mesh_lib.make_mesh(base_config().mesh, jax.devices()[:1])
+
+    def step_of(**fields):
+        config = make_config(POLY)
+        config.unlabeled.update(fields)
+        return programs.train_program(config, CLASSES, mesh, image_dtype="uint8", total_steps=STEPS).jitted_step
+
+    first = step_of(split="a")
+    assert step_of(split="b", threshold=0.5, weight=2.0) is first
+    assert step_of(split="a", teacher="average") is not first
+    assert step_of() is not first
