@@ -24,12 +24,13 @@ _LOOP_FIELDS = (
     "data.data_dir", "data.workers", "data.train_split", "data.eval_split", "data.num_examples", "data.unreadable",
     "train.duration", "train.patience", "train.seed", "train.init_from", "train.precise_norm_batches",
     "eval.every", "eval.before_training",
+    "unlabeled.split", "unlabeled.photometric_distortion", "unlabeled.grayscale", "unlabeled.blur",
 )  # fmt: skip
 _INPUT_FIELDS = (
     "optimizer.learning_rate", "optimizer.poly_power", "optimizer.milestones", "optimizer.milestone_factor",
     "optimizer.warmup", "optimizer.warmup_learning_rate", "optimizer.momentum", "optimizer.clip_norm",
     "optimizer.weight_decay", "optimizer.learning_rate_multipliers", "optimizer.bias_multiplier",
-    "loss.auxiliary_weight", "train.ema_decay",
+    "loss.auxiliary_weight", "train.ema_decay", "unlabeled.threshold", "unlabeled.weight",
 )  # fmt: skip
 
 
@@ -59,7 +60,7 @@ class Programs:
 
     def eval_step(self, config: ConfigDict, model: nn.Module, mesh: Mesh, label_set: LabelSet) -> Callable:
         """Returns the step of `deeplab_jax.evaluation.evaluator.jit_step` with the same arguments."""
-        key = _key(config, (*_LOOP_FIELDS, "optimizer", "train"), str(model), str(mesh), str(label_set))
+        key = _key(config, (*_LOOP_FIELDS, "optimizer", "train", "unlabeled"), str(model), str(mesh), str(label_set))
         if key not in self._evaluate:
             self._evaluate[key] = jit_step(config, model, mesh, label_set)
         return self._evaluate[key]
