@@ -28,13 +28,15 @@ def open_path(path: str | os.PathLike[str]) -> pathlib.Path:
     """Returns a path of this machine's file system, or of a bucket (`gs://bucket/folder`, `s3://bucket/folder`).
 
     Raises:
-      UserError: it is another address, or the package for buckets is not installed.
+      UserError: it is another address, it names no bucket, or the package for buckets is not installed.
     """
     if isinstance(path, BucketPath):
         return path
     text = os.fspath(path)
     if is_bucket_address(text):
         scheme, _, rest = text.partition(":")
+        if not rest.strip("/"):
+            raise UserError(f"{text} names no bucket; an address is {scheme.lower()}://bucket/folder")
         check_installed(f"{scheme.lower()}://{rest.lstrip('/')}")
         return BucketPath(f"{scheme.lower()}:{rest}")
     return local_path(path)

@@ -149,6 +149,12 @@ def test_an_address_of_a_bucket_needs_an_extra(address, extra, tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("address", ["s3://", "s3:/", "GS:///"])
+def test_an_address_needs_a_bucket(address):
+    with pytest.raises(UserError, match=r"names no bucket; an address is (gs|s3)://bucket/folder"):
+        open_path(address)
+
+
 @pytest.mark.parametrize("path", ["runs/a", "/runs/a", "a:b", "C:/data", r"C:\data", "12:30/a", "~/data"])
 def test_other_paths_are_local(path):
     assert local_path(path) == pathlib.Path(path)

@@ -22,6 +22,7 @@ from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import processes, sharding
 from deeplab_jax.parallel.preemption import Preemption
 from deeplab_jax.training import norm_statistics, plan
+from deeplab_jax.training.checks import check_training
 from deeplab_jax.training.class_weights import with_class_weights
 from deeplab_jax.training.distillation import Teacher
 from deeplab_jax.training.early_stopping import Patience
@@ -33,7 +34,7 @@ from deeplab_jax.training.sources import open_sources
 from deeplab_jax.training.stages import train_stages
 from deeplab_jax.training.state import TrainState
 from deeplab_jax.training.step import TrainProgram, build_program
-from deeplab_jax.workdir import layout, metrics_log, writers
+from deeplab_jax.workdir import layout, metrics_log
 from deeplab_jax.workdir.bucket_checkpoints import BucketCheckpoints, open_checkpoints
 from deeplab_jax.workdir.checkpoint import Checkpoints
 from deeplab_jax.workdir.runs import finished_scores
@@ -79,7 +80,8 @@ def train(
         continue.
     """
     workdir = open_path(workdir)
-    _validate(config)
+    check_training(config)
+    _warn_of_unused_fields(config)
     options = {"preemption": preemption, "programs": programs}
     if not config.stages:
         return _train(config, workdir, extend=extend, skip_finished=skip_finished, **options)
@@ -88,9 +90,6 @@ def train(
             f"a run in stages cannot be extended; extend its last stage: --config {layout.last_stage(workdir)}/"
             f"config.json --workdir {layout.last_stage(workdir)} --extend --config.train.duration=..."
         )
-    for stage in config_lib.stage_configs(config).values():
-        _, sources = open_sources(stage)
-        plan.durations(stage, len(sources.train))
     return train_stages(config, workdir, functools.partial(_train, extend=False, skip_finished=True, **options))
 
 
@@ -296,27 +295,11 @@ class _Run:
         return scores
 
 
-def _validate(config: ConfigDict) -> None:
-    """Checks the config before any work starts."""
-    processes.check_same_config(config)
-    config_lib.validate(config)
+def _warn_of_unused_fields(config: ConfigDict) -> None:
     for name, each in (config_lib.stage_configs(config) or {"": config}).items():
-        if processes.is_leader():
-            writers.check_installed(each)
         if unused := config_lib.unused_fields(each):
             stage = f"stage {name} of " if name else ""
             logger.warning("%sthe config sets fields that have no effect: %s", stage, ", ".join(unused))
-        if each.data.transform:
-            data.find_transform(each.data.transform)
-        protocol = data.protocol_for(each)
-        mesh_lib.validate_mesh(
-            each,
-            devices=jax.device_count(),
-            processes=jax.process_count(),
-            input_sizes=protocol.input_sizes,
-            can_split_rows=protocol.can_split_rows,
-            slices=mesh_lib.count_slices(jax.devices()),
-        )
 
 
 def _writer(

@@ -25,6 +25,7 @@ _LOOP_FIELDS = (
     "unlabeled.split",
     "train.duration", "train.patience", "train.seed", "train.init_from", "train.precise_norm_batches",
     "eval.every", "eval.before_training",
+    "unlabeled.split", "unlabeled.photometric_distortion", "unlabeled.grayscale", "unlabeled.blur",
 )  # fmt: skip
 _INPUT_FIELDS = (
     "optimizer.learning_rate", "optimizer.poly_power", "optimizer.milestones", "optimizer.milestone_factor",

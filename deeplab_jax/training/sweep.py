@@ -16,6 +16,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.files import open_path, readable_name
 from deeplab_jax.parallel.preemption import Preemption
 from deeplab_jax.training import loop
+from deeplab_jax.training.checks import check_training
 from deeplab_jax.training.programs import Programs
 from deeplab_jax.workdir import layout
 
@@ -93,12 +94,18 @@ def sweep(
       The outcome of each run.
 
     Raises:
-      UserError: see `plan_runs`; or `workdir` is itself the workdir of a run.
+      UserError: see `plan_runs`; or a run does not fit its data or the devices; or `workdir` is itself the workdir of a
+        run.
       Preempted: a signal stopped the sweep. The state of its run is saved; call the function again to continue.
     """
     workdir, runs = open_path(workdir), plan_runs(config, grid)
     if layout.is_workdir(workdir):
         raise UserError(f"{workdir} is the workdir of a run, not of a sweep; choose another --workdir")
+    for name, run in runs.items():
+        try:
+            check_training(run)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
     programs, outcomes = Programs(), []
     with contextlib.ExitStack() as stack:
         if preemption is None:

@@ -82,8 +82,8 @@ def test_the_table_and_the_exit_code_tell_what_became_of_the_runs(run, tmp_path,
 
     monkeypatch.setattr(loop, "train", train)
     grid = ["--grid", "optimizer.learning_rate=0.1,2", "--grid", "optimizer.momentum=0.5", "--json"]
-    code, out, err = start_sweep(run, tmp_path, *grid, "--config.data.batch_size=3")
-    assert trained == [(0.1, 0.5, 3), (2.0, 0.5, 3)]
+    code, out, err = start_sweep(run, tmp_path, *grid, "--config.data.batch_size=16")
+    assert trained == [(0.1, 0.5, 16), (2.0, 0.5, 16)]
     assert code == 1
     assert "1 of 2 runs failed (learning_rate=2.0,momentum=0.5: the loss is not finite)" in err[-1]
     assert [each["name"] for each in json.loads(out)] == ["learning_rate=0.1,momentum=0.5"]

@@ -110,6 +110,10 @@ def test_all_stages_are_checked_before_the_first_trains(tmp_path):
     config.stages.stage2 = {"data": {"train_split": "no_such_split"}}
     with pytest.raises(UserError, match="no_such_split"):
         train(config, tmp_path / "run")
+    config = experiment()
+    config.stages.stage2 = {"model": {"backbone": "resnet5"}}
+    with pytest.raises(UserError, match="^stage stage2: model.backbone='resnet5' does not exist"):
+        train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

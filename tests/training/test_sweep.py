@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from deeplab_jax.errors import Preempted, UserError
+from deeplab_jax.parallel.mesh import make_mesh
 from deeplab_jax.parallel.preemption import Preemption
 from deeplab_jax.training import loop
+from deeplab_jax.training.programs import Programs
 from deeplab_jax.training.sweep import plan_runs, sweep
 from deeplab_jax.workdir import checkpoint
 from tests.support import tiny_experiment
@@ -158,6 +160,11 @@ def test_the_runs_of_a_grid():
         ({"optimizer.learning_rate": [0.1, "x"]}, "optimizer.learning_rate='x': "),
         ({"optimizer.momentum": [0.9, 1.0]}, "momentum=1.0: optimizer.momentum=1.0 must be"),
         ({"optimizer.learning_rate": [1, 1.0]}, "the grid has the run learning_rate=1.0 twice"),
+        # What only the network, the data, the durations and the devices tell.
+        ({"model.backbone": ["resnet10_v1_slim", "resnet5"]}, "backbone=resnet5: model.backbone='resnet5' does not"),
+        ({"data.train_split": ["train", "no_such"]}, "train_split=no_such: "),
+        ({"optimizer.warmup": ["1 steps", "4 steps"]}, "warmup=4steps-afc5b4e2: the warm-up (4 steps) must"),
+        ({"mesh.data": [1, 7]}, "data=7: data.batch_size=8 does not divide over 7 devices"),
         ({"optimizer": [1]}, "config field optimizer is a group of fields; set one of optimizer.bias_multiplier"),
     ],
 )
@@ -166,3 +173,25 @@ def test_a_wrong_grid_is_refused_before_anything_trains(grid, message, tmp_path)
         sweep(experiment(), grid, tmp_path / "sweep")
     assert str(caught.value).startswith(message)
     assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "values", "shared"),
+    [
+        ("unlabeled.threshold", [0.9, 0.5], True),
+        ("unlabeled.weight", [1.0, 0.5], True),
+        ("unlabeled.blur", [0.0, 1.0], True),
+        ("unlabeled.split", ["train", "test"], True),
+        ("unlabeled.split", ["train", None], False),
+        ("unlabeled.cut_mix", [0.0, 0.5], False),
+        ("unlabeled.teacher", ["student", "average"], False),
+    ],
+)
+def test_which_fields_of_unlabeled_images_the_step_contains(field, values, shared):
+    config = experiment()
+    config.unlabeled.split = "train"
+    programs, mesh = Programs(), make_mesh(config.mesh)
+    built = []
+    for run in plan_runs(config, {field: values}).values():
+        built.append(programs.train_program(run, 6, mesh, image_dtype="uint8", total_steps=4))
+    assert (built[0].jitted_step is built[1].jitted_step) == shared
