@@ -358,9 +358,9 @@ def build_program(
     def create(seed: Array) -> TrainState:
         return TrainState.create(model, optimizer, seed=seed, averages=averages, image_size=config.data.image_size)
 
-    def step(state: TrainState, batch: Batch, numbers: dict[str, Any]) -> tuple[TrainState, dict[str, Array]]:
+    def train_step(state: TrainState, batch: Batch, numbers: dict[str, Any]) -> tuple[TrainState, dict[str, Array]]:
         optimizer, learning_rate = make_optimizer(numbers["optimizer"])
-        train_step = make_train_step(
+        take_step = make_train_step(
             model,
             optimizer,
             loss_fn,
@@ -374,7 +374,7 @@ def build_program(
             unlabeled=pseudo_labels.from_config(config, numbers),
             shardings=shardings,
         )
-        return train_step(state, batch)
+        return take_step(state, batch)
 
     size = (config.data.batch_size, *config.data.image_size)
     batch = {"image": ((*size, config.model.in_channels), np.dtype(image_dtype)), "label": (size, np.uint8)}
@@ -388,5 +388,5 @@ def build_program(
         batch_shapes=sharding.abstract_batch(batch, mesh),
         hyperparams=numbers,
         jitted_create=jit_initializer(create, shardings),
-        jitted_step=jax.jit(step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0),
+        jitted_step=jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0),
     )
