@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from deeplab_jax import data
 from deeplab_jax.data.eval_protocol import EvalProtocol, Size
-from deeplab_jax.data.view_protocols import ViewProtocol
+from deeplab_jax.data.view_protocols import ViewProtocol, Windows
 from deeplab_jax.inference import multi_scale, streaming_resize
 from deeplab_jax.inference.views import view_network
 from deeplab_jax.models import SegmentationNetwork
@@ -110,7 +110,8 @@ class Computation:
         self._network = jax.jit(self._on_each_device(self._apply_views, 1))
         self._finish = jax.jit(self._resize_and_reduce, static_argnames=("inputs", "canvas", "kind"))
         self._view_network = None
-        if isinstance(protocol, ViewProtocol):
+        is_blended = isinstance(protocol, Windows) and protocol.is_blended  # computed window by window
+        if isinstance(protocol, ViewProtocol) and not is_blended:
             self._view_network = view_network(model, protocol, flip=flip, mesh=mesh, coarse=True)
 
     def with_variables(self, variables: Any) -> "Computation":

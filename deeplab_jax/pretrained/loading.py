@@ -82,6 +82,8 @@ def split_checkpoint(name_or_path: str | pathlib.Path) -> tuple[str | pathlib.Pa
 
 def is_workdir(path: str | pathlib.Path) -> bool:
     """Returns True for a folder that is not a saved network, so only a training run can have written it."""
+    if hub.is_address(path):
+        return False
     path = open_path(path)
     return path.is_dir() and not bundle.is_bundle(path)
 

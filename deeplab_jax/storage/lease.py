@@ -167,7 +167,7 @@ def _owner(found: Version) -> dict[str, Any]:
 
 def _seconds(found: Version) -> float:
     seconds = _owner(found).get("seconds")
-    return seconds if isinstance(seconds, int | float) else LEASE_SECONDS
+    return float(seconds if isinstance(seconds, int | float) else LEASE_SECONDS)
 
 
 def _name(found: Version) -> str:

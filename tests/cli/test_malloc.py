@@ -55,10 +55,13 @@ def test_the_switch_turns_the_restart_off():
 
 
 def test_training_and_evaluation_prepare_jax(monkeypatch, tmp_path):
-    """Nothing else does: other commands keep JAX's asynchronous dispatch. Joining processes creates JAX's backend."""
+    """Nothing else does: other commands, also prediction in several processes, keep JAX's asynchronous dispatch.
+
+    Joining processes creates JAX's backend.
+    """
     calls = []
     monkeypatch.setattr(malloc, "prepare_jax", lambda: calls.append(command[0]))
-    monkeypatch.setattr(launch, "join_processes", lambda args, config: calls.append("join"))
+    monkeypatch.setattr(launch, "join_processes", lambda args, config, **_: calls.append("join"))
     for command in (
         ["train", "--config", "quickstart:batch=4", "--workdir", str(tmp_path / "run")],
         ["evaluate", "--workdir", str(tmp_path / "none")],
@@ -67,7 +70,7 @@ def test_training_and_evaluation_prepare_jax(monkeypatch, tmp_path):
     ):
         with pytest.raises(SystemExit):
             main.main(command)
-    assert calls == ["train", "join", "evaluate", "join"]
+    assert calls == ["train", "join", "evaluate", "join", "join"]
 
 
 @pytest.mark.parametrize(("tunables", "asynchronous"), [(TUNABLES, False), ("", True)])

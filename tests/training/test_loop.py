@@ -74,7 +74,7 @@ def straight(tmp_path_factory):
 
 
 def test_a_batch_is_copied_to_the_device_while_the_step_before_it_runs(straight):
-    for step in range(1, 6):
+    for step in (1, 3, 5):  # after the others, a checkpoint is saved, which waits
         assert EVENTS.index(("copy", step + 1)) < EVENTS.index(("wait", step))
         assert EVENTS.index(("copy", step + 2)) > EVENTS.index(("wait", step))  # and no more of them
 
