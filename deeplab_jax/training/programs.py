@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 _LOOP_FIELDS = (
     "checkpoint", "distributed", "log", "stages",
     "data.data_dir", "data.workers", "data.train_split", "data.eval_split", "data.num_examples", "data.unreadable",
-    "unlabeled.split",
     "train.duration", "train.patience", "train.seed", "train.init_from", "train.precise_norm_batches",
     "eval.every", "eval.before_training",
     "unlabeled.split", "unlabeled.photometric_distortion", "unlabeled.grayscale", "unlabeled.blur",
