@@ -46,7 +46,7 @@ def jit_step(
     *,
     with_confidence: bool = False,
 ) -> Callable:
-    """Returns the `step(variables, batch)` that a config evaluates with; see `deeplab_jax.evaluation.step`."""
+    """Returns the `step(variables, batch)` of a config, see `deeplab_jax.evaluation.step.make_eval_step`."""
     protocol = protocol_for(config)
     if isinstance(protocol, Windows) and protocol.is_blended:
         return make_blended_step(config, model, mesh, label_set, with_confidence=with_confidence)

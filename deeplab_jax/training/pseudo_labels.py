@@ -196,7 +196,7 @@ def report(logits: Float[Array, "batch height width classes"], batch: Mapping[st
 
 
 def scores(sums: Mapping[str, int | float]) -> dict[str, Any]:
-    """Computes scores of the sums of many `report`s.
+    """Computes scores of the sums of many reports.
 
     Returns:
       `unlabeled_loss`, the mean over all pixels; `confident_share` of the pixels; and `pseudo_label_accuracy`, the
