@@ -26,7 +26,7 @@ from deeplab_jax.parallel import processes
 from deeplab_jax.storage import BucketPath, client
 from deeplab_jax.storage.local_copies import scratch_folder
 from deeplab_jax.workdir.checkpoint import Checkpoints
-from deeplab_jax.workdir.checkpoint_rules import NO_STEP, damaged_error, is_better, vanishing_error
+from deeplab_jax.workdir.checkpoint_rules import NO_STEP, BestScore, damaged_error, vanishing_error
 from deeplab_jax.workdir.layout import CHECKPOINTS, checkpoint_steps
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ _DAMAGED = f"{files.DIGESTS_FILE}.damaged"  # in place of the digests of a check
 _VANISHING_SECONDS = 300  # how long a reader looks for a checkpoint that is not deleted while it downloads
 
 
-class BucketCheckpoints:
+class BucketCheckpoints(BestScore):
     """The checkpoints of a workdir in a bucket, with the interface of `Checkpoints`.
 
     Args:
@@ -57,7 +57,7 @@ class BucketCheckpoints:
     ):
         self.workdir, self._folder = workdir, workdir / CHECKPOINTS
         self._keep, self._only, self._read_only, self._check_lock = keep, step, read_only, check_lock
-        self._best, self._best_saved_step, self._intact_step = None, None, None
+        self._best_saved_step, self._intact_step = None, None
         self._stack = contextlib.ExitStack()
         scratch = self._stack.enter_context(scratch_folder())
         self._downloads, self._reader = scratch / "downloads", None
@@ -91,18 +91,6 @@ class BucketCheckpoints:
             if not processes.is_leader():
                 self._download(self._intact_step)
         return self._intact_step
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """See `Checkpoints.best`."""
-        return self._best
-
-    def record_score(self, step: int, mean_iou: float | None) -> bool:
-        """See `Checkpoints.record_score`."""
-        if not is_better(mean_iou, self._best):
-            return False
-        self._best = {"step": step, "mean_iou": mean_iou}
-        return True
 
     def save(self, step: int, *, variables: PyTree, training: PyTree, notes: dict[str, Any] | None = None) -> None:
         """See `Checkpoints.save`. The upload is a part of what happens in the background."""

@@ -22,7 +22,7 @@ from deeplab_jax import budget, files
 from deeplab_jax.errors import UserError
 from deeplab_jax.parallel import processes
 from deeplab_jax.workdir.checkpoint_lock import lock_for_reading, try_lock_for_deletion
-from deeplab_jax.workdir.checkpoint_rules import NO_STEP, damaged_error, is_better, vanishing_error
+from deeplab_jax.workdir.checkpoint_rules import NO_STEP, BestScore, damaged_error, vanishing_error
 from deeplab_jax.workdir.layout import CHECKPOINTS, checkpoint_steps
 from deeplab_jax.workdir.orbax_manager import VANISHING_PAUSE, VANISHING_SECONDS, open_manager, quiet_absl
 
@@ -33,7 +33,7 @@ _DAMAGED, _DELETED = "damaged", "deleted"  # suffixes of folders that are set as
 _DISK_IS_FULL = [os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)]
 
 
-class Checkpoints:
+class Checkpoints(BestScore):
     """The checkpoints in a workdir. A context manager: leaving it waits for pending writes.
 
     A checkpoint has three items. `variables` are the variables that evaluation and prediction read, and the only item
@@ -65,7 +65,7 @@ class Checkpoints:
         self._folder = workdir.absolute() / CHECKPOINTS
         self._read_only = read_only
         self._keep = keep
-        self._best, self._best_saved_step, self._intact_step = None, None, None
+        self._best_saved_step, self._intact_step = None, None
         self._reading = contextlib.ExitStack()  # the lock of the checkpoint that is read
         if not read_only:
             _create_folder(self._folder)
@@ -112,18 +112,6 @@ class Checkpoints:
             if self._intact_step == NO_STEP:
                 raise damaged_error(self._folder, self._only)
         return self._intact_step
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """`step` and `mean_iou` of the run's best evaluation. After a restart it is known once `restore` has run."""
-        return self._best
-
-    def record_score(self, step: int, mean_iou: float | None) -> bool:
-        """Records the score at `step`. Returns True if it is the best so far; the best checkpoint is kept."""
-        if not is_better(mean_iou, self._best):
-            return False
-        self._best = {"step": step, "mean_iou": mean_iou}
-        return True
 
     def save(self, step: int, *, variables: PyTree, training: PyTree, notes: dict[str, Any] | None = None) -> None:
         """Writes a checkpoint in the background. It appears complete or not at all.

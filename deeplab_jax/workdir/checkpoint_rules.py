@@ -9,9 +9,22 @@ from deeplab_jax.errors import UserError
 NO_STEP = -1
 
 
-def is_better(mean_iou: float | None, best: dict[str, Any] | None) -> bool:
-    """Returns True if a score is higher than the best one so far, see `Checkpoints.best`."""
-    return mean_iou is not None and (best is None or mean_iou > best["mean_iou"])
+class BestScore:
+    """The part of a run's checkpoints that remembers its best evaluation."""
+
+    _best: dict[str, Any] | None = None
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """`step` and `mean_iou` of the run's best evaluation. After a restart it is known once `restore` has run."""
+        return self._best
+
+    def record_score(self, step: int, mean_iou: float | None) -> bool:
+        """Records the score at `step`. Returns True if it is the best so far; the best checkpoint is kept."""
+        is_best = mean_iou is not None and (self._best is None or mean_iou > self._best["mean_iou"])
+        if is_best:
+            self._best = {"step": step, "mean_iou": mean_iou}
+        return is_best
 
 
 def damaged_error(folder: pathlib.Path, step: int | None) -> UserError:
