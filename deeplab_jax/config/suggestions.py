@@ -83,6 +83,9 @@ def find_field(path: str) -> str | None:
     fields = [field for field, _ in iterate_fields()]
     if parents := [field for field in fields if path.startswith(f"{field}.")]:
         return parents[0]
+    own = {field.rpartition(".")[2]: field for field in fields if field.startswith(f"{group}.")}
+    if close := difflib.get_close_matches(name, own, n=1, cutoff=0.6):
+        return own[close[0]]
     names = {field.rpartition(".")[2] for field in fields}
     close = difflib.get_close_matches(name, [*names, *_FIELD_OF], n=1, cutoff=0.7)
     if not close:

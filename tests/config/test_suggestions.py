@@ -10,6 +10,7 @@ from deeplab_jax.config.suggestions import _FIELD_OF, _SYNONYMS
     ("path", "field"),
     [
         ("optimizer.lr", "optimizer.learning_rate"),
+        ("log.every", "log.every_steps"),
         ("optimizer.wd", "optimizer.weight_decay"),
         ("train.batch_size", "data.batch_size"),
         ("bs", "data.batch_size"),
