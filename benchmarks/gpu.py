@@ -26,7 +26,7 @@ _WORKER, _TORCH = "benchmarks.gpu_worker", "benchmarks.peers.gpu_torch"
 # The sides share a GPU. JAX allocates a share of its memory at once, which must leave enough for PyTorch.
 _ENVIRONMENT = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.45"}
 _SIZES = {"guide": 512, "resnet101": 513, "segformer": 512}
-_TOY_SIZES = {"segformer": 64}
+_TOY_SIZES = {"quickstart": 64}
 _INFER = {"batches": (1, 32), "size": 512, "images": 128}
 _MINUTES = 8.0  # the needs and limits of the parts are stated for this time
 

@@ -23,6 +23,7 @@ CONFIGS = {
     "guide": ("kerascv_guide", {}),
     "resnet101": ("deeplabv3plus_resnet101_voc", {}),
     "segformer": ("segformer_voc", {"variant": "b0"}),
+    "quickstart": ("quickstart", {}),  # of --toy
 }
 
 

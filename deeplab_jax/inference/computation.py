@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
+from jaxtyping import Float
 
 from deeplab_jax import data
 from deeplab_jax.data.eval_protocol import EvalProtocol, Size
@@ -176,8 +177,7 @@ class Computation:
 
     def reduce(self, logits: Logits, batch: Sequence[Fitted], kind: Kind) -> Callable[[], list[Arrays]]:
         """Dispatches the resizing of a batch's logits and their reduction. See `start` for the result."""
-        extents, sizes = self._put((logits.extents, logits.sizes))
-        arrays = self._finish(logits.views, extents, sizes, inputs=logits.inputs, canvas=logits.canvas, kind=kind)
+        arrays = self._dispatch_reduction(logits, kind)
 
         def finish() -> list[Arrays]:
             on_host = [None if array is None else np.asarray(array) for array in arrays]
@@ -188,14 +188,27 @@ class Computation:
 
         return finish
 
-    def window_probabilities(self, pixels: np.ndarray) -> np.ndarray:
-        """Returns the probabilities (height, classes, width) of one window. Waits for the device."""
-        size = pixels.shape[:2]
-        inputs = tuple(multi_scale.view_sizes(size, self._scales, self._flip))
-        extents = [np.array([view], np.float32) for view in inputs]
-        views, sizes = self._network(self._variables, pixels[None]), np.array([size], np.int32)
-        arrays = self._finish(views, extents, sizes, inputs=inputs, canvas=size, kind="probabilities")
-        return np.asarray(arrays[2])[0]
+    def window_probabilities(
+        self, windows: Sequence[np.ndarray], *, size: int = 1
+    ) -> Float[np.ndarray, "windows height classes width"]:
+        """Returns the probabilities of windows of equal shapes. Waits for the devices.
+
+        Args:
+          windows: the windows, as the network takes them.
+          size: see `start`.
+        """
+        extent = windows[0].shape[:2]
+        inputs = tuple(multi_scale.view_sizes(extent, self._scales, self._flip))
+        extents = [np.array([view] * size, np.float32) for view in inputs]
+        fed = self._put(np.stack([*windows, *[windows[-1]] * (size - len(windows))]))
+        sizes = np.array([extent] * size, np.int32)
+        logits = Logits(self._network(self._variables, fed), inputs, extents, sizes, extent)
+        _, _, probabilities = self._dispatch_reduction(logits, "probabilities")
+        return np.asarray(probabilities)[: len(windows)]
+
+    def _dispatch_reduction(self, logits: Logits, kind: Kind) -> tuple[jax.Array | None, ...]:
+        extents, sizes = self._put((logits.extents, logits.sizes))
+        return self._finish(logits.views, extents, sizes, inputs=logits.inputs, canvas=logits.canvas, kind=kind)
 
     def _put(self, arrays):
         """Starts to copy arrays of a batch to the devices, while these may compute the previous batch."""

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +22,14 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.inference import sliding_window
 from deeplab_jax.inference.computation import Computation, Kind
 from deeplab_jax.inference.prediction import Prediction
-from deeplab_jax.inference.stream import Labeled, LabelStream, slide_ahead
+from deeplab_jax.inference.stream import (
+    MOST_VALUES,
+    Labeled,
+    LabelStream,
+    full_batch,
+    padded_size,
+    slide_ahead,
+)
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import SegmentationNetwork, abstract_variables, build_model
 from deeplab_jax.parallel import mesh as mesh_lib
@@ -60,7 +68,7 @@ class Predictor:
       classes: names or ids of the classes to choose from (default: all). Probabilities are renormalized over them.
       batch_size: number of images that each device computes together, if there are many of the same shape (default: 1
         on CPUs, up to 16 on accelerators, fewer for large images). Many images are split over all devices of this
-        process. Windows are computed one by one.
+        process, and so are the windows of a large image.
 
     Attributes:
       label_set: names and colors of the network's classes.
@@ -261,19 +269,11 @@ class Predictor:
         """
         if self._window is not None:
             return slide_ahead(items, read, functools.partial(self._slide, kind=kind))
-        devices = jax.local_devices(backend=self._computation.platform)
-        if self._split_computation is None:
-            self._split_computation = self._computation
-            if len(devices) > 1:
-                mesh = mesh_lib.data_mesh(devices)
-                variables = jax.device_put(self._variables, sharding.replicated(mesh))
-                self._split_computation = self._compute(variables=variables, mesh=mesh)
         stream = LabelStream(
-            self._split_computation,
+            self._on_all_devices(),
             self._prediction,
             kind=kind,
             num_classes=len(self._ids),
-            platform=self._computation.platform,
             batch_size=self._batch_size,
         )
         return stream(items, read)
@@ -362,14 +362,31 @@ class Predictor:
 
         return label_frame
 
+    def _on_all_devices(self) -> Computation:
+        """The computation, split over the devices of this process."""
+        if self._split_computation is None:
+            devices = jax.local_devices(backend=self._computation.platform)
+            self._split_computation = self._computation
+            if len(devices) > 1:
+                mesh = mesh_lib.data_mesh(devices)
+                variables = jax.device_put(self._variables, sharding.replicated(mesh))
+                self._split_computation = self._compute(variables=variables, mesh=mesh)
+        return self._split_computation
+
     def _slide(self, image: np.ndarray | data.LazyTiff, kind: str) -> Prediction:
-        def predict_window(pixels):
-            data.check_image(pixels, "the image", self.pixels)
-            return self._computation.window_probabilities(pixels)
+        computation = self._on_all_devices()
+        values = math.prod(self._window) * len(self._ids)
+        full = full_batch(computation, self._batch_size, values=values, most=MOST_VALUES)
+
+        def predict_windows(windows):
+            for pixels in windows:
+                data.check_image(pixels, "the image", self.pixels)
+            size = padded_size(len(windows), computation, full=full)
+            return computation.window_probabilities(windows, size=size)
 
         parts = []
-        options = {"output_stride": self._output_stride, "pad_color": self._protocol.pad_color}
-        for strip in sliding_window.blended_strips(image, self._window, predict_window, **options):
+        options = {"output_stride": self._output_stride, "pad_color": self._protocol.pad_color, "batch_size": full}
+        for strip in sliding_window.blended_strips(image, self._window, predict_windows, **options):
             confidence = None if kind == "labels" else strip.max(axis=1)
             parts.append(self._prediction(strip.argmax(axis=1), confidence, strip if kind == "probabilities" else None))
         return Prediction(

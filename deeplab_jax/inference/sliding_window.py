@@ -53,22 +53,24 @@ def blending_weights(starts: Sequence[int], window: int) -> Float[np.ndarray, "w
 def blended_strips(
     image: Shaped[np.ndarray, "height width channels"] | LazyTiff,
     window: Sequence[int],
-    predict: Callable[[Shaped[np.ndarray, "window_height window_width channels"]], Float[np.ndarray, "_ classes _"]],
+    predict: Callable[[list[Shaped[np.ndarray, "_ _ channels"]]], Float[np.ndarray, "n _ classes _"]],
     *,
     output_stride: int,
     pad_color: Sequence[int | float],
+    batch_size: int = 1,
 ) -> Iterator[Float[np.ndarray, "_ classes width"]]:
     """Yields the class probabilities of an image, a few rows at a time from top to bottom.
 
-    Keeps window height * image width * classes numbers in memory, plus those of one window.
+    Keeps window height * image width * classes numbers in memory, plus those of a batch of windows.
 
     Args:
-      image: the image, of which one window at a time is sliced; padded to a whole number of strides and at least to
-        the window.
+      image: the image, of which one batch of windows at a time is sliced; padded to a whole number of strides and at
+        least to the window.
       window: (height, width) from `window_size`.
-      predict: returns the class probabilities (window height, classes, window width) of a window.
+      predict: returns the class probabilities (n, window height, classes, window width) of n windows.
       output_stride: output stride of the network.
       pad_color: color of the padding, a value per channel.
+      batch_size: the most windows that `predict` takes together, neighbors from left to right.
 
     Yields:
       The probabilities of the next rows. Every row appears once. The array is reused by the next iteration.
@@ -79,13 +81,14 @@ def blended_strips(
     total_width = starts[1][-1] + window[1]
     band = None
     for i, top in enumerate(starts[0]):
-        for j, left in enumerate(starts[1]):
-            seen = pad_to(image[top : top + window[0], left : left + window[1]], window, pad_color)
-            probabilities = predict(np.ascontiguousarray(seen))
-            if band is None:
-                band = np.zeros((window[0], probabilities.shape[1], total_width), probabilities.dtype)
-            weights = (rows[i][:, None, None] * columns[j]).astype(probabilities.dtype)
-            band[:, :, left : left + window[1]] += weights * probabilities
+        for first in range(0, len(starts[1]), batch_size):
+            lefts = starts[1][first : first + batch_size]
+            seen = [pad_to(image[top : top + window[0], left : left + window[1]], window, pad_color) for left in lefts]
+            for j, probabilities in enumerate(predict(seen), first):
+                if band is None:
+                    band = np.zeros((window[0], probabilities.shape[1], total_width), probabilities.dtype)
+                weights = (rows[i][:, None, None] * columns[j]).astype(probabilities.dtype)
+                band[:, :, starts[1][j] : starts[1][j] + window[1]] += weights * probabilities
         done = (starts[0][i + 1] if i + 1 < len(starts[0]) else height) - top
         yield band[:done, :, :width]
         band[:-done] = band[done:]

@@ -20,10 +20,10 @@ _T = TypeVar("_T")
 # Images per batch and device. Larger batches are not faster on CPUs.
 _CPU_BATCH_SIZE, _ACCELERATOR_BATCH_SIZE = 1, 16
 
-# Pixels of a batch on a device: network inputs and results, times the number of classes if all probabilities are
-# wanted. The first limit applies if no batch size is given, the second one always, also to the images that wait.
-_DEFAULT_PIXELS = 10**7
-_MOST_PIXELS = 2**27
+# Numbers of a batch on a device: pixels of network inputs and results, times the number of classes if all probabilities
+# are wanted. The first limit applies if no batch size is given, the second one always, also to the images that wait.
+_DEFAULT_VALUES = 10**7
+MOST_VALUES = 2**27
 
 _BATCHES_TO_WAIT = 4  # an image waits for others of its shape while at most this number of full batches is read
 
@@ -69,7 +69,6 @@ class LabelStream:
       to_prediction: creates the result of an image from its arrays.
       kind: the arrays to compute.
       num_classes: number of classes of the arrays.
-      platform: platform of the devices.
       batch_size: most images per batch and device; None chooses.
     """
 
@@ -80,12 +79,11 @@ class LabelStream:
         *,
         kind: Kind,
         num_classes: int,
-        platform: str,
         batch_size: int | None,
     ):
         self._computation, self._to_prediction, self._kind = computation, to_prediction, kind
-        self._most_pixels = _DEFAULT_PIXELS if batch_size is None else _MOST_PIXELS
-        self._batch_size = batch_size or (_CPU_BATCH_SIZE if platform == "cpu" else _ACCELERATOR_BATCH_SIZE)
+        self._most_values = _DEFAULT_VALUES if batch_size is None else MOST_VALUES
+        self._batch_size = batch_size
         self._planes = num_classes if kind == "probabilities" else 1
         self._groups: dict[Hashable, list[Labeled[Any]]] = {}
         self._running: deque[tuple[list[Labeled[Any]], Callable[[], list[Arrays]]]] = deque()
@@ -121,7 +119,7 @@ class LabelStream:
     def _is_long(self, order: deque[Labeled[Any]]) -> bool:
         """Whether the images that wait for the first one, in order or in its batch, are too many or too large."""
         most = _BATCHES_TO_WAIT * self._capacity(order[0])
-        return len(order) > most or sum(each.num_pixels for each in order) > _MOST_PIXELS
+        return len(order) > most or sum(each.num_pixels for each in order) > MOST_VALUES
 
     def _add(self, each: Labeled[Any]) -> None:
         group = self._groups.setdefault(each.fitted.shapes, [])
@@ -138,9 +136,7 @@ class LabelStream:
             self._finish()
 
     def _start(self, group: list[Labeled[Any]]) -> None:
-        devices = self._computation.num_devices
-        # A handful of images, of a rare shape or at the end, is not worth a batch of the full size.
-        size = devices if len(group) <= devices else self._capacity(group[0])
+        size = padded_size(len(group), self._computation, full=self._capacity(group[0]))
         finish = self._computation.start([each.fitted for each in group], self._kind, size=size)
         self._running.append((group, finish))
         if len(self._running) > 1:
@@ -153,8 +149,26 @@ class LabelStream:
 
     def _capacity(self, each: Labeled[Any]) -> int:
         """Number of images in a batch of this image's shapes."""
-        fitting = self._most_pixels // (each.fitted.num_pixels * self._planes)
-        return self._computation.num_devices * max(1, min(self._batch_size, fitting))
+        values = each.fitted.num_pixels * self._planes
+        return full_batch(self._computation, self._batch_size, values=values, most=self._most_values)
+
+
+def full_batch(computation: Computation, batch_size: int | None, *, values: int, most: int) -> int:
+    """Number of images of a full batch, over all devices.
+
+    Args:
+      computation: computes the batch.
+      batch_size: most images per device; None chooses.
+      values: numbers that an image needs on a device.
+      most: the most that all images of a device may need.
+    """
+    wanted = batch_size or (_CPU_BATCH_SIZE if computation.platform == "cpu" else _ACCELERATOR_BATCH_SIZE)
+    return computation.num_devices * max(1, min(wanted, most // values))
+
+
+def padded_size(count: int, computation: Computation, *, full: int) -> int:
+    """Number of images to compute for a batch of `count`: `full`, or fewer for a handful, which is not worth that."""
+    return computation.num_devices if count <= computation.num_devices else full
 
 
 def slide_ahead(

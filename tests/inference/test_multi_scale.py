@@ -110,20 +110,20 @@ def neighborhood(pixels: np.ndarray) -> np.ndarray:
     return np.stack([sums, 1 - sums], axis=1)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize(("height", "width"), [(250, 304), (96, 96), (40, 200)])
-def test_blended_windows_equal_the_whole_image_for_small_receptive_fields(height, width):
+def test_blended_windows_equal_the_whole_image_for_small_receptive_fields(height, width, batch_size):
     """Seven pixels are less than a twelfth of a window of 96, so every weighted pixel has its full context."""
     (image,) = photos(height, width)
     seen = []
 
-    def predict(pixels):
-        seen.append(pixels.shape)
-        return neighborhood(pixels)
+    def predict(windows):
+        seen.extend(window.shape for window in windows)
+        assert len(windows) <= batch_size
+        return np.stack([neighborhood(window) for window in windows])
 
-    strips = [
-        strip.copy()
-        for strip in sliding_window.blended_strips(image, (96, 96), predict, output_stride=16, pad_color=(0, 0, 0))
-    ]
+    options = {"output_stride": 16, "pad_color": (0, 0, 0), "batch_size": batch_size}
+    strips = [strip.copy() for strip in sliding_window.blended_strips(image, (96, 96), predict, **options)]
     assert set(seen) == {(96, 96, 3)}
     assert max(len(strip) for strip in strips) <= 96  # rows in memory
     np.testing.assert_allclose(np.concatenate(strips), neighborhood(image), rtol=1e-12)

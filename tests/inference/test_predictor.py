@@ -261,6 +261,19 @@ def test_windows_compile_one_program_for_images_of_all_sizes(trained, caplog):
     np.testing.assert_array_equal(confident.confidence, full.probabilities.max(axis=-1))
 
 
+def test_windows_of_a_row_are_split_over_devices(trained, monkeypatch):
+    image = photo(100, 400)
+    options = {"probabilities": True, "confidence": True}
+    split = Predictor.from_pretrained(trained, window=(48, 64))(image, **options)
+    monkeypatch.setattr(jax, "local_devices", lambda **_: jax.devices()[:1])
+    alone = Predictor.from_pretrained(trained, window=(48, 64), batch_size=1)(image, **options)
+    pairs = Predictor.from_pretrained(trained, window=(48, 64), batch_size=2)(image, **options)
+    np.testing.assert_array_equal(split.probabilities, alone.probabilities)
+    np.testing.assert_array_equal(split.label_map, alone.label_map)
+    # float32; batches of two are summed in another order.
+    np.testing.assert_allclose(pairs.probabilities, alone.probabilities, rtol=0, atol=1e-5)
+
+
 def test_smoothing_averages_the_logits_of_frames(predictor):
     one, other = photo(46, 65), photo(46, 65)[:, ::-1].copy()
     expected = label_maps(predictor([one, other]))

@@ -20,8 +20,12 @@ SMALL, WIDE = (8, 8), (8, 80)
 class Recorder(Computation):
     """Labels an image with its own first value, and records what happens."""
 
-    def __init__(self, num_devices: int = 1):
-        self.events, self._devices = [], num_devices
+    def __init__(self, num_devices: int = 1, platform: str = "gpu"):
+        self.events, self._devices, self._platform = [], num_devices, platform
+
+    @property
+    def platform(self) -> str:
+        return self._platform
 
     @property
     def num_devices(self) -> int:
@@ -44,7 +48,7 @@ class Recorder(Computation):
         return [(ids, size) for event, ids, size in self.events if event == "start"]
 
 
-def labels_of(computation, sizes, *, batch_size, platform="gpu", kind="labels"):
+def labels_of(computation, sizes, *, batch_size, kind="labels"):
     """Streams images of these sizes, numbered; None stands for one that cannot be read."""
 
     def read(item):
@@ -57,7 +61,6 @@ def labels_of(computation, sizes, *, batch_size, platform="gpu", kind="labels"):
         lambda labels, *others: Prediction(labels, VOC),
         kind=kind,
         num_classes=21,
-        platform=platform,
         batch_size=batch_size,
     )
     return label(enumerate(sizes), read)
@@ -119,12 +122,12 @@ def test_the_next_batch_is_started_before_the_result_of_the_last_one_is_awaited(
 
 
 def test_batches_are_as_large_as_memory_allows(monkeypatch):
-    monkeypatch.setattr(stream, "_DEFAULT_PIXELS", 2 * 64 * 64 * 5)  # input and result of five small images
-    monkeypatch.setattr(stream, "_MOST_PIXELS", 2 * 64 * 64 * 7)
+    monkeypatch.setattr(stream, "_DEFAULT_VALUES", 2 * 64 * 64 * 5)  # input and result of five small images
+    monkeypatch.setattr(stream, "MOST_VALUES", 2 * 64 * 64 * 7)
     size = (64, 64)
 
-    def capacity(**options):
-        computation = Recorder()
+    def capacity(platform="gpu", **options):
+        computation = Recorder(platform=platform)
         check(labels_of(computation, [size] * 40, **options), [size] * 40)
         return computation.batches()[0][1]
 
@@ -136,7 +139,7 @@ def test_batches_are_as_large_as_memory_allows(monkeypatch):
 
 
 def test_large_images_do_not_wait(monkeypatch):
-    monkeypatch.setattr(stream, "_MOST_PIXELS", 3 * 64 * 64)
+    monkeypatch.setattr(stream, "MOST_VALUES", 3 * 64 * 64)
     computation = Recorder()
     labeled = labels_of(computation, [WIDE] + [(64, 64)] * 20, batch_size=8)
     assert next(labeled).item == (0, WIDE)
