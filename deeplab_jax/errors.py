@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 
@@ -37,6 +38,8 @@ class Preempted(Exception):
         super().__init__(message)
         self.exit_code, self.resume = exit_code, resume
 
+
+_OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out of memory|bad_alloc|insufficient memory", re.IGNORECASE)
 
 _PERMISSIONS = "check the permissions of the file and of its folder"
 _SPACE = "free some space or choose another disk"
@@ -85,6 +88,13 @@ def from_os_error(error: OSError, action: str | None = None) -> UserError:
 def is_file_error(error: OSError) -> bool:
     """Returns True if an error of the operating system is about a file or a disk, for `from_os_error`."""
     return error.filename is not None or error.errno in _OS_FIXES
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Returns True if the memory of the machine or of a device was too small, also in XLA or OpenCV."""
+    # XLA raises RuntimeErrors; those of other libraries have types of compiled modules.
+    is_native = isinstance(error, RuntimeError) or type(error).__module__.partition(".")[0] in ("cv2", "jaxlib")
+    return isinstance(error, MemoryError) or (is_native and _OUT_OF_MEMORY.search(str(error)) is not None)
 
 
 def suggest(name: str, known: Iterable[object]) -> str:

@@ -14,12 +14,11 @@ from collections.abc import Sequence
 
 from deeplab_jax import __version__
 from deeplab_jax.cli.command import Command
-from deeplab_jax.errors import from_os_error, is_file_error
+from deeplab_jax.errors import from_os_error, is_file_error, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy", "grain", "orbax-checkpoint")
-_OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|out of memory|bad_alloc|insufficient memory", re.IGNORECASE)
 _REQUESTED = re.compile(r"allocat\w* ([\d.]+) ?(bytes|[KMGT]i?B?)\b", re.IGNORECASE)
 
 
@@ -44,9 +43,8 @@ def report(error: Exception, command: Command | None, argv: Sequence[str]) -> No
 
 def _explain(error: Exception, command: Command | None) -> str | None:
     """Returns one line for an exception whose cause is known, otherwise None."""
-    text = str(error)
-    if isinstance(error, MemoryError) or (_is_from_native_code(error) and _OUT_OF_MEMORY.search(text)):
-        requested = _REQUESTED.search(text)
+    if is_out_of_memory(error):
+        requested = _REQUESTED.search(str(error))
         amount = f" while allocating {_readable(*requested.groups())}" if requested else ""
         smaller = command.when_out_of_memory if command is not None and command.when_out_of_memory else "use less data"
         return f"out of memory{amount}; {smaller}"
@@ -69,11 +67,6 @@ def _is_from_backend_choice(error: Exception) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1] if frames else None
     return isinstance(error, AssertionError) and last is not None and last.filename.endswith("jax/_src/xla_bridge.py")
-
-
-def _is_from_native_code(error: Exception) -> bool:
-    """True for errors of XLA, OpenCV and PyTorch's kind: a type of a compiled module, or RuntimeError."""
-    return isinstance(error, RuntimeError) or type(error).__module__.partition(".")[0] in ("cv2", "jaxlib")
 
 
 def _readable(number: str, unit: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deeplab_jax import config as config_lib
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, is_out_of_memory
 from deeplab_jax.files import open_path, readable_name
 from deeplab_jax.parallel.preemption import Preemption
 from deeplab_jax.training import loop
@@ -82,7 +82,8 @@ def sweep(
 
     Runs that only differ in numbers which the compiled train step takes as inputs share one compiled program, see
     `deeplab_jax.training.step.hyperparams`. The results of each run are those that `train` gives for it alone. A run
-    that is finished is skipped, and one that has stopped continues. A run that fails does not end the sweep.
+    that is finished is skipped, and one that has stopped continues. A run that
+    fails, for lack of memory for example, does not end the sweep.
 
     Args:
       config: the config that the runs share, see `deeplab_jax.config.base_config`.
@@ -115,9 +116,12 @@ def sweep(
             try:
                 scores = loop.train(run, workdir / name, preemption=preemption, programs=programs, skip_finished=True)
                 outcomes.append(SweepRun(name, scores))
-            except UserError as error:
-                logger.error("%s failed: %s", name, error)
-                outcomes.append(SweepRun(name, None, str(error)))
+            except Exception as error:
+                if not isinstance(error, UserError) and not is_out_of_memory(error):
+                    raise
+                reason = str(error) if isinstance(error, UserError) else "out of memory"
+                logger.error("%s failed: %s", name, reason)
+                outcomes.append(SweepRun(name, None, reason))
     return outcomes
 
 

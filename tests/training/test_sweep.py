@@ -86,6 +86,26 @@ def test_a_run_that_fails_does_not_end_the_sweep(three_rates):
     assert "not finite" in outcomes[2].error
 
 
+def test_a_run_that_needs_too_much_memory_does_not_end_the_sweep(tmp_path, monkeypatch):
+    def train(config, workdir, **_):
+        if config.data.batch_size > 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 5 bytes.")
+        if config.data.batch_size == 2:
+            raise RuntimeError("a fault of the code")
+        return {"mean_iou": 0.5}
+
+    monkeypatch.setattr(loop, "train", train)
+    config = experiment()
+    config.mesh.data = 1
+    outcomes = sweep(config, {"data.batch_size": [8, 4]}, tmp_path)
+    assert [(outcome.scores, outcome.error) for outcome in outcomes] == [
+        (None, "out of memory"),
+        ({"mean_iou": 0.5}, None),
+    ]
+    with pytest.raises(RuntimeError, match="^a fault of the code$"):
+        sweep(config, {"data.batch_size": [2]}, tmp_path)
+
+
 def test_a_run_of_a_sweep_is_the_training_of_its_config(three_rates, tmp_path):
     """Bit for bit."""
     folder, _, _ = three_rates
