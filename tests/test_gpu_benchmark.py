@@ -273,6 +273,6 @@ def test_the_whole_benchmark_runs_at_tiny_sizes(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert list(found["parts"]) == ["equality", "step/segformer", "resume", "infer"]
+    assert list(found["parts"]) == ["equality", "step/quickstart", "resume", "infer"]
     assert found["left_out"] == {}
     assert (tmp_path / "gpu.md").read_text().strip() in done.stdout

@@ -289,7 +289,8 @@ def evaluate_workdir(
     is_newest = chosen is None or chosen == max(layout.checkpoint_steps(workdir))
     if jax.process_count() == 1:  # arrays of several processes cannot be read by one
         pretrained.check_finite(variables, workdir)
-    suffix = report.results_suffix(config, own_config, split=split) + ("" if is_newest else f"-checkpoint={step}")
+    suffix = report.results_suffix(config, own_config, split=split)
+    suffix += "" if is_newest else layout.results_of_checkpoint(step)
     partial = None
     if digest is not None:
         identity = describe_evaluation(config, source, checkpoint=digest, num_worst=num_worst)

@@ -15,6 +15,7 @@ from deeplab_jax.pretrained import bundle, hub, model_card
 from deeplab_jax.pretrained.loading import load, split_checkpoint
 from deeplab_jax.pretrained.network import PretrainedNetwork
 from deeplab_jax.pretrained.provenance import TRAINING_RUN, Provenance, check_license, forbids_copies
+from deeplab_jax.workdir import layout
 
 #: Folder of a workdir or a saved network with an evaluation report, which is uploaded along with it.
 REPORT_FOLDER = "report"
@@ -216,7 +217,7 @@ def _report_files(folder: pathlib.Path, step: int | None) -> dict[str, pathlib.P
     """
     report = folder / REPORT_FOLDER
     if step is not None:
-        candidates = (folder / f"{REPORT_FOLDER}-checkpoint={step}", report)
+        candidates = (folder / f"{REPORT_FOLDER}{layout.results_of_checkpoint(step)}", report)
         report = next((candidate for candidate in candidates if _reported_step(candidate) == step), None)
         if report is None:
             return {}

@@ -38,6 +38,11 @@ _CONFIG_FILE, _LABELS_FILE, _LOCK_FILE = "config.json", "labels.json", "lock"
 DATA_FILE = "data.json"
 
 
+def results_of_checkpoint(step: int) -> str:
+    """What the names of results of another checkpoint than the newest end with, before the suffix of the file."""
+    return f"-checkpoint={step}"
+
+
 def write_config(
     workdir: pathlib.Path,
     config: ConfigDict,

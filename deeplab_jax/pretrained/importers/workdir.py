@@ -94,7 +94,7 @@ def _base(init_from: str | None) -> dict[str, str]:
 
 def _scores(workdir: pathlib.Path, step: int, config: ConfigDict) -> tuple[Score, ...]:
     """Returns the scores of a step: of an evaluation of its own, or else of the evaluation during training."""
-    for name in (SCORES_FILE, f"metrics-checkpoint={step}.json"):
+    for name in (SCORES_FILE, f"metrics{layout.results_of_checkpoint(step)}.json"):
         path = workdir / name
         if path.is_file() and (scores := _saved_scores(path, step)):
             return scores
