@@ -23,7 +23,7 @@ from deeplab_jax.inference.computation import Computation, Kind
 from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.inference.stream import Labeled, LabelStream, slide_ahead
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import SegmentationNetwork, abstract_variables, build_model
+from deeplab_jax.models import SegmentationNetwork, abstract_variables, build_model, fold_batch_norm
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
 from deeplab_jax.pretrained import DEFAULT_PRESET, PretrainedNetwork
@@ -174,11 +174,11 @@ class Predictor:
             platform=device.platform,
             compute_dtype=config.train.compute_dtype,
         )
-        on_device = jax.sharding.SingleDeviceSharding(device)
-        if config.model.to_dict() == network.model.to_dict():
-            variables = jax.device_put(network.variables, on_device)  # no need to trace the model for a comparison
-        else:
-            variables, _ = pretrained.merge(abstract_variables(model, on_device), network.variables)
+        variables = network.variables
+        if config.model.to_dict() != network.model.to_dict():  # otherwise, no need to trace the model for a comparison
+            on_device = jax.sharding.SingleDeviceSharding(device)
+            variables, _ = pretrained.merge(abstract_variables(model, on_device), variables)
+        variables = jax.device_put(fold_batch_norm(model, variables), device)
         return cls(model, variables, config, network.label_set, **options)
 
     def __call__(
