@@ -66,7 +66,7 @@ def fold_batch_norm(model: SegmentationNetwork, variables: Any) -> dict[str, Any
 def _find_norms(model: SegmentationNetwork, variables: Any) -> dict[Path, _Norm]:
     """Returns each BatchNorm that inference computes, by its path."""
     outputs: dict[str, Path] = {}  # of linear layers, by the names that mark them in the program
-    inputs: dict[str, tuple[Path, float]] = {}  # of BatchNorm, likewise
+    inputs: dict[str, tuple[Path, float]] = {}  # of BatchNorm
 
     def mark(call, args, kwargs, context):
         module, name = context.module, f"mark {len(outputs) + len(inputs)}"
