@@ -24,7 +24,7 @@ from deeplab_jax.evaluation.partial import EvaluationState, PartialResult, descr
 from deeplab_jax.evaluation.step import jit_eval_step
 from deeplab_jax.files import check_new_folder, open_path
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import abstract_variables, build_for_mesh, fold_batch_norm
+from deeplab_jax.models import abstract_variables, build_for_mesh
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
 from deeplab_jax.parallel.preemption import Preemption
@@ -295,7 +295,7 @@ def evaluate_workdir(
         identity = describe_evaluation(config, source, checkpoint=digest, num_worst=num_worst)
         partial = PartialResult(workdir / f"partial_evaluation{suffix}", identity)
     evaluator = Evaluator(config, model, source, mesh, num_worst=num_worst)
-    scores = evaluator(_fold_on(mesh, model, config, variables), preemption=preemption, partial=partial)
+    scores = evaluator(variables, preemption=preemption, partial=partial)
     if partial is not None:
         partial.remove()
     return report.Result(
@@ -321,8 +321,7 @@ def evaluate_network(
     config = pretrained.preset_config(network) if config is None else config
     source, model, mesh = _prepare(config, network.label_set, split, whose=str(name_or_path))
     variables, _ = pretrained.merge(_abstract_on(mesh, model, config), network.variables)
-    evaluator = Evaluator(config, model, source, mesh, num_worst=num_worst)
-    scores = evaluator(_fold_on(mesh, model, config, variables), preemption=preemption)
+    scores = Evaluator(config, model, source, mesh, num_worst=num_worst)(variables, preemption=preemption)
     return report.Result(str(name_or_path), scores, source.label_set, config, source.split)
 
 
@@ -352,14 +351,6 @@ def _prepare(
     data.check_display(config.data, data.pixels_of(source))
     mesh = mesh_lib.make_mesh(config.mesh)
     return source, build_for_mesh(config, label_set.num_classes, mesh, input_sizes=protocol.input_sizes), mesh
-
-
-def _fold_on(mesh: jax.sharding.Mesh, model: nn.Module, config: ConfigDict, variables: Any) -> Any:
-    """Folds BatchNorm into the kernels, as prediction does, so that both compute the same labels."""
-    if jax.process_count() > 1:  # arrays of several processes cannot be read by one
-        return variables
-    folded = fold_batch_norm(model, variables)
-    return jax.device_put(folded, sharding.state_shardings(folded, mesh, fsdp_min_size=config.mesh.fsdp_min_size))
 
 
 def _abstract_on(mesh: jax.sharding.Mesh, model: nn.Module, config: ConfigDict) -> Any:
