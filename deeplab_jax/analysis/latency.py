@@ -13,7 +13,7 @@ from rich.table import Table
 from deeplab_jax import progress
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference import streaming_resize
-from deeplab_jax.models import build_model
+from deeplab_jax.models import build_model, fold_batch_norm
 from deeplab_jax.pretrained import PretrainedNetwork
 
 _WARM_UP = 3  # runs that are not measured
@@ -60,7 +60,7 @@ def measure_latency(
     model = build_model(
         network.model, network.label_set.num_classes, platform=jax.default_backend(), compute_dtype=compute_dtype
     )
-    variables = jax.device_put(network.variables)
+    variables = jax.device_put(fold_batch_norm(model, network.variables))
     rng = np.random.default_rng(0)
     results = []
     for size, batch in progress.track(list(itertools.product(sizes, batches)), "benchmark"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from deeplab_jax.cli import arguments, exits, launch
 from deeplab_jax.cli.command import Command
-from deeplab_jax.cli.names import CODECS, SUBMISSIONS, VIDEO_SUFFIXES
+from deeplab_jax.cli.names import CODECS, SUBMISSIONS, UPSAMPLE, VIDEO_SUFFIXES
 from deeplab_jax.errors import UsageError, UserError
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: text.split(","),
         metavar="NAME,...",
         help="predict only these classes (default: all)",
+    )
+    parser.add_argument(
+        "--upsample",
+        choices=UPSAMPLE,
+        default=UPSAMPLE[0],
+        help="resize logits to the image, or labels, which is faster and less accurate (default: %(default)s)",
     )
     parser.add_argument(
         "--batch-size",
@@ -230,6 +236,7 @@ def _load_predictor(args: argparse.Namespace) -> "Predictor":
         classes=args.classes,
         flip=args.flip or config.eval.flip,
         scales=args.scales or tuple(config.eval.scales),
+        upsample=args.upsample,
         batch_size=args.batch_size,
     )
 

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from deeplab_jax import __version__
 from deeplab_jax.errors import UserError
-from deeplab_jax.models import build_model
+from deeplab_jax.models import build_model, fold_batch_norm
 from deeplab_jax.pretrained import PretrainedNetwork
 
 #: Smallest height and width of images of any size. A feature map of a single pixel would need a program of its own.
@@ -50,7 +50,7 @@ class Program:
 
     Attributes:
       apply: maps (variables, images) to logits or labels. Can be traced and jitted.
-      variables: the network's variables, on a device.
+      variables: the network's variables with BatchNorm folded into kernels, on a device.
       channels: number of channels of the images.
       classes: number of classes.
       needs_multiples: images of any size must be multiples of `MIN_SIZE` in height and width.
@@ -123,7 +123,7 @@ def make_program(network: PretrainedNetwork, options: ExportOptions) -> Program:
     # A ResNet unit with stride 2 adds the output of a 3x3 window to that of a slice or a 1x1 window. JAX cannot prove
     # for a symbolic size that both have the same shape, except for multiples of all strides.
     needs_multiples = model.backbone.startswith("resnet")
-    variables = jax.tree.map(jnp.asarray, network.variables)
+    variables = jax.tree.map(jnp.asarray, fold_batch_norm(model, network.variables))
     return Program(apply, variables, model.in_channels, network.label_set.num_classes, needs_multiples, options)
 
 

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from deeplab_jax import data
 from deeplab_jax.data.eval_protocol import EvalProtocol, Size
 from deeplab_jax.data.view_protocols import ViewProtocol, Windows
+from deeplab_jax.errors import UserError
 from deeplab_jax.inference import multi_scale, streaming_resize
 from deeplab_jax.inference.views import view_network
 from deeplab_jax.models import SegmentationNetwork
@@ -22,6 +23,9 @@ from deeplab_jax.parallel import sharding
 
 #: The arrays to return: labels alone, with the confidence, or with the probabilities of all classes too.
 Kind = Literal["labels", "confidence", "probabilities"]
+
+#: What is resized to the size of the image.
+Upsample = Literal["logits", "labels"]
 
 #: Labels (height, width), confidence (height, width) and probabilities (height, classes, width) of one image. Labels
 #: are positions among the chosen classes. Arrays that were not asked for are None.
@@ -90,6 +94,7 @@ class Computation:
       scales: factors at which an image is seen.
       flip: see every scale mirrored as well.
       ids: ids of the classes to choose from.
+      upsample: "logits", or "labels" for one view and nothing but labels.
       mesh: splits batches over its devices; None for one device.
     """
 
@@ -102,10 +107,11 @@ class Computation:
         scales: tuple[int | float, ...],
         flip: bool,
         ids: np.ndarray,
+        upsample: Upsample = "logits",
         mesh: jax.sharding.Mesh | None = None,
     ):
         self._model, self._variables, self._protocol, self._mesh = model, variables, protocol, mesh
-        self._scales, self._flip = scales, flip
+        self._scales, self._flip, self._upsample = scales, flip, upsample
         self._chosen = slice(None) if len(ids) == model.num_classes else ids
         self._split = None if mesh is None else sharding.batch_sharding(mesh)
         self._network = jax.jit(self._on_each_device(self._apply_views, 1))
@@ -177,6 +183,8 @@ class Computation:
 
     def reduce(self, logits: Logits, batch: Sequence[Fitted], kind: Kind) -> Callable[[], list[Arrays]]:
         """Dispatches the resizing of a batch's logits and their reduction. See `start` for the result."""
+        if self._upsample == "labels" and kind != "labels":
+            raise UserError("upsample=labels gives labels alone; leave it out for the confidence and the probabilities")
         arrays = self._dispatch_reduction(logits, kind)
 
         def finish() -> list[Arrays]:
@@ -232,13 +240,33 @@ class Computation:
         return [view.coarse[..., self._chosen] for view in views]
 
     def _resize_and_reduce(self, views, extents, sizes, *, inputs, canvas, kind):
+        options = {"inputs": inputs, "align_corners": self._model.align_corners}
+
         def resize(views, extents, sizes):
+            if self._upsample == "labels":
+                labels = [jnp.argmax(view, axis=-1).astype(jnp.uint8) for view in views]
+                return streaming_resize.resize_labels(*labels, *extents, sizes, canvas, **options), None, None
             finish = functools.partial(_reduce_strips, kind=kind)
-            return streaming_resize.map_resized(
-                views, extents, sizes, canvas, finish, inputs=inputs, align_corners=self._model.align_corners
-            )
+            return streaming_resize.map_resized(views, extents, sizes, canvas, finish, **options)
 
         return self._on_each_device(resize, 0)(views, extents, sizes)
+
+
+def kind_of(confidence: bool, probabilities: bool) -> Kind:
+    """Returns the kind that includes these arrays."""
+    return "probabilities" if probabilities else "confidence" if confidence else "labels"
+
+
+def check_upsample(upsample: str, scales: Sequence[int | float], flip: bool, window: Sequence[int] | None) -> None:
+    """Checks that labels, if they are resized, come from a single view.
+
+    Raises:
+      UserError: it is not one of `Upsample`, or there are several views.
+    """
+    if upsample not in get_args(Upsample):
+        raise UserError(f"upsample={upsample!r} must be one of {', '.join(get_args(Upsample))}")
+    if upsample == "labels" and (len(scales) > 1 or flip or window is not None):
+        raise UserError("upsample=labels works with one view of the image; leave out scales, flip and window")
 
 
 def _reduce_strips(strips, kind):

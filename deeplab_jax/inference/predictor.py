@@ -20,7 +20,7 @@ from deeplab_jax import data, pretrained
 from deeplab_jax.data.view_protocols import Windows
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference import sliding_window
-from deeplab_jax.inference.computation import Computation, Kind
+from deeplab_jax.inference.computation import Computation, Kind, check_upsample, kind_of
 from deeplab_jax.inference.prediction import Prediction
 from deeplab_jax.inference.stream import (
     MOST_VALUES,
@@ -31,7 +31,7 @@ from deeplab_jax.inference.stream import (
     slide_ahead,
 )
 from deeplab_jax.labels import LabelSet
-from deeplab_jax.models import SegmentationNetwork, abstract_variables, build_model
+from deeplab_jax.models import SegmentationNetwork, abstract_variables, build_model, fold_batch_norm
 from deeplab_jax.parallel import mesh as mesh_lib
 from deeplab_jax.parallel import sharding
 from deeplab_jax.pretrained import DEFAULT_PRESET, PretrainedNetwork
@@ -45,9 +45,9 @@ class Predictor:
 
     `config.eval.protocol` says how images are fed to the network: `whole` pads an image (and scales it down if it is
     larger than `eval.image_size`), `squeeze` and `guide` resize it to `data.image_size`, `keep_ratio` scales it, and
-    `windows` slides windows over it; the last two see exactly what evaluation sees. Labels always have the size of
-    the image: logits are resized (bilinear, half-pixel centers), labels never are. Labels equal those of evaluation if
-    both pad to the same size. Under `whole` without `eval.image_size` they do not: evaluation pads to its largest
+    `windows` slides windows over it; the last two see exactly what evaluation sees. Labels always have the size of the
+    image: the logits are resized (bilinear, half-pixel centers) before their arg max. Labels equal those of evaluation
+    if both pad to the same size. Under `whole` without `eval.image_size` they do not: evaluation pads to its largest
     image, prediction to a bucket of sizes, and image pooling sees the padding.
 
     Programs are compiled for fixed shapes, so image sizes are rounded up to `deeplab_jax.data.bucket`. The network,
@@ -65,6 +65,8 @@ class Predictor:
       window: (height, width) of windows that slide over the image at its own size, for large images; rounded up to
         multiples of the output stride. Each window is seen at all scales, and overlapping probabilities are blended,
         see `sliding_window`.
+      upsample: "labels" takes the arg max first and resizes labels to the nearest: faster, but less accurate. Excludes
+        confidence, probabilities, `scales`, `flip` and `window`. The default is "logits".
       classes: names or ids of the classes to choose from (default: all). Probabilities are renormalized over them.
       batch_size: number of images that each device computes together, if there are many of the same shape (default: 1
         on CPUs, up to 16 on accelerators, fewer for large images). Many images are split over all devices of this
@@ -87,6 +89,7 @@ class Predictor:
         flip: bool = False,
         window: Sequence[int] | None = None,
         classes: Sequence[str | int] | None = None,
+        upsample: str = "logits",
         batch_size: int | None = None,
     ):
         """Creates a predictor from variables on a device. See the class for the options.
@@ -116,11 +119,11 @@ class Predictor:
         self._window = window and sliding_window.window_size(
             window, model.output_stride, align_corners=model.align_corners
         )
+        check_upsample(upsample, scales, flip, window)
         self._scales, self._flip, self._batch_size = tuple(scales), flip, batch_size
         self._backbone, self._output_stride = model.backbone, model.output_stride
-        self._compute = functools.partial(
-            Computation, model, protocol=self._protocol, scales=self._scales, flip=flip, ids=self._ids
-        )
+        options = {"scales": self._scales, "flip": flip, "ids": self._ids, "upsample": upsample}
+        self._compute = functools.partial(Computation, model, protocol=self._protocol, **options)
         self._variables = variables
         self._computation = self._compute(variables=variables)
         self._split_computation: Computation | None = None  # created when many images are predicted
@@ -182,11 +185,11 @@ class Predictor:
             platform=device.platform,
             compute_dtype=config.train.compute_dtype,
         )
-        on_device = jax.sharding.SingleDeviceSharding(device)
-        if config.model.to_dict() == network.model.to_dict():
-            variables = jax.device_put(network.variables, on_device)  # no need to trace the model for a comparison
-        else:
-            variables, _ = pretrained.merge(abstract_variables(model, on_device), network.variables)
+        variables = network.variables
+        if config.model.to_dict() != network.model.to_dict():  # otherwise, no need to trace the model for a comparison
+            own = abstract_variables(model, jax.sharding.SingleDeviceSharding(device))
+            variables, _ = pretrained.merge(own, variables)
+        variables = jax.device_put(fold_batch_norm(model, variables), device)
         return cls(model, variables, config, network.label_set, **options)
 
     def __call__(
@@ -216,9 +219,9 @@ class Predictor:
             return list(self.map(images, confidence=confidence, probabilities=probabilities))
         image = self._as_image(images, "the image")
         if self._window is not None:
-            prediction = self._slide(image, _kind(confidence, probabilities))
+            prediction = self._slide(image, kind_of(confidence, probabilities))
         else:
-            (arrays,) = self._computation.start([self._computation.fit(image)], _kind(confidence, probabilities))()
+            (arrays,) = self._computation.start([self._computation.fit(image)], kind_of(confidence, probabilities))()
             prediction = self._prediction(*arrays)
         return _requested(prediction, confidence, probabilities)
 
@@ -246,7 +249,7 @@ class Predictor:
         labeled = self.label_items(
             enumerate(images),
             lambda item: self._as_image(item[1], f"image {item[0]}"),
-            kind=_kind(confidence, probabilities),
+            kind=kind_of(confidence, probabilities),
         )
         for each in labeled:
             if each.error is not None:
@@ -404,10 +407,6 @@ class Predictor:
             probabilities[..., self._ids] = of_chosen
         confidence = None if confidence is None else np.array(confidence)
         return Prediction(self._ids.astype(np.uint8)[labels], self.label_set, confidence, probabilities)
-
-
-def _kind(confidence: bool, probabilities: bool) -> Kind:
-    return "probabilities" if probabilities else "confidence" if confidence else "labels"
 
 
 def _requested(prediction: Prediction, confidence: bool, probabilities: bool) -> Prediction:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from deeplab_jax.ops.resize import axis_weights, half_pixel_weights
 
@@ -71,17 +71,46 @@ def map_resized(
     return jax.tree.map(join, results)
 
 
-def _prepare(logits, extents, sizes, canvas, given, align_corners, padded_height):
-    """Returns planes (batch, rows, classes, canvas width) with interpolated columns, and the weights of the rows."""
-    dtype = logits.dtype
+def resize_labels(
+    labels: UInt8[Array, "batch _ _"],
+    extents: Shaped[Array, "batch 2"],
+    sizes: Int[Array, "batch 2"],
+    canvas: Sequence[int],
+    *,
+    inputs: Sequence[Sequence[int]],
+    align_corners: bool = False,
+) -> UInt8[Array, "batch canvas_height canvas_width"]:
+    """Resizes labels to the sizes of images: every pixel gets the label with the largest weight in `map_resized`.
+
+    Args:
+      labels: labels at the classifier's resolution.
+      extents: height and width of the top left part of the network input that shows the image.
+      sizes: see `map_resized`.
+      canvas: see `map_resized`.
+      inputs: height and width of the network input, in a list of one.
+      align_corners: see `map_resized`.
+    """
+    (given,) = inputs
+    weights = _weights(labels.shape[1:], extents, sizes, canvas, given, align_corners, jnp.float32)
+    rows, columns = (jnp.argmax(each, axis=-1) for each in weights)
+    return jax.vmap(lambda image, row, column: image[row][:, column])(labels, rows, columns)
+
+
+def _weights(shape, extents, sizes, canvas, given, align_corners, dtype):
+    """Returns the weights (batch, canvas height, rows) and (batch, canvas width, columns) of both resizing steps."""
     matrices = []
     for axis in (0, 1):
         weights = half_pixel_weights(given[axis], extents[:, axis], sizes[:, axis], canvas[axis], dtype)
-        if logits.shape[1 + axis] != given[axis]:
-            first = axis_weights(logits.shape[1 + axis], given[axis], dtype, align_corners=align_corners)
+        if shape[axis] != given[axis]:
+            first = axis_weights(shape[axis], given[axis], dtype, align_corners=align_corners)
             weights = jnp.einsum("boi,ic->boc", weights, first, precision=lax.Precision.HIGHEST)
         matrices.append(weights)
-    rows, columns = matrices
+    return matrices
+
+
+def _prepare(logits, extents, sizes, canvas, given, align_corners, padded_height):
+    """Returns planes (batch, rows, classes, canvas width) with interpolated columns, and the weights of the rows."""
+    rows, columns = _weights(logits.shape[1:3], extents, sizes, canvas, given, align_corners, logits.dtype)
     rows = jnp.pad(rows, ((0, 0), (0, padded_height - canvas[0]), (0, 0)))
     planes = jnp.einsum("bhcw,bWw->bhcW", logits.swapaxes(2, 3), columns, precision=lax.Precision.HIGHEST)
     return planes, rows

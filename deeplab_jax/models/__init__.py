@@ -12,6 +12,7 @@ from deeplab_jax.models.build import (
     random_variables,
 )
 from deeplab_jax.models.deeplab import DeepLabV3Plus
+from deeplab_jax.models.fold import fold_batch_norm
 from deeplab_jax.models.layers import Layers
 from deeplab_jax.models.lraspp import LRASPP
 from deeplab_jax.models.network import PARTS, SegmentationNetwork
@@ -31,6 +32,7 @@ __all__ = [
     "abstract_variables",
     "build_for_mesh",
     "build_model",
+    "fold_batch_norm",
     "initial_variables",
     "jit_initializer",
     "plan_units",

@@ -42,7 +42,14 @@ _CONVOLUTION = "convolution"  # the name by which rematerialization finds the ou
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
-class Conv(nn.Module):
+class LinearLayer(nn.Module):
+    """A layer whose output is linear in its own parameters, with the output channels as their last axis.
+
+    So a factor per output channel can be multiplied into the parameters, see `deeplab_jax.models.fold_batch_norm`.
+    """
+
+
+class Conv(LinearLayer):
     """A convolution over NHWC images. Parameters are float32; the result has the compute dtype.
 
     Attributes:
@@ -77,7 +84,7 @@ class Conv(nn.Module):
         return checkpoint_name(_add_bias(self, x) if self.use_bias else x, _CONVOLUTION)
 
 
-class DepthwiseConv(nn.Module):
+class DepthwiseConv(LinearLayer):
     """A convolution with one kernel per channel.
 
     Attributes:
@@ -127,7 +134,7 @@ def _add_bias(module: nn.Module, x: Array) -> Array:
     return (x.astype(accumulator(x.dtype)) + bias.reshape(1, 1, 1, -1)).astype(x.dtype)
 
 
-class ConcatConv(nn.Module):
+class ConcatConv(LinearLayer):
     """A 1x1 convolution of a concatenation, computed as a sum of one projection per branch.
 
     A 1x1 convolution commutes with broadcasting and with bilinear resizing, whose weights add up to one. So each branch
@@ -173,6 +180,9 @@ class BatchNorm(nn.Module):
     With `use_running_average` it normalizes by the running ones. Under `jax.jit` over a mesh, the batch is the global
     batch.
 
+    `deeplab_jax.models.fold_batch_norm` replaces the parameters and statistics by a `shift`, and by a `factor` if no
+    kernel takes it; then the layer adds the one and multiplies by the other.
+
     Attributes:
       use_running_average: whether to normalize by the running statistics.
       decay: the decay of the running statistics, Flax's `momentum`.
@@ -190,6 +200,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
         """Returns the normalized features in the compute dtype."""
+        if self.use_running_average and self.has_variable("params", "shift"):
+            return self._folded(x.astype(self.dtype))
         channels = x.shape[-1:]
         scale = _parameter(self, "scale", nn.initializers.ones_init(), channels)
         bias = _parameter(self, "bias", nn.initializers.zeros_init(), channels)
@@ -205,6 +217,12 @@ class BatchNorm(nn.Module):
             mean.value = self.decay * mean.value + (1 - self.decay) * batch_mean
             variance.value = self.decay * variance.value + (1 - self.decay) * batch_variance
         return x
+
+    @nn.nowrap
+    def _folded(self, x: Array) -> Array:
+        if self.has_variable("params", "factor"):
+            x = x * self.get_variable("params", "factor").reshape(1, 1, 1, -1)
+        return (x + self.get_variable("params", "shift").reshape(1, 1, 1, -1)).astype(self.dtype)
 
 
 class LayerNorm(nn.Module):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.models.backbones import BACKBONES
-from deeplab_jax.models.layers import DENSE_INITS, KERNEL_INITS, Layers
+from deeplab_jax.models.layers import DENSE_INITS, KERNEL_INITS, Layers, LinearLayer
 from deeplab_jax.models.network import Endpoints, SegmentationNetwork
 from deeplab_jax.ops.precision import accumulator
 
@@ -68,20 +68,37 @@ class AllMLPDecoder(nn.Module):
     def __call__(self, stages: Sequence[Float[Array, "batch _ _ _"]]) -> Float[Array, "batch height width channels"]:
         """Returns non-negative features at the size of the first stage."""
         layers, width = self.layers, self.channels
-        linear_init, fuse_init = DENSE_INITS[layers.kernel_init], KERNEL_INITS[layers.kernel_init]
+        linear_init = DENSE_INITS[layers.kernel_init]
         projections = [
-            _Parameters((x.shape[-1], width), linear_init, use_bias=True, name=f"projection{i}")()
-            for i, x in enumerate(stages, 1)
+            _Parameters((x.shape[-1], width), linear_init, name=f"projection{i}")() for i, x in enumerate(stages, 1)
         ]
-        fuse, _ = _Parameters((len(stages) * width, width), fuse_init, use_bias=False, name="fuse")()
         # The concatenation begins with the last stage.
         branches = list(zip(stages, projections, strict=True))[::-1]
-        compute = self._fuse_in_published_order if self.published_order else self._fuse
-        x = compute(branches, fuse, stages[0].shape[1:3])
-        return nn.relu(layers.norm(name="norm")(x))
+        fuse = _Fuse(
+            layers=layers, channels=width, resize=self.resize, published_order=self.published_order, name="fuse"
+        )
+        return nn.relu(layers.norm(name="norm")(fuse(branches, stages[0].shape[1:3])))
+
+
+class _Fuse(LinearLayer):
+    """The 1x1 convolution of all stages after their linear layers, whose products it computes."""
+
+    layers: Layers
+    channels: int
+    resize: Callable[[Array, Sequence[Any]], Array]
+    published_order: bool
+
+    @nn.compact
+    def __call__(
+        self, branches: Sequence[tuple[Array, tuple[Array, Array]]], size: Sequence[Any]
+    ) -> Float[Array, "batch height width channels"]:
+        """Takes features with the kernel and bias of their linear layer. Returns the sum at `size`."""
+        shape = (1, 1, len(branches) * self.channels, self.channels)
+        kernel = self.param("kernel", KERNEL_INITS[self.layers.kernel_init], shape, jnp.float32)
+        return (self._in_published_order if self.published_order else self._merged)(branches, kernel, size)
 
     @nn.nowrap
-    def _fuse(self, branches: Sequence[tuple[Array, tuple[Array, Array]]], fuse: Array, size: Sequence[Any]) -> Array:
+    def _merged(self, branches: Sequence[tuple[Array, tuple[Array, Array]]], fuse: Array, size: Sequence[Any]) -> Array:
         total, total_bias = None, 0.0
         for i, (x, (kernel, bias)) in enumerate(branches):
             rows = fuse[0, 0, i * self.channels : (i + 1) * self.channels]
@@ -92,7 +109,7 @@ class AllMLPDecoder(nn.Module):
         return self._add(total, total_bias)
 
     @nn.nowrap
-    def _fuse_in_published_order(
+    def _in_published_order(
         self, branches: Sequence[tuple[Array, tuple[Array, Array]]], fuse: Array, size: Sequence[Any]
     ) -> Array:
         enlarged = [self.resize(self._add(self._convolve(x, kernel), bias), size) for x, (kernel, bias) in branches]
@@ -120,11 +137,8 @@ class _Parameters(nn.Module):
 
     channels: tuple[int, int]
     kernel_init: nn.initializers.Initializer
-    use_bias: bool
 
     @nn.compact
-    def __call__(self) -> tuple[Float[Array, "1 1 inputs features"], Float[Array, " features"] | None]:
+    def __call__(self) -> tuple[Float[Array, "1 1 inputs features"], Float[Array, " features"]]:
         kernel = self.param("kernel", self.kernel_init, (1, 1, *self.channels), jnp.float32)
-        if not self.use_bias:
-            return kernel, None
         return kernel, self.param("bias", nn.initializers.zeros_init(), self.channels[1:], jnp.float32)

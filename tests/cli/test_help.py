@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import typing
 
 import pytest
 
@@ -12,7 +13,7 @@ from deeplab_jax.cli import main, names
 from deeplab_jax.config import base_config, find_config
 from deeplab_jax.data.annotation_formats import ANNOTATION_FORMATS
 from deeplab_jax.data.prepare import preparable_names
-from deeplab_jax.inference import submission, video
+from deeplab_jax.inference import computation, submission, video
 from deeplab_jax.pretrained import FORMATS, presets
 
 COMMANDS = [command.name for command in main.COMMANDS]
@@ -113,6 +114,7 @@ def test_names_are_those_of_their_owners():
     assert names.VIDEO_SUFFIXES == video.VIDEO_SUFFIXES
     assert tuple(video.CODECS) == names.CODECS
     assert tuple(submission.SUBMISSIONS) == names.SUBMISSIONS
+    assert typing.get_args(computation.Upsample) == names.UPSAMPLE
     assert tuple(FORMATS) == names.IMPORT_FORMATS
     assert tuple(ANNOTATION_FORMATS) == names.ANNOTATION_FORMATS
     written = [name for name, listed in ANNOTATION_FORMATS.items() if listed.write is not None]

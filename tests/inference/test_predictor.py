@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import deeplab_jax
 from deeplab_jax import data, pretrained
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference.files import predict_files
@@ -197,11 +198,29 @@ def test_the_size_of_the_network_input_can_be_chosen(trained):
         ({"size": (8, 64)}, "^size=.8, 64. must be .height, width., each at least the output stride 16"),
         ({"window": (64,)}, "^window=.64,. must be .height, width."),
         ({"batch_size": 0}, "^batch_size=0 must be at least 1"),
+        ({"upsample": "label"}, "^upsample='label' must be one of logits, labels"),
+        ({"upsample": "labels", "flip": True}, "^upsample=labels works with one view"),
+        ({"upsample": "labels", "window": (64, 64)}, "^upsample=labels works with one view"),
     ],
 )
 def test_invalid_options_are_refused(network, options, message):
     with pytest.raises(UserError, match=message):
         Predictor.from_network(network, pretrained.preset_config(network), **options)
+
+
+def test_labels_can_be_resized_instead_of_logits(trained, network):
+    """Each pixel of the image has the label of the nearest pixel of the classifier."""
+    predictor = Predictor.from_pretrained(trained, config=whole_config(trained), upsample="labels")
+    image = photo(65, 65)
+    model, _ = deeplab_jax.from_pretrained(trained)
+    _, endpoints = jax.jit(lambda v, x: model.apply(v, x, train=False))(network.variables, image[None])
+    coarse = np.argmax(endpoints["logits"][0], axis=-1)
+    assert coarse.shape == (17, 17)
+    assert len(np.unique(coarse)) > 2
+    nearest = np.round((np.arange(65) + 0.5) * 17 / 65 - 0.5).clip(0, 16).astype(int)  # half-pixel centers
+    np.testing.assert_array_equal(predictor(image).label_map, coarse[nearest][:, nearest])
+    with pytest.raises(UserError, match="upsample=labels gives labels alone"):
+        predictor(image, confidence=True)
 
 
 # ---- Compilations ----

@@ -101,3 +101,20 @@ def test_strips_of_logits_at_the_classifiers_resolution_equal_resizing_twice(blo
         expected = np.asarray(ops.resize_to_sizes(full, extents[view], sizes, canvas)).swapaxes(2, 3)
         for i, (height, width) in enumerate(sizes.tolist()):
             np.testing.assert_allclose(got[i, :height, :, :width, view], expected[i, :height, :, :width], **TOLERANCE)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_resized_labels_are_those_of_the_largest_weight(align_corners):
+    """If the logits of every pixel are one-hot with a class of its own, the largest resized logit names that pixel."""
+    coarse, given, canvas = (5, 7), (17, 27), (40, 33)
+    extents, sizes = jnp.array([[17, 27], [11, 22.5]]), jnp.array([[39, 32], [8, 11]])
+    labels = np.random.default_rng(0).permutation(2 * 35).reshape(2, *coarse).astype(np.uint8)
+    options = {"inputs": [given], "align_corners": align_corners}
+    logits = jnp.asarray(np.eye(70, dtype=np.float32)[labels])
+    expected = streaming_resize.map_resized(
+        [logits], [extents], sizes, canvas, lambda strips: jnp.argmax(strips[0], axis=1), **options
+    )
+    found = streaming_resize.resize_labels(jnp.asarray(labels), extents, sizes, canvas, **options)
+    for i, (height, width) in enumerate(sizes.tolist()):
+        differs = np.asarray(found != expected)[i, :height, :width]
+        assert differs.mean() < 0.02  # halfway between two pixels, either is right
