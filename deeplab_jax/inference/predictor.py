@@ -21,6 +21,9 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.inference import sliding_window
 from deeplab_jax.inference.computation import Computation, Kind
 from deeplab_jax.inference.prediction import Prediction
+from deeplab_jax.inference.runtime import XLA
+from deeplab_jax.inference.runtime_choice import make_network
+from deeplab_jax.inference.smoothing import smooth_labels
 from deeplab_jax.inference.stream import Labeled, LabelStream, slide_ahead
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import SegmentationNetwork, abstract_variables, build_model
@@ -61,6 +64,9 @@ class Predictor:
       batch_size: number of images that each device computes together, if there are many of the same shape (default: 1
         on CPUs, up to 16 on accelerators, fewer for large images). Many images are split over all devices of this
         process. Windows are computed one by one.
+      runtime: what computes the network: "xla", "litert" or "onnxruntime", which need the extra `runtimes` and compute
+        on the CPU in float32, or "auto", see `runtime_choice`. They export the network once per input size, and cache
+        the file. Labels equal those of XLA, except where two classes are equally probable up to rounding.
 
     Attributes:
       label_set: names and colors of the network's classes.
@@ -80,6 +86,7 @@ class Predictor:
         window: Sequence[int] | None = None,
         classes: Sequence[str | int] | None = None,
         batch_size: int | None = None,
+        runtime: str = XLA,
     ):
         """Creates a predictor from variables on a device. See the class for the options.
 
@@ -114,7 +121,8 @@ class Predictor:
             Computation, model, protocol=self._protocol, scales=self._scales, flip=flip, ids=self._ids
         )
         self._variables = variables
-        self._computation = self._compute(variables=variables)
+        self._network = make_network(runtime, model, variables)
+        self._computation = self._compute(variables=variables, network=self._network)
         self._split_computation: Computation | None = None  # created when many images are predicted
 
     def with_variables(self, variables: Any) -> "Predictor":
@@ -264,7 +272,7 @@ class Predictor:
         devices = jax.local_devices(backend=self._computation.platform)
         if self._split_computation is None:
             self._split_computation = self._computation
-            if len(devices) > 1:
+            if len(devices) > 1 and self._network is None:  # other runtimes use all CPUs, however many devices they are
                 mesh = mesh_lib.data_mesh(devices)
                 variables = jax.device_put(self._variables, sharding.replicated(mesh))
                 self._split_computation = self._compute(variables=variables, mesh=mesh)
@@ -349,18 +357,8 @@ class Predictor:
             return lambda frame: self(frame).label_map
         if self._window is not None:
             raise UserError("smoothing does not work with windows; leave one of them out")
-        mix = jax.jit(lambda new, old: jax.tree.map(lambda x, y: smoothing * x + (1 - smoothing) * y, new, old))
-        state = None
-
-        def label_frame(frame):
-            nonlocal state
-            fitted = self._computation.fit(frame)
-            logits = self._computation.logits([fitted])
-            state = logits.views if state is None else mix(logits.views, state)
-            (arrays,) = self._computation.reduce(dataclasses.replace(logits, views=state), [fitted], "labels")()
-            return self._prediction(*arrays).label_map
-
-        return label_frame
+        label = smooth_labels(self._computation, smoothing)
+        return lambda frame: self._prediction(*label(frame)).label_map
 
     def _slide(self, image: np.ndarray | data.LazyTiff, kind: str) -> Prediction:
         def predict_window(pixels):
