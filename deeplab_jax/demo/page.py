@@ -16,6 +16,7 @@ from deeplab_jax.data.image_files import IMAGE_FORMATS
 from deeplab_jax.demo import networks as networks_lib
 from deeplab_jax.demo import uploads
 from deeplab_jax.errors import UserError
+from deeplab_jax.inference.runtime import XLA
 from deeplab_jax.labels import SYNTHETIC
 
 if TYPE_CHECKING:

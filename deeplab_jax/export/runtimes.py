@@ -5,8 +5,10 @@ import importlib
 import importlib.metadata
 import importlib.util
 import itertools
+import os
+import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -76,8 +78,9 @@ class LiteRT(_Runtime):
     def load(self, content: bytes, *, threads: int) -> Run:
         """Loads a TFLite file."""
         litert = self._import("ai_edge_litert.interpreter")
-        interpreter = litert.Interpreter(model_content=content, num_threads=threads)
-        interpreter.allocate_tensors()
+        with _without_information():
+            interpreter = litert.Interpreter(model_content=content, num_threads=threads)
+            interpreter.allocate_tensors()
         (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
         lock = threading.Lock()  # an interpreter has one set of tensors
 
@@ -106,9 +109,26 @@ class OnnxRuntime(_Runtime):
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         # Threads that wait for the next image in a loop would take the CPUs from XLA, which resizes the logits.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         return lambda image: session.run(None, {"images": image.astype(np.float32)})[0]
+
+
+@contextlib.contextmanager
+def _without_information() -> Iterator[None]:
+    """Removes what LiteRT's C++ code writes to stderr about its delegate, for which it has no switch."""
+    with tempfile.TemporaryFile() as written:
+        stderr = os.dup(2)
+        try:
+            os.dup2(written.fileno(), 2)
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            written.seek(0)
+            for line in written:
+                if not line.startswith(b"INFO: "):
+                    os.write(2, line)
 
 
 def _coarse_program(model: SegmentationNetwork, variables: Any, size: tuple[int, int]) -> Program:

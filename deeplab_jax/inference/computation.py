@@ -71,7 +71,7 @@ class Logits:
       canvas: (height, width) of the result.
     """
 
-    views: list[jax.Array]
+    views: list[jax.Array | np.ndarray]
     inputs: tuple[Size, ...]
     extents: list[np.ndarray]
     sizes: np.ndarray

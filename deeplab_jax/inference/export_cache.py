@@ -156,7 +156,7 @@ def _read(path: pathlib.Path) -> bytes | None:
     """Returns the content of a file; None if it does not exist or is damaged."""
     try:
         whole = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         logger.warning("cannot read %s: %s; exporting the network again", path, error.strerror)

@@ -115,7 +115,7 @@ class Predictor:
         self._window = window and sliding_window.window_size(
             window, model.output_stride, align_corners=model.align_corners
         )
-        self._scales, self._flip, self._batch_size = tuple(scales), flip, batch_size
+        self._scales, self._flip, self._batch_size, self._runtime = tuple(scales), flip, batch_size, runtime
         self._backbone, self._output_stride = model.backbone, model.output_stride
         self._compute = functools.partial(
             Computation, model, protocol=self._protocol, scales=self._scales, flip=flip, ids=self._ids
@@ -139,6 +139,7 @@ class Predictor:
             "window": self._window,
             "scales": self._scales if self._scales != (1.0,) else None,
             "flip": self._flip,
+            "runtime": self._runtime if self._runtime != XLA else None,
         }
         shown = [f"{name}={value}" for name, value in options.items() if value]
         return f"Predictor({', '.join([self._backbone, f'{self.label_set.num_classes} classes', *shown])})"

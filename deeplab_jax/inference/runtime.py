@@ -8,7 +8,7 @@ import functools
 import importlib
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -33,6 +33,7 @@ RUNTIMES = (XLA, *_CLASSES, AUTO)
 Run = Callable[[Shaped[np.ndarray, "1 _ _ channels"]], Float[np.ndarray, "1 _ _ classes"]]
 
 
+@runtime_checkable
 class Runtime(Protocol):
     """A runtime that networks are exported to. `deeplab_jax.export.runtimes` has one class for each.
 
@@ -66,6 +67,7 @@ class Runtime(Protocol):
         """Loads an exported network. Several threads may call the result."""
 
 
+@runtime_checkable
 class CoarseNetwork(Protocol):
     """A network outside of the compiled programs of a `Computation`."""
 
