@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import pathlib
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,7 @@ class NetworkIdentity:
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
             array = np.asarray(leaf)
             digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         if not self._is_own_code:
             digest.update(self._lowered().encode())
         return digest.hexdigest()
@@ -143,13 +142,8 @@ def _path(identity: NetworkIdentity, size: Size, conditions: str, suffix: str) -
 
 
 def _export(runtime: "Runtime", identity: NetworkIdentity, size: Size) -> bytes:
-    begin = time.perf_counter()
-    content = runtime.export(identity.model.clone(ops=ops.XLA), identity.variables, size)
-    seconds = time.perf_counter() - begin
-    logger.info(
-        "Exported %s for images of %dx%d pixels to %s in %.1f s", identity.model.backbone, *size, runtime.name, seconds
-    )
-    return content
+    logger.info("Exporting %s for images of %dx%d pixels to %s", identity.model.backbone, *size, runtime.name)
+    return runtime.export(identity.model.clone(ops=ops.XLA), identity.variables, size)
 
 
 def _read(path: pathlib.Path) -> bytes | None:
