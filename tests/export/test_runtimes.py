@@ -43,18 +43,18 @@ def photo(height: int, width: int) -> np.ndarray:
 @every_runtime
 def test_a_predictor_labels_as_with_xla(runtime, cache, capfd):
     require(runtime)
-    network = exports.network(**exports.TINY_MOBILENET)
+    network = exports.network(**exports.TINY_RESNET)
     config = pretrained.preset_config(network)
     config.eval.protocol, config.data.image_size = "squeeze", (33, 47)
     xla = Predictor.from_network(network, config, flip=True)
     other = Predictor.from_network(network, config, flip=True, runtime=runtime)
     image = photo(45, 60)
     expected, found = (predictor(image, probabilities=True) for predictor in (xla, other))
-    assert len(np.unique(expected.label_map)) > 2
+    assert len(np.unique(expected.label_map)) > 1
     assert np.mean(found.label_map == expected.label_map) > 0.999  # a tie may be rounded away
     # Float32 rounding of other kernels.
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-4)
-    assert len(list(cache.glob(f"exported/mobilenet_v2-33x47-*.{runtime}"))) == 1
+    assert len(list(cache.glob(f"exported/resnet10_v1_slim-33x47-*.{runtime}"))) == 1
     assert capfd.readouterr().err == ""  # TensorFlow and LiteRT write about themselves
 
 
