@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from deeplab_jax.cli.names import RUNTIMES
 from deeplab_jax.errors import UserError
 from deeplab_jax.files import local_path, open_path
 
@@ -169,6 +170,17 @@ def add_value_range(parser: argparse.ArgumentParser) -> None:
         metavar="LOW,HIGH",
         help="values that become black and white in images of more than 8 bits, for example 0,4095 for 12 bits "
         "(default: 0,65535 for 16 bits, 0,1 for floats; images that do not fit are rejected)",
+    )
+
+
+def add_runtime(parser: argparse.ArgumentParser) -> None:
+    """Adds `--runtime`."""
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default=RUNTIMES[0],
+        help="program that computes the network; litert and onnxruntime are faster on CPUs and need the extra "
+        "`runtimes`; auto measures them in long jobs, and uses the fastest from then on (default: %(default)s)",
     )
 
 

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "offered",
     )
     parser.add_argument("--workdir", type=arguments.path, help="also offer the network of this training run")
+    arguments.add_runtime(parser)
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to bind (default: %(default)s, for this machine only)"
     )
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> None:
         port=args.port,
         max_bytes=args.max_megabytes * 2**20,
         max_pixels=args.max_megapixels * 10**6,
+        runtime=args.runtime,
     )
 
 

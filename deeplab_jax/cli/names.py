@@ -19,6 +19,7 @@ IMPORT_FORMATS = (
 EXPORT_FORMATS = ("stablehlo", "savedmodel", "tflite", "onnx")
 PAPERS = ("v3", "v3plus", "segformer", "mobilenetv3", "zoo", "torchvision", "keras")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
+RUNTIMES = ("xla", "litert", "onnxruntime", "auto")
 CODECS = ("mpeg4", "vp9")
 UPSAMPLE = ("logits", "labels")
 SUBMISSIONS = ("voc_comp5", "voc_comp6", "cityscapes", "ade20k")

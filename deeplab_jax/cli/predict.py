@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images that each device computes together (default: 1 on CPUs, up to 16 on accelerators)",
     )
+    arguments.add_runtime(parser)
     parser.add_argument(
         "--submission",
         choices=SUBMISSIONS,
@@ -238,6 +239,7 @@ def _load_predictor(args: argparse.Namespace) -> "Predictor":
         scales=args.scales or tuple(config.eval.scales),
         upsample=args.upsample,
         batch_size=args.batch_size,
+        runtime=args.runtime,
     )
 
 

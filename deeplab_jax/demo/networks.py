@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from deeplab_jax import data, visualization
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference.predictor import Predictor
+from deeplab_jax.inference.runtime import XLA
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.pretrained import presets
 
@@ -113,13 +114,16 @@ class Networks:
         )
 
 
-def find_networks(named: Sequence[str | pathlib.Path] = (), workdir: pathlib.Path | None = None) -> dict[str, Loader]:
+def find_networks(
+    named: Sequence[str | pathlib.Path] = (), workdir: pathlib.Path | None = None, *, runtime: str = XLA
+) -> dict[str, Loader]:
     """Returns the networks that the page offers: those the user named, then all that need no download.
 
     Args:
       named: names of presets, which may be downloaded, and folders. A folder appears under its last component if that
         is unambiguous.
       workdir: a training run, which comes first.
+      runtime: what computes the networks, see `Predictor`.
 
     Returns:
       The function that loads each network, by name.
@@ -127,17 +131,18 @@ def find_networks(named: Sequence[str | pathlib.Path] = (), workdir: pathlib.Pat
     Raises:
       UserError: there is no network.
     """
+    load = functools.partial(functools.partial, Predictor.from_pretrained, runtime=runtime)
     given: list[tuple[str, Loader]] = []
     if workdir is not None:
-        given.append((str(workdir), functools.partial(Predictor.from_pretrained, workdir)))
-    given += [(str(name), functools.partial(Predictor.from_pretrained, name)) for name in named]
+        given.append((str(workdir), load(workdir)))
+    given += [(str(name), load(name)) for name in named]
     short = [pathlib.Path(name).resolve().name or name for name, _ in given]
     loaders = {
         last if short.count(last) == 1 else whole: loader for last, (whole, loader) in zip(short, given, strict=True)
     }
     for preset in presets.list_presets():
         if preset.classes is not None and preset.name not in loaders and presets.find_file(preset) is not None:
-            loaders[preset.name] = functools.partial(Predictor.from_pretrained, preset.name)
+            loaders[preset.name] = load(preset.name)
     if not loaders:
         raise UserError(
             "no network found on this disk; name one with --preset (`deeplab-jax presets` lists them) or --workdir"

@@ -16,6 +16,7 @@ from deeplab_jax.data.image_files import IMAGE_FORMATS
 from deeplab_jax.demo import networks as networks_lib
 from deeplab_jax.demo import uploads
 from deeplab_jax.errors import UserError
+from deeplab_jax.inference.runtime import XLA
 from deeplab_jax.labels import SYNTHETIC
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def serve(
     port: int,
     max_bytes: int,
     max_pixels: int,
+    runtime: str = XLA,
 ) -> None:
     """Serves the page until Ctrl-C, SIGTERM or SIGHUP, and logs its address.
 
@@ -63,6 +65,7 @@ def serve(
       port: port to bind; 0 picks a free one.
       max_bytes: largest accepted upload.
       max_pixels: largest accepted image, height times width.
+      runtime: what computes the networks, see `Predictor`.
 
     Raises:
       UserError: Gradio is not installed, the address is not available, or a network cannot be loaded.
@@ -74,7 +77,8 @@ def serve(
         os.environ["GRADIO_TEMP_DIR"] = str(files)  # Gradio reads it on import and later
         _import_gradio()
         listener = stack.enter_context(_bind(host, port))
-        networks = networks_lib.Networks(networks_lib.find_networks(named, workdir), max_pixels=max_pixels)
+        found = networks_lib.find_networks(named, workdir, runtime=runtime)
+        networks = networks_lib.Networks(found, max_pixels=max_pixels)
         label_sets = [networks.label_set(name) for name in networks.names[: max(1, len(named) + (workdir is not None))]]
         examples = _draw_examples(files) if SYNTHETIC in label_sets else []
         app = build_app(networks, files, max_bytes=max_bytes, examples=examples)

@@ -17,6 +17,7 @@ from deeplab_jax.data.eval_protocol import EvalProtocol, Size
 from deeplab_jax.data.view_protocols import ViewProtocol, Windows
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference import multi_scale, streaming_resize
+from deeplab_jax.inference.runtime import CoarseNetwork, coarse_views, platform_of
 from deeplab_jax.inference.views import view_network
 from deeplab_jax.models import SegmentationNetwork
 from deeplab_jax.parallel import sharding
@@ -75,7 +76,7 @@ class Logits:
       canvas: (height, width) of the result.
     """
 
-    views: list[jax.Array]
+    views: list[jax.Array | np.ndarray]
     inputs: tuple[Size, ...]
     extents: list[np.ndarray]
     sizes: np.ndarray
@@ -96,6 +97,7 @@ class Computation:
       ids: ids of the classes to choose from.
       upsample: "logits", or "labels" for one view and nothing but labels.
       mesh: splits batches over its devices; None for one device.
+      network: computes the network in place of XLA, without a mesh.
     """
 
     def __init__(
@@ -109,20 +111,29 @@ class Computation:
         ids: np.ndarray,
         upsample: Upsample = "logits",
         mesh: jax.sharding.Mesh | None = None,
+        network: CoarseNetwork | None = None,
     ):
         self._model, self._variables, self._protocol, self._mesh = model, variables, protocol, mesh
-        self._scales, self._flip, self._upsample = scales, flip, upsample
+        self._scales, self._flip, self._ids = scales, flip, ids
+        self._upsample, self._coarse_network = upsample, network
         self._chosen = slice(None) if len(ids) == model.num_classes else ids
         self._split = None if mesh is None else sharding.batch_sharding(mesh)
-        self._network = jax.jit(self._on_each_device(self._apply_views, 1))
+        if network is None:
+            self._network = jax.jit(self._on_each_device(self._apply_views, 1))
+        else:
+            self._network = self._choose_classes(coarse_views(network, model, scales=scales, flip=flip))
         self._finish = jax.jit(self._resize_and_reduce, static_argnames=("inputs", "canvas", "kind"))
         self._view_network = None
         is_blended = isinstance(protocol, Windows) and protocol.is_blended  # computed window by window
         if isinstance(protocol, ViewProtocol) and not is_blended:
-            self._view_network = view_network(model, protocol, flip=flip, mesh=mesh, coarse=True)
+            self._view_network = view_network(model, protocol, flip=flip, mesh=mesh, coarse=True, network=network)
 
     def with_variables(self, variables: Any) -> "Computation":
         """Returns the computation with other variables. It shares the compiled programs."""
+        if self._coarse_network is not None:  # which contains its variables
+            network = self._coarse_network.with_variables(variables)
+            views = {"scales": self._scales, "flip": self._flip, "ids": self._ids}
+            return Computation(self._model, variables, self._protocol, **views, network=network)
         computation = copy.copy(self)
         computation._variables = variables
         return computation
@@ -130,8 +141,7 @@ class Computation:
     @property
     def platform(self) -> str:
         """Platform of the devices, such as "cpu"."""
-        first = jax.tree.leaves(self._variables)[0]
-        return next(iter(first.devices())).platform if isinstance(first, jax.Array) else jax.default_backend()
+        return platform_of(self._variables)
 
     @property
     def num_devices(self) -> int:
@@ -147,7 +157,7 @@ class Computation:
         return Fitted(views, extents, image.shape[:2])
 
     def start(self, batch: Sequence[Fitted], kind: Kind, *, size: int = 1) -> Callable[[], list[Arrays]]:
-        """Dispatches a batch without blocking.
+        """Dispatches a batch without blocking, unless another runtime computes the network.
 
         Args:
           batch: images of equal `Fitted.shapes`.
@@ -238,6 +248,9 @@ class Computation:
     def _apply_views(self, variables, images):
         views = multi_scale.network_views(self._model, variables, images, scales=self._scales, flip=self._flip)
         return [view.coarse[..., self._chosen] for view in views]
+
+    def _choose_classes(self, network: Callable) -> Callable:
+        return lambda variables, images: [logits[..., self._chosen] for logits in network(images)]
 
     def _resize_and_reduce(self, views, extents, sizes, *, inputs, canvas, kind):
         options = {"inputs": inputs, "align_corners": self._model.align_corners}

@@ -1,6 +1,6 @@
 """Scaled and mirrored views of images, and the average of their predictions."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -45,14 +45,41 @@ def network_views(
       scales: factors for height and width.
       flip: also see every scale mirrored.
     """
+
+    def apply(images):
+        logits, endpoints = model.apply(variables, images, train=False)
+        return logits, endpoints["logits"]
+
+    seen = map_views(apply, images, model.ops.resize_bilinear, scales=scales, flip=flip)
+    return (View(size, logits, coarse) for size, (logits, coarse) in seen)
+
+
+def map_views(
+    apply: Callable[[Any], Any],
+    images: Shaped[Array | np.ndarray, "batch height width channels"],
+    resize: Callable[[Any, tuple[int, int]], Any],
+    *,
+    scales: Sequence[int | float],
+    flip: bool,
+) -> Iterator[tuple[tuple[int, int], Any]]:
+    """Calls a function with the views of `network_views`.
+
+    Args:
+      apply: maps views to an array, or a tuple of arrays, of shape (batch, height, width, _).
+      images: the images.
+      resize: resizes float32 images to (height, width).
+      scales: factors for height and width.
+      flip: also see every scale mirrored.
+
+    Yields:
+      The size of each view and the result of `apply`, mirrored back.
+    """
     for size, scaled in ((scaled_size(images.shape[1:3], scale), images) for scale in scales):
         if size != tuple(images.shape[1:3]):
-            scaled = model.ops.resize_bilinear(jnp.asarray(images, jnp.float32), size)
-        logits, endpoints = model.apply(variables, scaled, train=False)
-        yield View(size, logits, endpoints["logits"])
+            scaled = resize(jnp.asarray(images, jnp.float32), size)
+        yield size, apply(scaled)
         if flip:
-            logits, endpoints = model.apply(variables, scaled[:, :, ::-1], train=False)
-            yield View(size, logits[:, :, ::-1], endpoints["logits"][:, :, ::-1])
+            yield size, jax.tree.map(lambda result: result[:, :, ::-1], apply(scaled[:, :, ::-1]))
 
 
 def view_sizes(size: Sequence[int], scales: Sequence[int | float], flip: bool) -> list[tuple[int, int]]:

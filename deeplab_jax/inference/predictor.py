@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import functools
-import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,14 +21,10 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.inference import sliding_window
 from deeplab_jax.inference.computation import Computation, Kind, check_upsample, kind_of
 from deeplab_jax.inference.prediction import Prediction
-from deeplab_jax.inference.stream import (
-    MOST_VALUES,
-    Labeled,
-    LabelStream,
-    full_batch,
-    padded_size,
-    slide_ahead,
-)
+from deeplab_jax.inference.runtime import XLA
+from deeplab_jax.inference.runtime_choice import make_network
+from deeplab_jax.inference.smoothing import smooth_labels
+from deeplab_jax.inference.stream import Labeled, LabelStream, slide_ahead
 from deeplab_jax.labels import LabelSet
 from deeplab_jax.models import SegmentationNetwork, abstract_variables, build_model, fold_batch_norm
 from deeplab_jax.parallel import mesh as mesh_lib
@@ -71,6 +66,9 @@ class Predictor:
       batch_size: number of images that each device computes together, if there are many of the same shape (default: 1
         on CPUs, up to 16 on accelerators, fewer for large images). Many images are split over all devices of this
         process, and so are the windows of a large image.
+      runtime: what computes the network: "xla", "litert" or "onnxruntime", which need the extra `runtimes` and compute
+        on the CPU in float32, or "auto", see `runtime_choice`. They export the network once per input size, and cache
+        the file. Labels equal those of XLA, except where two classes are equally probable up to rounding.
 
     Attributes:
       label_set: names and colors of the network's classes.
@@ -91,6 +89,7 @@ class Predictor:
         classes: Sequence[str | int] | None = None,
         upsample: str = "logits",
         batch_size: int | None = None,
+        runtime: str = XLA,
     ):
         """Creates a predictor from variables on a device. See the class for the options.
 
@@ -120,12 +119,13 @@ class Predictor:
             window, model.output_stride, align_corners=model.align_corners
         )
         check_upsample(upsample, scales, flip, window)
-        self._scales, self._flip, self._batch_size = tuple(scales), flip, batch_size
+        self._scales, self._flip, self._batch_size, self._runtime = tuple(scales), flip, batch_size, runtime
         self._backbone, self._output_stride = model.backbone, model.output_stride
         options = {"scales": self._scales, "flip": flip, "ids": self._ids, "upsample": upsample}
         self._compute = functools.partial(Computation, model, protocol=self._protocol, **options)
         self._variables = variables
-        self._computation = self._compute(variables=variables)
+        self._network = make_network(runtime, model, variables)
+        self._computation = self._compute(variables=variables, network=self._network)
         self._split_computation: Computation | None = None  # created when many images are predicted
 
     def with_variables(self, variables: Any) -> "Predictor":
@@ -142,6 +142,7 @@ class Predictor:
             "window": self._window,
             "scales": self._scales if self._scales != (1.0,) else None,
             "flip": self._flip,
+            "runtime": self._runtime if self._runtime != XLA else None,
         }
         shown = [f"{name}={value}" for name, value in options.items() if value]
         return f"Predictor({', '.join([self._backbone, f'{self.label_set.num_classes} classes', *shown])})"
@@ -352,46 +353,33 @@ class Predictor:
             return lambda frame: self(frame).label_map
         if self._window is not None:
             raise UserError("smoothing does not work with windows; leave one of them out")
-        mix = jax.jit(lambda new, old: jax.tree.map(lambda x, y: smoothing * x + (1 - smoothing) * y, new, old))
-        state = None
-
-        def label_frame(frame):
-            nonlocal state
-            fitted = self._computation.fit(frame)
-            logits = self._computation.logits([fitted])
-            state = logits.views if state is None else mix(logits.views, state)
-            (arrays,) = self._computation.reduce(dataclasses.replace(logits, views=state), [fitted], "labels")()
-            return self._prediction(*arrays).label_map
-
-        return label_frame
+        label = smooth_labels(self._computation, smoothing)
+        return lambda frame: self._prediction(*label(frame)).label_map
 
     def _on_all_devices(self) -> Computation:
         """The computation, split over the devices of this process."""
         if self._split_computation is None:
             devices = jax.local_devices(backend=self._computation.platform)
             self._split_computation = self._computation
-            if len(devices) > 1:
+            if len(devices) > 1 and self._network is None:  # other runtimes use all CPUs, however many devices they are
                 mesh = mesh_lib.data_mesh(devices)
                 variables = jax.device_put(self._variables, sharding.replicated(mesh))
                 self._split_computation = self._compute(variables=variables, mesh=mesh)
         return self._split_computation
 
-    def _slide(self, image: np.ndarray | data.LazyTiff, kind: str) -> Prediction:
-        computation = self._on_all_devices()
-        values = math.prod(self._window) * len(self._ids)
-        full = full_batch(computation, self._batch_size, values=values, most=MOST_VALUES)
-
-        def predict_windows(windows):
-            for pixels in windows:
-                data.check_image(pixels, "the image", self.pixels)
-            size = padded_size(len(windows), computation, full=full)
-            return computation.window_probabilities(windows, size=size)
-
-        parts = []
-        options = {"output_stride": self._output_stride, "pad_color": self._protocol.pad_color, "batch_size": full}
-        for strip in sliding_window.blended_strips(image, self._window, predict_windows, **options):
-            confidence = None if kind == "labels" else strip.max(axis=1)
-            parts.append(self._prediction(strip.argmax(axis=1), confidence, strip if kind == "probabilities" else None))
+    def _slide(self, image: np.ndarray | data.LazyTiff, kind: Kind) -> Prediction:
+        strips = sliding_window.labeled_strips(
+            self._on_all_devices(),
+            image,
+            self._window,
+            kind=kind,
+            num_classes=len(self._ids),
+            batch_size=self._batch_size,
+            output_stride=self._output_stride,
+            pad_color=self._protocol.pad_color,
+            check=lambda pixels: data.check_image(pixels, "the image", self.pixels),
+        )
+        parts = [self._prediction(*strip) for strip in strips]
         return Prediction(
             np.concatenate([part.label_map for part in parts]),
             self.label_set,

@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from deeplab_jax.data import LazyTiff, pad_to
+from deeplab_jax.inference.computation import Arrays, Computation, Kind
+from deeplab_jax.inference.stream import MOST_VALUES, full_batch, padded_size
 
 # Fractions of a window. Neighbors overlap by at least a third. The outer twelfth of a window is ignored, because the
 # network sees too little context there; over the next sixth the weight rises to one. In the middle of the smallest
@@ -93,3 +95,42 @@ def blended_strips(
         yield band[:done, :, :width]
         band[:-done] = band[done:]
         band[-done:] = 0
+
+
+def labeled_strips(
+    computation: Computation,
+    image: Shaped[np.ndarray, "height width channels"] | LazyTiff,
+    window: tuple[int, int],
+    *,
+    kind: Kind,
+    num_classes: int,
+    batch_size: int | None,
+    output_stride: int,
+    pad_color: Sequence[int | float],
+    check: Callable[[np.ndarray], None],
+) -> Iterator[Arrays]:
+    """Yields the labels of an image, a few rows at a time from top to bottom.
+
+    Args:
+      computation: computes the windows, several at a time.
+      image: see `blended_strips`.
+      window: see `blended_strips`.
+      kind: the arrays to return. The probabilities are views that the next iteration changes.
+      num_classes: number of classes of the arrays.
+      batch_size: most windows per device; None chooses.
+      output_stride: see `blended_strips`.
+      pad_color: see `blended_strips`.
+      check: called with the pixels of each window.
+    """
+    values = math.prod(window) * num_classes
+    full = full_batch(computation, batch_size, values=values, most=MOST_VALUES)
+
+    def predict(windows):
+        for pixels in windows:
+            check(pixels)
+        return computation.window_probabilities(windows, size=padded_size(len(windows), computation, full=full))
+
+    options = {"output_stride": output_stride, "pad_color": pad_color, "batch_size": full}
+    for strip in blended_strips(image, window, predict, **options):
+        confidence = None if kind == "labels" else strip.max(axis=1)
+        yield strip.argmax(axis=1), confidence, strip if kind == "probabilities" else None

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from deeplab_jax.data.view_protocols import ViewProtocol, Windows, window_count
 from deeplab_jax.errors import UserError
 from deeplab_jax.inference import multi_scale
+from deeplab_jax.inference.runtime import CoarseNetwork, coarse_logits, coarse_views
 from deeplab_jax.parallel import sharding
 
 # Takes variables, views (batch, height, width, 3) and their extents (batch, 2). Returns the logits of the views, at
@@ -27,6 +28,7 @@ def view_network(
     flip: bool = False,
     mesh: jax.sharding.Mesh | None = None,
     coarse: bool = False,
+    network: CoarseNetwork | None = None,
 ) -> ViewNetwork:
     """Returns the function that computes the logits of views. Evaluation and prediction call the same one.
 
@@ -36,6 +38,7 @@ def view_network(
       flip: also see each view mirrored.
       mesh: the mesh that variables and views are split over.
       coarse: return logits at the classifier's resolution, except for windows, which have none in common.
+      network: computes the network in place of XLA, without a mesh and only with `coarse`.
 
     Raises:
       UserError: windows are blended, which a `Predictor` does.
@@ -43,7 +46,10 @@ def view_network(
     if isinstance(protocol, Windows) and protocol.is_blended:
         raise UserError("eval.window_average=blended computes windows one by one, not in one program; choose another")
     if isinstance(protocol, Windows):
-        return _SlidingNetwork(model, protocol, flip=flip, mesh=mesh)
+        return _SlidingNetwork(model, protocol, flip=flip, mesh=mesh, network=network)
+    if network is not None:
+        views_of = coarse_views(network, model, scales=(1.0,), flip=flip)
+        return lambda variables, views, extents: views_of(views)
 
     def apply(variables, views):
         if mesh is not None:
@@ -51,8 +57,8 @@ def view_network(
         both = multi_scale.network_views(model, variables, views, flip=flip)
         return [view.coarse if coarse else view.logits for view in both]
 
-    network = jax.jit(apply)
-    return lambda variables, views, extents: network(variables, views)
+    compiled = jax.jit(apply)
+    return lambda variables, views, extents: compiled(variables, views)
 
 
 class _SlidingNetwork:
@@ -62,7 +68,15 @@ class _SlidingNetwork:
     again, with weight zero.
     """
 
-    def __init__(self, model: nn.Module, protocol: Windows, *, flip: bool, mesh: jax.sharding.Mesh | None):
+    def __init__(
+        self,
+        model: nn.Module,
+        protocol: Windows,
+        *,
+        flip: bool,
+        mesh: jax.sharding.Mesh | None,
+        network: CoarseNetwork | None,
+    ):
         self._protocol, self._flips = protocol, (False, True) if flip else (False,)
         self._num_classes = model.num_classes
 
@@ -70,10 +84,16 @@ class _SlidingNetwork:
             if mesh is not None:
                 variables = sharding.gather(variables, mesh)
             logits, _ = model.apply(variables, pixels, train=False)
+            return values(logits)
+
+        def values(logits):
             return logits if protocol.average == "logits" else jax.nn.softmax(logits, axis=-1)
 
         split = None if mesh is None else sharding.batch_sharding(mesh)
         self._apply = jax.jit(apply, out_shardings=split)
+        if network is not None:
+            enlarge = jax.jit(lambda logits, size: values(model.resize(logits, size)), static_argnums=1)
+            self._apply = lambda variables, pixels: enlarge(coarse_logits(network, pixels), pixels.shape[1:3])
         self._zeros = jax.jit(jnp.zeros, static_argnums=(0, 1), out_shardings=split)
         self._cut = jax.jit(_cut_window, static_argnames=("window", "stride", "is_mirrored"), out_shardings=split)
         self._add = jax.jit(

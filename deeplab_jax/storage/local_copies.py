@@ -17,7 +17,7 @@ from typing import IO
 
 from deeplab_jax.errors import UserError, from_os_error
 from deeplab_jax.storage import client
-from deeplab_jax.storage.bucket_path import BucketPath
+from deeplab_jax.storage.bucket_path import BucketPath, is_bucket_address
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,18 @@ def cache_folder() -> pathlib.Path:
     if chosen := os.environ.get("DEEPLAB_JAX_CACHE"):
         return pathlib.Path(chosen).expanduser()
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "deeplab_jax"
+
+
+def program_folder(name: str) -> pathlib.Path | None:
+    """Returns the folder for programs of one kind, in the cache folder or in $JAX_COMPILATION_CACHE_DIR.
+
+    Returns:
+      The folder; None if that variable is empty, which turns caches of programs off.
+    """
+    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if chosen is None or is_bucket_address(chosen):  # JAX alone keeps programs in buckets
+        return cache_folder() / name
+    return pathlib.Path(chosen) / name if chosen else None
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from deeplab_jax.cli import main, names
 from deeplab_jax.config import base_config, find_config
 from deeplab_jax.data.annotation_formats import ANNOTATION_FORMATS
 from deeplab_jax.data.prepare import preparable_names
-from deeplab_jax.inference import computation, submission, video
+from deeplab_jax.inference import computation, runtime, submission, video
 from deeplab_jax.pretrained import FORMATS, presets
 
 COMMANDS = [command.name for command in main.COMMANDS]
@@ -113,6 +113,7 @@ def test_help_imports_nothing_slow():
 def test_names_are_those_of_their_owners():
     assert names.VIDEO_SUFFIXES == video.VIDEO_SUFFIXES
     assert tuple(video.CODECS) == names.CODECS
+    assert runtime.RUNTIMES == names.RUNTIMES
     assert tuple(submission.SUBMISSIONS) == names.SUBMISSIONS
     assert typing.get_args(computation.Upsample) == names.UPSAMPLE
     assert tuple(FORMATS) == names.IMPORT_FORMATS
