@@ -43,10 +43,7 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 class LinearLayer(nn.Module):
-    """A layer whose output is linear in its own parameters, with the output channels as their last axis.
-
-    So a factor per output channel can be multiplied into the parameters, see `deeplab_jax.models.fold_batch_norm`.
-    """
+    """A layer whose output is linear in its parameters; their last axis is its channels, see `fold_batch_norm`."""
 
 
 class Conv(LinearLayer):
@@ -180,8 +177,7 @@ class BatchNorm(nn.Module):
     With `use_running_average` it normalizes by the running ones. Under `jax.jit` over a mesh, the batch is the global
     batch.
 
-    `deeplab_jax.models.fold_batch_norm` replaces the parameters and statistics by a `shift`, and by a `factor` if no
-    kernel takes it; then the layer adds the one and multiplies by the other.
+    `fold_batch_norm` replaces its variables by a `shift` to add and, if no kernel takes it, a `factor` before it.
 
     Attributes:
       use_running_average: whether to normalize by the running statistics.
