@@ -24,7 +24,7 @@ def serialize_tflite(program: Program) -> bytes:
         given, written = pathlib.Path(folder, "program.stablehlo"), pathlib.Path(folder, "program.tflite")
         given.write_bytes(exported.serialize())
         done = subprocess.run(
-            [sys.executable, "-m", __name__, os.fspath(given), os.fspath(written)],
+            [sys.executable, "-P", "-m", __name__, os.fspath(given), os.fspath(written)],
             env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             capture_output=True, text=True, errors="replace", check=False,
         )  # fmt: skip

@@ -50,7 +50,10 @@ def network_views(
         logits, endpoints = model.apply(variables, images, train=False)
         return logits, endpoints["logits"]
 
-    seen = map_views(apply, images, model.ops.resize_bilinear, scales=scales, flip=flip)
+    def resize(images, size):
+        return model.ops.resize_bilinear(images, size)
+
+    seen = map_views(apply, images, resize, scales=scales, flip=flip)
     return (View(size, logits, coarse) for size, (logits, coarse) in seen)
 
 

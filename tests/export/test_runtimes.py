@@ -9,8 +9,6 @@ import pytest
 from deeplab_jax import data, pretrained
 from deeplab_jax.errors import UserError
 from deeplab_jax.export import runtimes
-from deeplab_jax.inference import export_cache
-from deeplab_jax.inference import runtime as runtime_lib
 from deeplab_jax.inference.predictor import Predictor
 from deeplab_jax.inference.runtime import find_runtime
 from deeplab_jax.models import build_model
@@ -56,18 +54,6 @@ def test_a_predictor_labels_as_with_xla(runtime, cache, capfd):
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-4)
     assert len(list(cache.glob(f"exported/resnet10_v1_slim-33x47-*.{runtime}"))) == 1
     assert capfd.readouterr().err == ""  # TensorFlow and LiteRT write about themselves
-
-
-@every_runtime
-@pytest.mark.slow
-def test_segformer_runs_in_every_runtime(runtime, cache):
-    require(runtime)
-    network = exports.network(**exports.SEGFORMER)
-    images = exports.images(1, 64, 96)
-    identity = export_cache.NetworkIdentity(build_model(network.model, 6), network.variables)
-    found = runtime_lib.coarse_logits(runtime_lib.ExportedNetwork(find_runtime(runtime), identity), images)
-    expected = build_model(network.model, 6).apply(network.variables, images, train=False)[1]["logits"]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @every_runtime
