@@ -71,9 +71,12 @@ def run(args: argparse.Namespace) -> None:
 
     jax.config.update("jax_platforms", "cpu")  # the program is only written, for all platforms
     from deeplab_jax import export, pretrained
+    from deeplab_jax.storage import BucketPath
 
     if (args.calibration is None) != (args.quantize != "int8"):
         raise UserError("--quantize int8 and --calibration FOLDER belong together; give both or neither")
+    if args.verify is not None and isinstance(args.output, BucketPath):
+        raise UserError("--verify runs local files; export to a local --output")
     name = args.workdir or args.preset or pretrained.DEFAULT_PRESET
     network = pretrained.load(name, checkpoint=args.checkpoint)
     options = _options(args, network)
@@ -84,8 +87,8 @@ def run(args: argparse.Namespace) -> None:
     values = export.export_network(network, args.to, args.output, options, calibration=calibration)
     given, made = ("x".join(map(str, values[side]["shape"])) for side in ("input", "output"))
     logger.info(
-        "Wrote %s (%.1f MB): %s images %s to %s %s %s; see %s",
-        args.output, _megabytes(args.output), values["input"]["dtype"], given,
+        "Wrote %s: %s images %s to %s %s %s; see %s",
+        args.output, values["input"]["dtype"], given,
         values["output"]["dtype"], values["output"]["contents"], made,
         export.metadata_path(args.to, args.output),
     )  # fmt: skip
@@ -132,11 +135,6 @@ def _verify(args: argparse.Namespace, network: "PretrainedNetwork", options: "Ex
     logger.info("Verified %s: %s", args.output, result)
 
 
-def _megabytes(output: pathlib.Path) -> float:
-    files = output.rglob("*") if output.is_dir() else [output]
-    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
-
-
 COMMAND = Command(
     name="export",
     summary="Export a trained network to StableHLO, SavedModel, TFLite or ONNX.",
@@ -144,9 +142,8 @@ COMMAND = Command(
     run=run,
     when_out_of_memory="use a smaller --size or --batch",
     examples=(
-        "export --to tflite --output network.tflite",
-        "export --to onnx --workdir runs/photos --size any --output photos.onnx --verify",
-        "export --to tflite --quantize int8 --calibration photos/train --output network_int8.tflite",
+        "export --to onnx --workdir runs/photos --output photos.onnx --verify",
+        "export --to tflite --quantize int8 --calibration photos/train --output network.tflite",
     ),
     lists=("presets",),
 )

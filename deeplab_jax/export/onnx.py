@@ -168,7 +168,9 @@ def _store_as_float16(helper, arrays: dict[str, np.ndarray]) -> tuple[list[Any],
     for name, value in arrays.items():
         if value.dtype == np.float32 and value.size > 1 and np.abs(value).max() < np.finfo(np.float16).max:
             stored[f"{name}_float16"] = value.astype(np.float16)
-            casts.append(helper.make_node("Cast", [f"{name}_float16"], [name], to=helper.np_dtype_to_tensor_dtype(value.dtype)))
+            casts.append(
+                helper.make_node("Cast", [f"{name}_float16"], [name], to=helper.np_dtype_to_tensor_dtype(value.dtype))
+            )
         else:
             stored[name] = value
     return casts, stored

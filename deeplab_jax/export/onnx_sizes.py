@@ -65,5 +65,9 @@ def _add_symbol(graph: Graph, images: Tensor, name: str) -> str:
         if symbol == name:
             shape = graph.add_node("Shape", [images.name])
             extent = graph.add_node("Gather", [shape, graph.add_array(np.asarray([axis], np.int64))])
-            return graph.add_node("Div", [extent, graph.add_array(np.asarray([int(factor)], np.int64))]) if factor else extent
+            return (
+                graph.add_node("Div", [extent, graph.add_array(np.asarray([int(factor)], np.int64))])
+                if factor
+                else extent
+            )
     raise AssertionError(f"{name} is not in the shape {images.aval.shape} of the images")

@@ -46,7 +46,9 @@ class ExportOptions:
 
     def __post_init__(self):
         if self.quantize not in (None, *QUANTIZATIONS):
-            raise UserError(f"quantization {self.quantize!r} does not exist{suggest(str(self.quantize), QUANTIZATIONS)}")
+            raise UserError(
+                f"quantization {self.quantize!r} does not exist{suggest(str(self.quantize), QUANTIZATIONS)}"
+            )
         if self.batch is not None and self.batch < 1:
             raise UserError(f"the batch size is {self.batch}; it must be at least 1")
         if self.size is not None and min(self.size) < 1:
@@ -110,9 +112,7 @@ class Program:
         return jax.ShapeDtypeStruct(shape, self.dtype)
 
 
-def make_program(
-    network: PretrainedNetwork, options: ExportOptions, *, operations: Operations = XLA
-) -> Program:
+def make_program(network: PretrainedNetwork, options: ExportOptions, *, operations: Operations = XLA) -> Program:
     """Builds the function to export.
 
     Args:

@@ -134,7 +134,9 @@ def _pad(program: Program, protocol: Whole) -> str | None:
             "below, right = bucket(height) - height, bucket(width) - width",
         ]
         if program.needs_multiples:
-            lines[1] = f"def bucket(side):  # `deeplab-jax predict` pads to one more; the file takes multiples of {MIN_SIZE}"
+            lines[1] = (
+                f"def bucket(side):  # `deeplab-jax predict` pads to one more; the file takes multiples of {MIN_SIZE}"
+            )
     color = tuple(protocol.pad_color)
     return "\n".join(
         [

@@ -52,7 +52,9 @@ class Verification:
         if self.largest_difference is not None:
             logits = f"logits differ by at most {self.largest_difference:.2g} of a range of {self.logit_range:.3g}, "
             tolerance += f", {relative * self.logit_range:.2g} for logits" if relative is not None else ""
-        return f"{logits}{self.equal_labels:.3%} of the labels of {self.images} images are equal (tolerance: {tolerance})"
+        return (
+            f"{logits}{self.equal_labels:.3%} of the labels of {self.images} images are equal (tolerance: {tolerance})"
+        )
 
 
 def verify(
