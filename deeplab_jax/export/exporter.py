@@ -115,7 +115,8 @@ def _check_options(file_format: str, options: ExportOptions, calibration: Sequen
         raise UserError("int8 needs images to calibrate it; give --calibration FOLDER with about 100 training images")
     if file_format == "tflite" and options.size is None:
         raise UserError(
-            "tflite needs a fixed image size, because it stores padding and resizing as numbers; give --size HEIGHTxWIDTH"
+            "tflite needs a fixed image size, because it stores padding and resizing as numbers; "
+            "give --size HEIGHTxWIDTH"
         )
     if file_format == "tflite" and options.batch is None:
         raise UserError("tflite needs a fixed batch size; give --batch N")

@@ -128,9 +128,7 @@ def _padding(padding, size, window, strides, dilations=(1, 1)):
         return {"pads": (*before, *after)}
     reach = [dilation * (extent - 1) + 1 for extent, dilation in zip(window, dilations, strict=True)]
     if list(padding) != list(lax.padtype_to_pads(size, reach, strides, "SAME")):
-        raise UserError(
-            "the padding of this network cannot be translated to ONNX with an image size of any; set --size"
-        )
+        raise UserError("the padding of this network cannot be translated to ONNX for images of any size; set --size")
     return {"auto_pad": "SAME_UPPER"}
 
 

@@ -34,8 +34,7 @@ class ExportOptions:
       argmax: return uint8 labels of shape (batch, height, width) instead of float32 logits of shape (batch, height,
         width, classes).
       uint8: take uint8 images instead of float32. Both are RGB of range 0-255, or what else the network takes.
-      quantize: "float16" stores weights as float16, "int8" computes with 8-bit integers, see `export.quantization`; None
-        keeps float32.
+      quantize: "float16" stores weights as float16, "int8" computes with 8-bit integers; None keeps float32.
     """
 
     size: tuple[int, int] | None = None

@@ -134,14 +134,13 @@ def _pad(program: Program, protocol: Whole) -> str | None:
             "below, right = bucket(height) - height, bucket(width) - width",
         ]
         if program.needs_multiples:
-            lines[1] = (
-                f"def bucket(side):  # `deeplab-jax predict` pads to one more; the file takes multiples of {MIN_SIZE}"
-            )
+            lines[1] = f"def bucket(side):  # a multiple of {MIN_SIZE}; `deeplab-jax predict` pads to one more"
     color = tuple(protocol.pad_color)
     return "\n".join(
         [
             *lines,
-            f"fed = np.full((rows + below, columns + right, {program.channels}), {color}, image.dtype)  # the mean color",
+            "# Pads with the mean color.",
+            f"fed = np.full((rows + below, columns + right, {program.channels}), {color}, image.dtype)",
             "fed[:rows, :columns] = image",
         ]
     )
@@ -158,9 +157,9 @@ def _keep_ratio(protocol: KeepRatio) -> str:
         ]
     else:
         lines += ["rows, columns, fed = height, width, image"]
-    if protocol.multiple > 1:
+    if (multiple := protocol.multiple) > 1:
         lines += [
-            f"rows, columns = (math.ceil(side / {protocol.multiple}) * {protocol.multiple} for side in (rows, columns))",
+            f"rows, columns = (math.ceil(side / {multiple}) * {multiple} for side in (rows, columns))",
             _resize(protocol, "fed", "(columns, rows)", "fed"),
         ]
     return "\n".join(lines)
