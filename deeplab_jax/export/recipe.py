@@ -77,8 +77,8 @@ def write_script(
             "",
             "import cv2",
             "import numpy as np",
-            *([libraries, "from PIL import Image, ImageOps"] if libraries < "from PIL" else
-              ["from PIL import Image, ImageOps", libraries]),
+            libraries,
+            "from PIL import Image, ImageOps",
             "",
             f"network = {path}",
             load,
