@@ -21,10 +21,12 @@ RUN_SCRIPT = pathlib.Path(exports.__file__).with_name("run_script.py")
 
 # Each protocol with the options of its file.
 CASES = {
-    "squeeze": ({"protocol": "squeeze"}, {"size": (33, 47)}),
-    "squeeze_antialiased": ({"protocol": "squeeze", "feeding": {"data.antialias": True}}, {"size": (33, 47)}),
     "guide_uint8_batch": ({"protocol": "guide"}, {"size": (33, 47), "uint8": True, "batch": 2}),
     "whole": ({"protocol": "whole"}, {"size": (65, 65)}),
+}
+SLOW_CASES = {
+    "squeeze": ({"protocol": "squeeze"}, {"size": (33, 47)}),
+    "squeeze_antialiased": ({"protocol": "squeeze", "feeding": {"data.antialias": True}}, {"size": (33, 47)}),
     "whole_any": ({"protocol": "whole", "image_size": None}, {}),
     "keep_ratio_any": (
         {"protocol": "keep_ratio", "image_size": (64, 128), "feeding": {"eval.size_multiple": 32}},
@@ -59,12 +61,11 @@ def images(tmp_path_factory) -> list[pathlib.Path]:
     return [folder / "large.jpg", folder / "small.jpg"]
 
 
-@pytest.fixture(scope="module")
-def masks(images, tmp_path_factory) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+def label(cases, images, folder: pathlib.Path) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """By case, for each image the labels of the script and those of `Predictor`."""
-    folder, network = tmp_path_factory.mktemp("exports"), exports.network(**exports.TINY_MOBILENET)
+    network = exports.network(**exports.TINY_MOBILENET)
     triples, expected = [], {}
-    for case, (fields, options) in CASES.items():
+    for case, (fields, options) in cases.items():
         fed = dataclasses.replace(network, **fields)
         export.export_network(fed, "stablehlo", folder / case, ExportOptions(**options))
         if "size" in options:
@@ -76,9 +77,10 @@ def masks(images, tmp_path_factory) -> dict[str, list[tuple[np.ndarray, np.ndarr
     return {case: [(next(found), labels) for labels in of_case] for case, of_case in expected.items()}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_the_script_gives_the_labels_of_predict(case, masks):
-    for found, expected in masks[case]:
+@pytest.mark.parametrize("cases", [CASES, pytest.param(SLOW_CASES, marks=pytest.mark.slow)], ids=["some", "others"])
+def test_the_script_gives_the_labels_of_predict(cases, images, tmp_path):
+    labeled = label(cases, images, tmp_path)
+    for found, expected in (pair for of_case in labeled.values() for pair in of_case):
         assert (found.shape, found.dtype) == (expected.shape, np.uint8)
         assert len(np.unique(expected)) > 2
         # Where two classes are equally probable up to rounding, either label is right.
