@@ -47,7 +47,7 @@ def onnx_file(network, folder, **options):
 
 
 def parameter_bytes(network) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(network.variables["params"]))
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(network.variables))
 
 
 # ---- ONNX ----
