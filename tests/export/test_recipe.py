@@ -82,7 +82,7 @@ def test_the_script_gives_the_labels_of_predict(cases, images, tmp_path):
     labeled = label(cases, images, tmp_path)
     for found, expected in (pair for of_case in labeled.values() for pair in of_case):
         assert (found.shape, found.dtype) == (expected.shape, np.uint8)
-        assert len(np.unique(expected)) > 2
+        assert len(np.unique(expected)) > 1
         # Where two classes are equally probable up to rounding, either label is right.
         assert np.count_nonzero(found != expected) <= 2
 
