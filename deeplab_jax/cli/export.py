@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # see `arguments`
 
 logger = logging.getLogger(__name__)
 
-_MOST_CALIBRATION_IMAGES = 100  # more did not change the ranges of the shipped networks' activations
+_MOST_CALIBRATION_IMAGES = 100  # the number that the scores in docs/export.md were measured with
 _VERIFIED_IMAGES = 8
 
 #: `--verify` without a folder.
