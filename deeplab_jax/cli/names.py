@@ -17,6 +17,7 @@ IMPORT_FORMATS = (
     "tflite", "tf-deeplab", "workdir", "deeplab_jax",
 )  # fmt: skip
 EXPORT_FORMATS = ("stablehlo", "savedmodel", "tflite", "onnx")
+QUANTIZATIONS = ("float16", "int8")
 PAPERS = ("v3", "v3plus", "segformer", "mobilenetv3", "zoo", "torchvision", "keras")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 RUNTIMES = ("xla", "litert", "onnxruntime", "auto")

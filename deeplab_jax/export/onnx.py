@@ -17,8 +17,9 @@ from jax.extend import core
 from jaxtyping import Array
 
 from deeplab_jax.errors import UserError
+from deeplab_jax.export import onnx_quantization
 from deeplab_jax.export.onnx_graph import Graph, Tensor, import_onnx
-from deeplab_jax.export.onnx_operations import TRANSLATIONS
+from deeplab_jax.export.onnx_operations import TRANSLATIONS, is_resize
 from deeplab_jax.export.program import Program
 
 OPSET = 17  # released in June 2022; nothing newer is needed
@@ -27,12 +28,13 @@ _IR_VERSION = 8  # the version of the same release
 _IMAGES = object()  # stands for values that depend on images while constants are computed
 
 
-def serialize(program: Program, metadata: dict[str, str]) -> bytes:
+def serialize(program: Program, metadata: dict[str, str], calibration: Sequence[np.ndarray] = ()) -> bytes:
     """Serializes a program as an ONNX model with the input `images` and the output `logits` or `labels`.
 
     Args:
-      program: the program, for a fixed image size.
+      program: the program, of a network with the operations `onnx_operations.OPERATIONS`.
       metadata: entries of the model's `metadata_props`.
+      calibration: inputs of the network, (height, width, channels) each, from which int8 takes the ranges of values.
 
     Raises:
       UserError: the package `onnx` is not installed, or an operation cannot be translated.
@@ -41,27 +43,33 @@ def serialize(program: Program, metadata: dict[str, str]) -> bytes:
     traced = jax.make_jaxpr(program.function)(program.images())
     # A single compiled program; hundreds of small operations would otherwise be compiled one by one.
     constants = jax.jit(lambda consts: _compute_constants(traced.jaxpr, consts, [_IMAGES])[0])(traced.consts)
-    graph = Graph()
     (images,) = traced.jaxpr.invars
-    (result,) = _translate_jaxpr(
-        graph, traced.jaxpr, [Tensor("images", images.aval, tuple(range(images.aval.ndim)))], iter(constants)
-    )
+    graph = Graph(Tensor("images", images.aval, tuple(range(images.aval.ndim))))
+    (result,) = _translate_jaxpr(graph, traced.jaxpr, [graph.images], iter(constants))
     name = program.output_name
     graph.add_node("Identity", [graph.transpose(result, tuple(range(result.aval.ndim)))], output=name)
 
     helper = onnx.helper
+    nodes = [helper.make_node(n.kind, n.inputs, [n.output], **n.attributes) for n in graph.nodes_for(name)]
+    arrays = graph.arrays_for(name)
+    if program.options.quantize == "float16":
+        casts, arrays = _store_as_float16(helper, arrays)
+        nodes = casts + nodes
     model = helper.make_model(
         helper.make_graph(
-            [helper.make_node(n.kind, n.inputs, [n.output], **n.attributes) for n in graph.nodes_for(name)],
+            nodes,
             "deeplab",
             [_declare(helper, "images", images.aval)],
             [_declare(helper, name, result.aval)],
-            [onnx.numpy_helper.from_array(value, key) for key, value in graph.arrays_for(name).items()],
+            [onnx.numpy_helper.from_array(value, key) for key, value in arrays.items()],
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=_IR_VERSION,
         producer_name="deeplab_jax",
     )
+    if program.options.quantize == "int8":
+        quantized = onnx_quantization.quantize(model.SerializeToString(), calibration, program.options.batch)
+        model = onnx.load_model_from_string(quantized)
     helper.set_model_props(model, metadata)
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
@@ -87,7 +95,7 @@ def _compute_constants(
         if inner is not None:
             more, results = _compute_constants(inner.jaxpr, inner.consts, operands)
             found += more
-        elif any(operand is _IMAGES for operand in operands):
+        elif any(operand is _IMAGES for operand in operands) or _has_image_size(equation):
             found += [operand for operand in operands if operand is not _IMAGES]
             results = [_IMAGES] * len(equation.outvars)
         else:
@@ -122,7 +130,7 @@ def _translate_jaxpr(
 
     for equation in jaxpr.eqns:
         operands = [read(variable) for variable in equation.invars]
-        if all(operand is None for operand in operands):
+        if all(operand is None for operand in operands) and not _has_image_size(equation):
             continue
         inner = _called_jaxpr(equation)
         if inner is not None:
@@ -141,9 +149,31 @@ def _translate(graph: Graph, equation: core.JaxprEqn, operands: Sequence[Any]) -
     return TRANSLATIONS[name](graph, equation.outvars[0].aval, operands, equation.params)
 
 
+def _has_image_size(equation: core.JaxprEqn) -> bool:
+    """Whether an equation's result is a size that the images have when the graph runs, or has such a size."""
+    sizes = (size for variable in equation.outvars for size in variable.aval.shape)
+    return equation.primitive.name == "dim_as_value" or not all(isinstance(size, int) for size in sizes)
+
+
 def _called_jaxpr(equation: core.JaxprEqn) -> core.ClosedJaxpr | None:
     """The program that an equation calls, if it does nothing else."""
+    if is_resize(equation):
+        return None
     return equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
+
+
+def _store_as_float16(helper, arrays: dict[str, np.ndarray]) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """Stores kernels as float16, in half the space. Runtimes convert them to float32 once, when they load the file."""
+    casts, stored = [], {}
+    for name, value in arrays.items():
+        if value.dtype == np.float32 and value.size > 1 and np.abs(value).max() < np.finfo(np.float16).max:
+            stored[f"{name}_float16"] = value.astype(np.float16)
+            casts.append(
+                helper.make_node("Cast", [f"{name}_float16"], [name], to=helper.np_dtype_to_tensor_dtype(value.dtype))
+            )
+        else:
+            stored[name] = value
+    return casts, stored
 
 
 def _declare(helper, name: str, aval):

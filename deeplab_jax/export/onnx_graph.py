@@ -36,9 +36,16 @@ class Node:
 
 
 class Graph:
-    """Nodes and initializers, in the order in which they were added."""
+    """Nodes and initializers, in the order in which they were added.
 
-    def __init__(self):
+    Attributes:
+      images: the input.
+      computed_sizes: the names of the sizes that `onnx_sizes` computes, by their expressions.
+    """
+
+    def __init__(self, images: Tensor):
+        self.images = images
+        self.computed_sizes: dict[str, str] = {}
         self._nodes: dict[str, Node] = {}  # by output
         self._arrays: dict[str, np.ndarray] = {}
         self._transposed: dict[tuple[str, tuple[int, ...]], str] = {}

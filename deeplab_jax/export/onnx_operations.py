@@ -4,14 +4,41 @@ Each translation takes the graph, the result's shape and dtype, the operands (a 
 export time) and the primitive's parameters, and returns a `Tensor`.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from jax import lax
 
 from deeplab_jax.errors import UserError
 from deeplab_jax.export.onnx_graph import Tensor, import_onnx
+from deeplab_jax.export.onnx_sizes import add_shape, add_size
+from deeplab_jax.ops import XLA, resize_bilinear
 
 _NCHW = (0, 2, 3, 1)  # layout of an NHWC value
+
+_RESIZE = "resize_bilinear"
+
+
+def _marked_resize(x, size, *, align_corners=False):
+    """`resize_bilinear` as one equation of the traced program, which becomes one node."""
+    if x.shape[1:3] == tuple(size):
+        return x
+
+    def decomposed(x, *, align_corners):
+        return resize_bilinear(x, size, align_corners=align_corners)
+
+    return lax.composite(decomposed, name=_RESIZE)(x, align_corners=align_corners)
+
+
+#: Operations of a network that is translated to ONNX.
+OPERATIONS = dataclasses.replace(XLA, name="onnx", resize_bilinear=_marked_resize)
+
+
+def is_resize(equation: Any) -> bool:
+    """Whether an equation is a call of `OPERATIONS.resize_bilinear`."""
+    return equation.primitive.name == "composite" and equation.params["name"] == _RESIZE
 
 
 def _invert(axes: Sequence[int]) -> tuple[int, ...]:
@@ -29,7 +56,7 @@ def _keep(graph, aval, operands, params):
 
 def _elementwise(kind: str) -> Callable:
     def translate(graph, aval, operands, params):
-        layout = next(operand.layout for operand in operands if isinstance(operand, Tensor))
+        layout = max((operand.layout for operand in operands if isinstance(operand, Tensor)), key=len)  # not a scalar's
         names = [_add_operand(graph, operand, layout) for operand in operands]
         return Tensor(graph.add_node(kind, names), aval, layout)
 
@@ -39,7 +66,7 @@ def _elementwise(kind: str) -> Callable:
 def _add_operand(graph, operand, layout) -> str:
     """The name of an operand of an element-wise node whose tensors have this layout."""
     if isinstance(operand, Tensor):
-        return graph.transpose(operand, layout)
+        return graph.transpose(operand, layout) if operand.layout else operand.name
     return graph.add_array(operand if operand.ndim == 0 else operand.transpose(np.argsort(layout)))
 
 
@@ -81,17 +108,28 @@ def _convolution(graph, aval, operands, params):
     if isinstance(kernel, Tensor) or set(params["lhs_dilation"]) != {1} or params["batch_group_count"] != 1:
         raise UserError("a convolution of this network cannot be translated to ONNX")
     kernel = kernel.transpose(numbers.rhs_spec)
-    before, after = zip(*params["padding"], strict=True)
+    size = [tensor.aval.shape[axis] for axis in numbers.lhs_spec[2:]]
     name = graph.add_node(
         "Conv",
         [graph.transpose(tensor, _invert(numbers.lhs_spec)), graph.add_array(kernel)],
         strides=params["window_strides"],
-        pads=(*before, *after),
+        **_padding(params["padding"], size, kernel.shape[2:], params["window_strides"], params["rhs_dilation"]),
         dilations=params["rhs_dilation"],
         group=params["feature_group_count"],
         kernel_shape=kernel.shape[2:],
     )
     return Tensor(name, aval, _invert(numbers.out_spec))
+
+
+def _padding(padding, size, window, strides, dilations=(1, 1)):
+    """The attributes of a window's padding. Padding that depends on the image size is TensorFlow's SAME."""
+    before, after = zip(*padding, strict=True)
+    if all(isinstance(count, int) for count in (*before, *after)):
+        return {"pads": (*before, *after)}
+    reach = [dilation * (extent - 1) + 1 for extent, dilation in zip(window, dilations, strict=True)]
+    if list(padding) != list(lax.padtype_to_pads(size, reach, strides, "SAME")):
+        raise UserError("the padding of this network cannot be translated to ONNX for images of any size; set --size")
+    return {"auto_pad": "SAME_UPPER"}
 
 
 def _max_pool(graph, aval, operands, params):
@@ -100,13 +138,12 @@ def _max_pool(graph, aval, operands, params):
     dilations = (*params["base_dilation"], *params["window_dilation"])
     if set(dilations) != {1} or (window[0], window[3]) != (1, 1):
         raise UserError("a pooling of this network cannot be translated to ONNX")
-    before, after = zip(*padding[1:3], strict=True)
     name = graph.add_node(
         "MaxPool",
         [graph.transpose(tensor, _NCHW)],
         kernel_shape=window[1:3],
         strides=strides[1:3],
-        pads=(*before, *after),
+        **_padding(padding[1:3], tensor.aval.shape[1:3], window[1:3], strides[1:3]),
     )
     return Tensor(name, aval, _NCHW)
 
@@ -183,6 +220,8 @@ def _arg_max(graph, aval, operands, params):
 def _broadcast(graph, aval, operands, params):
     """Adds axes of size one, then expands those that grow. A batch of any size keeps its size."""
     tensor, axes = operands[0], params["broadcast_dimensions"]
+    if not isinstance(tensor, Tensor):  # a constant that is as large as the images
+        tensor = Tensor(graph.add_array(tensor), tensor, tuple(range(tensor.ndim)))
     added = [axis for axis in range(aval.ndim) if axis not in axes]
     if all(aval.shape[axis] == 1 for axis in added) and (kept := graph.keep_reduced_axes(tensor, added)):
         # Norms and softmax subtract and divide by this. In the layout of their input they need no transposition.
@@ -195,18 +234,18 @@ def _broadcast(graph, aval, operands, params):
     ]
     target = [aval.shape[axis] if grows else 1 for axis, grows in grown]
     if any(size != 1 for size in target):
-        name = graph.add_node("Expand", [name, graph.add_array(np.asarray(target))])
+        name = graph.add_node("Expand", [name, add_shape(graph, target)])
     return Tensor(name, aval, tuple(range(aval.ndim)))
 
 
 def _reshape(graph, aval, operands, params):
-    """Splits or joins axes. The size of one axis may be unknown until the graph runs."""
+    """Splits or joins axes."""
     (tensor,) = operands
     sizes = [size if isinstance(size, int) else -1 for size in aval.shape]
-    if sizes.count(-1) > 1:
-        raise UserError("a reshape of this network cannot be translated to ONNX with an image size of any; set --size")
+    if sizes.count(-1) > 1:  # ONNX computes one size itself
+        sizes = aval.shape
     order = tuple(range(tensor.aval.ndim))
-    name = graph.add_node("Reshape", [graph.transpose(tensor, order), graph.add_array(np.asarray(sizes))])
+    name = graph.add_node("Reshape", [graph.transpose(tensor, order), add_shape(graph, sizes)])
     return Tensor(name, aval, tuple(range(aval.ndim)))
 
 
@@ -258,10 +297,30 @@ def _slice(graph, aval, operands, params):
     if not cut:
         return tensor
     return Tensor(
-        graph.add_node("Slice", [tensor.name, *(graph.add_array(np.asarray(column)) for column in columns)]),
+        graph.add_node("Slice", [tensor.name, *(add_shape(graph, column) for column in columns)]),
         aval,
         tensor.layout,
     )
+
+
+def _resize(graph, aval, operands, params):
+    (tensor,) = operands
+    ((_, (align_corners,), _),) = params["attributes"]
+    batch, height, width, channels = aval.shape
+    name = graph.add_node(
+        "Resize",
+        [graph.transpose(tensor, _NCHW), "", "", add_shape(graph, (batch, channels, height, width))],
+        mode="linear",
+        coordinate_transformation_mode="align_corners" if align_corners else "half_pixel",
+    )
+    return Tensor(name, aval, _NCHW)
+
+
+def _size(graph, aval, operands, params):
+    """A size of the images' as a scalar."""
+    size = graph.add_node("Squeeze", [add_size(graph, params["dim"])])
+    kind = import_onnx().helper.np_dtype_to_tensor_dtype(np.dtype(aval.dtype))
+    return Tensor(graph.add_node("Cast", [size], to=kind), aval, ())
 
 
 #: The translation of each primitive, by its name.
@@ -273,7 +332,9 @@ TRANSLATIONS: dict[str, Callable] = {
     "concatenate": _concatenate,
     "conv_general_dilated": _convolution,
     "convert_element_type": _cast,
+    "composite": _resize,
     "copy": _keep,
+    "dim_as_value": _size,
     "div": _elementwise("Div"),
     "dot_general": _product,
     "erf": _unary("Erf"),

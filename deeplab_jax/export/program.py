@@ -12,12 +12,16 @@ import numpy as np
 from jaxtyping import Array
 
 from deeplab_jax import __version__
-from deeplab_jax.errors import UserError
+from deeplab_jax.errors import UserError, suggest
 from deeplab_jax.models import build_model, fold_batch_norm
+from deeplab_jax.ops import XLA, Operations
 from deeplab_jax.pretrained import PretrainedNetwork
 
 #: Smallest height and width of images of any size. A feature map of a single pixel would need a program of its own.
 MIN_SIZE = 32
+
+#: Values of `ExportOptions.quantize`.
+QUANTIZATIONS = ("float16", "int8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +34,20 @@ class ExportOptions:
       argmax: return uint8 labels of shape (batch, height, width) instead of float32 logits of shape (batch, height,
         width, classes).
       uint8: take uint8 images instead of float32. Both are RGB of range 0-255, or what else the network takes.
+      quantize: "float16" stores weights as float16, "int8" computes with 8-bit integers; None keeps float32.
     """
 
     size: tuple[int, int] | None = None
     batch: int | None = None
     argmax: bool = False
     uint8: bool = False
+    quantize: str | None = None
 
     def __post_init__(self):
+        if self.quantize not in (None, *QUANTIZATIONS):
+            raise UserError(
+                f"quantization {self.quantize!r} does not exist{suggest(str(self.quantize), QUANTIZATIONS)}"
+            )
         if self.batch is not None and self.batch < 1:
             raise UserError(f"the batch size is {self.batch}; it must be at least 1")
         if self.size is not None and min(self.size) < 1:
@@ -55,6 +65,9 @@ class Program:
       classes: number of classes.
       needs_multiples: images of any size must be multiples of `MIN_SIZE` in height and width.
       options: the input and the output.
+      classify: maps (variables, images) to logits at the resolution of the classifier, which `apply` resizes; None if
+        it does not.
+      align_corners: whether this resizing aligns corners.
     """
 
     apply: Callable[[Any, Array], Array]
@@ -63,6 +76,8 @@ class Program:
     classes: int
     needs_multiples: bool
     options: ExportOptions
+    classify: Callable[[Any, Array], Array] | None = None
+    align_corners: bool = False
 
     def function(self, images: Array) -> Array:
         """Maps images to logits or labels, with the variables as constants."""
@@ -97,12 +112,13 @@ class Program:
         return jax.ShapeDtypeStruct(shape, self.dtype)
 
 
-def make_program(network: PretrainedNetwork, options: ExportOptions) -> Program:
+def make_program(network: PretrainedNetwork, options: ExportOptions, *, operations: Operations = XLA) -> Program:
     """Builds the function to export.
 
     Args:
       network: a network with classes.
       options: the input and the output.
+      operations: the operations that the network calls.
 
     Raises:
       UserError: the network is a backbone without classes, or its images do not fit uint8.
@@ -114,7 +130,10 @@ def make_program(network: PretrainedNetwork, options: ExportOptions) -> Program:
     low, high = network.model.value_range
     if options.uint8 and high > 255:
         raise UserError(f"the network takes values from {low:g} to {high:g}, which uint8 does not hold; export float32")
-    model = build_model(network.model, network.label_set.num_classes)
+    model = build_model(network.model, network.label_set.num_classes, ops=operations)
+
+    def classify(variables, images):
+        return model.apply(variables, images, train=False)[1]["logits"]
 
     def apply(variables, images):
         logits, _ = model.apply(variables, images, train=False)
@@ -124,7 +143,16 @@ def make_program(network: PretrainedNetwork, options: ExportOptions) -> Program:
     # for a symbolic size that both have the same shape, except for multiples of all strides.
     needs_multiples = model.backbone.startswith("resnet")
     variables = jax.tree.map(jnp.asarray, fold_batch_norm(model, network.variables))
-    return Program(apply, variables, model.in_channels, network.label_set.num_classes, needs_multiples, options)
+    return Program(
+        apply=apply,
+        classify=classify,
+        align_corners=model.align_corners,
+        variables=variables,
+        channels=model.in_channels,
+        classes=network.label_set.num_classes,
+        needs_multiples=needs_multiples,
+        options=options,
+    )
 
 
 def metadata(network: PretrainedNetwork, program: Program, file_format: str) -> dict[str, Any]:
@@ -146,6 +174,7 @@ def metadata(network: PretrainedNetwork, program: Program, file_format: str) -> 
             "dtype": "uint8" if program.options.argmax else "float32",
             "contents": "class ids" if program.options.argmax else "logits",
         },
+        "quantization": program.options.quantize,
         "feeding": {"protocol": network.protocol, "image_size": network.image_size, **network.feeding},
         "class_names": list(network.label_set.class_names),
         "palette": [list(color) for color in network.label_set.palette],

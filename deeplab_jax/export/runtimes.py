@@ -5,11 +5,8 @@ import importlib
 import importlib.metadata
 import importlib.util
 import itertools
-import os
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import ModuleType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -17,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax.errors import UserError
-from deeplab_jax.export import onnx, separate_process
+from deeplab_jax.export import onnx, onnx_operations, running, separate_process
 from deeplab_jax.export.program import ExportOptions, Program
 from deeplab_jax.models import SegmentationNetwork
 
@@ -42,7 +39,8 @@ class _Runtime:
           UserError: one is missing.
         """
         for module in self._missing():
-            raise self._error(f"needs the package {module}")
+            extra = "install the extra: pip install 'deeplab_jax[runtimes]'"
+            raise UserError(f"runtime={self.name} needs the package {module}; {extra}")
 
     def version(self) -> str:
         """Returns the versions of the packages, and of JAX, which traces the network."""
@@ -54,15 +52,6 @@ class _Runtime:
 
     def _missing(self) -> list[str]:
         return [module for module in self.modules if importlib.util.find_spec(module) is None]
-
-    def _import(self, module: str) -> ModuleType:
-        try:
-            return importlib.import_module(module)
-        except ImportError as error:
-            raise self._error(f"cannot import {module} ({error})") from None
-
-    def _error(self, reason: str) -> UserError:
-        return UserError(f"runtime={self.name} {reason}; install the extra: pip install 'deeplab_jax[runtimes]'")
 
 
 class LiteRT(_Runtime):
@@ -77,10 +66,7 @@ class LiteRT(_Runtime):
 
     def load(self, content: bytes, *, threads: int) -> Run:
         """Loads a TFLite file."""
-        litert = self._import("ai_edge_litert.interpreter")
-        with _without_information():
-            interpreter = litert.Interpreter(model_content=content, num_threads=threads)
-            interpreter.allocate_tensors()
+        interpreter = running.open_litert(content, threads=threads)
         (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
         lock = threading.Lock()  # an interpreter has one set of tensors
 
@@ -101,34 +87,14 @@ class OnnxRuntime(_Runtime):
 
     def export(self, model: SegmentationNetwork, variables: Any, size: tuple[int, int]) -> bytes:
         """Exports a network to ONNX."""
+        model = model.clone(ops=onnx_operations.OPERATIONS)
         return onnx.serialize(_coarse_program(model, variables, size), {})
 
     def load(self, content: bytes, *, threads: int) -> Run:
         """Loads an ONNX file."""
-        runtime = self._import("onnxruntime")
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads
         # Threads that wait for the next image in a loop would take the CPUs from XLA, which resizes the logits.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = running.open_onnx(content, threads=threads, spin=False)
         return lambda image: session.run(None, {"images": image.astype(np.float32)})[0]
-
-
-@contextlib.contextmanager
-def _without_information() -> Iterator[None]:
-    """Removes what LiteRT's C++ code writes to stderr about its delegate, for which it has no switch."""
-    with tempfile.TemporaryFile() as written:
-        stderr = os.dup(2)
-        try:
-            os.dup2(written.fileno(), 2)
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            written.seek(0)
-            for line in written:
-                if not line.startswith(b"INFO: "):
-                    os.write(2, line)
 
 
 def _coarse_program(model: SegmentationNetwork, variables: Any, size: tuple[int, int]) -> Program:

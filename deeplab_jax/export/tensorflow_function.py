@@ -27,7 +27,7 @@ def import_tensorflow() -> ModuleType:
 
 
 def to_tf_function(
-    tf: ModuleType, program: Program, function: Callable, platforms: tuple[str, ...], *arguments: Any
+    tf: ModuleType, program: Program, function: Callable, platforms: tuple[str, ...], *arguments: Any, dtype: Any = None
 ) -> Any:
     """Converts a JAX function to a `tf.function`.
 
@@ -37,6 +37,7 @@ def to_tf_function(
       function: maps (images, *arguments) to logits or labels.
       platforms: the platforms to lower for.
       *arguments: TensorFlow values that are passed to `function` after the images.
+      dtype: the dtype of the images (default: the program's).
 
     Returns:
       A `tf.function` that maps `images` to a dictionary with `logits` or `labels`.
@@ -51,5 +52,5 @@ def to_tf_function(
         native_serialization_platforms=platforms,
     )
     shape = [int(axis) if axis.isdigit() else None for axis in program.symbols]
-    spec = tf.TensorSpec(shape, program.dtype, name="images")
+    spec = tf.TensorSpec(shape, dtype or program.dtype, name="images")
     return tf.function(lambda images: converted(images, *arguments), input_signature=[spec], autograph=False)

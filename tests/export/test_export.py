@@ -125,7 +125,8 @@ def test_a_json_file_describes_input_and_output(network, tmp_path):
     assert values["feeding"] == {
         "protocol": "whole", "image_size": [33, 47], "eval.flip": True, "eval.scales": [0.5, 1.0],
     }  # fmt: skip
-    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["net.stablehlo", "net.stablehlo.json"]
+    written = sorted(path.name for path in (tmp_path / "deep").iterdir())
+    assert written == ["net.stablehlo", "net.stablehlo.json", "net.stablehlo.predict.py"]
 
 
 def test_the_description_of_uint8_images_and_labels(network, tmp_path):
@@ -143,7 +144,9 @@ def test_the_description_of_uint8_images_and_labels(network, tmp_path):
     [
         ("tflite", {"batch": 1}, r"^tflite needs a fixed image size, .*give --size HEIGHTxWIDTH$"),
         ("tflite", {"size": (33, 47)}, r"^tflite needs a fixed batch size; give --batch N$"),
-        ("onnx", {}, r"^onnx needs a fixed image size, .*give --size HEIGHTxWIDTH$"),
+        ("stablehlo", {"quantize": "float16"}, r"^stablehlo cannot be quantized to float16; export to tflite or onnx$"),
+        ("savedmodel", {"quantize": "int8"}, r"^savedmodel cannot be quantized to int8; export to tflite or onnx$"),
+        ("onnx", {"quantize": "int8"}, r"^int8 needs images to calibrate it; give --calibration FOLDER"),
         ("stable_hlo", {}, r"export format 'stable_hlo' does not exist; did you mean stablehlo\?"),
     ],
 )
@@ -170,13 +173,23 @@ def test_a_missing_package_is_named_with_its_extra(file_format, package, network
     assert not list(tmp_path.iterdir())
 
 
+def test_a_quantization_that_does_not_exist_is_rejected():
+    with pytest.raises(UserError, match=r"quantization 'int_8' does not exist; did you mean int8\?"):
+        ExportOptions(quantize="int_8")
+
+
+def test_a_folder_without_images_cannot_calibrate(network, tmp_path):
+    with pytest.raises(UserError, match=r"contains no images$"):
+        export.read_inputs(network, ExportOptions(size=(33, 47)), tmp_path, most=3)
+
+
 def test_a_backbone_alone_is_rejected(network, tmp_path):
     backbone = PretrainedNetwork(network.model, network.variables, None)
     with pytest.raises(UserError, match="a resnet10_v1_slim backbone alone has no classes"):
         export.export_network(backbone, "stablehlo", tmp_path / "net", ExportOptions(size=(33, 47)))
 
 
-@pytest.mark.parametrize("name", ["net", "net.json"])
+@pytest.mark.parametrize("name", ["net", "net.json", "net.predict.py"])
 def test_nothing_is_overwritten(name, network, tmp_path):
     (tmp_path / name).write_text("mine")
     with pytest.raises(UserError, match=rf"{name} exists; choose another --output or remove it$"):
@@ -213,7 +226,11 @@ def test_the_command_exports_a_run(workdir, run, tmp_path):
         (("--to", "coreml"), 2, "invalid choice: 'coreml'"),
         (("--to", "onnx", "--size", "33"), 2, "'33' is not HEIGHTxWIDTH"),
         (("--to", "onnx", "--batch", "many"), 2, "'many' is not an integer between 1 and"),
-        (("--to", "onnx", "--size", "any"), 1, "onnx needs a fixed image size"),
+        (("--to", "tflite", "--size", "any"), 1, "tflite needs a fixed image size"),
+        (("--to", "onnx", "--quantize", "int4"), 2, "invalid choice: 'int4'"),
+        (("--to", "onnx", "--quantize", "int8"), 1, "--quantize int8 and --calibration FOLDER belong together"),
+        (("--to", "onnx", "--calibration", "."), 1, "--quantize int8 and --calibration FOLDER belong together"),
+        (("--to", "onnx", "--quantize", "int8", "--calibration", "none"), 1, "none is not a folder of images"),
         (("--to", "tflite", "--batch", "any"), 1, "tflite needs a fixed batch size"),
     ],
 )

@@ -75,7 +75,7 @@ def test_forty_images_get_the_labels_of_xla(runtime, cache, shared):
 
 def test_a_package_that_cannot_be_imported_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    message = r"^runtime=onnxruntime cannot import onnxruntime \(.*\); install the extra: pip install 'deeplab_jax\[run"
+    message = r"^onnxruntime cannot be imported \(.*\); install the extra: pip install 'deeplab_jax\[run"
     with pytest.raises(UserError, match=message):
         runtimes.OnnxRuntime().load(b"", threads=1)
 
