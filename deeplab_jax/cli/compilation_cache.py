@@ -1,4 +1,4 @@
-"""The cache of compiled programs between runs of the command."""
+"""The caches of compiled programs between runs of the command."""
 
 import os
 import pathlib
@@ -7,10 +7,16 @@ import pathlib
 def enable() -> None:
     """Keeps compiled programs on disk, so that a config starts much faster the second time.
 
-    JAX_COMPILATION_CACHE_DIR names another folder; set to an empty string, it turns the cache off.
+    JAX_COMPILATION_CACHE_DIR names another folder; set to an empty string, it turns the cache off. The folder holds
+    JAX's cache, and in `programs` that of `deeplab_jax.program_cache`.
     """
     import jax
+
+    from deeplab_jax import program_cache
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", os.fspath(cache / "deeplab_jax" / "xla"))
+    folder = jax.config.jax_compilation_cache_dir
+    if folder and "://" not in folder:  # JAX can keep its cache in a bucket
+        program_cache.enable(pathlib.Path(folder) / "programs")
