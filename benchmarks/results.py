@@ -107,7 +107,9 @@ def _suite_tables(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
             ratio, *times = _comparison(measurement)
             work = f"`{_short(name)}`"
             lines.append(
-                _line([ratio, _goal(entry), work, entry["peer"] or "-", *times, _memory(entry["memory"]), entry["date"]])
+                _line(
+                    [ratio, _goal(entry), work, entry["peer"] or "-", *times, _memory(entry["memory"]), entry["date"]]
+                )
             )
         else:
             parts.append(f"Compared with {entry['peer'] or 'nothing'}, {entry['date']}:\n")
@@ -117,8 +119,8 @@ def _suite_tables(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 table.append(_line([ratio, operation, *times, _rates(measurement)]))
             parts.append("\n".join(table) + "\n")
     if lines:
-        names = ("ratio", "goal", "work", "peer", "deeplab_jax", "peer's", "memory", "measured")
-        parts.insert(0, "\n".join([_line(names), _line(["---"] * len(names)), *lines]) + "\n")
+        head = ("ratio", "goal", "work", "peer", "deeplab_jax", "peer's", "memory", "measured")
+        parts.insert(0, "\n".join([_line(head), _line(["---"] * len(head)), *lines]) + "\n")
     return parts
 
 

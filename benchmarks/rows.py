@@ -89,11 +89,9 @@ def _torch(name: str, kind: str, task: Mapping[str, Any]) -> Side:
 
 def _torch_variants(suite: str, network: str, task: Mapping[str, Any], *, repetitions: int) -> list[Row]:
     """Returns the rows of PyTorch beyond eager float32: in bfloat16, compiled, and both; ours in the same dtype."""
-    work = {
-        "step": "train step of segmentation_models.pytorch's DeepLabV3Plus: {}, output stride 16, separable, 21 classes, "
-        "{}, SGD with momentum",
-        "infer": "logits of segmentation_models.pytorch's DeepLabV3Plus: {}, output stride 16, separable, 21 classes, {}",
-    }[suite]
+    what, update = {"step": ("train step", ", SGD with momentum"), "infer": ("logits", "")}[suite]
+    work = f"{what} of segmentation_models.pytorch's DeepLabV3Plus: {{}}, output stride 16, separable, 21 classes, {{}}"
+    work += update
     name = {"resnet50": "ResNet-50 v1", "mobilenet_v2": "MobileNetV2"}[network]
     size, batch = task["size"], task["batch"]
     rows = []

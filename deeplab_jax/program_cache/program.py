@@ -79,9 +79,7 @@ class Program:
         return tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves), tuple(sorted(static.items()))
 
 
-def load_or_compute(
-    compute: Callable[[], _T], key: Sequence[Any], devices: Sequence[jax.Device] | None = None
-) -> _T:
+def load_or_compute(compute: Callable[[], _T], key: Sequence[Any], devices: Sequence[jax.Device] | None = None) -> _T:
     """Returns what a function computed in this or an earlier process, such as the shapes that tracing found.
 
     Args:
@@ -118,9 +116,7 @@ def _load(name: str, devices: Sequence[jax.Device]) -> Callable | None:
     return None if content is None else _deserialize(executable, content, in_tree, out_tree, devices)
 
 
-def _compile(
-    name: str, lowered: jax.stages.Lowered, devices: Sequence[jax.Device], facts: Sequence[Any]
-) -> Callable:
+def _compile(name: str, lowered: jax.stages.Lowered, devices: Sequence[jax.Device], facts: Sequence[Any]) -> Callable:
     """Compiles a program and keeps it, unless it is kept under another key: sources change more than programs do."""
     kept, text = store.active(), lowered.as_text()
     if "callback" in text:  # its code would contain an address of this process

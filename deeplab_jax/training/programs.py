@@ -15,6 +15,7 @@ from deeplab_jax.training.step import TrainProgram, build_program
 
 logger = logging.getLogger(__name__)
 
+
 class Programs:
     """Builds the programs of runs. Runs with equal programs share the compiled ones."""
 
