@@ -34,9 +34,9 @@ _TITLES = {
     "infer": "How long does a prediction take?",
     "export": "How fast is an exported network in its own runtime?",
     "input": "How fast does the input pipeline deliver batches?",
-    "metric": "What does the confusion matrix cost?",
+    "metric": "How much time does the confusion matrix take?",
     "startup": "How long does a start take?",
-    "ops": "What does each operation gain?",
+    "ops": "How much faster is each operation?",
 }
 # The kind of rows that were measured before it was recorded.
 _UNKNOWN = "kind not recorded"

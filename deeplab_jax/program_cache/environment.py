@@ -1,4 +1,4 @@
-"""Everything besides its config and its arguments that a compiled program depends on."""
+"""Everything that a compiled program depends on, apart from its config and its arguments."""
 
 import functools
 import hashlib
@@ -29,7 +29,7 @@ def describe_environment(devices: Sequence[jax.Device]) -> list[str]:
     Args:
       devices: the devices that run the program.
     """
-    values = jax.config.values  # of the whole process; attributes know the values inside `with`, but not all have one
+    values = jax.config.values  # not those inside `with`, which the attributes know, but not every option has one
     options = {name: getattr(jax.config, name, values[name]) for name in values if name not in _IGNORED_OPTIONS}
     variables = {
         name: value for name, value in os.environ.items() if name.startswith(_PREFIXES) and name not in _IGNORED

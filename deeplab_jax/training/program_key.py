@@ -30,7 +30,7 @@ def train_key(config: ConfigDict, *others: Any) -> str:
 
     Args:
       config: a whole config.
-      *others: what the programs depend on besides, such as the number of classes; values of JSON.
+      *others: what else the programs depend on, such as the number of classes; values of JSON.
     """
     return _key(config, (*_LOOP_FIELDS, *_INPUT_FIELDS), others)
 
