@@ -32,6 +32,7 @@ def test_the_state_and_the_step_are_compiled_one_after_the_other():
     assert min(spans)[1] < max(spans)[0], spans
 
 
+@pytest.mark.slow
 def test_a_second_start_traces_nothing_and_computes_the_same_bits(tmp_path, monkeypatch):
     """The state, the step and the shapes come from the disk; a step from a saved state is the same, too."""
 
