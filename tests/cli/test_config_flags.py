@@ -92,8 +92,3 @@ def test_none_unsets_an_optional_field(arguments, patience):
     base = base_config()
     base.train.patience = 7
     assert parse_config(arguments, base=base).train.patience == patience
-
-
-def test_none_is_not_a_value_of_other_fields():
-    with pytest.raises(UsageError, match="None"):
-        parse_config(["--config.data.batch_size=None"], base=base_config())
