@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks import runner
+from benchmarks import machine, runner
 from benchmarks.gpu_report import OURS, render
 from benchmarks.rows import Side
 from benchmarks.runner import Worker, WorkerError
@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found |= {
         "toy": args.toy,
         "seconds": time.monotonic() - start,
-        "machine": runner.machine(),
+        "machine": machine.describe(),
         "commit": runner.commit(),
         "date": datetime.date.today().isoformat(),
     }

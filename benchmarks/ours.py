@@ -148,7 +148,8 @@ def _infer(task: dict, model, variables, images: np.ndarray, *, facts: dict) -> 
 def infer(task: dict) -> None:
     """Measures logits of uint8 images, with random parameters."""
     config = network_config(task)
-    model = build_model(config.model, CLASSES, platform=jax.default_backend())
+    options = {"platform": jax.default_backend(), "compute_dtype": config.train.compute_dtype}
+    model = build_model(config.model, CLASSES, **options)
     images = random_batch(config)["image"]
     _infer(task, model, random_variables(model, seed=0), images, facts={"batch": list(images.shape)})
 

@@ -1,4 +1,4 @@
-"""The results on disk: `results.json`, one entry per row, and `RESULTS.md`, the page rendered from it."""
+"""The results on disk: `results.json`, one entry per row and kind of machine, and `RESULTS.md`, the rendered page."""
 
 import json
 import pathlib
@@ -12,12 +12,12 @@ JSON_FILE, TABLE_FILE = "results.json", "RESULTS.md"
 _HEAD = """# Benchmark results
 
 `python -m benchmarks` writes this page from `results.json`. [Benchmarks](README.md) explains what is measured and how
-to repeat it.
+to repeat it. Each question has one table per kind of machine, with the newest run of each row.
 
-- **Times** are median (least–most) of all repetitions after the warm-up.
 - **Ratio** is our time / the peer's time; below 1 we are faster. It is the median (least–most) over repetitions that
   two processes took in turn, or over pairs of processes that ran one after the other.
-- **Goal** is the largest ratio that we aim at.
+- **Goal** is the largest ratio that we aim at. A goal that is stated for another kind of machine is in brackets.
+- **Times** are median (least–most) of all repetitions after the warm-up.
 - **Memory** is the peak resident set of our process / the peer's process.
 
 [Details](#details) has rates, commits, dates, machines and versions.
@@ -30,14 +30,16 @@ need four multiplications where this counts nine (`deeplab_jax/ops/cpu/winograd.
 the rate of a float32 matrix product measured in the same pairs. Numbers in brackets refer to the list of machines.
 """
 _TITLES = {
-    "step": "Train steps",
-    "infer": "Predictions",
-    "export": "Exported programs",
-    "input": "Input pipelines",
-    "metric": "Metrics",
-    "startup": "Start-up",
-    "ops": "Single operations",
+    "step": "How long does a train step take?",
+    "infer": "How long does a prediction take?",
+    "export": "How fast is an exported network in its own runtime?",
+    "input": "How fast does the input pipeline deliver batches?",
+    "metric": "How much time does the confusion matrix take?",
+    "startup": "How long does a start take?",
+    "ops": "How much faster is each operation?",
 }
+# The kind of rows that were measured before it was recorded.
+_UNKNOWN = "kind not recorded"
 
 
 def read(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -47,21 +49,45 @@ def read(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def update(folder: pathlib.Path, key: str, entry: Mapping[str, Any]) -> None:
-    """Replaces one row and writes both files."""
-    entries = dict(sorted((read(folder) | {key: dict(entry)}).items()))
+    """Replaces the result of a row on this kind of machine, and writes both files.
+
+    Results of other kinds of machine are kept. A result whose kind was not recorded is replaced if its machine has the
+    same description.
+    """
+    entries = {
+        name: old
+        for name, old in read(folder).items()
+        if not (row_key(name) == key and "kind" not in old and old["machine"] == entry["machine"])
+    }
+    write(folder, entries | {f"{key} [{entry['kind']}]": dict(entry)})
+
+
+def write(folder: pathlib.Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Writes both files."""
+    entries = dict(sorted(entries.items()))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / JSON_FILE).write_text(json.dumps(entries, indent=1) + "\n")
     (folder / TABLE_FILE).write_text(render(entries))
 
 
+def row_key(name: str) -> str:
+    """Returns the key of the row that an entry of `results.json` belongs to."""
+    return name.partition(" [")[0]
+
+
 def render(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    """Renders the Markdown page: short tables per suite, then details, machines and versions."""
+    """Renders the Markdown page: a table per question and kind of machine, then details, machines and versions."""
     parts, ordered = [_HEAD], {}
     for suite in SUITES:
-        rows = {key: entry for key, entry in entries.items() if key.split("/")[0] == suite}
+        rows = {name: entry for name, entry in entries.items() if name.split("/")[0] == suite}
         if rows:
             parts.append(f"## {_TITLES[suite]}\n")
-            parts += _suite_tables(rows)
+            for kind in dict.fromkeys(entry.get("kind", _UNKNOWN) for entry in rows.values()):
+                of_kind = {name: entry for name, entry in rows.items() if entry.get("kind", _UNKNOWN) == kind}
+                machines = "; ".join(dict.fromkeys(entry["machine"] for entry in of_kind.values()))
+                parts.append(f"### {kind}: {machines}\n")
+                parts += _suite_tables(of_kind)
+            parts.append(_works(rows))
             ordered |= rows
     notes = list(dict.fromkeys(_note(entry) for entry in ordered.values()))
     lines = [_line(("row", "GFLOP/s, ours / peer's", "share", "measured")), _line(["---"] * 4)]
@@ -73,31 +99,48 @@ def render(entries: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _suite_tables(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Renders a table per work, or per peer where one row has many measurements."""
-    parts, works = [], {}
-    for entry in rows.values():
+    """Renders one table, and one more for each row that has many measurements."""
+    lines, parts = [], []
+    for name, entry in rows.items():
         if len(entry["measurements"]) == 1:
-            works.setdefault(entry["work"], []).append(entry)
-        else:
-            parts.append(f"**Compared with {entry['peer'] or 'nothing'}**\n")
-            lines = [_line(("operation", "deeplab_jax", "peer's", "ratio", "GFLOP/s")), _line(["---"] * 5)]
-            for name, measurement in entry["measurements"].items():
-                lines.append(_line([name, *_comparison(measurement), _rates(measurement)]))
-            parts.append("\n".join(lines) + "\n")
-    for work, same_work in works.items():
-        parts.append(f"**{work[0].upper()}{work[1:]}**\n")
-        lines = [_line(("peer", "deeplab_jax", "peer's", "ratio", "goal", "memory")), _line(["---"] * 6)]
-        for entry in same_work:
             (measurement,) = entry["measurements"].values()
+            ratio, *times = _comparison(measurement)
+            work = f"`{_short(name)}`"
             lines.append(
-                _line([entry["peer"] or "-", *_comparison(measurement), _goal(entry), _memory(entry["memory"])])
+                _line(
+                    [ratio, _goal(entry), work, entry["peer"] or "-", *times, _memory(entry["memory"]), entry["date"]]
+                )
             )
-        parts.append("\n".join(lines) + "\n")
+        else:
+            parts.append(f"Compared with {entry['peer'] or 'nothing'}, {entry['date']}:\n")
+            table = [_line(("ratio", "operation", "deeplab_jax", "peer's", "GFLOP/s")), _line(["---"] * 5)]
+            for operation, measurement in entry["measurements"].items():
+                ratio, *times = _comparison(measurement)
+                table.append(_line([ratio, operation, *times, _rates(measurement)]))
+            parts.append("\n".join(table) + "\n")
+    if lines:
+        head = ("ratio", "goal", "work", "peer", "deeplab_jax", "peer's", "memory", "measured")
+        parts.insert(0, "\n".join([_line(head), _line(["---"] * len(head)), *lines]) + "\n")
     return parts
 
 
+def _works(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Renders what the short names of a suite's works mean. Rows of one name can differ, in the dtype for example."""
+    works: dict[str, list[str]] = {}
+    for name, entry in rows.items():
+        texts = works.setdefault(_short(name), [])
+        if entry["work"] not in texts:
+            texts.append(entry["work"])
+    return "\n".join(f"- `{short}`: {text}" for short, texts in works.items() for text in texts) + "\n"
+
+
+def _short(name: str) -> str:
+    """Returns the name of the work in the key of a row, suite/work/peer."""
+    return name.split("/")[1]
+
+
 def _comparison(measurement: Mapping[str, Any]) -> list[str]:
-    return [_times(measurement["ours"]), _times(measurement.get("peer")), _ratio(measurement.get("ratio"))]
+    return [_ratio(measurement.get("ratio")), _times(measurement["ours"]), _times(measurement.get("peer"))]
 
 
 def _detail_line(key: str, entry: Mapping[str, Any], note: int) -> str:
@@ -132,7 +175,8 @@ def _note(entry: Mapping[str, Any]) -> str:
         for name, spread in entry["ceiling"].items()
     )
     limits = f". Limits: {ceiling}" if ceiling else ""
-    return f"{entry['machine']}; load {entry['load']:.1f} before the row. {versions}{limits}"
+    found = f" ({', '.join(entry['instruction_sets'])})" if entry.get("instruction_sets") else ""
+    return f"{entry['machine']}{found}; load {entry['load']:.1f} before the row. {versions}{limits}"
 
 
 def _times(spread: Mapping[str, float] | None) -> str:
@@ -153,7 +197,8 @@ def _ratio(spread: Mapping[str, float] | None) -> str:
 def _goal(entry: Mapping[str, Any]) -> str:
     if entry["goal"] is None:
         return ""
-    return f"{entry['goal']:g}" + ("" if entry["peer"] else " s")
+    goal, claims = f"{entry['goal']:g}" + ("" if entry["peer"] else " s"), entry.get("claims", ())
+    return goal if not claims or entry.get("kind") in claims else f"({goal} on {' or '.join(claims)})"
 
 
 def _memory(memory: Mapping[str, float]) -> str:

@@ -42,6 +42,7 @@ class Row:
       prepare: runs once before the first pair.
       peer_first: the peer runs before ours in each pair, which needs the files that it writes.
       ceiling: measure the limits of the processor in each pair, and report our rate as a share of them.
+      claims: the kinds of machine, see `machine.KINDS`, that the goal is stated for; empty for all.
       in_turns: both processes of a pair are alive at the same time and take turns. Only for work that leaves nothing
         running between repetitions: a pipeline would fill its buffers during the other's turn.
     """
@@ -56,6 +57,7 @@ class Row:
     prepare: Side | None = None
     peer_first: bool = False
     ceiling: bool = False
+    claims: tuple[str, ...] = ()
     in_turns: bool = False
 
 
@@ -85,6 +87,31 @@ def _torch(name: str, kind: str, task: Mapping[str, Any]) -> Side:
     return Side(name, "benchmarks.peers.pytorch", {"kind": kind} | dict(task), "torch")
 
 
+def _torch_variants(suite: str, network: str, task: Mapping[str, Any], *, repetitions: int) -> list[Row]:
+    """Returns the rows of PyTorch beyond eager float32: in bfloat16, compiled, and both; ours in the same dtype."""
+    what, update = {"step": ("train step", ", SGD with momentum"), "infer": ("logits", "")}[suite]
+    work = f"{what} of segmentation_models.pytorch's DeepLabV3Plus: {{}}, output stride 16, separable, 21 classes, {{}}"
+    work += update
+    name = {"resnet50": "ResNet-50 v1", "mobilenet_v2": "MobileNetV2"}[network]
+    size, batch = task["size"], task["batch"]
+    rows = []
+    for compiles, dtype in ((False, "bfloat16"), (True, "float32"), (True, "bfloat16")):
+        variant = "-".join(["torch"] + ["compile"] * compiles + ["bfloat16"] * (dtype == "bfloat16"))
+        how = ", ".join([*(["automatic mixed precision"] if dtype == "bfloat16" else []),
+                         "torch.compile" if compiles else "eager"])  # fmt: skip
+        peer = _torch(f"segmentation_models.pytorch, channels_last, {how}", suite,
+                      {**task, "dtype": dtype, "compile": compiles})  # fmt: skip
+        ours = _ours(suite, task, overrides={"train.compute_dtype": dtype})
+        texts = [f"{work.format(name, where)}; both sides in {dtype}" for where in
+                 (f"{size}x{size}, batch {batch}", f"64x64, batch {min(2, batch)}")]  # fmt: skip
+        goal = 0.75 if dtype == "bfloat16" else 0.80
+        key = f"{suite}/{network}/{variant}"
+        # Without AMX, neither side computes faster in bfloat16 than in float32.
+        claims = ("AMX",) if dtype == "bfloat16" else ()
+        rows.append(Row(key, texts[0], ours, peer, repetitions, texts[1], goal, ceiling=True, claims=claims))
+    return rows
+
+
 def _steps() -> list[Row]:
     work = (
         "train step of the KerasCV guide's network: ResNet50V2 with strides last, output stride 32, 21 classes, "
@@ -111,6 +138,8 @@ def _steps() -> list[Row]:
     bfloat16 = _ours("step", _GUIDE, overrides={"train.compute_dtype": "bfloat16"})
     float32 = dataclasses.replace(_ours("step", _GUIDE), name="deeplab_jax in float32")
     rows.append(Row("step/guide/float32", f"{work}; ours in bfloat16", bfloat16, float32, 3, quick, 1.1))
+    rows += _torch_variants("step", "resnet50", _SMP_RESNET, repetitions=3)
+    rows += _torch_variants("step", "mobilenet_v2", _SMP_MOBILENET, repetitions=5)
     rows.append(
         Row(
             "step/resnet50/smp",
@@ -151,6 +180,7 @@ def _inference() -> list[Row]:
         rows.append(
             Row(key, f"{text}, 512x512, batch 1", ours, peer, 15, f"{text}, 64x64, batch 1", 0.80, ceiling=True)
         )
+        rows += _torch_variants("infer", network.removeprefix("smp_"), task, repetitions=15)
     work = "logits of MobileNetV2 0.5 DeepLabv3 (deeplabv3_257_mv_gpu.tflite), 257x257, batch 1"
     peer = Side("LiteRT, two threads", "benchmarks.peers.litert", {"threads": 2}, "litert")
     rows.append(Row("infer/mobilenet_v2_257/litert", work, _ours("infer_tflite", {}), peer, 50, work, 1.0))

@@ -10,7 +10,6 @@ import datetime
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -19,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.rows import CEILING, Row, Side
 from benchmarks.worker import ASK, STARTED, TURNS
 
@@ -239,6 +239,7 @@ def compare(row: Row, runs: Mapping[str, Sequence[Mapping[str, Any]]], *, quick:
         "ours": row.ours.name,
         "peer": row.peer.name if row.peer else None,
         "goal": row.goal,
+        "claims": list(row.claims),
         "pairs": len(ours),
         "in_turns": row.in_turns,
         "measurements": {name: _compare_one(name, runs, in_turns=row.in_turns) for name in names},
@@ -246,7 +247,10 @@ def compare(row: Row, runs: Mapping[str, Sequence[Mapping[str, Any]]], *, quick:
         "ceiling": _ceiling(runs.get("ceiling", ())),
         "versions": {name: results[0]["versions"] for name, results in runs.items() if name != "ceiling"},
     }
-    return entry | {"machine": machine(), "commit": commit(), "date": datetime.date.today().isoformat()}
+    found = machine.instruction_sets()
+    entry |= {"machine": machine.describe(), "kind": machine.kind(found), "instruction_sets": found}
+    entry |= {"amx": "amx_bf16" in found, "bfloat16": bool({"amx_bf16", "avx512_bf16", "bf16"} & set(found))}
+    return entry | {"commit": commit(), "date": datetime.date.today().isoformat()}
 
 
 def _compare_one(name: str, runs: Mapping[str, Sequence[Mapping[str, Any]]], *, in_turns: bool) -> dict[str, Any]:
@@ -289,16 +293,6 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 def _time(times: Sequence[float]) -> str:
     return f"{statistics.median(times):.4g} s"
-
-
-def machine() -> str:
-    """Describes the processor, its cores, the memory and the system, without the host name."""
-    model, cpuinfo = platform.machine(), pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].partition(":")[2].strip() if lines else model
-    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {gigabytes:.0f} GiB, {platform.system()}"
 
 
 def commit() -> str:

@@ -13,6 +13,9 @@ for flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimiza
     if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
 
+# Tests replace parts of the package, which compiled programs of earlier tests must not hide.
+os.environ["DEEPLAB_JAX_PROGRAM_CACHE"] = "off"
+
 # Background jobs and `nohup` ignore these, and the processes that tests start would inherit it.
 for number in (signal.SIGINT, signal.SIGHUP):
     if signal.getsignal(number) is signal.SIG_IGN:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import results, runner
+from benchmarks import machine, results, runner
 from benchmarks.rows import OUR_ENVIRONMENT, SUITES, Row, Side, all_rows
 from deeplab_jax.cli import malloc
 
@@ -218,8 +218,9 @@ def test_a_failing_worker_is_one_line_and_the_other_rows_are_kept(rows, tmp_path
     failures = [line for line in capsys.readouterr().err.splitlines() if "failed" in line]
     assert failures == ["benchmarks: step/two/c failed: c: fake_worker failed: no such network"]
     entries = results.read(output)
-    assert set(entries) == {"step/one/b", "step/two/c", "infer/three/d"}
-    assert entries["step/two/c"]["work"] == "measured before"
+    assert {results.row_key(name) for name in entries} == {"step/one/b", "step/two/c", "infer/three/d"}
+    (kept,) = [entry for name, entry in entries.items() if results.row_key(name) == "step/two/c"]
+    assert kept["work"] == "measured before"
 
 
 def test_measuring_a_row_again_replaces_it_alone(rows, tmp_path):
@@ -229,20 +230,56 @@ def test_measuring_a_row_again_replaces_it_alone(rows, tmp_path):
     rows[0] = row(dataclasses.replace(rows[0].ours, name="new"), rows[0].peer, key="step/one/b", work="new work")
     assert command.main(["step/one/b", "--output", str(output)]) == 0
     second = results.read(output)
-    assert second["infer/three/d"] == first["infer/three/d"]
-    assert (first["step/one/b"]["work"], second["step/one/b"]["work"]) == ("some work", "new work")
+    kind = machine.kind(machine.instruction_sets())
+    one, three = f"step/one/b [{kind}]", f"infer/three/d [{kind}]"
+    assert set(second) == set(first) == {one, three}
+    assert second[three] == first[three]
+    assert (first[one]["work"], second[one]["work"]) == ("some work", "new work")
     table = (output / results.TABLE_FILE).read_text()
     assert table == results.render(second)
-    lines = [line for line in table.splitlines() if line.startswith("**") or "**1**" in line]
-    assert [line for line in lines if line.startswith("**")] == ["**New work**", "**Some work**"]
-    assert [line.split(" | ")[0] for line in lines if line.startswith("|")] == ["| b", "| d"]
+    assert "- `one`: new work" in table
+    assert "- `three`: some work" in table
+    lines = [line.split(" | ") for line in table.splitlines() if "**1**" in line]
+    assert [(line[0], line[2], line[3]) for line in lines] == [("| **1**", "`one`", "b"), ("| **1**", "`three`", "d")]
+
+
+def test_a_row_is_kept_for_each_kind_of_machine(rows, tmp_path):
+    """And one that was measured before kinds were recorded goes when its machine measures it again."""
+    entry = measure(dataclasses.replace(rows[0], claims=("AMX",), goal=0.75))
+    assert set(entry["instruction_sets"]) <= set(machine.describe_flags().split())
+    old = {name: value for name, value in entry.items() if name not in ("kind", "instruction_sets", "amx", "bfloat16")}
+    elsewhere = old | {"machine": "another machine"}
+    results.write(tmp_path, {"step/one/b": old, "step/two/c": elsewhere})
+    for kind, date in (("AMX", "2001-01-01"), ("AVX2", "2001-01-02"), ("AVX2", "2001-01-03")):
+        results.update(tmp_path, "step/one/b", entry | {"kind": kind, "date": date})
+    entries = results.read(tmp_path)
+    assert set(entries) == {"step/one/b [AMX]", "step/one/b [AVX2]", "step/two/c"}
+    assert entries["step/one/b [AVX2]"]["date"] == "2001-01-03"
+    table = (tmp_path / results.TABLE_FILE).read_text()
+    goals = [line.split(" | ")[1] for line in table.splitlines() if "`one` |" in line]
+    assert goals == ["0.75", "(0.75 on AMX)"]  # stated for machines with AMX alone
+    headings = [line.partition(":")[0] for line in table.splitlines() if line.startswith("### ")]
+    assert headings[:3] == ["### AMX", "### AVX2", "### kind not recorded"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        ("fpu avx avx2 amx_bf16_of_tomorrow", "AVX2"),
+        ("avx2 avx512f", "AVX-512"),
+        ("avx2 avx512f avx512_bf16", "AVX-512 with bfloat16"),
+        ("avx2 avx512f avx512_bf16 amx_tile amx_bf16", "AMX"),
+    ],
+)
+def test_the_kind_of_a_machine_is_its_best_instruction_set(flags, kind):
+    assert machine.kind(machine.instruction_sets(flags)) == kind
 
 
 def test_a_quick_run_leaves_the_results_alone(rows, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runner, "CHECKOUT", tmp_path)  # where the results would go
     assert command.main(["infer", "--quick"]) == 0
     out = capsys.readouterr().out
-    assert "**Less work**" in out
+    assert "- `three`: less work" in out
     assert "| d | 1 s (1–1) |" in out
     assert not (tmp_path / "benchmarks").exists()
 
@@ -294,8 +331,8 @@ def test_the_parent_imports_no_framework():
 @pytest.mark.slow
 def test_a_real_row_at_its_smallest(tmp_path):
     assert command.main(["metric", "--quick", "--repetitions", "1", "--output", str(tmp_path)]) == 0
-    (entry,) = results.read(tmp_path).values()
+    ((name, entry),) = results.read(tmp_path).items()
     (measurement,) = entry["measurements"].values()
     assert 0 < measurement["ratio"]["median"] < 1  # counting pixels is cheaper than the network
     assert "jax" in entry["versions"]["ours"]
-    assert (tmp_path / results.TABLE_FILE).read_text() == results.render({"metric/confusion/forward": entry})
+    assert (tmp_path / results.TABLE_FILE).read_text() == results.render({name: entry})

@@ -1,9 +1,15 @@
-"""The worker of PyTorch: the guide's network (`torch_deeplab`) and segmentation_models.pytorch, eager, channels_last.
+"""The worker of PyTorch: the guide's network (`torch_deeplab`) and segmentation_models.pytorch, channels_last.
+
+`"dtype": "bfloat16"` in a task runs the network under automatic mixed precision, with parameters, loss and update in
+float32. `"compile": true` compiles the forward and backward pass with `torch.compile`, which needs a C++ compiler. A
+prediction then runs a frozen program, with BatchNorm folded into the kernels.
 
 It starts from uint8 images, as ours does; normalization is part of the measured work. A step is forward pass, mean
 cross-entropy, backward pass and SGD with momentum, and for the guide's network also Keras's clipping per variable and
 its decoupled decay. It counts no confusion matrix, which our step does.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -27,6 +33,13 @@ def build(network: str) -> tuple[torch.nn.Module, tuple, tuple]:
     return model, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
+def compiled(function: Callable, task: dict, *, freezing: bool = False) -> Callable:
+    """Returns the function as the task runs it: eager, or compiled by inductor, with constant parameters if it may."""
+    if not task.get("compile"):
+        return function
+    return torch.compile(function, options={"freezing": freezing})
+
+
 def main() -> None:
     """Measures the task's network."""
     task = worker.read_task()
@@ -41,21 +54,27 @@ def main() -> None:
     parameters = list(model.parameters())
 
     def logits():
-        return model((images.permute(0, 3, 1, 2).float() - mean) / std)  # NHWC memory is channels_last already
+        with torch.autocast("cpu", torch.bfloat16, enabled=task.get("dtype") == "bfloat16"):
+            return model((images.permute(0, 3, 1, 2).float() - mean) / std)  # NHWC memory is channels_last already
+
+    def compute_loss():
+        return F.cross_entropy(logits().float(), labels.long(), ignore_index=VOID)
 
     if task["kind"] == "infer":
         model.eval()
+        run = compiled(logits, task, freezing=True)
         with torch.no_grad():
-            seconds = worker.repeat(logits, warm_up=3, repetitions=task["repetitions"])
+            seconds = worker.repeat(lambda: run().float(), warm_up=3, repetitions=task["repetitions"])
         name = "inference"
     else:
         model.train()
         is_guide, rate = task["network"].startswith("guide"), 0.00175
         optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9)
+        run = compiled(compute_loss, task)
 
         def step():
             optimizer.zero_grad()
-            loss = F.cross_entropy(logits(), labels.long(), ignore_index=VOID)
+            loss = run()
             loss.backward()
             if is_guide:
                 for parameter in parameters:
@@ -65,7 +84,7 @@ def main() -> None:
             optimizer.step()
             return loss.item()
 
-        seconds = worker.repeat(step, warm_up=1, repetitions=task["repetitions"])
+        seconds = worker.repeat(step, warm_up=2, repetitions=task["repetitions"])
         name = "step"
     worker.report(
         {name: seconds},

@@ -15,7 +15,7 @@ def parse_config(arguments: Sequence[str], *, base: "ConfigDict | None" = None) 
 
     Args:
       arguments: `--config NAME[:key=value,...]` and `--config.group.field=value`. A value can follow its name after
-        a space or an equals sign.
+        a space or an equals sign. `None` or `none` unsets a field whose default is None.
       base: the config to override if there is no `--config NAME`. It is changed in place.
 
     Raises:
@@ -34,14 +34,17 @@ def parse_config(arguments: Sequence[str], *, base: "ConfigDict | None" = None) 
         local_path(name)  # an address has a colon as well
         file, _, argument = name.partition(":")
         base = config_lib.read_config_file(config_lib.find_config(file), argument)
+    arguments, unset = _take_unset(arguments)
     for item in arguments:
         if item.startswith("--config.stages."):  # flags only change fields that are there
             config_lib.add_stage_field(base, item.removeprefix("--config.").split("=")[0])
-    _check_fields(arguments, base)
+    _check_fields([*arguments, *(f"--config.{path}=None" for path in unset)], base)
     values, argv = flags.FlagValues(), ["deeplab-jax", *arguments]
     try:
         config_flags.DEFINE_config_dict("config", base, flag_values=values, sys_argv=argv)
         values(argv)
+        for path in unset:
+            config_lib.set_field(values.config, path, None)
         return values.config
     except (flags.Error, TypeError, ValueError, SyntaxError) as error:
         raise UsageError(f"config: {' '.join(str(error).split())}") from None
@@ -94,6 +97,39 @@ def _take_name(arguments: list[str]) -> tuple[list[str], str | None]:
         else:
             rest.append(item)
     return rest, name
+
+
+def _take_unset(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates the paths of optional fields whose last value is None, which the flags of their types reject."""
+    from deeplab_jax.config import FIELDS
+
+    rest, unset, items = [], [], iter(arguments)
+    for item in items:
+        path, equals, value = item.removeprefix("--config.").partition("=")
+        group, _, name = path.rpartition(".")
+        field = FIELDS.get(group.rpartition(".")[2], {}).get(name)
+        if field is None or field.default is not None:
+            rest.append(item)
+            continue
+        parts = [item] if equals else [item, *[value for value in [next(items, None)] if value is not None]]
+        unset = [other for other in unset if other != path]
+        if (value if equals else parts[-1]) in ("None", "none"):
+            unset.append(path)
+            rest = _without(rest, path)
+        else:
+            rest += parts
+    return rest, unset
+
+
+def _without(arguments: Sequence[str], path: str) -> list[str]:
+    """Removes earlier values of a field."""
+    rest, items = [], iter(arguments)
+    for item in items:
+        if item == f"--config.{path}":
+            next(items, None)
+        elif not item.startswith(f"--config.{path}="):
+            rest.append(item)
+    return rest
 
 
 def _check_fields(arguments: Sequence[str], config: "ConfigDict") -> None:

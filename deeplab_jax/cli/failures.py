@@ -1,14 +1,12 @@
 """Exceptions that no code of this package raised on purpose: the one place that turns each into one line."""
 
 import datetime
-import importlib.metadata
 import logging
 import os
 import pathlib
 import platform
 import re
 import shlex
-import tempfile
 import traceback
 from collections.abc import Sequence
 
@@ -86,6 +84,8 @@ def _save_traceback(error: Exception, argv: Sequence[str]) -> pathlib.Path | Non
         "",
         "".join(traceback.format_exception(error)),
     ]
+    import tempfile
+
     try:
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", errors="backslashreplace", prefix="deeplab-jax-", suffix=".txt", delete=False
@@ -97,6 +97,8 @@ def _save_traceback(error: Exception, argv: Sequence[str]) -> pathlib.Path | Non
 
 
 def _version(name: str) -> str:
+    import importlib.metadata  # slow, and most commands do not fail
+
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

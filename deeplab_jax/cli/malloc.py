@@ -12,10 +12,7 @@ Compiling allocates hundreds of MB in small pieces, and the gaps between them ho
 that memory to the system after each long compilation.
 """
 
-import ctypes
 import functools
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import sys
@@ -69,6 +66,8 @@ def prepare_jax() -> None:
 def _trim_after_compilation(event: str, seconds: float, **kwargs: str | int) -> None:
     """Returns free memory to the system after a compilation and before the compiled program runs."""
     if event == _COMPILED and seconds >= _LONG:
+        import ctypes
+
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -77,5 +76,8 @@ def _runs_on_cpu() -> bool:
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:
         return platforms == "cpu"
+    import importlib.metadata  # slow, and `--help` does not need it
+    import importlib.util
+
     plugins = importlib.metadata.entry_points(group="jax_plugins")
     return not plugins and importlib.util.find_spec("libtpu") is None

@@ -1,7 +1,6 @@
 """The names that `--help` lists. The modules that own them take seconds to import, so tests compare the two."""
 
 import pathlib
-import tomllib
 from collections.abc import Callable
 
 DATA_SETS = (
@@ -44,6 +43,8 @@ def backbone_presets() -> list[str]:
 
 
 def _presets() -> list[dict]:
+    import tomllib
+
     path = pathlib.Path(__file__).parents[1] / "pretrained" / "presets.toml"
     return tomllib.loads(path.read_text(encoding="utf-8"))["preset"]
 

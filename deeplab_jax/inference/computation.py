@@ -21,6 +21,7 @@ from deeplab_jax.inference.runtime import CoarseNetwork, coarse_views, platform_
 from deeplab_jax.inference.views import view_network
 from deeplab_jax.models import SegmentationNetwork
 from deeplab_jax.parallel import sharding
+from deeplab_jax.program_cache import Program
 
 #: The arrays to return: labels alone, with the confidence, or with the probabilities of all classes too.
 Kind = Literal["labels", "confidence", "probabilities"]
@@ -118,11 +119,13 @@ class Computation:
         self._upsample, self._coarse_network = upsample, network
         self._chosen = slice(None) if len(ids) == model.num_classes else ids
         self._split = None if mesh is None else sharding.batch_sharding(mesh)
+        made_from = [model, mesh, scales, flip, self._chosen, upsample]
         if network is None:
-            self._network = jax.jit(self._on_each_device(self._apply_views, 1))
+            self._network = self._program(jax.jit(self._on_each_device(self._apply_views, 1)), "network", made_from, 1)
         else:
             self._network = self._choose_classes(coarse_views(network, model, scales=scales, flip=flip))
-        self._finish = jax.jit(self._resize_and_reduce, static_argnames=("inputs", "canvas", "kind"))
+        finish = jax.jit(self._resize_and_reduce, static_argnames=("inputs", "canvas", "kind"))
+        self._finish = self._program(finish, "finish", made_from, 0)
         self._view_network = None
         is_blended = isinstance(protocol, Windows) and protocol.is_blended  # computed window by window
         if isinstance(protocol, ViewProtocol) and not is_blended:
@@ -137,6 +140,15 @@ class Computation:
         computation = copy.copy(self)
         computation._variables = variables
         return computation
+
+    def _program(self, jitted: jax.stages.Wrapped, name: str, made_from: Sequence[Any], fixed: int) -> Callable:
+        """Returns a function that is kept on disk when it is compiled. Needs variables on a device."""
+        if self._mesh is not None:
+            return Program(jitted, [name, *made_from], tuple(self._mesh.devices.flat), fixed=fixed)
+        first = jax.tree.leaves(self._variables)[0]
+        if not isinstance(first, jax.Array):
+            return jitted
+        return Program(jitted, [name, *made_from], tuple(first.devices()), fixed=fixed)
 
     @property
     def platform(self) -> str:

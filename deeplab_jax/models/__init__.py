@@ -8,6 +8,7 @@ from deeplab_jax.models.build import (
     build_for_mesh,
     build_model,
     initial_variables,
+    initializer_options,
     jit_initializer,
     random_variables,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "build_model",
     "fold_batch_norm",
     "initial_variables",
+    "initializer_options",
     "jit_initializer",
     "plan_units",
     "random_variables",

@@ -155,8 +155,12 @@ def jit_initializer(create: Callable[..., Any], sharding: Any = None) -> jax.sta
       create: function that returns the arrays.
       sharding: one sharding for all outputs, or one per output.
     """
-    options = _INIT_COMPILER_OPTIONS.get(jax.default_backend())
-    return jax.jit(create, out_shardings=sharding, compiler_options=options)
+    return jax.jit(create, out_shardings=sharding, compiler_options=initializer_options())
+
+
+def initializer_options() -> dict[str, Any] | None:
+    """Returns the compiler options of `jit_initializer`."""
+    return _INIT_COMPILER_OPTIONS.get(jax.default_backend())
 
 
 def _fields_of_head(fields: Mapping[str, Any], head: type[SegmentationNetwork]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from deeplab_jax.errors import UserError
 from deeplab_jax.labels import IGNORE_LABEL, VOC, VOC_CLASS_NAMES, LabelSet
 from deeplab_jax.models import BACKBONES, abstract_variables, build_model
 from deeplab_jax.pretrained.provenance import UNKNOWN, Provenance
+from deeplab_jax.program_cache import load_or_compute
 
 #: Config fields that change what a network sees of an image, or its scores, apart from `model`, the protocol and the
 #: size. Prediction has arguments of its own for scales and flips.
@@ -187,8 +188,12 @@ def variable_shapes(model: ConfigDict, num_classes: int | None) -> dict[str, tup
 
 @functools.lru_cache(maxsize=16)  # tracing takes seconds
 def _trace_shapes(model: FrozenConfigDict, num_classes: int, backbone_id: int) -> dict[str, tuple[int, ...]]:
-    flat = traverse_util.flatten_dict(abstract_variables(build_model(model, num_classes)), sep="/")
-    return {path: leaf.shape for path, leaf in flat.items()}
+    def trace() -> dict[str, tuple[int, ...]]:
+        flat = traverse_util.flatten_dict(abstract_variables(network), sep="/")
+        return {path: leaf.shape for path, leaf in flat.items()}
+
+    network = build_model(model, num_classes)  # the errors of a wrong config come from here
+    return load_or_compute(trace, ["variable shapes", network])
 
 
 def voc_or_numbered_labels(num_classes: int) -> LabelSet:

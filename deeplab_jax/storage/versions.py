@@ -4,7 +4,6 @@ fsspec has no interface for them, so these functions use the requests of the two
 (`If-Match`, `If-None-Match`), Google Cloud Storage generations (`ifGenerationMatch`).
 """
 
-import email.utils
 import json
 from typing import Any, NamedTuple
 
@@ -112,5 +111,7 @@ def _read_body(fs: Any, body: Any) -> bytes:
 
 
 def _age(headers: dict[str, str]) -> float:
+    import email.utils  # slow, and `--help` imports this module
+
     now, then = (email.utils.parsedate_to_datetime(headers[name]) for name in ("date", "last-modified"))
     return (now - then).total_seconds()

@@ -18,11 +18,13 @@ from ml_collections import ConfigDict
 from deeplab_jax import losses
 from deeplab_jax.data.protocol import protocol_for
 from deeplab_jax.evaluation import metrics
-from deeplab_jax.models import PARTS, build_for_mesh, jit_initializer
+from deeplab_jax.models import PARTS, build_for_mesh, initializer_options, jit_initializer
 from deeplab_jax.parallel import sharding
+from deeplab_jax.program_cache import Program, load_or_compute
 from deeplab_jax.training import optimizer as optimizer_lib
 from deeplab_jax.training import pseudo_labels
 from deeplab_jax.training.optimizer import Number, Schedule, stop_frozen
+from deeplab_jax.training.program_key import train_key
 from deeplab_jax.training.pseudo_labels import PseudoLabels
 from deeplab_jax.training.state import TrainState
 
@@ -264,6 +266,8 @@ class TrainProgram:
       hyperparams: the numbers that the compiled step takes as inputs, see `hyperparams`.
       jitted_create: the jitted function of a seed that creates the first state.
       jitted_step: the jitted function of a state, a batch and `hyperparams`.
+      kept_create: `jitted_create`, whose compiled form is kept on disk if the program cache is enabled.
+      kept_step: the same of `jitted_step`.
     """
 
     model: nn.Module
@@ -273,6 +277,8 @@ class TrainProgram:
     hyperparams: dict[str, Any]
     jitted_create: jax.stages.Wrapped
     jitted_step: jax.stages.Wrapped
+    kept_create: Program
+    kept_step: Program
 
     @property
     def shardings(self) -> TrainState:
@@ -281,11 +287,12 @@ class TrainProgram:
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """Takes the step of `make_train_step`. Donates the state."""
-        return self.jitted_step(state, batch, self.hyperparams)
+        return self.kept_step(state, batch, self.hyperparams)
 
     def with_functions_of(self, other: "TrainProgram") -> "TrainProgram":
         """Returns this program with the jitted functions of another, whose config may only differ in its numbers."""
-        return dataclasses.replace(self, jitted_create=other.jitted_create, jitted_step=other.jitted_step)
+        names = ("jitted_create", "jitted_step", "kept_create", "kept_step")
+        return dataclasses.replace(self, **{name: getattr(other, name) for name in names})
 
     def lower_step(self) -> jax.stages.Lowered:
         """Lowers the step for its shapes."""
@@ -294,14 +301,15 @@ class TrainProgram:
     def random_state(self, *, seed: int) -> TrainState:
         """Creates the state before the first step. Also compiles the step, which its first call would wait for."""
         seed = np.uint32(seed)
-        lowered_create = self.jitted_create.lower(seed)
-        # The state is created while the step is traced. Two traces would wait for each other, and two compilations at
-        # the same time would take the memory of both.
+        # The state is created while the step is traced or loaded.
         with ThreadPoolExecutor(1) as other_thread:
-            state = other_thread.submit(lambda: lowered_create.compile()(seed))
-            lowered_step = self.lower_step()
-        lowered_step.compile()
+            state = other_thread.submit(lambda: self.kept_create.prepare(seed)(seed))
+            self.prepare_step()
         return state.result()
+
+    def prepare_step(self) -> None:
+        """Compiles the step, or loads it from the program cache."""
+        self.kept_step.prepare()
 
 
 def hyperparams(config: ConfigDict, total_steps: int, warmup_steps: int = 0) -> dict[str, Any]:
@@ -350,7 +358,11 @@ def build_program(
     numbers = hyperparams(config, total_steps, warmup_steps)
     optimizer, learning_rate = make_optimizer(numbers["optimizer"])
     averages = config.train.ema_decay is not None
-    shapes = TrainState.shapes(model, optimizer, averages=averages)
+    key = train_key(config, num_classes, str(mesh), image_dtype, str(jax.tree.structure(numbers)))
+    devices = tuple(mesh.devices.flat)
+    shapes = load_or_compute(
+        lambda: TrainState.shapes(model, optimizer, averages=averages), ["shapes", key, model], devices
+    )
     shapes = sharding.with_shardings(shapes, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
 
@@ -380,12 +392,21 @@ def build_program(
     if config.loss.teacher is not None:
         batch["teacher_logits"] = ((*size, num_classes), np.float32)
     batch |= pseudo_labels.batch_shapes(config, np.dtype(image_dtype))
+    batch_shapes = sharding.abstract_batch(batch, mesh)
+    jitted_create = jit_initializer(create, shardings)
+    jitted_step = jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0)
     return TrainProgram(
         model=model,
         learning_rate=learning_rate,
         shapes=shapes,
-        batch_shapes=sharding.abstract_batch(batch, mesh),
+        batch_shapes=batch_shapes,
         hyperparams=numbers,
-        jitted_create=jit_initializer(create, shardings),
-        jitted_step=jax.jit(train_step, out_shardings=(shardings, sharding.replicated(mesh)), donate_argnums=0),
+        jitted_create=jitted_create,
+        jitted_step=jitted_step,
+        kept_create=Program(
+            jitted_create, ["create", key, model], devices, compiler_options=initializer_options(), fixed=1
+        ),
+        kept_step=Program(
+            jitted_step, ["step", key, model], devices, arguments=(shapes, batch_shapes, numbers), fixed=3
+        ),
     )

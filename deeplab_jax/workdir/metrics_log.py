@@ -76,8 +76,8 @@ class Writer:
             self._replay()
         self._bar = self._stack.enter_context(progress.bar("train", self._total_steps, completed=self._start_step))
         if self._start_step < self._total_steps:
-            self._bar.update(status="compiling")
-            message = "compiling the train step; the first report follows when its steps are done"
+            self._bar.update(status="preparing")
+            message = "preparing the train step; the first report follows when its steps are done"
             logger.info("step %d/%d  %s", self._start_step, self._total_steps, message, extra=self._bar.log_extra)
         return self
 

@@ -3,7 +3,7 @@
 import pytest
 
 from deeplab_jax.cli.config_flags import parse_config, split_arguments
-from deeplab_jax.config import load_config, to_dict
+from deeplab_jax.config import base_config, load_config, to_dict
 from deeplab_jax.errors import UsageError, UserError
 
 
@@ -76,3 +76,19 @@ def test_a_config_file_that_sets_an_unknown_field_is_reported_with_its_line(run,
     assert len(err) == 1, err
     assert err[0].startswith(f"deeplab-jax: config {file}, line 4: ")
     assert err[0].endswith("config field data.batchsize does not exist; did you mean data.batch_size?")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "patience"),
+    [
+        (("--config.train.patience=3",), 3),
+        (("--config.train.patience=3", "--config.train.patience=None"), None),
+        (("--config.train.patience", "3", "--config.train.patience", "none"), None),
+        (("--config.train.patience=None", "--config.train.patience=4"), 4),
+        (("--config.train.patience", "None", "--config.data.batch_size=2"), None),
+    ],
+)
+def test_none_unsets_an_optional_field(arguments, patience):
+    base = base_config()
+    base.train.patience = 7
+    assert parse_config(arguments, base=base).train.patience == patience

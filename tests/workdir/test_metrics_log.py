@@ -297,7 +297,7 @@ def test_without_a_bar_each_report_is_logged(tmp_path, clock, caplog):
         writer.write_train(20, {"loss": 1.25, "mean_iou": 0.25, "learning_rate": 0.1})
         writer.write_evaluation(20, {"mean_iou": 0.5, "num_pixels": 9, "num_images": 7, "per_class_iou": {}}, VOC)
     assert caplog.messages == [
-        "step 0/40  compiling the train step; the first report follows when its steps are done",
+        "step 0/40  preparing the train step; the first report follows when its steps are done",
         "step 10/40  loss 2.5",
         "step 20/40  loss 1.25  mean_iou 0.25  8 images/s  0:00:10 left",
         "step 20/40  evaluation: mean_iou 0.5  num_images 7",
@@ -323,7 +323,7 @@ def test_lines_that_a_bar_shows_are_marked(tmp_path, clock, caplog):
     assert "20/40" in shown
     logged = {record.getMessage(): getattr(record, progress.SHOWN_IN_BAR, False) for record in caplog.records}
     assert logged == {
-        "step 0/40  compiling the train step; the first report follows when its steps are done": True,
+        "step 0/40  preparing the train step; the first report follows when its steps are done": True,
         "step 10/40  loss 2.5": True,
         "step 20/40  loss 1.25  8 images/s  0:00:10 left": True,
         "step 20/40  evaluation: mean_iou 0.5": False,
