@@ -173,7 +173,7 @@ def test_train_steps_for_cuda_are_plain_xla_with_nhwc_convolutions(network):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEEPLAB_JAX_OPS", "xla")  # the mesh is one of processors
         program = build_program(config, 21, mesh, total_steps=10)
-    traced = program.jitted_step.trace(program.shapes, program.batch_shapes, program.hyperparams)
+    traced = program.take_step.jitted.trace(program.shapes, program.batch_shapes, program.hyperparams)
     names = {eqn.primitive.name for _, eqn in equations(traced.jaxpr.jaxpr)}
     assert not names & {"custom_vjp_call", "custom_vjp_call_jaxpr", "platform_index"}
     lines = traced.lower(lowering_platforms=("cuda",)).as_text().splitlines()

@@ -261,7 +261,7 @@ def _train_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):
     total = config_lib.duration_steps(config.train.duration, field="train.duration", **sizes) or 1
     warmup = config_lib.duration_steps(config.optimizer.warmup, field="optimizer.warmup", total_steps=total, **sizes)
     program = build_program(config, num_classes, mesh, total_steps=total, warmup_steps=warmup or 0)
-    return program.jitted_step, (program.shapes, program.batch_shapes, program.hyperparams)
+    return program.take_step.jitted, (program.shapes, program.batch_shapes, program.hyperparams)
 
 
 def _eval_step(config: ConfigDict, num_classes: int, mesh: jax.sharding.Mesh):

@@ -58,17 +58,15 @@ class Predictor:
         section 4.1). See `multi_scale.network_views` for sizes and padding.
       flip: see every scale mirrored as well.
       window: (height, width) of windows that slide over the image at its own size, for large images; rounded up to
-        multiples of the output stride. Each window is seen at all scales, and overlapping probabilities are blended,
-        see `sliding_window`.
-      upsample: "labels" takes the arg max first and resizes labels to the nearest: faster, but less accurate. Excludes
-        confidence, probabilities, `scales`, `flip` and `window`. The default is "logits".
+        multiples of the output stride. Each is seen at all scales, and overlaps are blended, see `sliding_window`.
+      upsample: "logits", or "labels", which takes the arg max first and resizes labels to the nearest: faster, but less
+        accurate. Excludes confidence, probabilities, `scales`, `flip` and `window`.
       classes: names or ids of the classes to choose from (default: all). Probabilities are renormalized over them.
       batch_size: number of images that each device computes together, if there are many of the same shape (default: 1
         on CPUs, up to 16 on accelerators, fewer for large images). Many images are split over all devices of this
         process, and so are the windows of a large image.
-      runtime: what computes the network: "xla", "litert" or "onnxruntime", which need the extra `runtimes` and compute
-        on the CPU in float32, or "auto", see `runtime_choice`. They export the network once per input size, and cache
-        the file. Labels equal those of XLA, except where two classes are equally probable up to rounding.
+      runtime: what computes the network: "xla"; "litert" or "onnxruntime", which need the extra `runtimes` and compute
+        on the CPU in float32, from a file per input size; or "auto". See `inference.runtime`.
 
     Attributes:
       label_set: names and colors of the network's classes.

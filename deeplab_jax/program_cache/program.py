@@ -34,6 +34,9 @@ class Program:
       fixed: number of leading arguments whose shapes are the same in every call.
       arguments: shapes of all arguments; default: those of the call or of `prepare`.
       compiler_options: those of `jitted`.
+
+    Attributes:
+      jitted: the function.
     """
 
     def __init__(
@@ -46,14 +49,14 @@ class Program:
         arguments: Sequence[Any] = (),
         compiler_options: Mapping[str, Any] | None = None,
     ):
-        self._jitted, self._devices, self._fixed = jitted, tuple(devices), fixed
+        self.jitted, self._devices, self._fixed = jitted, tuple(devices), fixed
         self._key, self._arguments, self._options = key, tuple(arguments), dict(compiler_options or {})
         self._compiled: dict[Any, Callable] = {}
 
     def __call__(self, *arguments: Any, **static: Any) -> Any:
         """Calls the function. `static` are the arguments that `jax.jit` was told are static."""
         if not _is_kept(self._devices):
-            return self._jitted(*arguments, **static)
+            return self.jitted(*arguments, **static)
         call = self._compiled.get(self._signature(arguments, static))
         return (call or self.prepare(*arguments, **static))(*arguments)
 
@@ -61,7 +64,7 @@ class Program:
         """Loads or compiles the function for arguments, which may be shapes, and returns the compiled function."""
         arguments = self._arguments or arguments
         if not _is_kept(self._devices):
-            lowered = self._jitted.lower(*arguments, **static)
+            lowered = self.jitted.lower(*arguments, **static)
             with _compiling:  # two compilations at the same time would take the memory of both
                 return lowered.compile()
         signature = self._signature(arguments, static)
@@ -70,7 +73,7 @@ class Program:
             name = _digest("program", describe_environment(self._devices), self._key, facts)
             compiled = _load(name, self._devices)
             if compiled is None:
-                compiled = _compile(name, self._jitted.lower(*arguments, **static), self._devices, facts)
+                compiled = _compile(name, self.jitted.lower(*arguments, **static), self._devices, facts)
             self._compiled[signature] = compiled
         return self._compiled[signature]
 

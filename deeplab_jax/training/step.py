@@ -264,10 +264,8 @@ class TrainProgram:
       shapes: shapes of the state; each leaf has its sharding.
       batch_shapes: shapes of a batch, also with shardings.
       hyperparams: the numbers that the compiled step takes as inputs, see `hyperparams`.
-      jitted_create: the jitted function of a seed that creates the first state.
-      jitted_step: the jitted function of a state, a batch and `hyperparams`.
-      kept_create: `jitted_create`, whose compiled form is kept on disk if the program cache is enabled.
-      kept_step: the same of `jitted_step`.
+      create: the function of a seed that creates the first state.
+      take_step: the function of a state, a batch and `hyperparams`.
     """
 
     model: nn.Module
@@ -275,10 +273,8 @@ class TrainProgram:
     shapes: TrainState
     batch_shapes: dict[str, jax.ShapeDtypeStruct]
     hyperparams: dict[str, Any]
-    jitted_create: jax.stages.Wrapped
-    jitted_step: jax.stages.Wrapped
-    kept_create: Program
-    kept_step: Program
+    create: Program
+    take_step: Program
 
     @property
     def shardings(self) -> TrainState:
@@ -287,29 +283,24 @@ class TrainProgram:
 
     def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """Takes the step of `make_train_step`. Donates the state."""
-        return self.kept_step(state, batch, self.hyperparams)
+        return self.take_step(state, batch, self.hyperparams)
 
     def with_functions_of(self, other: "TrainProgram") -> "TrainProgram":
-        """Returns this program with the jitted functions of another, whose config may only differ in its numbers."""
-        names = ("jitted_create", "jitted_step", "kept_create", "kept_step")
-        return dataclasses.replace(self, **{name: getattr(other, name) for name in names})
+        """Returns this program with the functions of another, whose config may only differ in its numbers."""
+        return dataclasses.replace(self, create=other.create, take_step=other.take_step)
 
     def lower_step(self) -> jax.stages.Lowered:
         """Lowers the step for its shapes."""
-        return self.jitted_step.lower(self.shapes, self.batch_shapes, self.hyperparams)
+        return self.take_step.jitted.lower(self.shapes, self.batch_shapes, self.hyperparams)
 
     def random_state(self, *, seed: int) -> TrainState:
         """Creates the state before the first step. Also compiles the step, which its first call would wait for."""
         seed = np.uint32(seed)
         # The state is created while the step is traced or loaded.
         with ThreadPoolExecutor(1) as other_thread:
-            state = other_thread.submit(lambda: self.kept_create.prepare(seed)(seed))
-            self.prepare_step()
+            state = other_thread.submit(lambda: self.create.prepare(seed)(seed))
+            self.take_step.prepare()
         return state.result()
-
-    def prepare_step(self) -> None:
-        """Compiles the step, or loads it from the program cache."""
-        self.kept_step.prepare()
 
 
 def hyperparams(config: ConfigDict, total_steps: int, warmup_steps: int = 0) -> dict[str, Any]:
@@ -360,9 +351,8 @@ def build_program(
     averages = config.train.ema_decay is not None
     key = train_key(config, num_classes, str(mesh), image_dtype, str(jax.tree.structure(numbers)))
     devices = tuple(mesh.devices.flat)
-    shapes = load_or_compute(
-        lambda: TrainState.shapes(model, optimizer, averages=averages), ["shapes", key, model], devices
-    )
+    trace_shapes = functools.partial(TrainState.shapes, model, optimizer, averages=averages)
+    shapes = load_or_compute(trace_shapes, ["shapes", key, model], devices)
     shapes = sharding.with_shardings(shapes, mesh, fsdp_min_size=config.mesh.fsdp_min_size)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, shapes)
 
@@ -401,12 +391,8 @@ def build_program(
         shapes=shapes,
         batch_shapes=batch_shapes,
         hyperparams=numbers,
-        jitted_create=jitted_create,
-        jitted_step=jitted_step,
-        kept_create=Program(
-            jitted_create, ["create", key, model], devices, compiler_options=initializer_options(), fixed=1
-        ),
-        kept_step=Program(
+        create=Program(jitted_create, ["create", key, model], devices, compiler_options=initializer_options(), fixed=1),
+        take_step=Program(
             jitted_step, ["step", key, model], devices, arguments=(shapes, batch_shapes, numbers), fixed=3
         ),
     )

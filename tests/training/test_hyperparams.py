@@ -109,7 +109,7 @@ def test_the_program_takes_the_steps_of_one_whose_numbers_are_constants(name, fl
         ema_rate=1 - 0.9,
     )
     constant = jax.jit(constant)
-    expected = in_float64(program.jitted_create(np.uint32(0)))
+    expected = in_float64(program.create(np.uint32(0)))
     actual = jax.tree.map(jnp.copy, expected)  # it is donated
     for batch in batches(5):
         expected, expected_report = constant(expected, batch)
@@ -153,7 +153,7 @@ def test_runs_share_a_program_only_if_it_is_the_same(caplog):
         program = programs.train_program(
             config, classes, mesh, image_dtype=image_dtype, total_steps=STEPS, warmup_steps=2
         )
-        return program.jitted_step is first.jitted_step
+        return program.take_step is first.take_step
 
     config = make_config(POLY)
     first = programs.train_program(config, CLASSES, mesh, image_dtype="uint8", total_steps=STEPS, warmup_steps=2)
@@ -187,7 +187,7 @@ def test_runs_with_other_pseudo_labels_share_a_program():
     def step_of(**fields):
         config = make_config(POLY)
         config.unlabeled.update(fields)
-        return programs.train_program(config, CLASSES, mesh, image_dtype="uint8", total_steps=STEPS).jitted_step
+        return programs.train_program(config, CLASSES, mesh, image_dtype="uint8", total_steps=STEPS).take_step
 
     first = step_of(split="a")
     assert step_of(split="b", threshold=0.5, weight=2.0) is first

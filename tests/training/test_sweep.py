@@ -214,4 +214,4 @@ def test_which_fields_of_unlabeled_images_the_step_contains(field, values, share
     built = []
     for run in plan_runs(config, {field: values}).values():
         built.append(programs.train_program(run, 6, mesh, image_dtype="uint8", total_steps=4))
-    assert (built[0].jitted_step is built[1].jitted_step) == shared
+    assert (built[0].take_step is built[1].take_step) == shared
