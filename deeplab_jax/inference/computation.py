@@ -145,7 +145,7 @@ class Computation:
         """Returns a function that is kept on disk when it is compiled. Needs variables on a device."""
         if self._mesh is not None:
             return Program(jitted, [name, *made_from], tuple(self._mesh.devices.flat), fixed=fixed)
-        first = jax.tree.leaves(self._variables)[0]
+        first = next(iter(jax.tree.leaves(self._variables)), None)  # None: each call has variables of its own
         if not isinstance(first, jax.Array):
             return jitted
         return Program(jitted, [name, *made_from], tuple(first.devices()), fixed=fixed)

@@ -39,7 +39,7 @@ DATA_FILE = "data.json"
 
 
 def results_of_checkpoint(step: int) -> str:
-    """What the names of results of another checkpoint than the newest end with, before the suffix of the file."""
+    """Returns the end of the names of results of a checkpoint that is not the newest, before the suffix of the file."""
     return f"-checkpoint={step}"
 
 

@@ -205,7 +205,7 @@ def test_the_command_exports_a_folder_at_its_own_size(network, run, tmp_path):
     arguments = ("--to", "stablehlo", "--preset", tmp_path / "net", "--output", tmp_path / "net.stablehlo")
     code, lines = run(*arguments, "--uint8", "--argmax")
     assert code == 0, lines
-    assert "uint8 images batchx33x47x3 to uint8 class ids batchx33x47" in lines[-1]
+    assert "uint8 images batchx33x47x3 to uint8 class ids batchx33x47" in lines[-2]
     assert (tmp_path / "net.stablehlo").stat().st_size > 10_000
     code, lines = run(*arguments)
     assert (code, len(lines)) == (1, 1)
