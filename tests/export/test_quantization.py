@@ -70,8 +70,9 @@ def test_float16_halves_an_onnx_file(file_format, network, tmp_path):
     assert 0.45 * parameter_bytes(network) < stored < 0.55 * parameter_bytes(network)
     options = ExportOptions(size=SIZE, quantize="float16")
     result = export.verify(network, "onnx", tmp_path / "net.onnx", options, export.draw_inputs(network, options, 2))
-    assert result.passed, result
-    assert result.largest_difference > 1e-4  # the weights are rounded
+    # Random layers amplify the rounding of weights; `passed` is for trained networks.
+    assert result.equal_labels > 0.99
+    assert 1e-5 < result.largest_difference / result.logit_range < 0.05
 
 
 @only_onnx
@@ -169,8 +170,8 @@ def test_labels_count_if_the_file_returns_no_logits(network, tmp_path):
 def test_a_missing_runtime_is_named_with_its_extra(file_format, network, tmp_path, monkeypatch):
     module = {"tflite": "ai_edge_litert.interpreter", "onnx": "onnxruntime"}[file_format]
     monkeypatch.setitem(sys.modules, module, None)
+    (tmp_path / "net").touch()
     with pytest.raises(UserError, match=r"cannot be imported.*pip install 'deeplab_jax\[runtimes\]'"):
-        (tmp_path / "net").touch()
         export.verify(network, file_format, tmp_path / "net", ExportOptions(size=SIZE), [])
 
 
