@@ -54,8 +54,7 @@ class Predictor:
       size: (height, width) of the network input (default: the config's); under `whole`, the size that images are padded
         to and scaled down to fit; under `keep_ratio`, the size that they are scaled to fit into; under `windows`, that
         of the windows, which begin every two thirds of it.
-      scales: factors at which the image is seen; the probabilities of all views are averaged (arXiv 1706.05587,
-        section 4.1). See `multi_scale.network_views` for sizes and padding.
+      scales: factors at which the image is seen; the probabilities of all views are averaged, see `multi_scale`.
       flip: see every scale mirrored as well.
       window: (height, width) of windows that slide over the image at its own size, for large images; rounded up to
         multiples of the output stride. Each is seen at all scales, and overlaps are blended, see `sliding_window`.

@@ -58,7 +58,7 @@ def make_network(name: str, model: SegmentationNetwork, variables: Any) -> Coars
       The network; None if XLA computes it.
 
     Raises:
-      UserError: there is no such runtime, it is not installed, or it cannot compute this network here.
+      UserError: the runtime does not exist, is not installed, or cannot compute this network here.
     """
     if name not in RUNTIMES:
         raise UserError(f"runtime {name!r} does not exist{suggest(name, RUNTIMES)}")
