@@ -35,7 +35,7 @@ Run = Callable[[Shaped[np.ndarray, "1 _ _ channels"]], Float[np.ndarray, "1 _ _ 
 
 @runtime_checkable
 class Runtime(Protocol):
-    """A runtime that networks are exported to. `deeplab_jax.export.runtimes` has one class for each.
+    """A runtime that networks are exported to, such as `deeplab_jax.export.runtimes.LiteRT`.
 
     Attributes:
       name: its name in `RUNTIMES`.
