@@ -52,7 +52,7 @@ def fold_batch_norm(model: SegmentationNetwork, variables: Any) -> dict[str, Any
         mean, variance = statistics.pop((*path, "mean")), statistics.pop((*path, "var"))
         scale, bias = params.pop((*path, "scale")), params.pop((*path, "bias"))
         with np.errstate(invalid="ignore"):  # a negative variance gives NaN, as in `model.apply`
-            factor = scale / np.sqrt(variance.astype(np.float64) + norm.epsilon)
+            factor = scale / np.sqrt(np.asarray(variance, np.float64) + norm.epsilon)
         params[*path, "shift"] = (bias - mean * factor).astype(bias.dtype)
         if norm.linear is None:
             params[*path, "factor"] = factor.astype(scale.dtype)

@@ -296,9 +296,10 @@ class TrainProgram:
     def random_state(self, *, seed: int) -> TrainState:
         """Creates the state before the first step. Also compiles the step, which its first call would wait for."""
         seed = np.uint32(seed)
+        create = self.create.prepare(seed)  # here, since options such as `jax.enable_x64` hold in their thread alone
         # The state is created while the step is traced or loaded.
         with ThreadPoolExecutor(1) as other_thread:
-            state = other_thread.submit(lambda: self.create.prepare(seed)(seed))
+            state = other_thread.submit(create, seed)
             self.take_step.prepare()
         return state.result()
 
