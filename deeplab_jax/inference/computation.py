@@ -135,8 +135,8 @@ class Computation:
         """Returns the computation with other variables. It shares the compiled programs."""
         if self._coarse_network is not None:  # which contains its variables
             network = self._coarse_network.with_variables(variables)
-            views = {"scales": self._scales, "flip": self._flip, "ids": self._ids}
-            return Computation(self._model, variables, self._protocol, **views, network=network)
+            options = {"scales": self._scales, "flip": self._flip, "ids": self._ids, "upsample": self._upsample}
+            return Computation(self._model, variables, self._protocol, **options, network=network)
         computation = copy.copy(self)
         computation._variables = variables
         return computation
