@@ -121,11 +121,11 @@ class Computation:
         self._split = None if mesh is None else sharding.batch_sharding(mesh)
         made_from = [model, mesh, scales, flip, self._chosen, upsample]
         if network is None:
-            self._network = self._program(jax.jit(self._on_each_device(self._apply_views, 1)), "network", made_from, 1)
+            self._network = self._program(jax.jit(self._on_each_device(self._apply_views, 1)), "network", made_from)
         else:
             self._network = self._choose_classes(coarse_views(network, model, scales=scales, flip=flip))
         finish = jax.jit(self._resize_and_reduce, static_argnames=("inputs", "canvas", "kind"))
-        self._finish = self._program(finish, "finish", made_from, 0)
+        self._finish = self._program(finish, "finish", made_from)
         self._view_network = None
         is_blended = isinstance(protocol, Windows) and protocol.is_blended  # computed window by window
         if isinstance(protocol, ViewProtocol) and not is_blended:
@@ -141,14 +141,14 @@ class Computation:
         computation._variables = variables
         return computation
 
-    def _program(self, jitted: jax.stages.Wrapped, name: str, made_from: Sequence[Any], fixed: int) -> Callable:
+    def _program(self, jitted: jax.stages.Wrapped, name: str, made_from: Sequence[Any]) -> Callable:
         """Returns a function that is kept on disk when it is compiled. Needs variables on a device."""
         if self._mesh is not None:
-            return Program(jitted, [name, *made_from], tuple(self._mesh.devices.flat), fixed=fixed)
+            return Program(jitted, [name, *made_from], tuple(self._mesh.devices.flat))
         first = next(iter(jax.tree.leaves(self._variables)), None)  # None: each call has variables of its own
         if not isinstance(first, jax.Array):
             return jitted
-        return Program(jitted, [name, *made_from], tuple(first.devices()), fixed=fixed)
+        return Program(jitted, [name, *made_from], tuple(first.devices()))
 
     @property
     def platform(self) -> str:

@@ -123,6 +123,8 @@ class Predictor:
         self._variables = variables
         self._network = make_network(runtime, model, variables)
         self._computation = self._compute(variables=variables, network=self._network)
+        # Predictors with other variables share its compiled programs.
+        self._split_over = functools.cache(lambda mesh: self._compute(variables=None, mesh=mesh))
         self._split_computation: Computation | None = None  # created when many images are predicted
 
     def with_variables(self, variables: Any) -> "Predictor":
@@ -361,7 +363,7 @@ class Predictor:
             if len(devices) > 1 and self._network is None:  # other runtimes use all CPUs, however many devices they are
                 mesh = mesh_lib.data_mesh(devices)
                 variables = jax.device_put(self._variables, sharding.replicated(mesh))
-                self._split_computation = self._compute(variables=variables, mesh=mesh)
+                self._split_computation = self._split_over(mesh).with_variables(variables)
         return self._split_computation
 
     def _slide(self, image: np.ndarray | data.LazyTiff, kind: Kind) -> Prediction:

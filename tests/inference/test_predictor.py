@@ -293,6 +293,17 @@ def test_windows_of_a_row_are_split_over_devices(trained, monkeypatch):
     np.testing.assert_allclose(pairs.probabilities, alone.probabilities, rtol=0, atol=1e-5)
 
 
+def test_windows_with_other_variables_are_not_compiled_again(trained, caplog):
+    predictor, image = Predictor.from_pretrained(trained, window=(48, 64)), photo(100, 150)
+    before = predictor(image, probabilities=True).probabilities
+    with jax.log_compiles():
+        other = predictor.with_variables(jax.tree.map(lambda leaf: -leaf, predictor._variables))
+        caplog.clear()  # of the negation
+        after = other(image, probabilities=True).probabilities
+    assert compilations(caplog) == 0
+    assert not np.allclose(after, before)
+
+
 def test_smoothing_averages_the_logits_of_frames(predictor):
     one, other = photo(46, 65), photo(46, 65)[:, ::-1].copy()
     expected = label_maps(predictor([one, other]))
