@@ -109,7 +109,7 @@ def get_chip(topology: str) -> Chip:
     """The chip of a topology such as `v5e:4x4`.
 
     Raises:
-      UserError: the chip is unknown, or there is no shape.
+      UserError: the chip is unknown, or the shape is missing.
     """
     generation, _, shape = topology.partition(":")
     if generation not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):

@@ -20,7 +20,7 @@ def parse_config(arguments: Sequence[str], *, base: "ConfigDict | None" = None) 
 
     Raises:
       UserError: the config does not exist, or it rejects an argument.
-      UsageError: there is no config to start from, a field does not exist, or a value has the wrong type.
+      UsageError: no config is given to start from, a field does not exist, or a value has the wrong type.
     """
     from absl import flags
     from ml_collections import config_flags
@@ -58,7 +58,7 @@ def parse_stage_config(arguments: Sequence[str], stage: str | None) -> "ConfigDi
       stage: name of the stage; None for the last.
 
     Raises:
-      UserError: see `parse_config`; or there is no such stage.
+      UserError: see `parse_config`; or the stage does not exist.
       UsageError: see `parse_config`.
     """
     from deeplab_jax import config as config_lib

@@ -74,7 +74,7 @@ def _readable(number: str, unit: str) -> str:
 
 
 def _save_traceback(error: Exception, argv: Sequence[str]) -> pathlib.Path | None:
-    """Writes the traceback, the command line and the versions to a new file; None if there is no place for it."""
+    """Writes the traceback, the command line and the versions to a new file; None if it cannot be written."""
     lines = [
         f"{datetime.datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}",
         f"deeplab-jax {shlex.join(argv)}",

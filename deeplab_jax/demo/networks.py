@@ -129,7 +129,7 @@ def find_networks(
       The function that loads each network, by name.
 
     Raises:
-      UserError: there is no network.
+      UserError: no network was found.
     """
     load = functools.partial(functools.partial, Predictor.from_pretrained, runtime=runtime)
     given: list[tuple[str, Loader]] = []

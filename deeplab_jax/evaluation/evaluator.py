@@ -237,7 +237,7 @@ def evaluate(
       `deeplab_jax.evaluation.report.results_suffix`. If the files cannot be written, a warning says so.
 
     Raises:
-      UserError: there is no such network or it has no checkpoint or no classes, a weight is NaN or infinite, the data
+      UserError: the network does not exist or has no checkpoint or no classes, a weight is NaN or infinite, the data
         set is not prepared, or its classes differ from the network's, or the folder of the report is not empty.
     """
     path, named = pretrained.split_checkpoint(name_or_path)

@@ -123,8 +123,7 @@ class Predictor:
         self._variables = variables
         self._network = make_network(runtime, model, variables)
         self._computation = self._compute(variables=variables, network=self._network)
-        # Predictors with other variables share its compiled programs.
-        self._split_over = functools.cache(lambda mesh: self._compute(variables=None, mesh=mesh))
+        self._split_over = functools.cache(lambda mesh: self._compute(variables=None, mesh=mesh))  # shared by copies
         self._split_computation: Computation | None = None  # created when many images are predicted
 
     def with_variables(self, variables: Any) -> "Predictor":

@@ -14,7 +14,7 @@ from deeplab_jax.ops.resize import axis_weights, half_pixel_weights
 _BLOCK = 32  # rows of a strip
 
 # An output row depends on at most three consecutive rows of the classifier: it lies between two rows of the network
-# input, which are no further apart than the rows of the classifier and lie between two of them each.
+# input, which are at most as far apart as the rows of the classifier and lie between two of them each.
 _TAPS = 3
 
 

@@ -236,7 +236,7 @@ def _report_files(folder: pathlib.Path, step: int | None) -> dict[str, pathlib.P
 
 
 def _reported_step(report: pathlib.Path) -> int | None:
-    """Returns the step of the checkpoint that a report is of; None if there is no report or it does not say so."""
+    """Returns the step of the checkpoint that a report is of; None if the report is missing or does not say so."""
     path = report / REPORT_SCORES_FILE
     if not path.is_file():
         return None
