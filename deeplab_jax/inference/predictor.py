@@ -120,8 +120,7 @@ class Predictor:
         self._backbone, self._output_stride = model.backbone, model.output_stride
         options = {"scales": self._scales, "flip": flip, "ids": self._ids, "upsample": upsample}
         self._compute = functools.partial(Computation, model, protocol=self._protocol, **options)
-        self._variables = variables
-        self._network = make_network(runtime, model, variables)
+        self._variables, self._network = variables, make_network(runtime, model, variables)
         self._computation = self._compute(variables=variables, network=self._network)
         self._split_over = functools.cache(lambda mesh: self._compute(variables=None, mesh=mesh))  # shared by copies
         self._split_computation: Computation | None = None  # created when many images are predicted
