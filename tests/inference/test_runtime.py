@@ -162,6 +162,13 @@ def test_other_variables_are_exported_again(network, eager):
     assert eager.calls["export"] == 2
 
 
+def test_a_predictor_with_other_variables_keeps_its_upsampling(network, eager):
+    predictor = Predictor.from_network(network, make_config(network), runtime="onnxruntime", upsample="labels")
+    other = predictor.with_variables(predictor._variables)
+    with pytest.raises(UserError, match="^upsample=labels gives labels alone"):
+        other(photo(45, 60), confidence=True)
+
+
 # ---- Files ----
 
 
